@@ -1,0 +1,27 @@
+//! The embedded engine: runs ternary decoders on candle tensors, in pure Rust, from safetensors checkpoints.
+//!
+//! candle carries the hidden states, the residual stream and the rotary embedding. What candle has no operation for
+//! comes in as custom operations ([`ops`]): the W1.58A8 products, which read the packed weights where they lie in the
+//! mapped file, and attention over a paged KV cache ([`kv`]), which neither copies itself on append nor repeats the
+//! key/value heads. All the arithmetic of those is in `ternion-kernels`.
+//!
+//! Hidden states are f32 throughout: squared ReLU passes the range of f16, and the answers are held to those of
+//! transformers in f32.
+#![forbid(unsafe_code)]
+
+mod backend;
+mod config;
+mod kv;
+mod model;
+mod ops;
+
+pub use backend::CandleFactory;
+pub use config::CandleOptions;
+pub use model::{Decoder, DecoderOptions};
+
+use ternion_core::registry::Registry;
+
+/// Makes the backend `candle` known to a registry.
+pub fn register(registry: &mut Registry) {
+    registry.register(CandleFactory);
+}

@@ -1,0 +1,205 @@
+//! The operations that candle does not have, as candle custom operations over `ternion-kernels`.
+
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use ternion_core::SequenceId;
+use ternion_formats::{Activation, DenseTensor, Linear, RmsNorm, Weights};
+use ternion_kernels as kernels;
+
+use crate::kv::{BLOCK, KvCache};
+
+/// The floats of a contiguous f32 tensor.
+pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let CpuStorage::F32(data) = storage else { bail!("f32 expected") };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&data[start..end]),
+        None => bail!("a contiguous tensor expected"),
+    }
+}
+
+/// Projections of the same input: `[T, K]` to `[T, sum of their rows]`.
+///
+/// Query, key and value (and gate and up) go together, so that the input is quantised once.
+pub(crate) struct Projections {
+    parts: Vec<Linear>,
+    rows: usize,
+}
+
+impl Projections {
+    pub(crate) fn new(parts: Vec<Linear>) -> Self {
+        let rows = parts.iter().map(Linear::rows).sum();
+        Self { parts, rows }
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.apply_op1_no_bwd(self)
+    }
+}
+
+impl CustomOp1 for Projections {
+    fn name(&self) -> &'static str {
+        "ternary-projections"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = floats(storage, layout)?;
+        let (tokens, cols) = layout.shape().dims2()?;
+        let mut out = vec![0.0; tokens * self.rows];
+        let mut shared = None;
+        let mut offset = 0;
+        for part in &self.parts {
+            if part.cols() != cols {
+                bail!("{} takes {} features, {cols} given", part.name, part.cols());
+            }
+            let normed = part.input_norm.as_ref().map(|norm| normalize(x, norm));
+            let input = normed.as_deref().unwrap_or(x);
+            match &part.weights {
+                Weights::Dense(dense) => {
+                    dense_matmul(dense, input, &mut out[offset..], self.rows);
+                }
+                Weights::Ternary(ternary) => {
+                    let own;
+                    let quantized = if normed.is_some() {
+                        own = quantize(input, cols);
+                        &own
+                    } else {
+                        &*shared.get_or_insert_with(|| quantize(x, cols))
+                    };
+                    let codes = kernels::TernaryRef::new(&ternary.codes, ternary.rows, ternary.cols)
+                        .map_err(candle_core::Error::wrap)?;
+                    kernels::matmul(codes, ternary.scale, quantized, &mut out[offset..], self.rows);
+                }
+            }
+            offset += part.rows();
+        }
+        Ok((CpuStorage::F32(out), Shape::from((tokens, self.rows))))
+    }
+}
+
+fn quantize(x: &[f32], cols: usize) -> kernels::Quantized {
+    let mut quantized = kernels::Quantized::default();
+    quantized.quantize(x, cols);
+    quantized
+}
+
+fn normalize(x: &[f32], norm: &RmsNorm) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    kernels::rms_norm(x, &norm.weight, norm.eps, &mut out);
+    out
+}
+
+/// `out[t * stride + n] = sum_k x[t, k] * w[n, k]` for plain weights.
+pub(crate) fn dense_matmul(dense: &DenseTensor, x: &[f32], out: &mut [f32], stride: usize) {
+    let (rows, cols) = (dense.shape[0], dense.shape[1]);
+    kernels::dense_matmul(dense.view(), rows, cols, x, out, stride);
+}
+
+/// RMS normalisation over the last dimension. candle-nn's sums in sequence, which is slower and further from
+/// transformers.
+pub(crate) struct Norm(pub(crate) RmsNorm);
+
+impl Norm {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.apply_op1_no_bwd(self)
+    }
+}
+
+impl CustomOp1 for Norm {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = floats(storage, layout)?;
+        Ok((CpuStorage::F32(normalize(x, &self.0)), layout.shape().clone()))
+    }
+}
+
+/// `activation(gate) * up`, from gate and up side by side `[T, 2 F]` to `[T, F]`.
+pub(crate) struct GatedUnit(pub(crate) Activation);
+
+impl CustomOp1 for GatedUnit {
+    fn name(&self) -> &'static str {
+        "gated-unit"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = floats(storage, layout)?;
+        let (tokens, both) = layout.shape().dims2()?;
+        let width = both / 2;
+        let mut out = vec![0.0; tokens * width];
+        let unit = match self.0 {
+            Activation::Relu2 => kernels::relu2_glu,
+            Activation::Silu => kernels::silu_glu,
+        };
+        unit(x, width, &mut out);
+        Ok((CpuStorage::F32(out), Shape::from((tokens, width))))
+    }
+}
+
+/// One sequence's part of a batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) sequence: SequenceId,
+    /// Its first token in the batch.
+    pub(crate) start: usize,
+    pub(crate) count: usize,
+    /// Tokens in the KV cache before.
+    pub(crate) past: usize,
+}
+
+/// Appends keys and values to the KV cache of one layer and attends: queries `[T, heads * head_dim]`, keys and values
+/// `[T, kv_heads * head_dim]` to `[T, heads * head_dim]`.
+pub(crate) struct CachedAttention<'a> {
+    pub(crate) cache: RefCell<&'a mut KvCache>,
+    pub(crate) layer: usize,
+    pub(crate) spans: &'a [Span],
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+}
+
+impl CustomOp3 for CachedAttention<'_> {
+    fn name(&self) -> &'static str {
+        "cached-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        queries: &CpuStorage,
+        queries_layout: &Layout,
+        keys: &CpuStorage,
+        keys_layout: &Layout,
+        values: &CpuStorage,
+        values_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let q = floats(queries, queries_layout)?;
+        let k = floats(keys, keys_layout)?;
+        let v = floats(values, values_layout)?;
+        let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut out = vec![0.0; q.len()];
+        let mut cache = self.cache.borrow_mut();
+        for span in self.spans {
+            let (start, end) = (span.start, span.start + span.count);
+            let kv = start * kv_width..end * kv_width;
+            cache.write(span.sequence, self.layer, &k[kv.clone()], &v[kv]).map_err(candle_core::Error::wrap)?;
+            let (keys, values) = cache.layer(span.sequence, self.layer).map_err(candle_core::Error::wrap)?;
+            kernels::attention(
+                kernels::Attention {
+                    heads: self.heads,
+                    kv_heads: self.kv_heads,
+                    head_dim: self.head_dim,
+                    block: BLOCK,
+                    past: span.past,
+                    scale: 1.0 / (self.head_dim as f32).sqrt(),
+                },
+                &q[start * width..end * width],
+                &keys,
+                &values,
+                &mut out[start * width..end * width],
+            );
+        }
+        Ok((CpuStorage::F32(out), Shape::from((q.len() / width, width))))
+    }
+}

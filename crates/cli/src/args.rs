@@ -1,0 +1,292 @@
+//! The command line: subcommands and options, with their help texts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use ternion::Sampling;
+
+/// Chat with, inspect, verify and measure ternary language models on plain CPUs.
+#[derive(Debug, Parser)]
+#[command(name = "ternion", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 done, 2 wrong usage, 3 bad model or configuration (or `verify` found a \
+                        difference), 4 failure at run time, 130 Ctrl-C.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer a message, or hold a conversation on the terminal.
+    Chat(ChatArgs),
+    /// Continue a text as it is, without a chat template.
+    Generate(GenerateArgs),
+    /// Count the tokens of a text, with or without the chat template. Loads no weights.
+    Count(CountArgs),
+    /// Show what a checkpoint is, its tensors and what it takes in memory.
+    Inspect(InspectArgs),
+    /// Compare a model with known file hashes, logits and text (default: BitNet b1.58 2B4T).
+    Verify(VerifyArgs),
+    /// Write the logits at every position of a sequence of tokens.
+    Logits(LogitsArgs),
+    /// Write a valid checkpoint with random ternary weights, for measurements.
+    Synth(SynthArgs),
+    /// Measure load time, prefill and decode speed, memory, and the machine's memory bandwidth.
+    Bench(BenchArgs),
+    /// Print the JSON schema of the configuration.
+    Schema,
+}
+
+/// What is written, for every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OutputArgs {
+    /// Print one JSON object on standard output instead of text.
+    #[arg(long, global = true, help_heading = "Output")]
+    pub(crate) json: bool,
+    /// Log to standard error; twice for more. RUST_LOG is honoured.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
+    pub(crate) verbose: u8,
+    /// Nothing on standard error but errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
+    pub(crate) quiet: bool,
+}
+
+/// Which model.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelArgs {
+    /// A checkpoint's folder or file, or a configuration (.toml, .json, .yaml). Default: $TERNION_MODEL,
+    /// $TERNION_CONFIG, ./ternion.toml, then the small test model of the source tree.
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) model: Option<PathBuf>,
+    /// The model's name within the configuration.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+}
+
+/// How it is run.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct EngineArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The engine.
+    #[arg(long)]
+    pub(crate) backend: Option<String>,
+    /// Threads to compute with.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Tokens that prompt and answer may have together.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) context: Option<usize>,
+}
+
+/// How an answer is generated.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Generation")]
+pub(crate) struct GenerationArgs {
+    /// The most tokens to generate.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) max_tokens: usize,
+    /// 0 takes the most probable token; higher is more varied. Default: the model's own, as for all of these.
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Keep the K most probable tokens; 0 keeps all.
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Keep the smallest set of tokens whose probabilities sum to P.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Keep tokens at least P times as probable as the best.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    min_p: Option<f32>,
+    /// Over 1 makes tokens of prompt and answer less likely to come again.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    repetition_penalty: Option<f32>,
+    /// Subtracted once from the logit of each token that the answer has.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// Subtracted from a token's logit each time that the answer has it.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Add VALUE to a token's logit; -inf forbids it. May be repeated.
+    #[arg(long, value_name = "ID=VALUE", value_parser = parse_bias)]
+    logit_bias: Vec<(u32, f32)>,
+    /// Draw the same tokens each time.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// End before this text appears. May be repeated.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
+    /// Report the log-probability of each token.
+    #[arg(long)]
+    pub(crate) logprobs: bool,
+}
+
+impl GenerationArgs {
+    /// The sampling that was asked for; the rest is the model's own.
+    pub(crate) fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.iter().copied().collect(),
+            seed: self.seed,
+        }
+    }
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let (id, value) = text.split_once('=').ok_or("expected ID=VALUE, such as 42=-1.5")?;
+    let id = id.trim().parse().map_err(|_| format!("`{id}` is no token id"))?;
+    let value = value.trim().parse().map_err(|_| format!("`{value}` is no number"))?;
+    Ok((id, value))
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// What to say; `-` reads standard input. Without it: standard input if that is a pipe, else a conversation.
+    pub(crate) message: Option<String>,
+    /// Instructions that stand before the conversation.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The text to continue; special tokens in it count. `-`, or nothing in a pipe, reads standard input.
+    #[arg(conflicts_with = "prompt_file")]
+    pub(crate) prompt: Option<String>,
+    /// Read the text from a file, as it is.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompt_file: Option<PathBuf>,
+    /// Go on past the model's end-of-sequence tokens.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CountArgs {
+    /// The text; `-`, or nothing in a pipe, reads standard input.
+    #[arg(conflicts_with = "file")]
+    pub(crate) text: Option<String>,
+    /// Read the text from a file, as it is.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Count it as a message of a conversation, with all that the chat template adds.
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// The message's role.
+    #[arg(long, default_value = "user", requires = "chat")]
+    pub(crate) role: String,
+    /// Count it as `generate` takes it: special tokens in it count, and what the tokenizer adds.
+    #[arg(long, conflicts_with = "chat")]
+    pub(crate) prompt: bool,
+    /// Print the token ids as a JSON array instead of their number.
+    #[arg(long)]
+    pub(crate) ids: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// List every tensor instead of one line for each type.
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Compare with these expectations (JSON, as crates/cli/data/bitnet-2b4t.json) instead of those of the 2B4T.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) expect: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogitsArgs {
+    /// A JSON array of token ids; `-` reads standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ids: PathBuf,
+    /// The safetensors file to write: `logits`, F32, [tokens, vocabulary].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Tokens of one prefill chunk.
+    #[arg(long, value_name = "N")]
+    pub(crate) chunk: Option<usize>,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SynthArgs {
+    /// The shape's name, such as bitnet-2b4t.
+    #[arg(long)]
+    pub(crate) shape: String,
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Chooses the weights.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Write into a folder that is not empty.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Tokens of prompt.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) prompt: usize,
+    /// Tokens to generate.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) decode: usize,
+    /// How often.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeat: u32,
+    /// The buffer that is read to measure the memory's bandwidth, in MiB; 0 leaves that out.
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(0..=65536))]
+    pub(crate) buffer: u64,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bias_is_an_id_and_a_number() {
+        assert_eq!(parse_bias("42=-1.5"), Ok((42, -1.5)));
+        assert_eq!(parse_bias("7=-inf"), Ok((7, f32::NEG_INFINITY)));
+        assert!(parse_bias("42").unwrap_err().contains("ID=VALUE"));
+        assert!(parse_bias("x=1").unwrap_err().contains("`x`"));
+        assert!(parse_bias("1=y").unwrap_err().contains("`y`"));
+    }
+}

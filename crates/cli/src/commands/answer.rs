@@ -1,0 +1,138 @@
+//! One generation, from the request to the closing line: what `chat` and `generate` have in common.
+
+use serde::Serialize;
+use ternion::{Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, Timing, Usage};
+
+use crate::App;
+use crate::args::GenerationArgs;
+use crate::failure::{Failure, Outcome};
+
+/// A finished answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The text, as far as it came.
+    pub(crate) text: String,
+    tokens: Vec<Token>,
+    finish_reason: FinishReason,
+    usage: Usage,
+    timing: Timing,
+    seed: Option<u64>,
+}
+
+/// A token of an answer, as `--json` shows it.
+#[derive(Debug, Serialize)]
+struct Token {
+    id: u32,
+    text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprob: Option<f32>,
+}
+
+impl Answer {
+    /// Whether Ctrl-C ended it.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.finish_reason == FinishReason::Cancelled
+    }
+
+    fn to_json(&self, backend: &dyn LlmBackend) -> serde_json::Value {
+        let info = backend.info();
+        let (timing, usage) = (&self.timing, &self.usage);
+        let (reason, stop) = match &self.finish_reason {
+            FinishReason::StopString(stop) => (serde_json::json!("stop_string"), Some(stop)),
+            other => (serde_json::json!(other), None),
+        };
+        serde_json::json!({
+            "model": info.name,
+            "backend": info.backend,
+            "text": self.text,
+            "finish_reason": reason,
+            "stop_string": stop,
+            "seed": self.seed,
+            "usage": usage,
+            "timing": {
+                "queued_seconds": timing.queued.as_secs_f64(),
+                "prefill_seconds": timing.prefill.as_secs_f64(),
+                "decode_seconds": timing.decode.as_secs_f64(),
+                "first_token_seconds": timing.first_token.map(|t| t.as_secs_f64()),
+                "prefill_tokens_per_second": timing.prefill_rate(usage),
+                "decode_tokens_per_second": timing.decode_rate(usage),
+            },
+            "tokens": self.tokens,
+        })
+    }
+}
+
+/// The request with what the command line says about it.
+pub(crate) fn request(prompt: impl Into<ternion::Prompt>, args: &GenerationArgs) -> GenerateRequest {
+    let mut request = GenerateRequest::new(prompt)
+        .with_max_tokens(args.max_tokens)
+        .with_stop(args.stop.clone())
+        .with_sampling(args.sampling());
+    request.logprobs = args.logprobs;
+    request
+}
+
+/// Generates, streams the text (or prints the object), and closes with the speed. Ctrl-C ends it early, which is no
+/// failure here.
+pub(crate) async fn generate(app: &App, backend: &dyn LlmBackend, request: GenerateRequest) -> Outcome<Answer> {
+    let logprobs = request.logprobs;
+    let request = request.with_cancel(app.interrupts.renew());
+    let mut stream = backend.generate(request).await?;
+    let bar = app.output.steps("prompt");
+    let mut answer = Answer {
+        text: String::new(),
+        tokens: Vec::new(),
+        finish_reason: FinishReason::Cancelled,
+        usage: Usage::default(),
+        timing: Timing::default(),
+        seed: None,
+    };
+    // A line that has been begun is ended, whatever happens, before anything else is written.
+    let ended = async {
+        while let Some(event) = stream.next().await {
+            match event? {
+                Event::Prefill { done, total } => bar.set(done as u64, total as u64),
+                Event::Token { id, text, logprob } => {
+                    bar.clear();
+                    print(app, &text)?;
+                    answer.text.push_str(&text);
+                    answer.tokens.push(Token { id, text, logprob });
+                }
+                Event::Done { finish_reason, text, usage, timing, seed } => {
+                    bar.clear();
+                    print(app, &text)?;
+                    answer.text.push_str(&text);
+                    (answer.finish_reason, answer.usage) = (finish_reason, usage);
+                    (answer.timing, answer.seed) = (timing, seed);
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+        let error = Error::new(ErrorKind::Closed, "the backend stopped before the answer ended");
+        Err(Failure::from(error.during("generate")))
+    }
+    .await;
+    bar.clear();
+    if !app.output.json && (ended.is_ok() || !answer.text.is_empty()) && !matches!(ended, Err(Failure::BrokenPipe)) {
+        app.output.line("")?;
+    }
+    ended?;
+    if app.output.json {
+        app.output.object(&answer.to_json(backend))?;
+    } else if logprobs {
+        for token in &answer.tokens {
+            let logprob = token.logprob.map_or_else(|| "-".to_owned(), |p| format!("{p:.4}"));
+            app.output.notice(&format!("{logprob:>10} {:>7} {:?}", token.id, token.text));
+        }
+    }
+    app.output.closing(&answer.usage, &answer.timing);
+    Ok(answer)
+}
+
+fn print(app: &App, text: &str) -> Outcome {
+    if app.output.json || text.is_empty() {
+        return Ok(());
+    }
+    app.output.piece(text)
+}

@@ -1,0 +1,38 @@
+//! `ternion chat`: one answer, or a conversation where a person sits at the terminal.
+
+use ternion::Message;
+
+use super::{answer, conversation, load};
+use crate::App;
+use crate::args::ChatArgs;
+use crate::failure::{Failure, Outcome};
+use crate::input::TextSource;
+use crate::model::Selected;
+
+pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
+    let source = TextSource::new(args.message.as_deref(), None);
+    if source == TextSource::Nobody && app.output.json {
+        return Err(Failure::usage("--json prints one answer; give a message, or `-` for standard input"));
+    }
+    let selected = Selected::for_engine(&args.engine)?;
+    if selected.is_default {
+        app.output.notice(
+            "note: the model in fixtures/ has random weights: its answers are noise; name a real one with --model",
+        );
+    }
+    if source == TextSource::Nobody {
+        let backend = load(app, &selected).await?;
+        return conversation::run(app, &*backend, args).await;
+    }
+    let message = source.read("message")?;
+    // What `echo` or an editor puts at the end is no part of the message.
+    let message = message.trim_end_matches(['\r', '\n']);
+    if message.is_empty() {
+        return Err(Failure::usage("the message is empty; at least one character expected"));
+    }
+    let backend = load(app, &selected).await?;
+    let messages: Vec<Message> =
+        args.system.as_deref().map(Message::system).into_iter().chain([Message::user(message)]).collect();
+    let answer = answer::generate(app, &*backend, answer::request(messages, &args.generation)).await?;
+    if answer.is_cancelled() { Err(Failure::Interrupted) } else { Ok(()) }
+}

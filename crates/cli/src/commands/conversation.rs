@@ -1,0 +1,231 @@
+//! The conversation of `ternion chat` on a terminal: a line editor with history, and a few commands.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use rustyline::error::ReadlineError;
+use rustyline::{Config, DefaultEditor};
+use ternion::{Error, ErrorKind, LlmBackend, Message};
+
+use super::answer;
+use crate::App;
+use crate::args::ChatArgs;
+use crate::failure::{Failure, Outcome};
+use crate::input::write_atomically;
+
+const HELP: &str = "\
+/help          this text
+/reset         forget the conversation
+/system TEXT   forget the conversation and set these instructions (none: remove them)
+/save FILE     write the conversation as JSON
+/quit          leave (also Ctrl-D, or Ctrl-C twice)
+A `\\` at the end of a line continues it on the next. Ctrl-C while the model answers stops that answer.";
+
+/// What a line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Input<'a> {
+    Nothing,
+    Say(&'a str),
+    Help,
+    Reset,
+    System(&'a str),
+    Save(&'a str),
+    Quit,
+    Unknown(&'a str),
+}
+
+impl<'a> Input<'a> {
+    fn parse(line: &'a str) -> Self {
+        let text = line.trim();
+        if text.is_empty() {
+            return Self::Nothing;
+        }
+        // A space before the slash makes it a message.
+        if !line.starts_with('/') {
+            return Self::Say(text);
+        }
+        let (command, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+        match (command, rest.trim()) {
+            ("/help" | "/?", _) => Self::Help,
+            ("/reset", _) => Self::Reset,
+            ("/system", instructions) => Self::System(instructions),
+            ("/save", file) => Self::Save(file),
+            ("/quit" | "/exit", _) => Self::Quit,
+            _ => Self::Unknown(command),
+        }
+    }
+}
+
+/// Holds a conversation until the user leaves. Errors of one answer are told and do not end it.
+pub(crate) async fn run(app: &App, backend: &dyn LlmBackend, args: &ChatArgs) -> Outcome {
+    let mut messages = opening(args.system.as_deref().unwrap_or_default());
+    let mut reader = Reader::new()?;
+    app.output.notice(&format!("{}: /help lists the commands, Ctrl-D leaves", backend.info().name));
+    while let Some(line) = tokio::task::block_in_place(|| reader.read(app))? {
+        match Input::parse(&line) {
+            Input::Nothing => {}
+            Input::Help => app.output.notice(HELP),
+            Input::Reset => {
+                messages.retain(|m| m.role == "system");
+                app.output.notice("forgotten");
+            }
+            Input::System(instructions) => {
+                messages = opening(instructions);
+                app.output.notice("forgotten, with new instructions");
+            }
+            Input::Save(file) => match save(file, &messages) {
+                Ok(()) => app.output.notice(&format!("saved {file}")),
+                Err(failure) => eprintln!("error: {failure}"),
+            },
+            Input::Quit => break,
+            Input::Unknown(command) => {
+                app.output.notice(&format!("no command {command}; /help lists them (a space before `/` makes it a message)"));
+            }
+            Input::Say(text) => {
+                messages.push(Message::user(text));
+                answer_to(app, backend, args, &mut messages).await?;
+            }
+        }
+    }
+    reader.save();
+    Ok(())
+}
+
+fn opening(instructions: &str) -> Vec<Message> {
+    if instructions.is_empty() { Vec::new() } else { vec![Message::system(instructions)] }
+}
+
+/// Adds the answer to the conversation; where there is none, takes back the message that it would have answered.
+async fn answer_to(app: &App, backend: &dyn LlmBackend, args: &ChatArgs, messages: &mut Vec<Message>) -> Outcome {
+    match answer::generate(app, backend, answer::request(messages.clone(), &args.generation)).await {
+        Ok(answer) if answer.text.is_empty() && answer.is_cancelled() => {
+            messages.pop();
+        }
+        Ok(answer) => messages.push(Message::assistant(answer.text)),
+        Err(failure @ (Failure::BrokenPipe | Failure::Interrupted)) => return Err(failure),
+        Err(failure) => {
+            messages.pop();
+            eprintln!("error: {failure}");
+            if matches!(&failure, Failure::Error(e) if e.kind() == ErrorKind::ContextOverflow) {
+                app.output.notice("/reset forgets the conversation and makes room");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn save(file: &str, messages: &[Message]) -> Outcome {
+    if file.is_empty() {
+        return Err(Failure::usage("/save needs the name of a file"));
+    }
+    let mut text = serde_json::to_vec_pretty(messages).map_err(std::io::Error::from)?;
+    text.push(b'\n');
+    write_atomically(Path::new(file), |path| std::fs::write(path, &text))
+}
+
+/// The line editor with its history file.
+struct Reader {
+    editor: DefaultEditor,
+    history: Option<PathBuf>,
+}
+
+impl Reader {
+    fn new() -> Outcome<Self> {
+        let config = Config::builder().auto_add_history(false).max_history_size(1000).and_then(|c| c.history_ignore_dups(true));
+        let config = config.map_err(|e| terminal(&e))?.build();
+        let mut editor = DefaultEditor::with_config(config).map_err(|e| terminal(&e))?;
+        let history = history_file();
+        if let Some(path) = &history {
+            // There is none the first time.
+            let _ = editor.load_history(path);
+        }
+        Ok(Self { editor, history })
+    }
+
+    /// The next message, continued lines joined; `None` at the end.
+    fn read(&mut self, app: &App) -> Outcome<Option<String>> {
+        let mut text = String::new();
+        let mut interrupted = false;
+        loop {
+            let prompt = if text.is_empty() { "> " } else { ". " };
+            match self.editor.readline(prompt) {
+                Ok(line) => {
+                    interrupted = false;
+                    if let Some(line) = line.strip_suffix('\\') {
+                        text.push_str(line);
+                        text.push('\n');
+                        continue;
+                    }
+                    text.push_str(&line);
+                    if !text.trim().is_empty() {
+                        // A history that cannot grow is no reason to stop.
+                        let _ = self.editor.add_history_entry(&text);
+                    }
+                    return Ok(Some(text));
+                }
+                Err(ReadlineError::Interrupted) if !text.is_empty() => text.clear(),
+                Err(ReadlineError::Interrupted) if interrupted => return Ok(None),
+                Err(ReadlineError::Interrupted) => {
+                    interrupted = true;
+                    app.output.notice("Ctrl-C again leaves");
+                }
+                Err(ReadlineError::Eof) => return Ok(None),
+                Err(e) => return Err(terminal(&e)),
+            }
+        }
+    }
+
+    fn save(&mut self) {
+        if let Some(path) = &self.history {
+            if let Some(folder) = path.parent() {
+                let _ = std::fs::create_dir_all(folder);
+            }
+            if let Err(e) = self.editor.save_history(path) {
+                eprintln!("warning: the history cannot be saved to {}: {e}", path.display());
+            }
+        }
+    }
+}
+
+fn terminal(error: &ReadlineError) -> Failure {
+    Error::new(ErrorKind::Io, format!("the terminal cannot be read: {error}")).into()
+}
+
+/// In the user's data folder, as the XDG base directory specification has it. None where there is no home.
+fn history_file() -> Option<PathBuf> {
+    if !std::io::stdin().is_terminal() {
+        return None;
+    }
+    let folder = |key| std::env::var_os(key).map(PathBuf::from).filter(|path| path.is_absolute());
+    let data = folder("XDG_DATA_HOME")
+        .or_else(|| folder("HOME").map(|home| home.join(".local/share")))
+        .or_else(|| folder("APPDATA"))?;
+    Some(data.join("ternion").join("history"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_messages_or_commands() {
+        assert_eq!(Input::parse("  \n"), Input::Nothing);
+        assert_eq!(Input::parse(" hello there "), Input::Say("hello there"));
+        assert_eq!(Input::parse(" /etc/hosts is a file"), Input::Say("/etc/hosts is a file"));
+        assert_eq!(Input::parse("/system  be brief "), Input::System("be brief"));
+        assert_eq!(Input::parse("/system"), Input::System(""));
+        assert_eq!(Input::parse("/save my file.json"), Input::Save("my file.json"));
+        assert_eq!(Input::parse("/quit"), Input::Quit);
+        assert_eq!(Input::parse("/quiet"), Input::Unknown("/quiet"));
+    }
+
+    #[test]
+    fn a_conversation_is_saved_as_json() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.json");
+        save(path.to_str().unwrap(), &[Message::user("hi"), Message::assistant("ho")]).unwrap();
+        let messages: Vec<Message> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(messages, [Message::user("hi"), Message::assistant("ho")]);
+        assert_eq!(save("", &[]).unwrap_err().exit_code(), 2);
+    }
+}

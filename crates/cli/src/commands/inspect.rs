@@ -1,0 +1,253 @@
+//! `ternion inspect`: what a checkpoint is and what it takes, before one runs it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+use ternion::formats::{Activation, Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse};
+
+use super::blocking;
+use crate::App;
+use crate::args::InspectArgs;
+use crate::failure::Outcome;
+use crate::model::Selected;
+use crate::output::bytes;
+
+pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
+    let selected = Selected::for_files(&args.model)?;
+    let path = selected.path()?;
+    let bar = app.output.bytes("read");
+    let checkpoint = blocking(app, || Checkpoint::open_with(path, &mut |done, total| bar.set(done, total)));
+    bar.clear();
+    let checkpoint = checkpoint?;
+    let report = checkpoint.report();
+    let (tokenizer, warnings) = tokenizer(&checkpoint);
+    if app.output.json {
+        return app.output.object(&as_json(&checkpoint, &report, args.tensors, &tokenizer, &warnings));
+    }
+    app.output.line(as_text(&checkpoint, &report, args.tensors, &tokenizer).trim_end())?;
+    for warning in warnings {
+        app.output.notice(&format!("warning: {warning}"));
+    }
+    Ok(())
+}
+
+/// What is known of the tokenizer, and what is wrong with it.
+fn tokenizer(checkpoint: &Checkpoint) -> (Value, Vec<String>) {
+    match checkpoint.tokenizer() {
+        Ok(tokenizer) => {
+            let mut warnings = Vec::new();
+            if !tokenizer.has_chat_template() {
+                warnings.push("there is no chat template: `chat` will not work, `generate` will".to_owned());
+            }
+            if tokenizer.eos_id().is_none() && checkpoint.spec.eos.is_empty() {
+                warnings.push("no token ends an answer: each goes on to max_tokens".to_owned());
+            }
+            let facts = json!({
+                "vocab_size": tokenizer.vocab_size(),
+                "bos": tokenizer.bos_id(),
+                "eos": tokenizer.eos_id(),
+                "chat_template": tokenizer.has_chat_template(),
+            });
+            (facts, warnings)
+        }
+        Err(error) => (Value::Null, vec![format!("the tokenizer cannot be used: {error}")]),
+    }
+}
+
+/// Sums over the tensors of one kind and element type.
+#[derive(Default)]
+struct Group {
+    tensors: usize,
+    parameters: u64,
+    mapped: u64,
+    owned: u64,
+}
+
+fn groups(report: &Report) -> BTreeMap<(&'static str, &'static str), Group> {
+    let mut groups: BTreeMap<_, Group> = BTreeMap::new();
+    for tensor in &report.tensors {
+        let group = groups.entry((tensor.kind, tensor.dtype)).or_default();
+        group.tensors += 1;
+        group.parameters += tensor.parameters();
+        *(if tensor.mapped { &mut group.mapped } else { &mut group.owned }) += tensor.bytes;
+    }
+    groups
+}
+
+fn as_text(checkpoint: &Checkpoint, report: &Report, all: bool, tokenizer: &Value) -> String {
+    let spec = &checkpoint.spec;
+    let mut text = String::new();
+    let mut row = |key: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{key:12} {value}");
+    };
+    row("model", report.name.clone());
+    row("family", format!("{} ({})", report.family, report.architecture));
+    row("format", report.format.clone());
+    row("parameters", format!("{}, {} of them ternary", millions(report.parameters), millions(report.ternary_parameters)));
+    row(
+        "sizes",
+        format!(
+            "{} layers, hidden {}, feed-forward {}, {} heads of {} ({} for keys and values), vocabulary {}",
+            spec.layers, spec.hidden_size, spec.intermediate_size, spec.heads, spec.head_dim, spec.kv_heads, spec.vocab_size
+        ),
+    );
+    row("context", format!("{} tokens", spec.context_length));
+    row("activation", format!("{}{}", activation(spec), if spec.sub_norms { ", with sub-norms" } else { "" }));
+    row("rope", format!("theta {}{}", spec.rope.theta, rope_scaling(spec)));
+    row("head", if checkpoint.head.is_some() { "its own".into() } else { "the embedding".into() });
+    row("ternary", quantization(spec));
+    row("ends with", format!("{:?}", spec.eos));
+    let s = &checkpoint.sampling;
+    row(
+        "sampling",
+        if s.temperature == 0.0 {
+            "greedy".into()
+        } else {
+            format!("temperature {}, top-k {}, top-p {}", s.temperature, s.top_k, s.top_p)
+        },
+    );
+    row(
+        "tokenizer",
+        match tokenizer.get("vocab_size") {
+            Some(n) if tokenizer["chat_template"] == true => format!("{n} entries, with a chat template"),
+            Some(n) => format!("{n} entries, no chat template"),
+            None => "none that can be used".into(),
+        },
+    );
+    row("weights", format!("{} mapped from files, {} in memory", bytes(report.mapped_bytes), bytes(report.owned_bytes)));
+    let kv = report.kv_bytes_per_token;
+    row(
+        "KV cache",
+        format!("{} a token, {} for a sequence of {} tokens", bytes(kv), bytes(kv * spec.context_length as u64), spec.context_length),
+    );
+    text.push('\n');
+    if all {
+        list(&mut text, report);
+    } else {
+        for ((kind, dtype), group) in groups(report) {
+            let _ = writeln!(
+                text,
+                "{:>5} {kind:8} {dtype:6} {:>10} parameters, {:>10} mapped, {:>10} in memory",
+                group.tensors,
+                millions(group.parameters),
+                bytes(group.mapped),
+                bytes(group.owned)
+            );
+        }
+    }
+    text
+}
+
+fn list(text: &mut String, report: &Report) {
+    let width = report.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
+    for t in &report.tensors {
+        let shape = format!("{:?}", t.shape);
+        let scale = t.scale.map(|s| format!("  scale {s}")).unwrap_or_default();
+        let place = if t.mapped { "mapped" } else { "memory" };
+        let _ = writeln!(text, "{:width$}  {:8} {:6} {shape:16} {:>10} {place}{scale}", t.name, t.kind, t.dtype, bytes(t.bytes));
+    }
+}
+
+fn as_json(checkpoint: &Checkpoint, report: &Report, all: bool, tokenizer: &Value, warnings: &[String]) -> Value {
+    let spec = &checkpoint.spec;
+    let groups: Vec<Value> = groups(report)
+        .into_iter()
+        .map(|((kind, dtype), g)| {
+            json!({"kind": kind, "dtype": dtype, "tensors": g.tensors, "parameters": g.parameters,
+                   "mapped_bytes": g.mapped, "owned_bytes": g.owned})
+        })
+        .collect();
+    let files: Vec<_> = checkpoint.files.iter().map(|f| f.to_string_lossy()).collect();
+    json!({
+        "name": report.name,
+        "architecture": report.architecture,
+        "family": report.family,
+        "format": report.format,
+        "files": files,
+        "parameters": report.parameters,
+        "ternary_parameters": report.ternary_parameters,
+        "layers": spec.layers,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "heads": spec.heads,
+        "kv_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "vocab_size": spec.vocab_size,
+        "context_length": spec.context_length,
+        "activation": activation(spec),
+        "sub_norms": spec.sub_norms,
+        "rms_eps": spec.rms_eps,
+        "rope_theta": spec.rope.theta,
+        "rope_scaling": rope_scaling(spec).trim_start_matches(", "),
+        "tied": checkpoint.head.is_none(),
+        "scale": spec.quantization.as_ref().map(|q| match q.scale_use {
+            ScaleUse::Multiplies => "multiplies",
+            ScaleUse::Divides => "divides",
+        }),
+        "quantized_at_load": spec.quantization.as_ref().is_some_and(|q| q.online),
+        "eos": spec.eos,
+        "sampling": checkpoint.sampling,
+        "tokenizer": tokenizer,
+        "memory": {
+            "mapped_bytes": report.mapped_bytes,
+            "owned_bytes": report.owned_bytes,
+            "kv_bytes_per_token": report.kv_bytes_per_token,
+            "kv_bytes_per_sequence": report.kv_bytes_per_token * spec.context_length as u64,
+        },
+        "groups": groups,
+        "tensors": all.then_some(&report.tensors),
+        "warnings": warnings,
+    })
+}
+
+fn activation(spec: &ModelSpec) -> &'static str {
+    match spec.activation {
+        Activation::Relu2 => "squared ReLU",
+        Activation::Silu => "SiLU",
+    }
+}
+
+fn rope_scaling(spec: &ModelSpec) -> String {
+    match spec.rope.scaling {
+        RopeScaling::None => String::new(),
+        RopeScaling::Linear { factor } => format!(", linear scaling by {factor}"),
+        RopeScaling::Llama3 { factor, original_context, .. } => {
+            format!(", Llama 3 scaling by {factor} from {original_context} positions")
+        }
+    }
+}
+
+fn quantization(spec: &ModelSpec) -> String {
+    match &spec.quantization {
+        None => "no: all projections are dense".into(),
+        Some(q) => {
+            let how = if q.online { "quantised at load from float masters" } else { "packed" };
+            let scale = match q.scale_use {
+                ScaleUse::Multiplies => "a stored scale multiplies",
+                ScaleUse::Divides => "a stored scale divides",
+            };
+            format!("{how}; {scale}")
+        }
+    }
+}
+
+fn millions(count: u64) -> String {
+    match count {
+        0..1_000_000 => format!("{:.1} K", count as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", count as f64 / 1e6),
+        _ => format!("{:.2} G", count as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_short() {
+        assert_eq!(millions(1500), "1.5 K");
+        assert_eq!(millions(2_084_000_000), "2.08 G");
+    }
+}

@@ -1,0 +1,44 @@
+//! One file for each subcommand, and what several of them do alike: loading a model.
+
+pub(crate) mod answer;
+pub(crate) mod bench;
+pub(crate) mod chat;
+pub(crate) mod conversation;
+pub(crate) mod count;
+pub(crate) mod expectation;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod schema;
+pub(crate) mod synth;
+pub(crate) mod verify;
+
+use std::sync::Arc;
+
+use ternion::LlmBackend;
+
+use crate::App;
+use crate::failure::{Failure, Outcome};
+use crate::model::Selected;
+
+/// Loads a model with a bar; Ctrl-C ends the wait.
+pub(crate) async fn load(app: &App, selected: &Selected) -> Outcome<Arc<dyn LlmBackend>> {
+    let interrupted = app.interrupts.renew();
+    let bar = app.output.bytes("load");
+    let result = tokio::select! {
+        result = ternion::load_with_progress(&selected.config, Some(&selected.name), bar.progress()) => result,
+        () = interrupted.cancelled() => {
+            bar.clear();
+            return Err(Failure::Interrupted);
+        }
+    };
+    bar.clear();
+    Ok(result?)
+}
+
+/// Runs blocking work of a command that only reads or writes files, so that Ctrl-C ends it as it ends any program.
+pub(crate) fn blocking<T>(app: &App, work: impl FnOnce() -> T) -> T {
+    // The listener takes the signal; as nothing looks at the token here, the work is ended from there.
+    app.interrupts.renew().cancel();
+    tokio::task::block_in_place(work)
+}

@@ -1,0 +1,78 @@
+//! The `ternion` command: chat with, inspect, verify and measure ternary language models.
+//!
+//! It is a thin host of the `ternion` library: everything that a model does is reached through `LlmBackend`. The answer
+//! goes to standard output and all else to standard error, so that it can stand in a pipe.
+#![forbid(unsafe_code)]
+
+mod args;
+mod bandwidth;
+mod commands;
+mod failure;
+mod input;
+mod interrupt;
+mod model;
+mod output;
+mod rss;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+use failure::Outcome;
+use interrupt::Interrupts;
+use output::Output;
+
+/// What every command gets.
+struct App {
+    output: Output,
+    interrupts: Interrupts,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(cli.output.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error: the runtime cannot be started: {e}");
+            return ExitCode::from(4);
+        }
+    };
+    let result = runtime.block_on(async {
+        let app = App { output: Output::new(&cli.output), interrupts: Interrupts::listen() };
+        run(&app, cli.command).await
+    });
+    // A load that Ctrl-C has left behind is not waited for.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(message) = failure.message() {
+                eprintln!("error: {message}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+async fn run(app: &App, command: Command) -> Outcome {
+    match command {
+        Command::Chat(args) => commands::chat::run(app, &args).await,
+        Command::Generate(args) => commands::generate::run(app, &args).await,
+        Command::Count(args) => commands::count::run(app, &args),
+        Command::Inspect(args) => commands::inspect::run(app, &args),
+        Command::Verify(args) => commands::verify::run(app, &args).await,
+        Command::Logits(args) => commands::logits::run(app, &args).await,
+        Command::Synth(args) => commands::synth::run(app, &args),
+        Command::Bench(args) => commands::bench::run(app, &args).await,
+        Command::Schema => commands::schema::run(app),
+    }
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(verbose > 1).init();
+}

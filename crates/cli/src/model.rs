@@ -1,0 +1,259 @@
+//! Which model `--model` means: a checkpoint, a model of a configuration, or, where nothing is said, the first that
+//! is found.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use ternion::config::{Config, ModelConfig};
+use ternion::{Error, ErrorKind};
+
+use crate::args::{EngineArgs, ModelArgs};
+use crate::failure::{Failure, Outcome};
+
+/// The small checkpoint of the source tree, for a first run without a download.
+const DEFAULT_MODEL: &str = "fixtures/tiny-packed";
+const CONFIG_FILE: &str = "ternion.toml";
+const EXPECTED: &str = "expected a checkpoint's folder, a .safetensors file or a configuration (.toml, .json, .yaml)";
+
+/// A configuration and the one model of it that is meant.
+#[derive(Debug, Clone)]
+pub(crate) struct Selected {
+    /// All models, with the options of the command line applied to the one that is meant.
+    pub(crate) config: Config,
+    /// Its name.
+    pub(crate) name: String,
+    /// It is the untrained model of the source tree, which nobody asked for.
+    pub(crate) is_default: bool,
+}
+
+impl Selected {
+    /// Finds the model for a command that runs it.
+    pub(crate) fn for_engine(args: &EngineArgs) -> Outcome<Self> {
+        let mut selected = match (&args.backend, source(&args.model)) {
+            (Some(backend), Source::Default) if backend == "echo" => Self::echo(&args.model)?,
+            (_, source) => Self::open(&args.model, source)?,
+        };
+        let model = selected.model_mut()?;
+        if let Some(backend) = &args.backend
+            && *backend != model.backend
+        {
+            model.backend.clone_from(backend);
+            // They are the other engine's.
+            model.options.clear();
+        }
+        for (flag, value) in [("--threads", args.threads), ("--context", args.context)] {
+            if value == Some(0) {
+                return Err(Failure::usage(format!("{flag} 0 is out of range; at least 1 expected")));
+            }
+        }
+        model.threads = args.threads.or(model.threads);
+        model.context = args.context.or(model.context);
+        Ok(selected)
+    }
+
+    /// Finds the model for a command that only reads its files.
+    pub(crate) fn for_files(args: &ModelArgs) -> Outcome<Self> {
+        Self::open(args, source(args))
+    }
+
+    /// The model's own configuration.
+    pub(crate) fn model(&self) -> Outcome<&ModelConfig> {
+        self.config.models.get(&self.name).ok_or_else(|| unknown(&self.config, &self.name))
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn model_mut(&mut self) -> Outcome<&mut ModelConfig> {
+        if !self.config.models.contains_key(&self.name) {
+            return Err(unknown(&self.config, &self.name));
+        }
+        Ok(self.config.models.entry(self.name.clone()).or_default())
+    }
+
+    /// Where its files are.
+    pub(crate) fn path(&self) -> Outcome<&Path> {
+        self.model()?.path.as_deref().ok_or_else(|| {
+            Error::invalid_config(format!("model `{}` has no `path`: it has no files to read", self.name)).into()
+        })
+    }
+
+    fn open(args: &ModelArgs, source: Source) -> Outcome<Self> {
+        match source {
+            Source::Named(path) => Self::at(&path, args),
+            Source::Default => {
+                let path = default_model().ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::NotFound,
+                        format!(
+                            "no model is named and none is found at {CONFIG_FILE} or {DEFAULT_MODEL}; name one with --model"
+                        ),
+                    )
+                })?;
+                Ok(Self { is_default: true, ..Self::at(&path, args)? })
+            }
+        }
+    }
+
+    fn at(path: &Path, args: &ModelArgs) -> Outcome<Self> {
+        if !path.exists() {
+            let error = Error::new(ErrorKind::NotFound, format!("no such file or folder; {EXPECTED}"));
+            return Err(error.with("path", path.display()).into());
+        }
+        if is_config(path) {
+            let config = Config::load(path).map_err(|e| hint_checkpoint_config(e, path))?;
+            let name = match (&args.name, &config.default_model) {
+                (Some(name), _) | (None, Some(name)) => name.clone(),
+                (None, None) => {
+                    return Err(Error::invalid_config(format!(
+                        "no `default_model`; name one with --name: {}",
+                        names(&config)
+                    ))
+                    .with("file", path.display())
+                    .into());
+                }
+            };
+            if !config.models.contains_key(&name) {
+                return Err(unknown(&config, &name));
+            }
+            return Ok(Self { config, name, is_default: false });
+        }
+        if let Some(name) = &args.name {
+            return Err(Failure::usage(format!(
+                "--name {name} chooses a model of a configuration, and {} is none",
+                path.display()
+            )));
+        }
+        let name = checkpoint_name(path);
+        Ok(Self::single(name, ModelConfig::for_path(path)))
+    }
+
+    fn echo(args: &ModelArgs) -> Outcome<Self> {
+        match &args.name {
+            Some(name) => Err(Failure::usage(format!("--name {name} chooses a model of a configuration; name that too"))),
+            None => Ok(Self::single("echo".to_owned(), ModelConfig::default())),
+        }
+    }
+
+    fn single(name: String, model: ModelConfig) -> Self {
+        let mut config = Config::default();
+        config.default_model = Some(name.clone());
+        config.models.insert(name.clone(), model);
+        Self { config, name, is_default: false }
+    }
+}
+
+/// The folder of a checkpoint that was named by its folder or by one of its files.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if path.is_file() => {
+            if parent.as_os_str().is_empty() { Path::new(".") } else { parent }
+        }
+        _ => path,
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Source {
+    Named(PathBuf),
+    Default,
+}
+
+fn source(args: &ModelArgs) -> Source {
+    choose(args.model.clone(), |key| env::var_os(key), Path::new(CONFIG_FILE).is_file())
+}
+
+fn choose(flag: Option<PathBuf>, var: impl Fn(&str) -> Option<OsString>, has_config_file: bool) -> Source {
+    let var = |key| var(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let file = has_config_file.then(|| PathBuf::from(CONFIG_FILE));
+    flag.or_else(|| var("TERNION_MODEL"))
+        .or_else(|| var("TERNION_CONFIG"))
+        .or(file)
+        .map_or(Source::Default, Source::Named)
+}
+
+fn default_model() -> Option<PathBuf> {
+    // The tree that this program was built in; it may have moved, then the current directory is tried.
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(DEFAULT_MODEL);
+    [built_in, PathBuf::from(DEFAULT_MODEL)].into_iter().find(|path| path.is_dir())
+}
+
+/// A configuration is a file by its extension; `model.safetensors.index.json` is a checkpoint's.
+fn is_config(path: &Path) -> bool {
+    let is_index =
+        path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".safetensors.index.json"));
+    let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+    !is_index && path.is_file() && matches!(extension.as_deref(), Some("toml" | "json" | "yaml" | "yml"))
+}
+
+/// `config.json` out of a checkpoint is an easy mistake, and its unknown keys would not tell what is wrong.
+fn hint_checkpoint_config(error: Error, path: &Path) -> Error {
+    if path.file_name().is_some_and(|name| name == "config.json") && folder_of(path).join("tokenizer.json").is_file() {
+        return Error::invalid_config("this is a checkpoint's own configuration; name its folder instead")
+            .with("file", path.display());
+    }
+    error
+}
+
+fn checkpoint_name(path: &Path) -> String {
+    // `.` and `..` have no name of their own.
+    let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = if full.is_file() { full.file_stem() } else { full.file_name() };
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+fn unknown(config: &Config, name: &str) -> Failure {
+    Error::invalid_config(format!("no model `{name}`; the configuration has: {}", names(config))).into()
+}
+
+fn names(config: &Config) -> String {
+    config.models.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flag_wins_over_the_environment_and_that_over_the_folder() {
+        let named = |path: &str| Source::Named(path.into());
+        let none = |_: &str| None;
+        let both = |key: &str| Some(OsString::from(format!("from-{key}")));
+        let config = |key: &str| (key == "TERNION_CONFIG").then(|| "c.toml".into());
+        let empty = |_: &str| Some(OsString::new());
+        assert_eq!(choose(Some("x".into()), both, true), named("x"));
+        assert_eq!(choose(None, both, true), named("from-TERNION_MODEL"));
+        assert_eq!(choose(None, config, true), named("c.toml"));
+        assert_eq!(choose(None, none, true), named(CONFIG_FILE));
+        assert_eq!(choose(None, empty, false), Source::Default);
+    }
+
+    #[test]
+    fn an_index_is_a_checkpoint_and_other_json_is_a_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, expected) in [
+            ("a.toml", true),
+            ("a.JSON", true),
+            ("a.yml", true),
+            ("model.safetensors.index.json", false),
+            ("model.safetensors", false),
+        ] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            assert_eq!(is_config(&path), expected, "{name}");
+            assert_eq!(folder_of(&path), folder.path());
+        }
+        assert_eq!(folder_of(folder.path()), folder.path());
+    }
+
+    #[test]
+    fn a_checkpoint_is_named_after_its_folder_or_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("some-model");
+        std::fs::create_dir(&inner).unwrap();
+        assert_eq!(checkpoint_name(&inner), "some-model");
+        assert_eq!(checkpoint_name(&inner.join(".")), "some-model");
+        let file = inner.join("weights.safetensors");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(checkpoint_name(&file), "weights");
+    }
+}

@@ -1,0 +1,130 @@
+//! `LlmBackend`: all that a host sees of a model.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::{
+    Completion, Error, GenerateRequest, GenerateStream, LogitsRequest, Message, ModelInfo, Result, Score, ScoreRequest,
+    Stats, text::Tokenizer,
+};
+
+/// A language model that a host can talk to, whatever runs it. Used as `Arc<dyn LlmBackend>`; cheap to share, and
+/// all methods may be called at the same time from many tasks.
+#[async_trait]
+pub trait LlmBackend: Send + Sync {
+    /// What the model is, its limits and its capabilities.
+    ///
+    /// # Behavior
+    /// Never blocks. The same value on every call, except for a wrapper that has swapped its model.
+    fn info(&self) -> Arc<ModelInfo>;
+
+    /// The model's tokenizer with its chat template, for exact counts.
+    ///
+    /// # Behavior
+    /// Never blocks. `None` where the tokens are not known on this side (a remote model).
+    fn tokenizer(&self) -> Option<Arc<Tokenizer>>;
+
+    /// What the backend is doing at the moment. Never blocks; all zero where it is not known.
+    fn stats(&self) -> Stats {
+        Stats::default()
+    }
+
+    /// Continues a prompt as a stream of events.
+    ///
+    /// # Requires
+    /// `max_tokens` at least 1, every field of [`Sampling`](crate::Sampling) in its range, no empty stop string, a
+    /// prompt with at least one token and fewer than `context_length`.
+    ///
+    /// # Behavior
+    /// Returns when the request is accepted, before any work is done. The events come in order; the last is
+    /// [`Event::Done`](crate::Event::Done). A slow reader slows its own generation down and nobody else's.
+    ///
+    /// # Errors
+    /// Here: [`InvalidRequest`](crate::ErrorKind::InvalidRequest) naming the field and its range,
+    /// [`ContextOverflow`](crate::ErrorKind::ContextOverflow), [`Busy`](crate::ErrorKind::Busy) when the queue is
+    /// full, [`Closed`](crate::ErrorKind::Closed). In the stream: failures of the engine, after which it ends.
+    ///
+    /// # Cancellation
+    /// Dropping the stream, or cancelling the request's token, ends the work within one token or one prefill chunk
+    /// and frees the sequence. With the token, the stream still ends with `Done` and
+    /// [`FinishReason::Cancelled`](crate::FinishReason::Cancelled).
+    async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream>;
+
+    /// The log-probabilities of given tokens.
+    ///
+    /// # Requires
+    /// `1 <= start < tokens.len() <= context_length`, every token below `vocab_size`, `top` at most 100.
+    ///
+    /// # Behavior
+    /// One [`TokenScore`](crate::TokenScore) for each of `tokens[start..]`, from the model's raw logits: the same
+    /// numbers that `generate` reports as `logprob` for the same tokens.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate); [`Unsupported`](crate::ErrorKind::Unsupported) without the capability.
+    ///
+    /// # Cancellation
+    /// Dropping the future or cancelling the token; the latter gives [`Cancelled`](crate::ErrorKind::Cancelled).
+    async fn score(&self, request: ScoreRequest) -> Result<Score>;
+
+    /// The raw logits at the positions from `start` on, `[tokens.len() - start, vocab_size]` row after row.
+    ///
+    /// # Requires
+    /// `start < tokens.len() <= context_length`, every token below `vocab_size`.
+    ///
+    /// # Behavior
+    /// For checks and measurements: a row has `vocab_size` floats. Backends that cannot see logits do not have it.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    ///
+    /// # Cancellation
+    /// As [`score`](Self::score).
+    async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
+        drop(request);
+        Err(Error::unsupported(format!("backend `{}` does not give logits", self.info().backend)).during("logits"))
+    }
+}
+
+/// Conveniences on every [`LlmBackend`], written in terms of its methods.
+#[async_trait]
+pub trait LlmBackendExt: LlmBackend {
+    /// Answers a conversation and waits for the whole answer.
+    ///
+    /// # Errors
+    /// As [`LlmBackend::generate`].
+    async fn chat(&self, messages: Vec<Message>) -> Result<Completion> {
+        self.generate(GenerateRequest::chat(messages)).await?.collect().await
+    }
+
+    /// Continues a text and waits for the whole continuation of at most `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// As [`LlmBackend::generate`].
+    async fn complete(&self, text: &str, max_tokens: usize) -> Result<Completion> {
+        self.generate(GenerateRequest::new(text).with_max_tokens(max_tokens)).await?.collect().await
+    }
+
+    /// How many tokens `text` is, without any that the tokenizer would add around it.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the tokenizer is not known.
+    fn count_tokens(&self, text: &str) -> Result<usize> {
+        required_tokenizer(self.tokenizer(), "count_tokens")?.count(text)
+    }
+
+    /// How many tokens a conversation is as a prompt, with all that the chat template and the tokenizer add.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if tokenizer or template are not known, and what the template
+    /// refuses.
+    fn count_chat_tokens(&self, messages: &[Message]) -> Result<usize> {
+        required_tokenizer(self.tokenizer(), "count_chat_tokens")?.count_chat(messages)
+    }
+}
+
+impl<B: LlmBackend + ?Sized> LlmBackendExt for B {}
+
+fn required_tokenizer(tokenizer: Option<Arc<Tokenizer>>, operation: &'static str) -> Result<Arc<Tokenizer>> {
+    tokenizer.ok_or_else(|| Error::unsupported("this backend has no tokenizer on this side").during(operation))
+}

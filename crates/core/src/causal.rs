@@ -1,0 +1,98 @@
+//! `CausalLm`: all that a local engine implements.
+//!
+//! It is blocking and knows nothing of text, sampling or async; the [`Engine`](crate::engine::Engine) calls it from
+//! one thread, so it needs no locks.
+
+use crate::Result;
+
+/// A sequence of a [`CausalLm`]: an index into its KV cache, chosen by the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u32);
+
+/// Which rows of logits a caller wants of the tokens that it feeds to one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogitsWanted {
+    /// None: the tokens only enter the KV cache.
+    None,
+    /// Of the last token.
+    Last,
+    /// Of the tokens from this index of the fed tokens on (0 means all).
+    From(usize),
+}
+
+/// Tokens to append to one sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct SequenceInput<'a> {
+    /// The sequence.
+    pub sequence: SequenceId,
+    /// The tokens, at least one.
+    pub tokens: &'a [u32],
+    /// Which logits are wanted.
+    pub logits: LogitsWanted,
+}
+
+impl SequenceInput<'_> {
+    /// How many rows of logits this input asks for.
+    pub fn rows(&self) -> usize {
+        match self.logits {
+            LogitsWanted::None => 0,
+            LogitsWanted::Last => 1,
+            LogitsWanted::From(start) => self.tokens.len().saturating_sub(start),
+        }
+    }
+}
+
+/// A causal language model with a KV cache for several sequences: tokens in, logits out.
+pub trait CausalLm: Send {
+    /// Tokens that one sequence may hold.
+    fn context_length(&self) -> usize;
+
+    /// Length of a row of logits.
+    fn vocab_size(&self) -> usize;
+
+    /// Sequences that may exist at the same time.
+    fn max_sequences(&self) -> usize;
+
+    /// The most tokens that one call of [`forward`](Self::forward) should be given, all inputs together: the size of
+    /// a prefill chunk, a compromise between speed and how soon a cancellation is seen.
+    fn max_batch_tokens(&self) -> usize;
+
+    /// Makes an empty sequence.
+    ///
+    /// # Errors
+    /// [`ResourceExhausted`](crate::ErrorKind::ResourceExhausted) when `max_sequences` exist.
+    fn new_sequence(&mut self) -> Result<SequenceId>;
+
+    /// Appends the tokens of each input to its sequence and computes the logits that are wanted.
+    ///
+    /// # Requires
+    /// Each sequence exists and appears in at most one input, each input has at least one token, every token is below
+    /// `vocab_size`, no sequence grows beyond `context_length`. An implementation checks this and returns an error.
+    ///
+    /// # Behavior
+    /// `logits` is cleared, then holds the wanted rows `[rows, vocab_size]`, row after row, in the order of the
+    /// inputs and of the tokens within each. The logits of a sequence do not depend on how its tokens are divided
+    /// over calls, nor on the other sequences of a call.
+    ///
+    /// # Errors
+    /// After an error every sequence of the call has the length that it had before.
+    fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()>;
+
+    /// Tokens in the sequence; 0 for one that does not exist.
+    fn len(&self, sequence: SequenceId) -> usize;
+
+    /// Forgets the tokens from index `length` on; nothing happens if there are none.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the engine cannot; the sequence is then unchanged.
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<()>;
+
+    /// Makes a new sequence that shares the first `length` tokens of `sequence`.
+    ///
+    /// # Errors
+    /// As [`new_sequence`](Self::new_sequence), or `Unsupported`.
+    fn fork(&mut self, sequence: SequenceId, length: usize) -> Result<SequenceId>;
+
+    /// Removes the sequence and frees its part of the KV cache. Nothing happens if it does not exist.
+    fn free(&mut self, sequence: SequenceId);
+}

@@ -1,0 +1,353 @@
+//! Choosing the next token from a row of logits.
+//!
+//! The order is that of `transformers`: bias, penalties, temperature, top-k, top-p, min-p, one draw. All sums are
+//! sequential f64, and the generator is ChaCha8 with a fixed stream, so a seed gives the same tokens whatever
+//! the thread count.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    hash::{BuildHasher, RandomState},
+};
+
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+
+use crate::{Error, Result, Sampling, SamplingDefaults};
+
+impl Sampling {
+    /// These fields, and those of `other` where these are open. Biases of both apply; these win for the same token.
+    pub fn or(mut self, other: &Sampling) -> Sampling {
+        self.temperature = self.temperature.or(other.temperature);
+        self.top_k = self.top_k.or(other.top_k);
+        self.top_p = self.top_p.or(other.top_p);
+        self.min_p = self.min_p.or(other.min_p);
+        self.repetition_penalty = self.repetition_penalty.or(other.repetition_penalty);
+        self.presence_penalty = self.presence_penalty.or(other.presence_penalty);
+        self.frequency_penalty = self.frequency_penalty.or(other.frequency_penalty);
+        self.seed = self.seed.or(other.seed);
+        for (&token, &bias) in &other.logit_bias {
+            self.logit_bias.entry(token).or_insert(bias);
+        }
+        self
+    }
+}
+
+impl SamplingDefaults {
+    /// These defaults with the fields that `sampling` sets.
+    pub fn overridden_by(self, sampling: &Sampling) -> Self {
+        Self {
+            temperature: sampling.temperature.unwrap_or(self.temperature),
+            top_k: sampling.top_k.unwrap_or(self.top_k),
+            top_p: sampling.top_p.unwrap_or(self.top_p),
+            min_p: sampling.min_p.unwrap_or(self.min_p),
+            repetition_penalty: sampling.repetition_penalty.unwrap_or(self.repetition_penalty),
+        }
+    }
+}
+
+/// The sampler of one generation.
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    params: SamplingDefaults,
+    presence: f32,
+    frequency: f32,
+    bias: BTreeMap<u32, f32>,
+    seed: u64,
+    rng: ChaCha8Rng,
+    /// Tokens of prompt and answer, for the repetition penalty; empty when it is 1.
+    seen: HashSet<u32>,
+    /// How often each token is in the answer.
+    answer: HashMap<u32, u32>,
+    candidates: Vec<(u32, f32)>,
+}
+
+impl Sampler {
+    /// A sampler for checked `sampling`.
+    pub(crate) fn new(sampling: &Sampling, defaults: &SamplingDefaults) -> Self {
+        let seed = sampling.seed.unwrap_or_else(|| RandomState::new().hash_one(std::time::SystemTime::now()));
+        Self {
+            params: defaults.clone().overridden_by(sampling),
+            presence: sampling.presence_penalty.unwrap_or(0.0),
+            frequency: sampling.frequency_penalty.unwrap_or(0.0),
+            bias: sampling.logit_bias.clone(),
+            seed,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            seen: HashSet::new(),
+            answer: HashMap::new(),
+            candidates: Vec::new(),
+        }
+    }
+
+    /// The seed, unless every token is simply the most probable one.
+    pub(crate) fn seed(&self) -> Option<u64> {
+        (self.params.temperature > 0.0).then_some(self.seed)
+    }
+
+    /// Tells the prompt, which the repetition penalty counts.
+    pub(crate) fn observe_prompt(&mut self, tokens: &[u32]) {
+        if self.params.repetition_penalty != 1.0 {
+            self.seen.extend(tokens);
+        }
+    }
+
+    /// Chooses the next token and counts it. Changes `logits` in place.
+    pub(crate) fn sample(&mut self, logits: &mut [f32]) -> Result<u32> {
+        check_finite(logits)?;
+        self.penalize(logits);
+        let token = if self.params.temperature > 0.0 { self.draw(logits) } else { argmax(logits) };
+        let Some(token) = token else {
+            return Err(Error::backend("no token is left to choose: all logits are -inf"));
+        };
+        if self.params.repetition_penalty != 1.0 {
+            self.seen.insert(token);
+        }
+        if self.presence != 0.0 || self.frequency != 0.0 {
+            *self.answer.entry(token).or_default() += 1;
+        }
+        Ok(token)
+    }
+
+    fn penalize(&self, logits: &mut [f32]) {
+        for (&token, bias) in &self.bias {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
+        let penalty = self.params.repetition_penalty;
+        for &token in &self.seen {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            }
+        }
+        for (&token, &count) in &self.answer {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit -= self.presence + self.frequency * count as f32;
+            }
+        }
+    }
+
+    /// One draw from the filtered distribution; `None` if no logit is over -inf.
+    fn draw(&mut self, logits: &[f32]) -> Option<u32> {
+        let SamplingDefaults { temperature, top_k, top_p, min_p, .. } = self.params;
+        let max = logits[argmax(logits)? as usize];
+        // Relative weights of all tokens; the largest is 1. Those that vanish in f32 can never be drawn.
+        let candidates = &mut self.candidates;
+        candidates.clear();
+        let weight = |logit: f32| ((logit - max) / temperature).exp();
+        candidates.extend(
+            logits.iter().enumerate().map(|(id, &l)| (id as u32, weight(l))).filter(|&(_, w)| w > 0.0),
+        );
+        // A tiny temperature may overflow the quotient of equal logits into NaN only if max is infinite, which
+        // `check_finite` has excluded; at least the largest survives.
+        if top_k > 0 && top_k < candidates.len() {
+            candidates.select_nth_unstable_by(top_k - 1, by_weight);
+            candidates.truncate(top_k);
+        }
+        if top_p < 1.0 {
+            keep_nucleus(candidates, top_p);
+        }
+        if min_p > 0.0 {
+            candidates.retain(|&(_, w)| w >= min_p);
+        }
+        // By id, so that the draw does not depend on the order that the selection left.
+        candidates.sort_unstable_by_key(|&(id, _)| id);
+        let total: f64 = candidates.iter().map(|&(_, w)| f64::from(w)).sum();
+        let unit = (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+        let mut rest = unit * total;
+        for &(id, w) in candidates.iter() {
+            rest -= f64::from(w);
+            if rest < 0.0 {
+                return Some(id);
+            }
+        }
+        candidates.last().map(|&(id, _)| id)
+    }
+}
+
+/// Larger weights first; equal ones by id, so that a cut among equals is always the same.
+fn by_weight(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// Keeps the smallest set of most probable candidates whose share is at least `top_p`.
+///
+/// A full sort of a large vocabulary costs more than the rest of the sampler, so only as many candidates are
+/// sorted as the nucleus needs.
+fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, top_p: f32) {
+    let total: f64 = candidates.iter().map(|&(_, w)| f64::from(w)).sum();
+    let wanted = total * f64::from(top_p);
+    let mut sorted = 256;
+    loop {
+        let whole = sorted >= candidates.len();
+        if !whole {
+            candidates.select_nth_unstable_by(sorted, by_weight);
+        }
+        let sorted_now = if whole { candidates.len() } else { sorted };
+        candidates[..sorted_now].sort_unstable_by(by_weight);
+        let mut sum = 0.0;
+        let nucleus = candidates[..sorted_now].iter().position(|&(_, w)| {
+            sum += f64::from(w);
+            sum >= wanted
+        });
+        if let Some(last) = nucleus {
+            candidates.truncate(last + 1);
+            return;
+        }
+        if whole {
+            return;
+        }
+        sorted *= 16;
+    }
+}
+
+/// The first index of the largest logit; `None` if all are -inf.
+pub(crate) fn argmax(logits: &[f32]) -> Option<u32> {
+    let mut best = None;
+    let mut max = f32::NEG_INFINITY;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > max {
+            max = logit;
+            best = Some(id as u32);
+        }
+    }
+    best
+}
+
+/// An error if any logit is NaN or +inf, which means that the weights or the engine are broken.
+pub(crate) fn check_finite(logits: &[f32]) -> Result<()> {
+    // Multiplying by zero turns infinities and NaN into NaN; -inf is rare, so look closer only then.
+    let suspicious = logits.iter().fold(0.0_f32, |sum, &l| sum + l * 0.0).is_nan();
+    if suspicious && let Some(id) = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY) {
+        return Err(Error::backend(format!("the model computed {} as the logit of token {id}", logits[id])));
+    }
+    Ok(())
+}
+
+/// The natural logarithm of the probability of `token` under these logits, summed in f64.
+pub fn log_softmax_at(logits: &[f32], token: usize) -> f32 {
+    (f64::from(logits[token]) - log_sum_exp(logits)) as f32
+}
+
+/// `ln(sum(exp(logits)))` in f64.
+pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if max == f32::NEG_INFINITY {
+        return f64::NEG_INFINITY;
+    }
+    let sum: f64 = logits.iter().map(|&l| f64::from((l - max).exp())).sum();
+    f64::from(max) + sum.ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampler(sampling: Sampling) -> Sampler {
+        Sampler::new(&sampling, &SamplingDefaults::default())
+    }
+
+    fn drawn(sampling: Sampling, logits: &[f32], draws: usize) -> BTreeMap<u32, usize> {
+        let mut sampler = sampler(sampling);
+        let mut counts = BTreeMap::new();
+        for _ in 0..draws {
+            *counts.entry(sampler.sample(&mut logits.to_vec()).unwrap()).or_default() += 1;
+        }
+        counts
+    }
+
+    fn hot(seed: u64) -> Sampling {
+        Sampling { temperature: Some(1.0), seed: Some(seed), ..Sampling::default() }
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_equals() {
+        assert_eq!(sampler(Sampling::default()).sample(&mut [1.0, 3.0, 3.0]).unwrap(), 1);
+    }
+
+    #[test]
+    fn frequencies_follow_the_softmax() {
+        let logits = [0.0, 1.0, 2.0];
+        let counts = drawn(hot(7), &logits, 20_000);
+        let total: f64 = logits.iter().map(|l: &f32| f64::from(l.exp())).sum();
+        for (id, logit) in logits.iter().enumerate() {
+            let share = counts[&(id as u32)] as f64 / 20_000.0;
+            assert!((share - f64::from(logit.exp()) / total).abs() < 0.015, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn filters_keep_what_they_say() {
+        let logits = [0.0_f32, 1.0, 2.0, 3.0]; // probabilities 0.032 0.087 0.237 0.644
+        let only = |s: Sampling| drawn(s, &logits, 2000).into_keys().collect::<Vec<_>>();
+        assert_eq!(only(hot(1)), [0, 1, 2, 3]);
+        assert_eq!(only(Sampling { top_k: Some(2), ..hot(1) }), [2, 3]);
+        assert_eq!(only(Sampling { top_p: Some(0.6), ..hot(1) }), [3]);
+        assert_eq!(only(Sampling { top_p: Some(0.7), ..hot(1) }), [2, 3]);
+        assert_eq!(only(Sampling { min_p: Some(0.3), ..hot(1) }), [2, 3]);
+        assert_eq!(only(Sampling { min_p: Some(1.0), ..hot(1) }), [3]);
+        assert_eq!(only(Sampling { logit_bias: [(3, f32::NEG_INFINITY)].into(), top_k: Some(1), ..hot(1) }), [2]);
+    }
+
+    #[test]
+    fn a_nucleus_larger_than_the_first_cut_is_found() {
+        let mut candidates: Vec<(u32, f32)> = (0..10_000).map(|id| (id, 1.0)).collect();
+        keep_nucleus(&mut candidates, 0.5);
+        assert_eq!(candidates.len(), 5000);
+        assert!(candidates.iter().all(|&(id, _)| id < 5000), "equals are cut by id");
+    }
+
+    #[test]
+    fn a_seed_repeats_and_another_differs() {
+        let logits: Vec<f32> = (0..100).map(|i| (i % 7) as f32 * 0.1).collect();
+        let run = |seed| {
+            let mut s = sampler(hot(seed));
+            (0..50).map(|_| s.sample(&mut logits.clone()).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn penalties_follow_their_definitions() {
+        let mut s = sampler(Sampling { repetition_penalty: Some(2.0), ..Sampling::default() });
+        s.observe_prompt(&[0, 1]);
+        let mut logits = [4.0, -1.0, 1.0];
+        s.penalize(&mut logits);
+        assert_eq!(logits, [2.0, -2.0, 1.0]);
+
+        let mut s =
+            sampler(Sampling { presence_penalty: Some(1.0), frequency_penalty: Some(0.5), ..Sampling::default() });
+        s.observe_prompt(&[2]);
+        for expected in [0, 0, 1] {
+            assert_eq!(s.sample(&mut [5.0, 3.2, 0.0]).unwrap(), expected);
+        }
+        let mut logits = [5.0, 3.2, 0.0];
+        s.penalize(&mut logits);
+        assert_eq!(logits, [3.0, 3.2 - 1.5, 0.0], "the prompt does not count");
+    }
+
+    #[test]
+    fn broken_logits_are_errors() {
+        assert!(sampler(hot(1)).sample(&mut [0.0, f32::NAN]).unwrap_err().to_string().contains("token 1"));
+        assert!(sampler(hot(1)).sample(&mut [f32::INFINITY, 0.0]).is_err());
+        assert!(sampler(hot(1)).sample(&mut [f32::NEG_INFINITY; 3]).unwrap_err().to_string().contains("-inf"));
+        assert_eq!(sampler(hot(1)).sample(&mut [f32::NEG_INFINITY, -5.0]).unwrap(), 1);
+    }
+
+    #[test]
+    fn tiny_and_huge_temperatures_are_safe() {
+        for t in [f32::MIN_POSITIVE, 1e-30, 1e30, f32::MAX] {
+            let token = drawn(Sampling { temperature: Some(t), ..hot(3) }, &[-100.0, 1.0, 100.0], 10);
+            assert!(token.keys().all(|&id| id < 3), "{t}");
+        }
+    }
+
+    #[test]
+    fn log_softmax_sums_to_one() {
+        let logits = [1000.0, 999.0, -5.0];
+        let sum: f64 = (0..3).map(|i| f64::from(log_softmax_at(&logits, i)).exp()).sum();
+        assert!((sum - 1.0).abs() < 1e-6);
+    }
+}

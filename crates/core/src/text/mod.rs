@@ -1,0 +1,16 @@
+//! Preprocessing: tokenizer, token counting, chat templates, incremental detokenizing.
+//!
+//! All engines share this module, so a prompt has the same tokens whatever runs the model. It reads the files of a
+//! Hugging Face repository and gives what transformers gives for them, with one difference: the text of messages is
+//! untrusted, and special tokens written in it stay plain text (see [`Tokenizer::encode_chat`]).
+
+mod control;
+mod parts;
+mod python;
+mod stream;
+mod template;
+mod tokenizer;
+
+pub use parts::TokenizerParts;
+pub use stream::IncrementalDecoder;
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,491 @@
+//! The tokenizer of a model: text to ids, ids to text, and conversations to prompts.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+};
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::{AddedVocabulary, OffsetReferential, OffsetType, PreTokenizer, PreTokenizerWrapper};
+
+use super::{
+    IncrementalDecoder, TokenizerParts,
+    control::{ControlTokens, choose_sentinel, mark},
+    stream::{Stage, stages},
+    template::ChatTemplate,
+};
+use crate::{Error, Message, Result, ResultExt};
+
+/// A tokenizer with its chat template. Immutable; share it in an [`Arc`].
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The added tokens for untrusted text: special ones do not match.
+    plain_added: AddedVocabulary,
+    /// The pre-tokenizer for text within a prompt, where it differs from the start's (SentencePiece's `first` scheme).
+    pre_tokenizer_within: Option<PreTokenizerWrapper>,
+    control: ControlTokens,
+    special_ids: HashSet<u32>,
+    unk_id: Option<u32>,
+    /// A special token is matched after normalizing, so that other text may become it: never trust the fast path.
+    always_mark: bool,
+    /// Tokens before and after a text.
+    affixes: (Vec<u32>, Vec<u32>),
+    /// The affixes replace the post-processor's.
+    own_affixes: bool,
+    stages: Vec<Stage>,
+    template: Option<ChatTemplate>,
+    bos_id: Option<u32>,
+    eos_id: Option<u32>,
+    vocab_size: usize,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size)
+            .field("bos_id", &self.bos_id)
+            .field("eos_id", &self.eos_id)
+            .field("has_chat_template", &self.has_chat_template())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is read of a `tokenizer.json` besides what the tokenizers crate makes of it. To parse these parts first also
+/// finds broken JSON, which that crate does not expect everywhere.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default)]
+    added_tokens: Vec<HeadToken>,
+    model: HeadModel,
+    #[serde(flatten)]
+    _rest: BTreeMap<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct HeadToken {
+    id: u32,
+    content: String,
+}
+
+#[derive(Deserialize)]
+struct HeadModel {
+    unk_token: Option<String>,
+    unk_id: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer and compiles the chat template.
+    ///
+    /// # Errors
+    /// [`InvalidModel`](crate::ErrorKind::InvalidModel) where a part is damaged, contradicts another or does not fit
+    /// the model's vocabulary; [`Unsupported`](crate::ErrorKind::Unsupported) for decoders that no causal language
+    /// model has.
+    pub fn from_parts(parts: TokenizerParts) -> Result<Self> {
+        guarded(|| Self::build(parts), Error::invalid_model).during("load tokenizer")
+    }
+
+    fn build(parts: TokenizerParts) -> Result<Self> {
+        let head: Head = serde_json::from_slice(&parts.tokenizer_json)
+            .map_err(|e| Error::invalid_model("tokenizer.json is damaged").with_source(e))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&parts.tokenizer_json)
+            .map_err(|e| Error::invalid_model("tokenizer.json is not understood").with_source(e))?;
+        // Settings of a training run; transformers drops them as well unless a call asks for them.
+        inner.with_truncation(None).map_err(failed)?;
+        inner.with_padding(None);
+
+        let vocab_size = check_ids(&inner, &head.added_tokens, parts.vocab_limit)?;
+        let decoder = json_of(inner.get_decoder())?;
+        let stages = stages(decoder.as_ref())?;
+        let pre_tokenizer_within = match json_of(inner.get_pre_tokenizer())? {
+            Some(mut json) => {
+                let differs = never_prepend(&mut json);
+                differs.then(|| serde_json::from_value(json)).transpose().map_err(unreadable)?
+            }
+            None => None,
+        };
+        let mut plain_added = inner.get_added_vocabulary().clone();
+        plain_added.set_encode_special_tokens(true);
+
+        let special =
+            || inner.get_added_vocabulary().get_added_tokens_decoder().iter().filter(|(_, t)| t.special);
+        let control = ControlTokens::new(special().map(|(_, token)| token.content.as_str()));
+        let special_ids = special().map(|(&id, _)| id).collect();
+        let always_mark = inner.get_normalizer().is_some() && special().any(|(_, token)| token.normalized);
+        let unk_id = head.model.unk_token.and_then(|token| inner.token_to_id(&token)).or(head.model.unk_id);
+
+        let named = |name: &str| parts.special_tokens.get(name).and_then(|token| inner.token_to_id(token));
+        let (bos_id, eos_id) = (named("bos_token"), named("eos_token"));
+        let own_affixes = parts.add_bos_token.is_some() || parts.add_eos_token.is_some();
+        let affixes = if own_affixes {
+            let wanted = |flag: Option<bool>, name: &str, id: Option<u32>| match parts
+                .special_tokens
+                .get(name)
+            {
+                Some(token) if flag == Some(true) => id.map(|id| vec![id]).ok_or_else(|| {
+                    Error::invalid_model(format!("`{name}` is `{token}`, which tokenizer.json does not have"))
+                }),
+                _ => Ok(Vec::new()),
+            };
+            (
+                wanted(parts.add_bos_token, "bos_token", bos_id)?,
+                wanted(parts.add_eos_token, "eos_token", eos_id)?,
+            )
+        } else {
+            added_around(&inner)?
+        };
+        let template = parts.chat_template.map(|source| ChatTemplate::new(&source, parts.special_tokens));
+        Ok(Self {
+            plain_added,
+            pre_tokenizer_within,
+            control,
+            special_ids,
+            unk_id,
+            always_mark,
+            affixes,
+            own_affixes,
+            stages,
+            template: template.transpose()?,
+            bos_id,
+            eos_id,
+            vocab_size,
+            inner,
+        })
+    }
+
+    /// The ids of trusted text: special tokens in it are control tokens. With `add_special` the tokenizer adds what
+    /// it adds, for most models a BOS. The same as `tokenizer(text, add_special_tokens=...)` in transformers.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) where the vocabulary has no way to write the text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encode = || self.inner.encode_fast(text, add_special && !self.own_affixes).map_err(failed);
+        let encoding = guarded(encode, Error::invalid_request)?;
+        let ids = encoding.get_ids();
+        if add_special && self.own_affixes {
+            Ok([&self.affixes.0, ids, &self.affixes.1].concat())
+        } else {
+            Ok(ids.to_vec())
+        }
+    }
+
+    /// The ids of untrusted text: special tokens in it are plain text, and nothing is added.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        guarded(|| self.encode_untrusted(text), Error::invalid_request)
+    }
+
+    fn encode_untrusted(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode_segment(text, true)?;
+        if !self.has_control(&ids) {
+            return Ok(ids);
+        }
+        let sentinel = choose_sentinel(std::iter::once(text));
+        self.encode_pieces(&mark(text, &self.control.breaks(text), sentinel), true, sentinel)
+    }
+
+    /// How many tokens `text` is as a prompt, without any that the tokenizer would add around it: the length of
+    /// [`encode`](Self::encode) without `add_special`. For text that goes into messages and may have special tokens
+    /// in it, take the length of [`encode_plain`](Self::encode_plain); for any other text the two are the same.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn count(&self, text: &str) -> Result<usize> {
+        self.encode(text, false).map(|ids| ids.len())
+    }
+
+    /// The prompt for a conversation, as `apply_chat_template(messages, tokenize=False)` gives it. The template sees
+    /// special tokens in messages as text that is none of its special tokens.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) without a template or with one that uses what is not
+    /// implemented, [`InvalidRequest`](crate::ErrorKind::InvalidRequest) where the template refuses the messages,
+    /// [`InvalidModel`](crate::ErrorKind::InvalidModel) where it fails.
+    pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let (text, sentinel) = self.render_marked(messages, add_generation_prompt)?;
+        Ok(match sentinel {
+            Some(sentinel) => text.replace(sentinel, ""),
+            None => text,
+        })
+    }
+
+    /// The ids of [`render_chat`](Self::render_chat), with a BOS in front if the tokenizer adds one to texts and the
+    /// template has not written it. Special tokens of the template are control tokens; whatever is written in role
+    /// and content of a message is plain text, so that nobody can end their turn or speak as somebody else.
+    ///
+    /// # Errors
+    /// As [`render_chat`](Self::render_chat) and [`encode`](Self::encode).
+    pub fn encode_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<u32>> {
+        let (text, sentinel) = self.render_marked(messages, add_generation_prompt)?;
+        let mut ids = match sentinel {
+            Some(sentinel) => guarded(|| self.encode_marked(&text, sentinel), Error::invalid_request)?,
+            None => self.encode(&text, false)?,
+        };
+        if !ids.starts_with(&self.affixes.0) {
+            ids.splice(0..0, self.affixes.0.iter().copied());
+        }
+        Ok(ids)
+    }
+
+    /// How many tokens a conversation is as a prompt: the length of [`encode_chat`](Self::encode_chat) with the
+    /// header of the assistant's turn.
+    ///
+    /// # Errors
+    /// As [`encode_chat`](Self::encode_chat).
+    pub fn count_chat(&self, messages: &[Message]) -> Result<usize> {
+        self.encode_chat(messages, true).map(|ids| ids.len())
+    }
+
+    /// The text of `ids`. Ids that the tokenizer does not have give no text, and bytes that are not UTF-8 give
+    /// U+FFFD. Spaces are not "cleaned up": the text is what the tokens say.
+    ///
+    /// # Errors
+    /// [`Backend`](crate::ErrorKind::Backend) where the decoder fails, which those accepted at load do not.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let cannot = |e| Error::backend("the tokenizer cannot decode").with_source(e);
+        guarded(|| self.inner.decode(ids, skip_special).map_err(cannot), Error::backend).during("decode")
+    }
+
+    /// A decoder for a stream of tokens, without special tokens.
+    pub fn decoder(self: &Arc<Self>) -> IncrementalDecoder {
+        IncrementalDecoder::new(Arc::clone(self))
+    }
+
+    /// The highest id + 1, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The id of a token, written as in the vocabulary.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token of an id, written as in the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        match self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id) {
+            Some(added) => Some(added.content.clone()),
+            None => self.inner.id_to_token(id),
+        }
+    }
+
+    /// Whether `id` is a special token, one that has a meaning and no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special_ids.contains(&id)
+    }
+
+    /// The token that begins a sequence.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos_id
+    }
+
+    /// The token that ends a sequence, according to the tokenizer; a model may have more of them.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_id
+    }
+
+    /// Whether conversations can be rendered.
+    pub fn has_chat_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    pub(super) fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// The token as the decoder takes it; `None` where it has no text.
+    pub(super) fn text_token(&self, id: u32) -> Option<String> {
+        let token = self.inner.id_to_token(id)?;
+        if self.inner.get_added_vocabulary().is_special_token(&token) { None } else { Some(token) }
+    }
+
+    /// The rendered chat, and the sentinel that is in it where a message looked as if it had control tokens.
+    fn render_marked(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<(String, Option<char>)> {
+        let template = self
+            .template
+            .as_ref()
+            .ok_or_else(|| Error::unsupported("the model has no chat template").during("render chat"))?;
+        let breaks: Vec<_> = messages
+            .iter()
+            .map(|m| (self.control.breaks(&m.role), self.control.breaks(&m.content)))
+            .collect();
+        if !self.always_mark && breaks.iter().all(|(role, content)| role.is_empty() && content.is_empty()) {
+            return Ok((template.render(messages, add_generation_prompt)?, None));
+        }
+        let texts = messages.iter().flat_map(|m| [m.role.as_str(), m.content.as_str()]);
+        let sentinel = choose_sentinel(texts.chain(template.texts()));
+        let marked: Vec<_> = messages
+            .iter()
+            .zip(&breaks)
+            .map(|(m, (role, content))| {
+                Message::new(mark(&m.role, role, sentinel), mark(&m.content, content, sentinel))
+            })
+            .collect();
+        Ok((template.render(&marked, add_generation_prompt)?, Some(sentinel)))
+    }
+
+    /// The ids of a rendered chat in which special tokens with a sentinel in them are text.
+    fn encode_marked(&self, marked: &str, sentinel: char) -> Result<Vec<u32>> {
+        let added = self.inner.get_added_vocabulary();
+        let splits = added.extract_and_normalize(self.inner.get_normalizer(), marked);
+        let mut ids = Vec::new();
+        let mut done = 0;
+        for (_, (start, end), tokens) in splits.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+            let Some([token]) = tokens.as_deref() else { continue };
+            if start < done || !self.is_genuine(marked, start, end, token.id, sentinel) {
+                continue;
+            }
+            ids.extend(self.encode_text(&marked[done..start], done == 0, sentinel)?);
+            ids.push(token.id);
+            done = end;
+        }
+        ids.extend(self.encode_text(&marked[done..], done == 0, sentinel)?);
+        Ok(ids)
+    }
+
+    /// Whether the special token that was found at `start..end` was written by the template.
+    fn is_genuine(&self, marked: &str, start: usize, end: usize, id: u32, sentinel: char) -> bool {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let (Some(token), Some(found)) = (added.get(&id), marked.get(start..end)) else { return false };
+        let enclosed = token.content.chars().nth(1).is_none()
+            && marked[..start].ends_with(sentinel)
+            && marked[end..].starts_with(sentinel);
+        // Some tokens take the white space around them; and normalizing may make a token of other text.
+        token.special && !enclosed && found.trim() == token.content.trim()
+    }
+
+    /// The ids of the text between two control tokens.
+    fn encode_text(&self, marked: &str, first: bool, sentinel: char) -> Result<Vec<u32>> {
+        let clean: Cow<'_, str> =
+            if marked.contains(sentinel) { marked.replace(sentinel, "").into() } else { marked.into() };
+        let ids = self.encode_segment(&clean, first)?;
+        if self.has_control(&ids) { self.encode_pieces(marked, first, sentinel) } else { Ok(ids) }
+    }
+
+    /// The ids of text for vocabularies whose model makes control tokens of plain text (Unigram does): the pieces
+    /// between sentinels are encoded on their own, none of which is a whole control token.
+    fn encode_pieces(&self, marked: &str, first: bool, sentinel: char) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for piece in marked.split(sentinel) {
+            ids.extend(self.encode_segment(piece, first && ids.is_empty())?);
+        }
+        match ids.iter().find(|&&id| self.is_control(id)) {
+            Some(&id) => Err(Error::invalid_request(format!(
+                "the tokenizer makes the control token `{}` of plain text",
+                self.token(id).unwrap_or_default()
+            ))
+            .during("encode")),
+            None => Ok(ids),
+        }
+    }
+
+    /// What the tokenizers crate does to text, with the special tokens switched off. `first`: the text stands at the
+    /// start of the prompt.
+    fn encode_segment(&self, text: &str, first: bool) -> Result<Vec<u32>> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut parts = self.plain_added.extract_and_normalize(self.inner.get_normalizer(), text);
+        let pre_tokenizer = match &self.pre_tokenizer_within {
+            Some(within) if !first => Some(within),
+            _ => self.inner.get_pre_tokenizer(),
+        };
+        if let Some(pre_tokenizer) = pre_tokenizer {
+            pre_tokenizer.pre_tokenize(&mut parts).map_err(failed)?;
+        }
+        let model = self.inner.get_model();
+        parts.tokenize(|part| tokenizers::Model::tokenize(model, part.get())).map_err(failed)?;
+        let encoding = parts.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn has_control(&self, ids: &[u32]) -> bool {
+        ids.iter().any(|&id| self.is_control(id))
+    }
+
+    /// Unknown characters become the unknown token, which is special but harmless.
+    fn is_control(&self, id: u32) -> bool {
+        self.is_special(id) && Some(id) != self.unk_id
+    }
+}
+
+/// The tokenizers crate panics on some damaged files (a wrong `precompiled_charsmap`, a template without its tokens),
+/// at load or only with certain texts. To a caller this is an error like any other.
+fn guarded<T>(work: impl FnOnce() -> Result<T>, error: fn(String) -> Error) -> Result<T> {
+    // Nothing is left half-done: all that the work changes is its own, or the crate's cache behind a lock.
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let reason =
+            panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let reason = reason.unwrap_or_default().replace('\n', " ");
+        Err(error(format!("tokenizer.json has a part that cannot be used: {reason}")))
+    })
+}
+
+/// The vocabulary's size, after the checks that ids are what the file says and what the model has.
+fn check_ids(inner: &tokenizers::Tokenizer, added: &[HeadToken], limit: Option<usize>) -> Result<usize> {
+    for token in added.iter().filter(|t| !t.content.is_empty()) {
+        let id = inner.token_to_id(&token.content);
+        if id != Some(token.id) {
+            let found = id.map_or("no id".to_owned(), |id| format!("id {id}"));
+            return Err(Error::invalid_model(format!(
+                "tokenizer.json: added token `{}` says id {}, but the vocabulary gives it {found}",
+                token.content, token.id
+            )));
+        }
+    }
+    let vocab = inner.get_vocab(true);
+    let Some((token, &id)) = vocab.iter().max_by_key(|(_, id)| **id) else {
+        return Err(Error::invalid_model("tokenizer.json: the vocabulary is empty"));
+    };
+    match limit {
+        Some(limit) if id as usize >= limit => Err(Error::invalid_model(format!(
+            "tokenizer.json: token `{token}` has id {id}, but the model's vocabulary has {limit} entries"
+        ))),
+        _ => Ok(id as usize + 1),
+    }
+}
+
+/// What the post-processor adds before and after a text.
+fn added_around(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
+    let with = inner.encode_fast("a", true).map_err(unreadable)?;
+    let without = inner.encode_fast("a", false).map_err(unreadable)?;
+    let (with, without) = (with.get_ids(), without.get_ids());
+    let start = (0..=with.len().saturating_sub(without.len())).find(|&at| with[at..].starts_with(without));
+    Ok(start.map_or_else(Default::default, |at| (with[..at].to_vec(), with[at + without.len()..].to_vec())))
+}
+
+/// Turns SentencePiece's `first` scheme into `never`; whether there was one.
+fn never_prepend(json: &mut Value) -> bool {
+    match json {
+        Value::Object(fields) => {
+            let mut changed = false;
+            if fields.get("prepend_scheme").and_then(Value::as_str) == Some("first") {
+                fields.insert("prepend_scheme".to_owned(), "never".into());
+                changed = true;
+            }
+            fields.values_mut().fold(changed, |changed, value| never_prepend(value) | changed)
+        }
+        Value::Array(items) => items.iter_mut().fold(false, |changed, item| never_prepend(item) | changed),
+        _ => false,
+    }
+}
+
+fn json_of<T: serde::Serialize>(part: Option<&T>) -> Result<Option<Value>> {
+    part.map(serde_json::to_value).transpose().map_err(unreadable)
+}
+
+fn unreadable(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::invalid_model("tokenizer.json is not understood").with_source(source)
+}
+
+fn failed(source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+    Error::invalid_request("the tokenizer cannot encode the text").with_source(source).during("encode")
+}

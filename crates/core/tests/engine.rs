@@ -1,0 +1,447 @@
+//! The engine over a toy model: streaming, sampling, stopping, cancelling, batching, prefix reuse, errors.
+
+mod common;
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use common::{Toy, hashed_logits, tokenizer};
+use ternion_core::{
+    ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, LogitsRequest, Message, Prompt,
+    Sampling, ScoreRequest, engine::log_softmax_at,
+};
+use tokio_util::sync::CancellationToken;
+
+const VOCAB: usize = 520;
+const PROMPT: [u32; 5] = [300, 301, 302, 303, 304];
+
+fn tokens(prompt: &[u32]) -> GenerateRequest {
+    GenerateRequest::new(prompt.to_vec()).with_sampling(Sampling::greedy())
+}
+
+/// What greedy decoding must give, computed without the engine.
+fn greedy(prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut all = prompt.to_vec();
+    for _ in 0..count {
+        let logits = hashed_logits(&all, VOCAB);
+        let best = (0..VOCAB).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).unwrap();
+        all.push(best as u32);
+    }
+    all.split_off(prompt.len())
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(5), "waited too long for: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn greedy_tokens_are_those_of_the_model_whatever_the_chunk() {
+    let prompt: Vec<u32> = (100..130).collect();
+    for chunk in [1, 3, 64] {
+        let mut toy = Toy::new(VOCAB);
+        toy.chunk = chunk;
+        let mut request = tokens(&prompt).with_max_tokens(10);
+        request.ignore_eos = true;
+        let answer = toy.start().generate(request).await.unwrap().collect().await.unwrap();
+        assert_eq!(answer.tokens, greedy(&prompt, 10), "chunk {chunk}");
+        assert_eq!(answer.finish_reason, FinishReason::MaxTokens);
+        assert_eq!((answer.usage.prompt_tokens, answer.usage.generated_tokens), (30, 10));
+        assert_eq!(answer.seed, None);
+    }
+}
+
+#[tokio::test]
+async fn events_come_in_order_and_make_up_the_answer() {
+    let text = "déjà vu 🎉 ok";
+    let script = tokenizer().encode(text, false).unwrap();
+    let toy = Toy::scripted(VOCAB, PROMPT.len(), &script);
+    let mut stream = toy.start().generate(tokens(&PROMPT).with_max_tokens(script.len()).with_logprobs()).await.unwrap();
+    let (mut answer, mut ids, mut prefill, mut done) = (String::new(), Vec::new(), 0, false);
+    while let Some(event) = stream.next().await {
+        assert!(!done, "nothing comes after the end");
+        match event.unwrap() {
+            Event::Prefill { done, total } => {
+                assert!(ids.is_empty() && done > prefill && total == PROMPT.len());
+                prefill = done;
+            }
+            Event::Token { id, text, logprob } => {
+                assert!(!text.contains('\u{FFFD}'), "a character was split");
+                assert!(logprob.is_some_and(|l| l <= 0.0));
+                ids.push(id);
+                answer.push_str(&text);
+            }
+            Event::Done { finish_reason, text, usage, timing, .. } => {
+                assert_eq!(finish_reason, FinishReason::MaxTokens);
+                answer.push_str(&text);
+                assert_eq!(usage.generated_tokens, ids.len());
+                assert!(timing.first_token.is_some());
+                done = true;
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+    assert!(done);
+    assert_eq!((answer.as_str(), ids), (text, script));
+    assert_eq!(prefill, PROMPT.len());
+}
+
+#[tokio::test]
+async fn stop_strings_lie_across_tokens_and_are_cut_off() {
+    let script = tokenizer().encode("one two three four", false).unwrap();
+    let toy = Toy::scripted(VOCAB, PROMPT.len(), &script);
+    let request = tokens(&PROMPT).with_max_tokens(50).with_stop(["o th", "never"]);
+    let answer = toy.start().generate(request).await.unwrap().collect().await.unwrap();
+    assert_eq!(answer.text, "one tw");
+    assert_eq!(answer.finish_reason, FinishReason::StopString("o th".into()));
+    assert!(answer.tokens.len() < script.len(), "it stops at once");
+}
+
+#[tokio::test]
+async fn an_end_of_sequence_token_ends_the_answer_without_text() {
+    let tokenizer = tokenizer();
+    let mut script = tokenizer.encode("yes", false).unwrap();
+    script.push(511);
+    let start = || Toy::scripted(VOCAB, PROMPT.len(), &script).start_with(|o| o.eos_tokens = vec![511]);
+    let answer = start().generate(tokens(&PROMPT)).await.unwrap().collect().await.unwrap();
+    assert_eq!((answer.text.as_str(), answer.finish_reason), ("yes", FinishReason::EndOfSequence));
+    assert_eq!(answer.tokens, script);
+
+    let mut request = tokens(&PROMPT).with_max_tokens(script.len() + 2);
+    request.ignore_eos = true;
+    let answer = start().generate(request).await.unwrap().collect().await.unwrap();
+    assert_eq!(answer.finish_reason, FinishReason::MaxTokens);
+}
+
+#[tokio::test]
+async fn the_context_ends_the_answer() {
+    let mut toy = Toy::new(VOCAB);
+    toy.context = 12;
+    let mut request = tokens(&PROMPT);
+    request.ignore_eos = true;
+    let answer = toy.start().generate(request).await.unwrap().collect().await.unwrap();
+    assert_eq!(answer.finish_reason, FinishReason::ContextFull);
+    assert_eq!(answer.tokens.len(), 12 - PROMPT.len());
+}
+
+#[tokio::test]
+async fn a_seed_gives_the_same_tokens_alone_and_in_company() {
+    let sampled = |seed| {
+        let mut request = GenerateRequest::new(PROMPT.to_vec()).with_max_tokens(20).with_sampling(Sampling {
+            temperature: Some(0.9),
+            top_p: Some(0.95),
+            seed: Some(seed),
+            ..Sampling::default()
+        });
+        request.ignore_eos = true;
+        request
+    };
+    let alone = Toy::new(VOCAB).start().generate(sampled(42)).await.unwrap().collect().await.unwrap();
+    assert_eq!(alone.seed, Some(42));
+
+    let toy = Toy::new(VOCAB);
+    let probe = Arc::clone(&toy.probe);
+    let engine = toy.start();
+    let mut streams = Vec::new();
+    for seed in [1, 42, 3, 4] {
+        streams.push(engine.generate(sampled(seed)).await.unwrap());
+    }
+    let mut answers = Vec::new();
+    for stream in streams {
+        answers.push(tokio::spawn(stream.collect()));
+    }
+    let mut all = Vec::new();
+    for answer in answers {
+        all.push(answer.await.unwrap().unwrap());
+    }
+    assert_eq!(all[1].tokens, alone.tokens);
+    assert_ne!(all[0].tokens, alone.tokens);
+    assert!(probe.largest_batch.load(Ordering::SeqCst) >= 2, "they ran together");
+}
+
+#[tokio::test]
+async fn score_gives_the_log_probabilities_of_the_raw_logits() {
+    let sequence: Vec<u32> = (10..40).collect();
+    let engine = Toy::new(VOCAB).start();
+    for start in [1, 7, 29] {
+        let score = engine.score(ScoreRequest::new(sequence.clone(), start).with_top(3)).await.unwrap();
+        assert_eq!(score.tokens.len(), sequence.len() - start);
+        for (i, token) in score.tokens.iter().enumerate() {
+            let logits = hashed_logits(&sequence[..start + i], VOCAB);
+            assert_eq!(token.id, sequence[start + i]);
+            assert_eq!(token.logprob, log_softmax_at(&logits, token.id as usize));
+            assert_eq!(token.rank, logits.iter().filter(|&&l| l > logits[token.id as usize]).count());
+            assert_eq!(token.top.len(), 3);
+            assert!(token.top[0].1 >= token.top[1].1);
+        }
+    }
+    let rows = engine.logits(LogitsRequest::new(sequence.clone()).with_start(4)).await.unwrap();
+    let expected: Vec<f32> = (5..=30).flat_map(|n| hashed_logits(&sequence[..n], VOCAB)).collect();
+    assert_eq!(rows, expected);
+}
+
+#[tokio::test]
+async fn generated_logprobs_equal_scored_ones() {
+    let engine = Toy::new(VOCAB).start();
+    let sampling =
+        Sampling { temperature: Some(0.7), repetition_penalty: Some(1.3), seed: Some(5), ..Sampling::default() };
+    let mut request = tokens(&PROMPT).with_max_tokens(8).with_sampling(sampling).with_logprobs();
+    request.ignore_eos = true;
+    let answer = engine.generate(request).await.unwrap().collect().await.unwrap();
+    let whole = [&PROMPT[..], &answer.tokens].concat();
+    let score = engine.score(ScoreRequest::new(whole, PROMPT.len())).await.unwrap();
+    assert_eq!(answer.logprobs, score.tokens.iter().map(|t| t.logprob).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_common_prefix_is_computed_once() {
+    for can_fork in [true, false] {
+        let mut toy = Toy::new(VOCAB);
+        toy.can_fork = can_fork;
+        let engine = toy.start();
+        let first: Vec<u32> = (100..120).collect();
+        let answer =
+            engine.generate(tokens(&first).with_max_tokens(5)).await.unwrap().collect().await.unwrap();
+        assert_eq!(answer.usage.cached_tokens, 0);
+
+        // The conversation goes on: everything but the last generated token is in the cache.
+        let mut next = [&first[..], &answer.tokens].concat();
+        next.extend([200, 201]);
+        let kept = next.len() - 3;
+        let mut request = tokens(&next).with_max_tokens(4);
+        request.ignore_eos = true;
+        let second = engine.generate(request).await.unwrap().collect().await.unwrap();
+        assert_eq!(second.usage.cached_tokens, kept);
+        assert_eq!(second.tokens, greedy(&next, 4));
+
+        // Another conversation with the same beginning, then the whole first prompt again.
+        let other = [&first[..6], &[400, 401, 402]].concat();
+        let mut request = tokens(&other).with_max_tokens(4);
+        request.ignore_eos = true;
+        let third = engine.generate(request).await.unwrap().collect().await.unwrap();
+        assert_eq!(third.usage.cached_tokens, if can_fork { 6 } else { 0 });
+        assert_eq!(third.tokens, greedy(&other, 4));
+
+        let again = engine.generate(tokens(&first).with_max_tokens(1)).await.unwrap().collect().await.unwrap();
+        assert_eq!(again.usage.cached_tokens, first.len() - 1, "the last token is always computed");
+        assert_eq!(again.tokens, greedy(&first, 1));
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_stream_frees_the_sequence() {
+    let mut toy = Toy::new(VOCAB);
+    toy.context = 100_000;
+    toy.max_sequences = 1;
+    toy.delay = Duration::from_millis(1);
+    let engine = toy.start();
+    let mut request = tokens(&PROMPT);
+    request.ignore_eos = true;
+    let mut stream = engine.generate(request.clone()).await.unwrap();
+    while !matches!(stream.next().await, Some(Ok(Event::Token { .. }))) {}
+    assert_eq!(engine.stats().active, 1);
+    drop(stream);
+    until("the sequence to be free", || engine.stats().active == 0).await;
+
+    // Also when the reader never reads, so that the job is stalled.
+    let stream = engine.generate(request).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert_eq!(engine.stats().active, 1);
+    drop(stream);
+    until("the stalled sequence to be free", || engine.stats().active == 0).await;
+    assert_eq!(engine.generate(tokens(&PROMPT).with_max_tokens(1)).await.unwrap().collect().await.unwrap().tokens.len(), 1);
+}
+
+#[tokio::test]
+async fn a_cancel_token_ends_prefill_decode_and_waiting() {
+    let mut toy = Toy::new(VOCAB);
+    toy.context = 100_000;
+    toy.max_sequences = 1;
+    toy.chunk = 1;
+    toy.delay = Duration::from_millis(2);
+    let probe = Arc::clone(&toy.probe);
+    let engine = toy.start();
+
+    // In prefill.
+    let cancel = CancellationToken::new();
+    let long: Vec<u32> = (0..5000).map(|i| i % 500).collect();
+    let stream = engine.generate(tokens(&long).with_cancel(cancel.clone())).await.unwrap();
+    // Waiting behind it.
+    let waiting_cancel = CancellationToken::new();
+    let waiting = engine.generate(tokens(&PROMPT).with_cancel(waiting_cancel.clone())).await.unwrap();
+    until("the work to begin", || probe.fed.load(Ordering::SeqCst) > 3).await;
+    assert_eq!((engine.stats().active, engine.stats().queued), (1, 1));
+    waiting_cancel.cancel();
+    let answer = waiting.collect().await.unwrap();
+    assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Cancelled, 0));
+    cancel.cancel();
+    let answer = stream.collect().await.unwrap();
+    assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Cancelled, 0));
+    assert!(probe.fed.load(Ordering::SeqCst) < 4000);
+
+    // While decoding: what was generated is kept.
+    let cancel = CancellationToken::new();
+    let mut request = tokens(&PROMPT).with_cancel(cancel.clone());
+    request.ignore_eos = true;
+    let mut stream = engine.generate(request).await.unwrap();
+    while !matches!(stream.next().await, Some(Ok(Event::Token { .. }))) {}
+    cancel.cancel();
+    assert_eq!(stream.collect().await.unwrap().finish_reason, FinishReason::Cancelled);
+    until("the engine to be idle", || engine.stats().active == 0).await;
+
+    // A scoring whose future is dropped, and one whose token is cancelled.
+    let mut request = ScoreRequest::new(long.clone(), 1);
+    let scoring = tokio::time::timeout(Duration::from_millis(30), engine.score(request.clone())).await;
+    assert!(scoring.is_err(), "it takes longer than that");
+    until("the scoring to be freed", || engine.stats().active == 0).await;
+    request.cancel.cancel();
+    request.tokens.truncate(50);
+    assert_eq!(engine.score(request).await.unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+#[tokio::test]
+async fn a_slow_reader_stops_only_itself() {
+    let mut toy = Toy::new(VOCAB);
+    toy.context = 2000;
+    let probe = Arc::clone(&toy.probe);
+    let engine = toy.start();
+    let mut request = tokens(&PROMPT).with_max_tokens(500);
+    request.ignore_eos = true;
+    let slow = engine.generate(request.clone()).await.unwrap();
+    let fast = engine.generate(request).await.unwrap().collect().await.unwrap();
+    assert_eq!(fast.tokens.len(), 500);
+    let fed = probe.fed.load(Ordering::SeqCst);
+    assert!(fed < 700, "the unread stream went on: {fed} tokens");
+    let slow = slow.collect().await.unwrap();
+    assert_eq!(slow.tokens, fast.tokens, "it loses nothing");
+}
+
+#[tokio::test]
+async fn a_full_queue_is_busy_and_worth_a_retry() {
+    let mut toy = Toy::new(VOCAB);
+    toy.max_sequences = 1;
+    toy.delay = Duration::from_millis(1);
+    let engine = toy.start_with(|o| o.max_queued = 1);
+    let first = engine.generate(tokens(&PROMPT).with_max_tokens(20)).await.unwrap();
+    let second = engine.generate(tokens(&PROMPT).with_max_tokens(1)).await.unwrap();
+    let third = engine.generate(tokens(&PROMPT)).await.unwrap_err();
+    assert_eq!((third.kind(), third.is_retryable()), (ErrorKind::Busy, true));
+    first.collect().await.unwrap();
+    second.collect().await.unwrap();
+    engine.generate(tokens(&PROMPT).with_max_tokens(1)).await.unwrap().collect().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failure_ends_only_the_sequence_that_failed() {
+    let mut toy = Toy::new(VOCAB);
+    toy.poison = Some(13);
+    toy.delay = Duration::from_millis(1);
+    let engine = toy.start();
+    let mut request = tokens(&PROMPT).with_max_tokens(30);
+    request.ignore_eos = true;
+    let good = engine.generate(request).await.unwrap();
+    let bad = engine.generate(tokens(&[1, 2, 13])).await.unwrap();
+    let error = bad.collect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Backend);
+    assert_eq!(error.to_string(), "generate: poisoned");
+    assert_eq!(good.collect().await.unwrap().tokens, greedy(&PROMPT, 30));
+}
+
+#[tokio::test]
+async fn memory_is_made_by_forgetting_idle_sequences() {
+    let mut toy = Toy::new(VOCAB);
+    toy.memory = 40;
+    let engine = toy.start();
+    for start in [0, 100, 200, 300] {
+        let prompt: Vec<u32> = (start..start + 25).collect();
+        let answer = engine.generate(tokens(&prompt).with_max_tokens(2)).await.unwrap().collect().await.unwrap();
+        assert_eq!(answer.tokens, greedy(&prompt, 2));
+    }
+    let long: Vec<u32> = (0..45).collect();
+    let error = engine.generate(tokens(&long)).await.unwrap().collect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn the_model_goes_with_the_last_stream() {
+    let toy = Toy::new(VOCAB);
+    let probe = Arc::clone(&toy.probe);
+    let engine = toy.start();
+    let stream = engine.generate(tokens(&PROMPT).with_max_tokens(3)).await.unwrap();
+    drop(engine);
+    assert_eq!(stream.collect().await.unwrap().tokens.len(), 3, "a stream outlives its engine");
+    until("the model to be dropped", || probe.alive.load(Ordering::SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn requests_out_of_range_name_the_field() {
+    let engine = Toy::new(VOCAB).start();
+    let sampling = |s: Sampling| GenerateRequest::new("hi").with_sampling(s);
+    let nan = f32::NAN;
+    let cases = [
+        (GenerateRequest::new(""), "prompt"),
+        (GenerateRequest::new(Vec::<u32>::new()), "prompt"),
+        (GenerateRequest::new(Vec::<Message>::new()), "prompt"),
+        (GenerateRequest::new(vec![520]), "prompt: token 520"),
+        (GenerateRequest::new("hi").with_max_tokens(0), "max_tokens"),
+        (GenerateRequest::new("hi").with_stop([""]), "stop"),
+        (sampling(Sampling { temperature: Some(nan), ..Sampling::default() }), "temperature"),
+        (sampling(Sampling { temperature: Some(-0.1), ..Sampling::default() }), "temperature"),
+        (sampling(Sampling { temperature: Some(f32::INFINITY), ..Sampling::default() }), "temperature"),
+        (sampling(Sampling { top_p: Some(0.0), ..Sampling::default() }), "top_p"),
+        (sampling(Sampling { top_p: Some(1.01), ..Sampling::default() }), "top_p"),
+        (sampling(Sampling { min_p: Some(-0.01), ..Sampling::default() }), "min_p"),
+        (sampling(Sampling { repetition_penalty: Some(0.0), ..Sampling::default() }), "repetition_penalty"),
+        (sampling(Sampling { presence_penalty: Some(nan), ..Sampling::default() }), "presence_penalty"),
+        (sampling(Sampling { frequency_penalty: Some(101.0), ..Sampling::default() }), "frequency_penalty"),
+        (sampling(Sampling { logit_bias: [(9999, 0.0)].into(), ..Sampling::default() }), "logit_bias"),
+        (sampling(Sampling { logit_bias: [(1, nan)].into(), ..Sampling::default() }), "logit_bias"),
+    ];
+    for (request, field) in cases {
+        let error = engine.generate(request).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error}");
+        assert!(error.message().starts_with(field), "`{error}` should name {field}");
+        assert!(error.message().contains("expected"), "`{error}` should say what is allowed");
+    }
+    let fits: Vec<u32> = (0..63).collect();
+    let answer = engine.generate(tokens(&fits)).await.unwrap().collect().await.unwrap();
+    assert_eq!(answer.tokens.len(), 1, "a prompt one below the context leaves room for one token");
+    for length in [64, 65, 1000] {
+        let long: Vec<u32> = (0..length).map(|i| i % 500).collect();
+        let error = engine.generate(GenerateRequest::new(Prompt::Tokens(long))).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ContextOverflow);
+        assert!(error.message().contains(&length.to_string()) && error.message().contains("63"), "{error}");
+    }
+    for (request, field) in [
+        (ScoreRequest::new(vec![], 1), "tokens"),
+        (ScoreRequest::new(vec![1], 1), "tokens"),
+        (ScoreRequest::new(vec![1, 2], 0), "start"),
+        (ScoreRequest::new(vec![1, 2], 2), "start"),
+        (ScoreRequest::new(vec![1, 2], 1).with_top(101), "top"),
+    ] {
+        let error = engine.score(request).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidRequest && error.message().starts_with(field), "{error}");
+    }
+    assert_eq!(engine.stats().active, 0);
+}
+
+#[tokio::test]
+async fn chat_goes_through_the_template_and_counts_match() {
+    let engine = Toy::new(VOCAB).start();
+    let messages = vec![Message::system("Be brief."), Message::user("Hi")];
+    let answer = engine
+        .generate(GenerateRequest::chat(messages.clone()).with_max_tokens(1))
+        .await
+        .unwrap()
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(answer.usage.prompt_tokens, engine.count_chat_tokens(&messages).unwrap());
+    assert!(engine.count_tokens("Hi").unwrap() < answer.usage.prompt_tokens);
+    assert!(engine.info().capabilities.chat);
+}

@@ -1,0 +1,103 @@
+//! A checkpoint, whatever format it was read from.
+//!
+//! A reader of a format fills a [`Checkpoint`]; everything else in the workspace takes it from there. What
+//! [`open`](Checkpoint::open) returns has been checked: shapes agree with the specification, all ternary codes are
+//! valid, scales and norms are finite.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use ternion_core::text::{Tokenizer, TokenizerParts};
+use ternion_core::{Result, ResultExt, SamplingDefaults};
+
+use crate::{DenseTensor, LayerTensors, ModelSpec, RmsNorm, huggingface};
+
+/// Called while a checkpoint is opened, with the bytes of weights that have been read and their sum.
+pub type Progress<'a> = dyn FnMut(u64, u64) + 'a;
+
+/// A model that has been read: its facts, its tensors and where its tokenizer is.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Checkpoint {
+    /// The facts that an engine needs.
+    pub spec: ModelSpec,
+    /// The embedding: `[vocab_size, hidden_size]`.
+    pub embed: DenseTensor,
+    /// The decoder layers, first to last.
+    pub layers: Vec<LayerTensors>,
+    /// The norm before the head: `[hidden_size]`.
+    pub final_norm: RmsNorm,
+    /// The head: `[vocab_size, hidden_size]`. `None`: it is the embedding.
+    pub head: Option<DenseTensor>,
+    /// The sampling that the model's authors ask for.
+    pub sampling: SamplingDefaults,
+    /// The format, for people: `safetensors (packed 1.58-bit)`.
+    pub format: String,
+    /// The name of the folder or file that was opened, without its extension.
+    pub name: String,
+    /// The files of weights that were read, in order.
+    pub files: Vec<PathBuf>,
+    /// The folder that it was read from; the tokenizer's files are there.
+    pub folder: PathBuf,
+}
+
+impl Checkpoint {
+    /// Opens a folder, a `.safetensors` file or a `.safetensors.index.json`; the configuration is read from the same folder.
+    ///
+    /// Packed ternary weights, the embedding and the head stay in the mapped files; float masters are quantised. All
+    /// of the ternary codes are looked at once, on all threads of the current rayon pool.
+    ///
+    /// # Errors
+    /// [`NotFound`](ternion_core::ErrorKind::NotFound) where a file is missing,
+    /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where a file is damaged or files contradict each other, and
+    /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for a model that asks for what is not implemented. The
+    /// message names the file, the tensor or key, what was found and what was expected.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &mut |_, _| {})
+    }
+
+    /// [`open`](Self::open) that tells how far it is, layer by layer.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_with(path: impl AsRef<Path>, progress: &mut Progress<'_>) -> Result<Self> {
+        let start = Instant::now();
+        let checkpoint = huggingface::open(path.as_ref(), progress).during("load")?;
+        tracing::info!(
+            name = checkpoint.name,
+            format = checkpoint.format,
+            milliseconds = start.elapsed().as_millis() as u64,
+            "checkpoint opened"
+        );
+        Ok(checkpoint)
+    }
+
+    /// The facts that an engine needs.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Reads the tokenizer's files, with the vocabulary's size as a limit of the token ids.
+    ///
+    /// # Errors
+    /// Those of [`TokenizerParts::from_folder`].
+    pub fn tokenizer_parts(&self) -> Result<TokenizerParts> {
+        let mut parts = TokenizerParts::from_folder(&self.folder).during("load")?;
+        parts.vocab_limit = Some(self.spec.vocab_size);
+        Ok(parts)
+    }
+
+    /// Builds the tokenizer.
+    ///
+    /// # Errors
+    /// Those of [`TokenizerParts::from_folder`] and [`Tokenizer::from_parts`], among them a token whose id lies outside
+    /// the model's vocabulary.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::from_parts(self.tokenizer_parts()?).during("load").with("folder", self.folder.display())
+    }
+
+    /// The matrix that turns hidden states into logits: the head, or the embedding where they are tied.
+    pub fn head_or_embed(&self) -> &DenseTensor {
+        self.head.as_ref().unwrap_or(&self.embed)
+    }
+}

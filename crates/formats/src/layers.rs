@@ -1,0 +1,287 @@
+//! From named tensors to layers: which tensor plays which part, and whether it is what the specification says.
+//!
+//! Every tensor is taken once by the part that it plays; what is left over at the end was not understood, and a model
+//! that is only half understood is refused rather than run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ::safetensors::Dtype;
+use rayon::prelude::*;
+use ternion_core::{Error, Result};
+
+use crate::checkpoint::Progress;
+use crate::safetensors::RawTensor;
+use crate::{
+    DenseTensor, LayerTensors, Linear, ModelSpec, RmsNorm, ScaleUse, SharedBytes, TernaryTensor, Weights,
+    config,
+};
+
+/// The widest input for which a product of int8 activations and trits is exact in single precision.
+const MAX_TERNARY_COLS: usize = 131_072;
+
+const EMBED: &str = "model.embed_tokens.weight";
+const FINAL_NORM: &str = "model.norm.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// The two sub-norms' names: transformers', then 1bitLLM's.
+const ATTN_SUB_NORM: [&str; 2] = ["attn_sub_norm", "inner_attn_ln"];
+const FFN_SUB_NORM: [&str; 2] = ["ffn_sub_norm", "ffn_layernorm"];
+
+/// Takes the tensors of a checkpoint one after the other.
+pub(crate) struct Reader<'a> {
+    spec: &'a ModelSpec,
+    tensors: BTreeMap<String, RawTensor>,
+    /// What errors about missing tensors name: the file or the index.
+    source: &'a Path,
+    progress: &'a mut Progress<'a>,
+    done: u64,
+    total: u64,
+    packed: bool,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(
+        spec: &'a ModelSpec,
+        tensors: BTreeMap<String, RawTensor>,
+        source: &'a Path,
+        progress: &'a mut Progress<'a>,
+    ) -> Self {
+        let total = tensors.values().map(|t| t.bytes.len() as u64).sum();
+        Self { spec, tensors, source, progress, done: 0, total, packed: false }
+    }
+
+    /// Whether a packed ternary tensor has been taken.
+    pub(crate) fn found_packed(&self) -> bool {
+        self.packed
+    }
+
+    pub(crate) fn embedding(&mut self) -> Result<DenseTensor> {
+        self.dense(EMBED, [self.spec.vocab_size, self.spec.hidden_size])
+    }
+
+    pub(crate) fn final_norm(&mut self) -> Result<RmsNorm> {
+        self.norm(FINAL_NORM, self.spec.hidden_size, self.spec.rms_eps)
+    }
+
+    /// The head. Where the configuration ties it to the embedding and the file holds one all the same, a head of its
+    /// own is used, as transformers does since version 5, unless it is a copy.
+    pub(crate) fn head(&mut self, embed: &DenseTensor) -> Result<Option<DenseTensor>> {
+        if self.spec.tied && !self.tensors.contains_key(HEAD) {
+            return Ok(None);
+        }
+        let head = self.dense(HEAD, [self.spec.vocab_size, self.spec.hidden_size])?;
+        let copy = self.spec.tied && head.dtype == embed.dtype && head.bytes[..] == embed.bytes[..];
+        if self.spec.tied && !copy {
+            tracing::warn!(
+                "the configuration ties the head to the embedding, the file holds another: it is used"
+            );
+        }
+        Ok((!copy).then_some(head))
+    }
+
+    pub(crate) fn layer(&mut self, index: usize) -> Result<LayerTensors> {
+        let s = self.spec;
+        let (hidden, inner) = (s.hidden_size, s.intermediate_size);
+        let (q_width, kv_width) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        let layer = format!("model.layers.{index}");
+        let (attn, mlp) = (format!("{layer}.self_attn"), format!("{layer}.mlp"));
+        let tensors = LayerTensors {
+            input_norm: self.norm(&format!("{layer}.input_layernorm.weight"), hidden, s.rms_eps)?,
+            q: self.linear(format!("{attn}.q_proj"), q_width, hidden)?,
+            k: self.linear(format!("{attn}.k_proj"), kv_width, hidden)?,
+            v: self.linear(format!("{attn}.v_proj"), kv_width, hidden)?,
+            attn_sub_norm: self.sub_norm(&attn, ATTN_SUB_NORM, q_width)?,
+            o: self.linear(format!("{attn}.o_proj"), hidden, q_width)?,
+            post_attention_norm: self.norm(
+                &format!("{layer}.post_attention_layernorm.weight"),
+                hidden,
+                s.rms_eps,
+            )?,
+            gate: self.linear(format!("{mlp}.gate_proj"), inner, hidden)?,
+            up: self.linear(format!("{mlp}.up_proj"), inner, hidden)?,
+            ffn_sub_norm: self.sub_norm(&mlp, FFN_SUB_NORM, inner)?,
+            down: self.linear(format!("{mlp}.down_proj"), hidden, inner)?,
+        };
+        (self.progress)(self.done, self.total);
+        Ok(tensors)
+    }
+
+    /// Ends the reading; an error where a tensor plays no part.
+    pub(crate) fn finish(self) -> Result<()> {
+        // Old checkpoints carry the rotary frequencies, which follow from the configuration.
+        let unknown = self.tensors.iter().find(|(name, _)| !name.ends_with("rotary_emb.inv_freq"));
+        let Some((name, tensor)) = unknown else {
+            (self.progress)(self.total, self.total);
+            return Ok(());
+        };
+        if name.strip_suffix(".bias").is_some() {
+            return Err(Error::unsupported("a bias is not supported, expected projections without")
+                .with("tensor", name)
+                .with("file", tensor.file.display()));
+        }
+        let spec = self.spec;
+        let message = format!(
+            "the tensor has no place in a {} model of {} layers{}",
+            spec.family,
+            spec.layers,
+            if spec.sub_norms { "" } else { " without sub-norms" }
+        );
+        Err(tensor.invalid(name, message))
+    }
+
+    fn take(&mut self, name: &str) -> Result<RawTensor> {
+        let tensor = self.tensors.remove(name).ok_or_else(|| {
+            Error::invalid_model("the tensor is missing")
+                .with("tensor", name)
+                .with("file", self.source.display())
+        })?;
+        self.done += tensor.bytes.len() as u64;
+        Ok(tensor)
+    }
+
+    fn dense<const N: usize>(&mut self, name: &str, shape: [usize; N]) -> Result<DenseTensor> {
+        let tensor = self.take(name)?;
+        finite_dense(&tensor, name, &shape)
+    }
+
+    fn norm(&mut self, name: &str, width: usize, eps: f32) -> Result<RmsNorm> {
+        Ok(RmsNorm { weight: self.dense(name, [width])?.to_f32(), eps })
+    }
+
+    fn sub_norm(&mut self, module: &str, names: [&str; 2], width: usize) -> Result<Option<RmsNorm>> {
+        if !self.spec.sub_norms {
+            return Ok(None);
+        }
+        let names = names.map(|name| format!("{module}.{name}.weight"));
+        let present = names.iter().find(|name| self.tensors.contains_key(*name)).unwrap_or(&names[0]);
+        self.norm(present, width, self.spec.rms_eps).map(Some)
+    }
+
+    fn linear(&mut self, name: String, rows: usize, cols: usize) -> Result<Linear> {
+        let spec = self.spec;
+        let weight_name = format!("{name}.weight");
+        let weight = self.take(&weight_name)?;
+        let quantization = spec.quantization.as_ref().filter(|q| !config::stays_dense(q, &name));
+        let weights = match (weight.dtype, quantization) {
+            (Dtype::U8, None) => {
+                let message = "the element type is U8 (packed), expected floats: the configuration has no \
+                               `quantization_config`, or one that keeps this module dense";
+                return Err(weight.invalid(&weight_name, message));
+            }
+            (_, None) => Weights::Dense(finite_dense(&weight, &weight_name, &[rows, cols])?),
+            (dtype, Some(quantization)) => {
+                check_ternary_shape(&weight, &weight_name, rows, cols)?;
+                let (codes, scale) = if dtype != Dtype::U8 && quantization.online {
+                    master(&weight, &weight_name, rows, cols)?
+                } else {
+                    let packed = dtype == Dtype::U8;
+                    self.packed |= packed;
+                    let codes = if packed { packed_codes } else { float_codes };
+                    let codes = codes(&weight, &weight_name, rows, cols)?;
+                    (codes, self.scale(&format!("{name}.weight_scale"), quantization.scale_use)?)
+                };
+                Weights::Ternary(TernaryTensor { codes, rows, cols, scale })
+            }
+        };
+        let input_norm = match quantization.and_then(|q| q.input_norm_eps) {
+            Some(eps) => Some(self.norm(&format!("{name}.rms_norm.weight"), cols, eps)?),
+            None => None,
+        };
+        Ok(Linear { name, weights, input_norm })
+    }
+
+    /// The factor of the integer product that a `weight_scale` stands for.
+    fn scale(&mut self, name: &str, scale_use: ScaleUse) -> Result<f32> {
+        let tensor = self.take(name)?;
+        let dense = tensor.dense(name)?;
+        if dense.elements() != 1 {
+            let message = format!("the shape is {:?}, expected one value: [1] or []", tensor.shape);
+            return Err(tensor.invalid(name, message));
+        }
+        let stored = dense.to_f32()[0];
+        let scale = match scale_use {
+            ScaleUse::Multiplies => stored,
+            ScaleUse::Divides => 1.0 / stored,
+        };
+        if stored == 0.0 || !stored.is_finite() || !scale.is_finite() {
+            let message = format!("the scale is {stored:?}, expected a finite number other than 0");
+            return Err(tensor.invalid(name, message));
+        }
+        Ok(scale)
+    }
+}
+
+fn check_shape(tensor: &RawTensor, name: &str, expected: &[usize]) -> Result<()> {
+    if tensor.shape == expected {
+        return Ok(());
+    }
+    let found = &tensor.shape[..tensor.shape.len().min(8)];
+    Err(tensor.invalid(name, format!("the shape is {found:?}, expected {expected:?}")))
+}
+
+fn finite_dense(tensor: &RawTensor, name: &str, shape: &[usize]) -> Result<DenseTensor> {
+    // A large piece to a thread, and an even number of bytes.
+    const PIECE: usize = 1 << 20;
+    check_shape(tensor, name, shape)?;
+    let dense = tensor.dense(name)?;
+    let pieces = dense.bytes.len().div_ceil(PIECE);
+    let finite = (0..pieces).into_par_iter().all(|i| {
+        let range = i * PIECE..((i + 1) * PIECE).min(dense.bytes.len());
+        dense.dtype.is_finite(&dense.bytes[range])
+    });
+    if finite {
+        return Ok(dense);
+    }
+    Err(tensor.invalid(name, "a value is infinite or not a number, expected finite numbers"))
+}
+
+fn check_ternary_shape(tensor: &RawTensor, name: &str, rows: usize, cols: usize) -> Result<()> {
+    if !rows.is_multiple_of(4) {
+        let message =
+            format!("the projection has {rows} rows, expected a multiple of 4 for the packed layout");
+        return Err(tensor.invalid(name, message));
+    }
+    if cols > MAX_TERNARY_COLS {
+        let message = format!("the projection has {cols} columns, expected at most {MAX_TERNARY_COLS}");
+        return Err(tensor.invalid(name, message));
+    }
+    Ok(())
+}
+
+/// Codes as they lie in the file.
+fn packed_codes(tensor: &RawTensor, name: &str, rows: usize, cols: usize) -> Result<SharedBytes> {
+    check_shape(tensor, name, &[rows / 4, cols])?;
+    if let Some(at) = ternion_kernels::find_invalid_code(&tensor.bytes) {
+        let found = tensor.bytes[at];
+        let message =
+            format!("byte {at} is {found:#04x}, which holds the code 3; expected the codes 0, 1 and 2");
+        return Err(tensor.invalid(name, message));
+    }
+    Ok(tensor.bytes.clone())
+}
+
+/// Codes of trits that are stored as floats: what transformers writes when it saves a model that it has loaded from codes.
+fn float_codes(tensor: &RawTensor, name: &str, rows: usize, cols: usize) -> Result<SharedBytes> {
+    check_shape(tensor, name, &[rows, cols])?;
+    let values = tensor.dense(name)?.to_f32();
+    if let Some(value) = values.iter().find(|x| !matches!(**x, -1.0 | 0.0 | 1.0)) {
+        let message = format!(
+            "the element type is {:?} and a value is {value}, expected -1, 0 or 1 where `quantization_mode` is not `online`",
+            tensor.dtype
+        );
+        return Err(tensor.invalid(name, message));
+    }
+    let trits: Vec<i8> = values.iter().map(|&x| x as i8).collect();
+    let codes = ternion_kernels::pack(&trits, rows, cols)
+        .map_err(|e| tensor.invalid(name, format!("cannot be packed: {e}")))?;
+    Ok(codes.into())
+}
+
+/// Codes and scale of a float master, by the mean of its absolute values.
+fn master(tensor: &RawTensor, name: &str, rows: usize, cols: usize) -> Result<(SharedBytes, f32)> {
+    check_shape(tensor, name, &[rows, cols])?;
+    let (codes, scale) = ternion_kernels::quantize_master(tensor.dense(name)?.view(), rows, cols)
+        .map_err(|e| tensor.invalid(name, format!("cannot be quantised: {e}")))?;
+    Ok((codes.into(), scale))
+}

@@ -1,0 +1,216 @@
+//! The tensors of a decoder as an engine sees them: norms, and projections that are ternary or dense.
+
+use ternion_kernels::DenseRef;
+
+use crate::SharedBytes;
+
+/// The element type of a dense tensor, little-endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DenseType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a single.
+    Bf16,
+}
+
+impl DenseType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The name that safetensors gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+        }
+    }
+
+    /// Whether no element of `bytes` is infinite or not a number.
+    pub(crate) fn is_finite(self, bytes: &[u8]) -> bool {
+        // A float is non-finite if all bits of its exponent are set, so the elements need no conversion. Counting
+        // instead of stopping at the first one leaves the loop without a branch.
+        fn count_halves(bytes: &[u8], exponent: u16) -> usize {
+            let halves = bytes.as_chunks().0.iter();
+            halves.filter(|b: &&[u8; 2]| u16::from_le_bytes(**b) & exponent == exponent).count()
+        }
+        let non_finite = match self {
+            Self::F32 => {
+                let singles = bytes.as_chunks().0.iter();
+                let exponent = 0x7f80_0000;
+                singles.filter(|b: &&[u8; 4]| u32::from_le_bytes(**b) & exponent == exponent).count()
+            }
+            Self::F16 => count_halves(bytes, 0x7c00),
+            Self::Bf16 => count_halves(bytes, 0x7f80),
+        };
+        non_finite == 0
+    }
+}
+
+/// A dense tensor in row-major order. Its bytes need not be aligned.
+#[derive(Debug, Clone)]
+pub struct DenseTensor {
+    /// Element type.
+    pub dtype: DenseType,
+    /// Dimensions, outermost first; their product times the element size is the length of `bytes`.
+    pub shape: Vec<usize>,
+    /// The elements.
+    pub bytes: SharedBytes,
+}
+
+impl DenseTensor {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// The same elements as the kernels take them.
+    pub fn view(&self) -> DenseRef<'_> {
+        match self.dtype {
+            DenseType::F32 => DenseRef::F32(&self.bytes),
+            DenseType::F16 => DenseRef::F16(&self.bytes),
+            DenseType::Bf16 => DenseRef::Bf16(&self.bytes),
+        }
+    }
+
+    /// All elements as single-precision floats.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self.dtype {
+            DenseType::F32 => {
+                self.bytes.as_chunks().0.iter().map(|&b: &[u8; 4]| f32::from_le_bytes(b)).collect()
+            }
+            DenseType::F16 => {
+                let halves = self.bytes.as_chunks().0.iter();
+                halves.map(|&b: &[u8; 2]| half::f16::from_le_bytes(b).to_f32()).collect()
+            }
+            DenseType::Bf16 => {
+                let halves = self.bytes.as_chunks().0.iter();
+                halves.map(|&b: &[u8; 2]| half::bf16::from_le_bytes(b).to_f32()).collect()
+            }
+        }
+    }
+}
+
+/// A ternary matrix `[rows, cols]` in the packed layout of Hugging Face transformers.
+///
+/// Byte `[r, k]` of `[rows / 4, cols]` holds in bits `2i..2i+1` the code `w + 1` of weight `[i * rows / 4 + r, k]`, so
+/// one row of bytes carries four output rows a quarter apart. No code is 3.
+#[derive(Debug, Clone)]
+pub struct TernaryTensor {
+    /// `rows / 4 * cols` bytes.
+    pub codes: SharedBytes,
+    /// Output width; a multiple of 4.
+    pub rows: usize,
+    /// Input width; at most 131072, so that an integer product is exact.
+    pub cols: usize,
+    /// Multiplies the integer product, however the checkpoint stores it. Finite and not zero.
+    pub scale: f32,
+}
+
+/// The weights of a projection.
+#[derive(Debug, Clone)]
+pub enum Weights {
+    /// `y = (quantised(x) @ W^T) * scale / activation_scale`
+    Ternary(TernaryTensor),
+    /// `y = x @ W^T`, shape `[rows, cols]`
+    Dense(DenseTensor),
+}
+
+/// A projection without bias: what a decoder sees of a family's weights.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// The module's name in the checkpoint, such as `model.layers.0.mlp.down_proj`.
+    pub name: String,
+    /// The weights.
+    pub weights: Weights,
+    /// An RMS norm on the input, before its activations are quantised.
+    pub input_norm: Option<RmsNorm>,
+}
+
+impl Linear {
+    /// Output width.
+    pub fn rows(&self) -> usize {
+        match &self.weights {
+            Weights::Ternary(t) => t.rows,
+            Weights::Dense(d) => d.shape[0],
+        }
+    }
+
+    /// Input width.
+    pub fn cols(&self) -> usize {
+        match &self.weights {
+            Weights::Ternary(t) => t.cols,
+            Weights::Dense(d) => d.shape[1],
+        }
+    }
+
+    /// Bytes of the weights as they lie in memory.
+    pub fn bytes(&self) -> &SharedBytes {
+        match &self.weights {
+            Weights::Ternary(t) => &t.codes,
+            Weights::Dense(d) => &d.bytes,
+        }
+    }
+}
+
+/// `weight * x / sqrt(mean(x^2) + eps)`
+#[derive(Debug, Clone, PartialEq)]
+pub struct RmsNorm {
+    /// One factor for each element of `x`.
+    pub weight: Vec<f32>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// One decoder layer.
+#[derive(Debug, Clone)]
+pub struct LayerTensors {
+    /// Before `q`, `k` and `v`: `[hidden_size]`.
+    pub input_norm: RmsNorm,
+    /// `[heads * head_dim, hidden_size]`
+    pub q: Linear,
+    /// `[kv_heads * head_dim, hidden_size]`
+    pub k: Linear,
+    /// `[kv_heads * head_dim, hidden_size]`
+    pub v: Linear,
+    /// On the concatenated heads, before `o`: `[heads * head_dim]`.
+    pub attn_sub_norm: Option<RmsNorm>,
+    /// `[hidden_size, heads * head_dim]`
+    pub o: Linear,
+    /// Before `gate` and `up`: `[hidden_size]`.
+    pub post_attention_norm: RmsNorm,
+    /// `[intermediate_size, hidden_size]`
+    pub gate: Linear,
+    /// `[intermediate_size, hidden_size]`
+    pub up: Linear,
+    /// On `activation(gate) * up`, before `down`: `[intermediate_size]`.
+    pub ffn_sub_norm: Option<RmsNorm>,
+    /// `[hidden_size, intermediate_size]`
+    pub down: Linear,
+}
+
+impl LayerTensors {
+    /// The seven projections in the order in which they are applied.
+    pub fn linears(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    /// The norms in the order in which they are applied, those of the projections' inputs excepted.
+    pub fn norms(&self) -> impl Iterator<Item = &RmsNorm> {
+        [
+            Some(&self.input_norm),
+            self.attn_sub_norm.as_ref(),
+            Some(&self.post_attention_norm),
+            self.ffn_sub_norm.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+    }
+}

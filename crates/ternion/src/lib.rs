@@ -1,0 +1,90 @@
+//! Run BitNet b1.58 and other ternary language models on plain CPUs, behind one trait.
+//!
+//! A host names a model in a configuration file, gets an `Arc<dyn LlmBackend>` and streams answers from it. Another
+//! model, format or engine is another configuration; the program stays as it is.
+//!
+//! ```
+//! use ternion::{Event, GenerateRequest, LlmBackend, Message};
+//!
+//! # async fn run() -> ternion::Result<()> {
+//! let model = ternion::open("path/to/checkpoint").await?;
+//! let request = GenerateRequest::chat([Message::user("How many days are in a week?")]);
+//! let mut answer = model.generate(request).await?;
+//! while let Some(event) = answer.next().await {
+//!     if let Event::Token { text, .. } = event? {
+//!         print!("{text}");
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Features
+//!
+//! * `candle` (default): the engine in pure Rust, for safetensors checkpoints.
+#![forbid(unsafe_code)]
+
+use std::{path::Path, sync::Arc};
+
+pub use ternion_core::{config, echo, engine, registry, text};
+pub use ternion_core::{
+    Capabilities, CausalLm, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, Limits,
+    LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, Message, ModelInfo, Prompt, Result, ResultExt, Sampling,
+    SamplingDefaults, Score, ScoreRequest, SequenceId, SequenceInput, Stats, Timing, TokenScore, Usage,
+};
+pub use ternion_formats as formats;
+
+use config::{Config, ModelConfig};
+use registry::{Progress, Registry};
+
+/// The backends that are compiled in.
+pub fn registry() -> Registry {
+    #[allow(unused_mut, reason = "no engine may be compiled in")]
+    let mut registry = Registry::new();
+    #[cfg(feature = "candle")]
+    ternion_backend_candle::register(&mut registry);
+    registry
+}
+
+/// Loads a model of a configuration: the one that is named, else its default.
+///
+/// # Errors
+/// What [`Registry::load`] returns: an unknown model or backend, or a model that cannot be loaded.
+pub async fn load(config: &Config, model: Option<&str>) -> Result<Arc<dyn LlmBackend>> {
+    load_with_progress(config, model, Progress::none()).await
+}
+
+/// [`load`] that reports how far it is.
+///
+/// # Errors
+/// As [`load`].
+pub async fn load_with_progress(
+    config: &Config,
+    model: Option<&str>,
+    progress: Progress,
+) -> Result<Arc<dyn LlmBackend>> {
+    registry().load_with_progress(config, model, progress).await
+}
+
+/// Reads a configuration file (TOML, JSON or YAML), with the overrides of the environment, and loads its default model.
+///
+/// # Errors
+/// As [`Config::load`] and [`load`].
+pub async fn load_file(path: impl AsRef<Path>) -> Result<Arc<dyn LlmBackend>> {
+    load(&Config::load(path.as_ref())?, None).await
+}
+
+/// Loads the checkpoint in a folder or file with default options.
+///
+/// # Errors
+/// As [`load`].
+pub async fn open(path: impl AsRef<Path>) -> Result<Arc<dyn LlmBackend>> {
+    let model = ModelConfig::for_path(path.as_ref());
+    let name = path.as_ref().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+    load(&Config::single(name, model), None).await
+}
+
+/// The README's example is compiled with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -1,0 +1,32 @@
+//! The smallest embedding: load a checkpoint, stream one chat answer.
+//!
+//! `cargo run --release --example embed -- path/to/checkpoint "How many days are in a week?"`
+
+use std::io::Write;
+
+use ternion::{Event, GenerateRequest, LlmBackend, Message};
+
+#[tokio::main]
+async fn main() -> ternion::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().unwrap_or_else(|| "fixtures/tiny-packed".into());
+    let question = arguments.next().unwrap_or_else(|| "How many days are in a week?".into());
+
+    let model = ternion::open(path).await?;
+    let request = GenerateRequest::chat([Message::user(question)]).with_max_tokens(200);
+    let mut answer = model.generate(request).await?;
+    while let Some(event) = answer.next().await {
+        match event? {
+            Event::Token { text, .. } => print!("{text}"),
+            Event::Done { text, usage, timing, .. } => {
+                println!("{text}");
+                if let Some(rate) = timing.decode_rate(&usage) {
+                    eprintln!("{} tokens, {rate:.1} tokens/s", usage.generated_tokens);
+                }
+            }
+            _ => {}
+        }
+        let _ = std::io::stdout().flush();
+    }
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! The `ternion` command with models of `fixtures/`: what it computes is what transformers computed.
+
+#[path = "cli/common.rs"]
+mod common;
+
+use std::path::Path;
+
+use common::{failure, fixture, fixture_arg, json, stderr, stdout, success, ternion, ternion_in};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+
+fn golden(model: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(fixture(model).join("golden.json")).unwrap()).unwrap()
+}
+
+/// A tensor's dimensions and its elements.
+fn tensor(file: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
+    let bytes = std::fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = tensors.tensor(name).unwrap();
+    assert_eq!(tensor.dtype(), Dtype::F32);
+    let values = tensor.data().as_chunks().0.iter().map(|&b: &[u8; 4]| f32::from_le_bytes(b)).collect();
+    (tensor.shape().to_vec(), values)
+}
+
+fn case(golden: &Value, name: &str) -> Value {
+    golden["cases"].as_array().unwrap().iter().find(|case| case["name"] == name).unwrap().clone()
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = fixture("nano-packed/golden.f32.safetensors");
+    let mut strict = 0;
+    for case in golden("nano-packed")["cases"].as_array().unwrap() {
+        if case["strict"] != true {
+            continue;
+        }
+        let name = case["name"].as_str().unwrap();
+        std::fs::write(folder.path().join("ids.json"), case["input_ids"].to_string()).unwrap();
+        let chunk = if strict % 2 == 0 { "3" } else { "64" };
+        let args = ["logits", "--model", &fixture_arg("nano-packed"), "--ids", "ids.json", "--out", "x.safetensors"];
+        success(ternion_in(folder.path(), &[&args[..], &["--chunk", chunk]].concat()));
+        let (shape, found) = tensor(&folder.path().join("x.safetensors"), "logits");
+        let (expected_shape, expected) = tensor(&expected, &format!("{name}.logits"));
+        assert_eq!(shape, expected_shape, "{name}");
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-3, "{name}: off by {worst}");
+        strict += 1;
+    }
+    assert!(strict >= 3, "{strict}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file stays");
+}
+
+#[test]
+fn logits_read_ids_from_a_pipe_and_refuse_what_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |ids: &str| {
+        let args = ["logits", "--json", "--model", &fixture_arg("nano-packed"), "--ids", "-", "--out", "x.safetensors"];
+        let mut command = ternion_in(folder.path(), &args);
+        command.write_stdin(ids);
+        command
+    };
+    let done = json(run("[304, 51]"));
+    assert_eq!((&done["tokens"], &done["backend"]), (&json!(2), &json!("candle")));
+    std::fs::remove_file(folder.path().join("x.safetensors")).unwrap();
+    failure(run("[1, -2]"), 2, &["token ids"]);
+    failure(run("{}"), 2, &["token ids"]);
+    failure(run("[]"), 2, &["at least one"]);
+    failure(run("[99999999]"), 2, &["99999999"]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    let args = ["logits", "--model", &fixture_arg("nano-packed"), "--ids", "none.json", "--out", "x"];
+    failure(ternion_in(folder.path(), &args), 2, &["none.json"]);
+}
+
+#[test]
+fn generate_continues_as_transformers_does() {
+    let golden = golden("nano-packed");
+    let case = case(&golden, "greedy0");
+    let args = ["--temperature", "0", "--max-tokens", "32", "--ignore-eos", "--json", "--logprobs"];
+    let model = fixture_arg("nano-packed");
+    let found =
+        json(ternion(&[&["generate", case["text"].as_str().unwrap(), "--model", &model], &args[..]].concat()));
+    let tokens = found["tokens"].as_array().unwrap();
+    let ids: Vec<&Value> = tokens.iter().map(|token| &token["id"]).collect();
+    assert_eq!(json!(ids), case["greedy_f32"]);
+    assert!(tokens.iter().all(|token| token["logprob"].as_f64().unwrap() <= 0.0));
+    assert_eq!(found["usage"]["prompt_tokens"], case["input_ids"].as_array().unwrap().len());
+    let text: String = tokens.iter().map(|token| token["text"].as_str().unwrap()).collect();
+    assert!(found["text"].as_str().unwrap().starts_with(&text));
+}
+
+#[test]
+fn chat_answers_with_the_default_model_and_says_that_it_is_noise() {
+    let args = ["chat", "How many days are in a week?", "--max-tokens", "8", "--seed", "7"];
+    let output = success(ternion(&args));
+    assert!(stderr(&output).contains("random weights"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("tokens/s"), "{}", stderr(&output));
+    assert_eq!(stdout(&output), stdout(&success(ternion(&args))), "the same seed, the same answer");
+}
+
+#[test]
+fn another_configuration_is_another_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = |model: &str| json!({"models": {"main": {"path": fixture(model)}}}).to_string();
+    let path = folder.path().join("host.json");
+    let run = || json(ternion_in(folder.path(), &["chat", "hi", "--json", "--max-tokens", "4", "--model", "host.json"]));
+    std::fs::write(&path, config("nano-packed")).unwrap();
+    let first = run();
+    std::fs::write(&path, config("llama-ternary")).unwrap();
+    let second = run();
+    assert_eq!((&first["model"], &second["model"]), (&json!("main"), &json!("main")));
+    assert_ne!(first["usage"]["prompt_tokens"], second["usage"]["prompt_tokens"], "another template");
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_says_so() {
+    let model = fixture_arg("nano-packed");
+    let args = ["generate", &"word ".repeat(40), "--model", &model, "--context", "16"];
+    failure(ternion(&args), 2, &["16"]);
+}
+
+#[test]
+fn a_damaged_model_is_named_with_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture("nano-packed")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let weights = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    bytes.truncate(bytes.len() / 2);
+    std::fs::write(&weights, bytes).unwrap();
+    for command in ["chat", "generate"] {
+        failure(ternion_in(folder.path(), &[command, "hi", "--model", "."]), 3, &["model.safetensors"]);
+    }
+    failure(ternion_in(folder.path(), &["inspect", "--model", "."]), 3, &["model.safetensors"]);
+}
+
+/// What transformers computed for `nano-packed`, as `verify` takes it.
+fn expectation() -> Value {
+    let golden = golden("nano-packed");
+    let (logits, chat) = (case(&golden, "greedy0"), case(&golden, "chat1"));
+    let (shape, values) = tensor(&fixture("nano-packed/golden.f32.safetensors"), "greedy0.logits");
+    let mean = |row: &[f32]| row.iter().map(|&v| f64::from(v)).sum::<f64>() / row.len() as f64;
+    let means: Vec<f64> = values.chunks_exact(shape[1]).map(mean).collect();
+    let tokens: Vec<u32> = serde_json::from_value(chat["greedy_f32"].clone()).unwrap();
+    json!({
+        "model": "nano-packed",
+        "source": "transformers",
+        "vocab_size": shape[1],
+        "files": {"config.json": sha256_of_config()},
+        "logits": {
+            "text": logits["text"],
+            "input_ids": logits["input_ids"],
+            "mean": means,
+            "mean_tolerance": 1e-4,
+            "first": &values[..30],
+            "first_tolerance": 1e-3,
+        },
+        "generation": {
+            "messages": chat["messages"],
+            "prompt_ids": chat["input_ids"],
+            "text": chat["greedy_text_f32"],
+            "tokens": tokens,
+            "logprob_tolerance": 0.5,
+        },
+    })
+}
+
+fn sha256_of_config() -> String {
+    use sha2::{Digest, Sha256};
+    let hash = Sha256::digest(std::fs::read(fixture("nano-packed/config.json")).unwrap());
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn verify_passes_what_is_right_and_fails_what_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let verify = |expected: &Value| {
+        std::fs::write(folder.path().join("expect.json"), expected.to_string()).unwrap();
+        let args = ["verify", "--json", "--expect", "expect.json", "--model", &fixture_arg("nano-packed")];
+        let output = ternion_in(folder.path(), &args).output().unwrap();
+        let found: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|e| panic!("{e}: {} {}", stdout(&output), stderr(&output)));
+        let failed: Vec<String> = found["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|check| check["passed"] == false)
+            .map(|check| check["name"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(output.status.code(), Some(if failed.is_empty() { 0 } else { 3 }));
+        assert_eq!(found["passed"], failed.is_empty());
+        (failed, found)
+    };
+    let right = expectation();
+    let (failed, found) = verify(&right);
+    assert!(failed.is_empty(), "{found}");
+    let names: Vec<&str> =
+        found["checks"].as_array().unwrap().iter().map(|check| check["name"].as_str().unwrap()).collect();
+    for name in ["config.json", "model.safetensors", "mean logits", "logits at position 0", "greedy text"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+
+    for (pointer, wrong, expected) in [
+        ("/files/config.json", json!("00"), "config.json"),
+        ("/files/absent.json", json!("00"), "absent.json"),
+        ("/vocab_size", json!(128_256), "vocabulary"),
+        ("/logits/mean/3", json!(99.0), "mean logits"),
+        ("/logits/first/29", json!(99.0), "logits at position 0"),
+        ("/generation/prompt_ids/5", json!(1), "tokens of a conversation"),
+    ] {
+        let mut changed = right.clone();
+        if pointer == "/files/absent.json" {
+            changed["files"]["absent.json"] = wrong;
+        } else {
+            *changed.pointer_mut(pointer).unwrap() = wrong;
+        }
+        let (failed, found) = verify(&changed);
+        assert!(failed.contains(&expected.to_owned()), "{pointer}: {found}");
+    }
+    // Other words alone are no failure while the expected tokens stay near the best; these do not.
+    let mut changed = right.clone();
+    changed["generation"]["text"] = json!("something else");
+    assert!(verify(&changed).0.is_empty());
+    changed["generation"]["tokens"][0] = json!(1);
+    assert_eq!(verify(&changed).0, ["greedy text"]);
+}
+
+#[test]
+fn verify_tells_another_model_from_the_published_one() {
+    let output = ternion(&["verify", "--model", &fixture_arg("nano-packed")]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let found = stdout(&output);
+    assert!(found.contains("FAIL  vocabulary") && found.contains("expected 128256"), "{found}");
+    failure(ternion(&["verify", "--expect", "none.json"]), 2, &["none.json"]);
+}
+
+#[test]
+fn bench_measures_everything_it_names() {
+    let args = ["--prompt", "16", "--decode", "4", "--repeat", "2", "--buffer", "8", "--json"];
+    let model = fixture_arg("nano-packed");
+    let found = json(ternion(&[&["bench", "--model", &model], &args[..]].concat()));
+    for key in ["prefill_tokens_per_second", "decode_tokens_per_second", "first_token_seconds"] {
+        let spread = &found[key];
+        let value = |part: &str| spread[part].as_f64().unwrap();
+        assert!(0.0 < value("min") && value("min") <= value("median") && value("median") <= value("max"), "{key}");
+    }
+    assert!(found["bandwidth"]["one_thread"].as_f64().unwrap() > 0.0);
+    assert!(found["decode_bandwidth_share"].as_f64().unwrap() > 0.0);
+    assert!(found["weight_bytes_per_token"].as_u64().unwrap() > 0);
+    if cfg!(target_os = "linux") {
+        assert!(found["memory"]["peak"].as_u64().unwrap() > 0);
+    }
+    let text = stdout(&success(ternion(&[
+        "bench", "--model", &model, "--prompt", "4", "--decode", "2", "--repeat", "1", "--buffer", "0",
+    ])));
+    assert!(text.contains("prefill 4") && text.contains("decode 2") && !text.contains("memory reads"), "{text}");
+    failure(ternion(&["bench", "--backend", "echo"]), 3, &["vocabulary"]);
+}

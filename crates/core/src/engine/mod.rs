@@ -34,6 +34,7 @@ use crate::{
 use job::{Job, Work};
 
 pub use sampler::log_softmax_at;
+pub(crate) use stop::StopMatcher;
 
 /// Events that may wait for a slow reader before its sequence pauses.
 const EVENT_CAPACITY: usize = 64;

@@ -1,0 +1,291 @@
+//! Configuration: which models a host has, which backend runs each, and the sizes that the host sets.
+//!
+//! A file in TOML, JSON or YAML is read into one [`Config`]; values of the environment override it. Whatever the file
+//! says that does not exist or has the wrong type is an error that names the place: a setting that is silently ignored
+//! costs a host more than one that is refused.
+//!
+//! ```toml
+//! default_model = "bitnet"
+//!
+//! [models.bitnet]
+//! backend = "candle"
+//! path = "models/bitnet-b1.58-2B-4T"   # relative to this file
+//! context = 4096
+//!
+//! [models.bitnet.sampling]
+//! temperature = 0.7
+//! ```
+
+mod env;
+mod parse;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{Error, ErrorKind, Result, ResultExt, Sampling, engine::validate};
+
+/// No configuration is larger than this, and a file that is was named by mistake.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The models of a host.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Config {
+    /// The model that is meant where none is named. May be left out if there is only one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_model: Option<String>,
+    /// The models by the names that the host calls them.
+    pub models: BTreeMap<String, ModelConfig>,
+}
+
+/// One model: where it is, what runs it, and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ModelConfig {
+    /// The backend that runs it, such as `candle`.
+    pub backend: String,
+    /// The checkpoint's folder or file. A relative path is relative to the configuration file's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Threads that compute, at least 1. Left out: one for each core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub threads: Option<usize>,
+    /// Tokens that prompt and answer may have together, at least 2. Left out: as many as the model was made for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2))]
+    pub context: Option<usize>,
+    /// Requests that are worked on at the same time, at least 1. Left out: 4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_sequences: Option<usize>,
+    /// Requests that may wait beyond those. Left out: 64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_queued: Option<usize>,
+    /// The most prompt tokens that are computed in one step, at least 1: more is faster, fewer let a cancellation and
+    /// other requests through sooner. Left out: 128.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub prefill_chunk: Option<usize>,
+    /// What applies where a request leaves its sampling open, before the model's own defaults.
+    pub sampling: Sampling,
+    /// What only this backend knows. Its documentation says what there is.
+    pub options: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            backend: "candle".to_owned(),
+            path: None,
+            threads: None,
+            context: None,
+            max_sequences: None,
+            max_queued: None,
+            prefill_chunk: None,
+            sampling: Sampling::default(),
+            options: serde_json::Map::new(),
+        }
+    }
+}
+
+/// A format of configuration files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// `.toml`
+    Toml,
+    /// `.json`
+    Json,
+    /// `.yaml` or `.yml`
+    Yaml,
+}
+
+impl Format {
+    /// The format that a path's extension stands for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] for any other extension.
+    pub fn of_path(path: &Path) -> Result<Self> {
+        let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+        match extension.as_deref() {
+            Some("toml") => Ok(Self::Toml),
+            Some("json") => Ok(Self::Json),
+            Some("yaml" | "yml") => Ok(Self::Yaml),
+            _ => Err(Error::invalid_config("a configuration file ends in .toml, .json, .yaml or .yml")
+                .with("path", path.display())),
+        }
+    }
+}
+
+impl Config {
+    /// Reads a file, lets the environment override it, and makes the models' paths relative to the file's folder.
+    ///
+    /// `TERNION_DEFAULT_MODEL` names the default model. `TERNION_MODELS__<NAME>__<KEY>` sets a key of a model, such
+    /// as `TERNION_MODELS__BITNET__THREADS=2`; a further `__<KEY>` goes into a table (`...__SAMPLING__TOP_K=40`). The
+    /// model's name is compared without case and with every other sign than letters and digits as `_`. A path that
+    /// the environment gives is relative to the working directory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] or [`ErrorKind::Io`] if it cannot be read, [`ErrorKind::InvalidConfig`] naming the
+    /// place if it is not valid.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_with_env(path, std::env::vars_os())
+    }
+
+    /// [`load`](Self::load) with these variables in place of the process's environment.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with_env(
+        path: impl AsRef<Path>,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        let load = || -> Result<Self> {
+            let format = Format::of_path(path)?;
+            let length = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+            if length > MAX_BYTES {
+                return Err(Error::invalid_config(format!("{length} bytes; at most {MAX_BYTES} expected")));
+            }
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            let mut value = parse::to_value(&text, format)?;
+            parse::resolve_paths(&mut value, path.parent().unwrap_or(Path::new("")));
+            env::apply(&mut value, variables)?;
+            Self::from_value(value)
+        };
+        load().with("path", path.display()).during("configuration")
+    }
+
+    /// Reads a text, without the environment.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] naming the place.
+    pub fn from_str(text: &str, format: Format) -> Result<Self> {
+        parse::to_value(text, format).and_then(Self::from_value).during("configuration")
+    }
+
+    /// A configuration of one model.
+    pub fn single(name: impl Into<String>, model: ModelConfig) -> Self {
+        Self { default_model: None, models: BTreeMap::from([(name.into(), model)]) }
+    }
+
+    /// The JSON schema of a configuration file, for editors and for checks before a roll-out.
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Self).to_value()
+    }
+
+    /// The model called `name`, or the default one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] if there is no such model, or no default.
+    pub fn model(&self, name: Option<&str>) -> Result<(&str, &ModelConfig)> {
+        let Some(name) = name.or(self.default_model.as_deref()) else {
+            let mut models = self.models.iter();
+            return match (models.next(), models.next()) {
+                (Some((name, model)), None) => Ok((name, model)),
+                (None, _) => Err(Error::invalid_config("no model is configured; expected a table `models.<name>`")),
+                _ => Err(Error::invalid_config(format!(
+                    "none of the models is the default; set `default_model` to one of: {}",
+                    self.names()
+                ))),
+            };
+        };
+        match self.models.get_key_value(name) {
+            Some((name, model)) => Ok((name, model)),
+            None => {
+                let mut message = format!("no model `{name}`; configured: {}", self.names());
+                suggest(&mut message, name, self.models.keys().map(String::as_str));
+                Err(Error::invalid_config(message))
+            }
+        }
+    }
+
+    /// Checks the ranges of all values and that the default model exists.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] naming the key, what was found and what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        if self.models.contains_key("") {
+            return Err(Error::invalid_config("models: a model's name is empty"));
+        }
+        if let Some(name) = &self.default_model {
+            self.model(Some(name)).map_err(|e| Error::invalid_config(format!("default_model: {}", e.message())))?;
+        }
+        self.models.iter().try_for_each(|(name, model)| model.validate(name))
+    }
+
+    fn from_value(value: serde_json::Value) -> Result<Self> {
+        let config: Self = parse::strict(value, "")?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn names(&self) -> String {
+        self.models.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl ModelConfig {
+    /// The checkpoint in a folder or file, with the default backend and sizes.
+    pub fn for_path(path: impl Into<PathBuf>) -> Self {
+        Self { path: Some(path.into()), ..Self::default() }
+    }
+
+    /// The table `options` as the backend's own type.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] naming a key that does not exist, with the nearest one that does, or that has a
+    /// wrong value.
+    pub fn parse_options<T: DeserializeOwned + JsonSchema>(&self) -> Result<T> {
+        parse::strict(serde_json::Value::Object(self.options.clone()), "options")
+    }
+
+    /// Checks the ranges of all values but `options`; `name` is what the model is called.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] naming the key, what was found and what is allowed.
+    pub fn validate(&self, name: &str) -> Result<()> {
+        let ranges = [
+            ("threads", self.threads, 1, 1024),
+            ("context", self.context, 2, usize::MAX),
+            ("max_sequences", self.max_sequences, 1, usize::MAX),
+            ("prefill_chunk", self.prefill_chunk, 1, usize::MAX),
+        ];
+        for (key, value, least, most) in ranges {
+            if let Some(value) = value.filter(|v| !(least..=most).contains(v)) {
+                let mut allowed = format!("at least {least}");
+                if most < usize::MAX {
+                    let _ = write!(allowed, " and at most {most}");
+                }
+                return Err(Error::invalid_config(format!(
+                    "models.{name}.{key}: {value} is out of range; {allowed} expected"
+                )));
+            }
+        }
+        // Token ids can only be checked when the vocabulary is known, at load.
+        validate::sampling(&self.sampling, usize::MAX).map_err(|e| {
+            Error::new(ErrorKind::InvalidConfig, format!("models.{name}.sampling.{}", e.message()))
+        })
+    }
+}
+
+/// Adds the nearest of `known` to a message, if one is near enough to be meant.
+pub(crate) fn suggest<'a>(message: &mut String, found: &str, known: impl Iterator<Item = &'a str>) {
+    let nearest = known
+        .map(|k| (strsim::damerau_levenshtein(&k.to_ascii_lowercase(), &found.to_ascii_lowercase()), k))
+        .min()
+        .filter(|(distance, k)| *distance <= 1.max(k.chars().count() / 3));
+    if let Some((_, nearest)) = nearest {
+        let _ = write!(message, "; did you mean `{nearest}`?");
+    }
+}

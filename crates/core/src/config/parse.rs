@@ -1,0 +1,145 @@
+//! From text to typed values, with errors that name the place.
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Format, suggest};
+use crate::{Error, Result};
+
+/// The text's own structure, which the environment can still change. An empty text is an empty table.
+pub(super) fn to_value(text: &str, format: Format) -> Result<Value> {
+    let value = match format {
+        Format::Toml => toml::from_str(text).map_err(|e| {
+            let place = e.span().map_or(String::new(), |span| line_and_column(text, span.start));
+            Error::invalid_config(format!("not valid TOML: {}{place}", one_line(e.message())))
+        })?,
+        Format::Json => serde_json::from_str(text)
+            .map_err(|e| Error::invalid_config(format!("not valid JSON: {}", one_line(&e.to_string()))))?,
+        Format::Yaml => serde_saphyr::from_str::<Option<Value>>(text)
+            .map_err(|e| Error::invalid_config(format!("not valid YAML: {}", one_line(&e.to_string()))))?
+            .unwrap_or(Value::Null),
+    };
+    match value {
+        Value::Null => Ok(Value::Object(serde_json::Map::new())),
+        Value::Object(_) => {
+            refuse_null(&value, "")?;
+            Ok(value)
+        }
+        other => Err(Error::invalid_config(format!("the file holds {}; a table expected", kind(&other)))),
+    }
+}
+
+/// Makes the paths of models relative to `folder`.
+pub(super) fn resolve_paths(config: &mut Value, folder: &Path) {
+    let Some(models) = config.get_mut("models").and_then(Value::as_object_mut) else { return };
+    for model in models.values_mut() {
+        if let Some(Value::String(path)) = model.get_mut("path") {
+            // What is joined to a path of valid UTF-8 by a path that is not can only be found as it is.
+            if let Some(joined) = folder.join(&*path).to_str() {
+                *path = joined.to_owned();
+            }
+        }
+    }
+}
+
+/// `value` as a `T` that has every key of it. `place` is where it lies in the file.
+pub(super) fn strict<T: DeserializeOwned + JsonSchema>(value: Value, place: &str) -> Result<T> {
+    let schema = schemars::schema_for!(T).to_value();
+    refuse_unknown_keys(&value, &schema, &schema, place)?;
+    serde_path_to_error::deserialize(value).map_err(|e| {
+        let path = e.path().to_string();
+        let place = if path == "." { place.to_owned() } else { join(place, &path) };
+        Error::invalid_config(format!("{place}: {}", one_line(&e.into_inner().to_string())))
+    })
+}
+
+/// The schema of what lies at `key` of an object with this schema.
+pub(super) fn child<'a>(schema: &'a Value, root: &'a Value, key: &str) -> Option<&'a Value> {
+    let schema = target(schema, root);
+    let property = schema.get("properties").and_then(|p| p.get(key));
+    property.or_else(|| schema.get("additionalProperties").filter(|s| s.is_object()))
+}
+
+/// Whether this schema describes a text.
+pub(super) fn is_text(schema: &Value, root: &Value) -> bool {
+    match target(schema, root).get("type") {
+        Some(Value::String(name)) => name == "string",
+        Some(Value::Array(names)) => names.iter().any(|name| name == "string"),
+        _ => false,
+    }
+}
+
+/// Follows a reference to a definition of the root.
+fn target<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
+    schema
+        .get("$ref")
+        .and_then(Value::as_str)
+        .and_then(|reference| root.pointer(reference.strip_prefix('#')?))
+        .unwrap_or(schema)
+}
+
+fn refuse_unknown_keys(value: &Value, schema: &Value, root: &Value, place: &str) -> Result<()> {
+    let Value::Object(entries) = value else { return Ok(()) };
+    for (key, value) in entries {
+        if let Some(child) = child(schema, root, key) {
+            refuse_unknown_keys(value, child, root, &join(place, key))?;
+        } else if target(schema, root).get("additionalProperties") == Some(&Value::Bool(false)) {
+            let mut message = format!("unknown key `{}`", join(place, key));
+            let known = target(schema, root).get("properties").and_then(Value::as_object);
+            let known: Vec<&str> = known.into_iter().flat_map(|k| k.keys()).map(String::as_str).collect();
+            let plain = message.len();
+            suggest(&mut message, key, known.iter().copied());
+            if message.len() == plain {
+                message.push_str("; ");
+                message.push_str(&match known.as_slice() {
+                    [] => "there are none here".to_owned(),
+                    known => format!("known: {}", known.join(", ")),
+                });
+            }
+            return Err(Error::invalid_config(message));
+        }
+    }
+    Ok(())
+}
+
+/// A key without a value says nothing, and NaN arrives as that from TOML and YAML.
+fn refuse_null(value: &Value, place: &str) -> Result<()> {
+    match value {
+        Value::Null => Err(Error::invalid_config(format!("{place}: no value, or not a finite number"))),
+        Value::Array(items) => {
+            items.iter().enumerate().try_for_each(|(i, item)| refuse_null(item, &format!("{place}[{i}]")))
+        }
+        Value::Object(entries) => entries.iter().try_for_each(|(k, v)| refuse_null(v, &join(place, k))),
+        _ => Ok(()),
+    }
+}
+
+fn join(place: &str, key: &str) -> String {
+    if place.is_empty() { key.to_owned() } else { format!("{place}.{key}") }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a table",
+    }
+}
+
+fn line_and_column(text: &str, at: usize) -> String {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+    format!(" at line {line} column {column}")
+}
+
+/// The libraries' messages may go on with a picture of the place; errors here are one line.
+fn one_line(message: &str) -> &str {
+    message.lines().find(|line| !line.trim().is_empty()).unwrap_or("").trim()
+}

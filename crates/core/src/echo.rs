@@ -1,0 +1,301 @@
+//! `echo`: a backend without a model, for the tests of hosts.
+//!
+//! It answers a conversation with its last user message, word by word, and is held to the same contract as the real
+//! ones: the same checks of requests, the same events, cancellation, stop strings and limits. Delays and failures can be
+//! configured, so that a host can test how it behaves when a model is slow or breaks.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::{
+    Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Prompt, Result,
+    ResultExt, Score, ScoreRequest, Stats, Timing, Usage,
+    config::ModelConfig,
+    engine::{StopMatcher, validate},
+    registry::{BackendFactory, Progress},
+    text::Tokenizer,
+};
+
+/// The table `options` of a model that runs on the backend `echo`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct EchoOptions {
+    /// Milliseconds before each word.
+    pub delay_ms: u64,
+    /// Answer this to everything.
+    pub reply: Option<String>,
+    /// Fail with an error of this kind.
+    pub fail: Option<ErrorKind>,
+    /// Fail in the stream after so many words. Left out: when the request is made.
+    pub fail_after: Option<usize>,
+}
+
+/// Makes [`Echo`]s for the backend `echo`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EchoFactory;
+
+#[async_trait]
+impl BackendFactory for EchoFactory {
+    fn name(&self) -> &'static str {
+        "echo"
+    }
+
+    fn description(&self) -> &'static str {
+        "no model: repeats what it is told, for tests"
+    }
+
+    async fn load(&self, name: &str, config: &ModelConfig, _progress: Progress) -> Result<Arc<dyn LlmBackend>> {
+        let mut echo = Echo::new(name, config.parse_options()?);
+        let limits = &mut echo.info.limits;
+        limits.context_length = config.context.unwrap_or(limits.context_length);
+        limits.max_sequences = config.max_sequences.unwrap_or(limits.max_sequences);
+        limits.max_queued = config.max_queued.unwrap_or(limits.max_queued);
+        Ok(Arc::new(echo))
+    }
+}
+
+/// A backend that repeats what it is told. A word with the white space before it counts as a token.
+#[derive(Debug)]
+pub struct Echo {
+    info: ModelInfo,
+    options: EchoOptions,
+    counters: Arc<Counters>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    active: AtomicUsize,
+    finished: AtomicU64,
+    prompt_tokens: AtomicU64,
+    generated_tokens: AtomicU64,
+}
+
+impl Echo {
+    /// An echo called `name` with a context of 4096 words.
+    pub fn new(name: &str, options: EchoOptions) -> Self {
+        let mut info = ModelInfo::new(name, "echo");
+        info.architecture = "echo".to_owned();
+        info.format = "none".to_owned();
+        info.limits.context_length = 4096;
+        info.limits.max_sequences = 4;
+        info.limits.max_queued = 64;
+        info.capabilities.generate = true;
+        info.capabilities.chat = true;
+        info.capabilities.seed = true;
+        Self { info, options, counters: Arc::default() }
+    }
+
+    fn start(&self, request: GenerateRequest) -> Result<EchoStream> {
+        let accepted = Instant::now();
+        validate::generate(&request, usize::MAX)?;
+        if request.logprobs {
+            return Err(Error::unsupported("logprobs: the backend `echo` has no probabilities"));
+        }
+        let (prompt, last) = match request.prompt {
+            Prompt::Text(text) => (words(&text).count(), text),
+            Prompt::Tokens(_) => {
+                return Err(Error::unsupported("prompt: the backend `echo` has no tokens; text or a chat expected"));
+            }
+            Prompt::Chat(messages) => {
+                if messages.is_empty() {
+                    return Err(Error::invalid_request("prompt: no messages; at least one expected"));
+                }
+                let total = messages.iter().map(|m| words(&m.content).count()).sum();
+                let last = messages.into_iter().rfind(|m| m.role == "user");
+                (total, last.map(|m| m.content).unwrap_or_default())
+            }
+        };
+        validate::prompt_fits(prompt, self.info.limits.context_length)?;
+        let fail = self.options.fail.map(|kind| Error::new(kind, "configured to fail").with("model", &self.info.name));
+        let (fail_now, fail_later) = match self.options.fail_after {
+            None => (fail, None),
+            Some(after) => (None, fail.map(|error| (after, error))),
+        };
+        if let Some(error) = fail_now {
+            return Err(error);
+        }
+        let place = Place::take(&self.counters, &self.info)?;
+        self.counters.prompt_tokens.fetch_add(prompt as u64, Ordering::Relaxed);
+        let reply = self.options.reply.as_deref().unwrap_or(&last);
+        Ok(EchoStream {
+            pieces: words(reply).map(str::to_owned).collect::<Vec<_>>().into_iter(),
+            stop: StopMatcher::new(request.stop),
+            room: self.info.limits.context_length - prompt,
+            max_tokens: request.max_tokens.unwrap_or(usize::MAX),
+            delay: Duration::from_millis(self.options.delay_ms),
+            sleep: None,
+            cancelled: Box::pin(request.cancel.cancelled_owned()),
+            fail: fail_later,
+            accepted,
+            first_token: None,
+            usage: Usage { prompt_tokens: prompt, ..Usage::default() },
+            announced: false,
+            finish_reason: None,
+            place: Some(place),
+        })
+    }
+}
+
+#[async_trait]
+impl LlmBackend for Echo {
+    fn info(&self) -> Arc<ModelInfo> {
+        Arc::new(self.info.clone())
+    }
+
+    fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
+        None
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
+            active: self.counters.active.load(Ordering::Acquire),
+            finished: self.counters.finished.load(Ordering::Relaxed),
+            prompt_tokens: self.counters.prompt_tokens.load(Ordering::Relaxed),
+            generated_tokens: self.counters.generated_tokens.load(Ordering::Relaxed),
+            ..Stats::default()
+        }
+    }
+
+    async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
+        self.start(request).map(GenerateStream::new).during("generate")
+    }
+
+    async fn score(&self, _request: ScoreRequest) -> Result<Score> {
+        Err(Error::unsupported("the backend `echo` has no probabilities").during("score"))
+    }
+}
+
+/// Each word with the white space before it; what stands after the last word belongs to it.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let start = rest.find(|c: char| !c.is_whitespace())?;
+        let end = rest[start..].find(char::is_whitespace).map_or(rest.len(), |n| start + n);
+        let end = if rest[end..].trim().is_empty() { rest.len() } else { end };
+        let (word, tail) = rest.split_at(end);
+        rest = tail;
+        Some(word)
+    })
+}
+
+/// One of the requests that are accepted at the same time.
+struct Place(Arc<Counters>);
+
+impl Place {
+    fn take(counters: &Arc<Counters>, info: &ModelInfo) -> Result<Self> {
+        let room = info.limits.max_sequences.saturating_add(info.limits.max_queued);
+        counters
+            .active
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < room).then_some(n + 1))
+            .map(|_| Self(Arc::clone(counters)))
+            .map_err(|_| Error::new(ErrorKind::Busy, format!("all {room} places are taken; try again later")))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::AcqRel);
+        self.0.finished.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct EchoStream {
+    pieces: std::vec::IntoIter<String>,
+    stop: StopMatcher,
+    /// Words that the context still holds.
+    room: usize,
+    max_tokens: usize,
+    delay: Duration,
+    sleep: Option<Pin<Box<tokio::time::Sleep>>>,
+    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
+    fail: Option<(usize, Error)>,
+    accepted: Instant,
+    first_token: Option<Duration>,
+    usage: Usage,
+    announced: bool,
+    /// Set by the word that ended the answer.
+    finish_reason: Option<FinishReason>,
+    /// `None` after the end.
+    place: Option<Place>,
+}
+
+impl EchoStream {
+    fn end(&mut self, finish_reason: FinishReason) -> Event {
+        self.place = None;
+        let text = if matches!(finish_reason, FinishReason::StopString(_)) { String::new() } else { self.stop.finish() };
+        let decode = self.accepted.elapsed() - self.first_token.unwrap_or_else(|| self.accepted.elapsed());
+        let timing = Timing { decode, first_token: self.first_token, ..Timing::default() };
+        Event::Done { finish_reason, text, usage: self.usage, timing, seed: None }
+    }
+
+    fn token(&mut self, piece: &str) -> Event {
+        let id = self.usage.generated_tokens as u32;
+        self.usage.generated_tokens += 1;
+        if let Some(place) = &self.place {
+            place.0.generated_tokens.fetch_add(1, Ordering::Relaxed);
+        }
+        self.first_token.get_or_insert_with(|| self.accepted.elapsed());
+        let (text, stop) = self.stop.push(piece);
+        self.finish_reason = if let Some(stop) = stop {
+            Some(FinishReason::StopString(stop))
+        } else if self.usage.generated_tokens >= self.max_tokens {
+            Some(FinishReason::MaxTokens)
+        } else if self.usage.generated_tokens >= self.room {
+            Some(FinishReason::ContextFull)
+        } else {
+            None
+        };
+        Event::Token { id, text, logprob: None }
+    }
+}
+
+impl Stream for EchoStream {
+    type Item = Result<Event>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.place.is_none() {
+            return Poll::Ready(None);
+        }
+        if let Some(reason) = this.finish_reason.take() {
+            return Poll::Ready(Some(Ok(this.end(reason))));
+        }
+        if this.cancelled.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Ok(this.end(FinishReason::Cancelled))));
+        }
+        if !this.announced {
+            this.announced = true;
+            let total = this.usage.prompt_tokens;
+            return Poll::Ready(Some(Ok(Event::Prefill { done: total, total })));
+        }
+        if let Some((_, error)) = this.fail.take_if(|(after, _)| *after <= this.usage.generated_tokens) {
+            this.place = None;
+            return Poll::Ready(Some(Err(error.during("generate"))));
+        }
+        if this.pieces.as_slice().is_empty() {
+            return Poll::Ready(Some(Ok(this.end(FinishReason::EndOfSequence))));
+        }
+        if !this.delay.is_zero() {
+            let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.delay)));
+            ready!(sleep.as_mut().poll(cx));
+            this.sleep = None;
+        }
+        let piece = this.pieces.next().unwrap_or_default();
+        Poll::Ready(Some(Ok(this.token(&piece))))
+    }
+}

@@ -1,0 +1,161 @@
+//! The registry: from the name of a backend in a configuration to a running model.
+//!
+//! Backends register themselves here; hosts add their own in the same way. Names are looked up at run time, so that a
+//! host swaps its engine without being compiled again, as far as the engine is compiled in.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use async_trait::async_trait;
+
+use crate::{
+    Error, LlmBackend, Result, ResultExt,
+    config::{Config, ModelConfig, suggest},
+    echo::EchoFactory,
+};
+
+/// Makes running models for one kind of backend.
+#[async_trait]
+pub trait BackendFactory: Send + Sync {
+    /// What configurations call it: lower case, words joined by `-`.
+    fn name(&self) -> &'static str;
+
+    /// What it runs, in a few words.
+    fn description(&self) -> &'static str;
+
+    /// Loads the model that the host calls `name`.
+    ///
+    /// # Requires
+    /// `config` has passed [`ModelConfig::validate`].
+    ///
+    /// # Behavior
+    /// Does not block the runtime. Refuses options that it does not know. Calls `progress` from any thread.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`InvalidModel`](crate::ErrorKind::InvalidModel) or
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig), with the file and what is wrong with it.
+    ///
+    /// # Cancellation
+    /// Dropping the future gives the model up; what has been started may go on in the background until it is done.
+    async fn load(&self, name: &str, config: &ModelConfig, progress: Progress) -> Result<Arc<dyn LlmBackend>>;
+}
+
+/// How far the loading of a model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LoadProgress {
+    /// What is being done, in a word or two.
+    pub stage: &'static str,
+    /// How much of it is done.
+    pub done: u64,
+    /// How much there is, in the same unit.
+    pub total: u64,
+}
+
+impl LoadProgress {
+    /// `done` of `total` in this stage.
+    pub fn new(stage: &'static str, done: u64, total: u64) -> Self {
+        Self { stage, done, total }
+    }
+}
+
+/// A listener to the progress of loading. Cheap to clone.
+#[derive(Clone)]
+pub struct Progress(Option<Arc<dyn Fn(LoadProgress) + Send + Sync>>);
+
+impl Progress {
+    /// Nobody listens.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Calls `listener`, which should return soon.
+    pub fn new(listener: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(listener)))
+    }
+
+    /// Tells the listener.
+    pub fn report(&self, progress: LoadProgress) {
+        if let Some(listener) = &self.0 {
+            listener(progress);
+        }
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Progress").field(&self.0.is_some()).finish()
+    }
+}
+
+/// The backends that can be named in a configuration.
+pub struct Registry {
+    factories: BTreeMap<&'static str, Arc<dyn BackendFactory>>,
+}
+
+impl Registry {
+    /// A registry with the backend `echo` alone.
+    pub fn new() -> Self {
+        let mut registry = Self { factories: BTreeMap::new() };
+        registry.register(EchoFactory);
+        registry
+    }
+
+    /// Adds a backend, in the place of one with the same name.
+    pub fn register(&mut self, factory: impl BackendFactory + 'static) {
+        self.factories.insert(factory.name(), Arc::new(factory));
+    }
+
+    /// Names and descriptions, in the order of the names.
+    pub fn backends(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.factories.values().map(|factory| (factory.name(), factory.description()))
+    }
+
+    /// Loads a model of a configuration: the one that is named, else its default.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) for an unknown model or backend, and what
+    /// [`BackendFactory::load`] returns.
+    pub async fn load(&self, config: &Config, model: Option<&str>) -> Result<Arc<dyn LlmBackend>> {
+        self.load_with_progress(config, model, Progress::none()).await
+    }
+
+    /// [`load`](Self::load) that reports how far it is.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub async fn load_with_progress(
+        &self,
+        config: &Config,
+        model: Option<&str>,
+        progress: Progress,
+    ) -> Result<Arc<dyn LlmBackend>> {
+        let find = || -> Result<_> {
+            let (name, model) = config.model(model)?;
+            model.validate(name)?;
+            Ok((name, model, self.factory(&model.backend)?))
+        };
+        let (name, model, factory) = find().during("load")?;
+        factory.load(name, model, progress).await.with("model", name).during("load")
+    }
+
+    fn factory(&self, name: &str) -> Result<&Arc<dyn BackendFactory>> {
+        self.factories.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.factories.keys().copied().collect();
+            let mut message = format!("unknown backend `{name}`; compiled in: {}", known.join(", "));
+            suggest(&mut message, name, known.into_iter());
+            Error::invalid_config(message)
+        })
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.factories.keys()).finish()
+    }
+}

@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use ternion::{ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, Message, Sampling};
+use ternion::{
+    ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, Message, Sampling,
+};
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
@@ -117,7 +119,11 @@ async fn what_cannot_be_loaded_says_why() {
     let error = ternion::load_file(&file).await.err().unwrap().to_string();
     assert!(error.contains("unknown backend `candel`; compiled in: candle, echo"), "{error}");
 
-    std::fs::write(&file, "[models.m]\nbackend = \"candle\"\npath = \"x\"\n[models.m.options]\nfast = true\n").unwrap();
+    std::fs::write(
+        &file,
+        "[models.m]\nbackend = \"candle\"\npath = \"x\"\n[models.m.options]\nfast = true\n",
+    )
+    .unwrap();
     let error = ternion::load_file(&file).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::InvalidConfig);
     assert!(error.to_string().contains("fast"), "{error}");

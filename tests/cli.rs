@@ -25,7 +25,13 @@ fn help_names_every_command_and_the_exit_codes() {
 
 #[test]
 fn a_wrong_command_line_is_a_usage_error() {
-    for args in [&["chta"][..], &["chat", "hi", "--temprature", "1"], &["generate", "x", "--seed", "-1"], &["logits"], &[]] {
+    for args in [
+        &["chta"][..],
+        &["chat", "hi", "--temprature", "1"],
+        &["generate", "x", "--seed", "-1"],
+        &["logits"],
+        &[],
+    ] {
         let output = ternion(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty());
@@ -39,7 +45,10 @@ fn chat_answers_on_standard_output_and_closes_on_standard_error() {
     assert_eq!(stdout(&output), "hello world\n");
     let said = stderr(&output);
     assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.contains(" tokens in ") && said.contains("first token after") && said.contains("cached)"), "{said}");
+    assert!(
+        said.contains(" tokens in ") && said.contains("first token after") && said.contains("cached)"),
+        "{said}"
+    );
     assert!(!said.contains('\u{1b}'), "no progress bar in a pipe");
 
     assert!(stderr(&success(echo(&["chat", "hello", "--quiet"]))).is_empty());
@@ -110,9 +119,17 @@ fn requests_out_of_range_name_the_field() {
 
 #[test]
 fn a_model_that_is_not_there_is_a_model_error() {
-    failure(ternion(&["chat", "hi", "--model", "nowhere"]), 3, &["nowhere", "expected a checkpoint's folder"]);
+    failure(
+        ternion(&["chat", "hi", "--model", "nowhere"]),
+        3,
+        &["nowhere", "expected a checkpoint's folder"],
+    );
     failure(ternion(&["chat", "hi", "--backend", "ecko"]), 3, &["`ecko`", "compiled in", "echo"]);
-    failure(ternion(&["inspect", "--model", &fixture_arg("nano-packed/config.json")]), 3, &["name its folder"]);
+    failure(
+        ternion(&["inspect", "--model", &fixture_arg("nano-packed/config.json")]),
+        3,
+        &["name its folder"],
+    );
     let mut command = ternion(&["chat", "hi"]);
     command.env("TERNION_MODEL", "/nowhere/else");
     failure(command, 3, &["/nowhere/else"]);
@@ -146,7 +163,8 @@ fn a_configuration_names_models_and_the_first_one_found_is_taken() {
     std::fs::write(folder.path().join("ternion.toml"), config).unwrap();
     let other = r#"{"models": {"three": {"backend": "echo", "options": {"reply": "third"}}}}"#;
     std::fs::write(folder.path().join("other.json"), other).unwrap();
-    let answer = |args: &[&str]| stdout(&success(ternion_in(folder.path(), &[&["chat", "hi"], args].concat())));
+    let answer =
+        |args: &[&str]| stdout(&success(ternion_in(folder.path(), &[&["chat", "hi"], args].concat())));
 
     assert_eq!(answer(&[]), "first\n", "./ternion.toml");
     assert_eq!(answer(&["--name", "two"]), "second\n");
@@ -165,7 +183,11 @@ fn a_configuration_names_models_and_the_first_one_found_is_taken() {
         3,
         &["models.a.bakend", "`backend`", "bad.toml"],
     );
-    failure(ternion(&["chat", "hi", "--name", "x", "--model", &fixture_arg("nano-packed")]), 2, &["--name x"]);
+    failure(
+        ternion(&["chat", "hi", "--name", "x", "--model", &fixture_arg("nano-packed")]),
+        2,
+        &["--name x"],
+    );
 }
 
 #[test]
@@ -305,7 +327,8 @@ fn inspect_warns_of_a_missing_tokenizer() {
 #[test]
 fn synth_writes_what_inspect_reads_and_replaces_only_checkpoints() {
     let folder = tempfile::tempdir().unwrap();
-    let synth = |args: &[&str]| ternion_in(folder.path(), &[&["synth", "--shape", "nano", "--out"], args].concat());
+    let synth =
+        |args: &[&str]| ternion_in(folder.path(), &[&["synth", "--shape", "nano", "--out"], args].concat());
     assert!(!stderr(&success(synth(&["new"]))).contains('\u{1b}'));
     let first = std::fs::read(folder.path().join("new/model.safetensors")).unwrap();
     let found = json(ternion_in(folder.path(), &["inspect", "--json", "--model", "new"]));
@@ -320,6 +343,10 @@ fn synth_writes_what_inspect_reads_and_replaces_only_checkpoints() {
     std::fs::write(folder.path().join("mine/notes.txt"), "keep").unwrap();
     failure(synth(&["mine", "--force"]), 2, &["mine", "no checkpoint"]);
     assert_eq!(std::fs::read(folder.path().join("mine/notes.txt")).unwrap(), b"keep");
-    failure(ternion_in(folder.path(), &["synth", "--shape", "huge", "--out", "x"]), 2, &["`huge`", "bitnet-2b4t"]);
+    failure(
+        ternion_in(folder.path(), &["synth", "--shape", "huge", "--out", "x"]),
+        2,
+        &["`huge`", "bitnet-2b4t"],
+    );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left beside them");
 }

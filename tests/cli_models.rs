@@ -39,7 +39,8 @@ fn logits_are_those_of_transformers() {
         let name = case["name"].as_str().unwrap();
         std::fs::write(folder.path().join("ids.json"), case["input_ids"].to_string()).unwrap();
         let chunk = if strict % 2 == 0 { "3" } else { "64" };
-        let args = ["logits", "--model", &fixture_arg("nano-packed"), "--ids", "ids.json", "--out", "x.safetensors"];
+        let args =
+            ["logits", "--model", &fixture_arg("nano-packed"), "--ids", "ids.json", "--out", "x.safetensors"];
         success(ternion_in(folder.path(), &[&args[..], &["--chunk", chunk]].concat()));
         let (shape, found) = tensor(&folder.path().join("x.safetensors"), "logits");
         let (expected_shape, expected) = tensor(&expected, &format!("{name}.logits"));
@@ -56,7 +57,16 @@ fn logits_are_those_of_transformers() {
 fn logits_read_ids_from_a_pipe_and_refuse_what_are_none() {
     let folder = tempfile::tempdir().unwrap();
     let run = |ids: &str| {
-        let args = ["logits", "--json", "--model", &fixture_arg("nano-packed"), "--ids", "-", "--out", "x.safetensors"];
+        let args = [
+            "logits",
+            "--json",
+            "--model",
+            &fixture_arg("nano-packed"),
+            "--ids",
+            "-",
+            "--out",
+            "x.safetensors",
+        ];
         let mut command = ternion_in(folder.path(), &args);
         command.write_stdin(ids);
         command
@@ -79,8 +89,9 @@ fn generate_continues_as_transformers_does() {
     let case = case(&golden, "greedy0");
     let args = ["--temperature", "0", "--max-tokens", "32", "--ignore-eos", "--json", "--logprobs"];
     let model = fixture_arg("nano-packed");
-    let found =
-        json(ternion(&[&["generate", case["text"].as_str().unwrap(), "--model", &model], &args[..]].concat()));
+    let found = json(ternion(
+        &[&["generate", case["text"].as_str().unwrap(), "--model", &model], &args[..]].concat(),
+    ));
     let tokens = found["tokens"].as_array().unwrap();
     let ids: Vec<&Value> = tokens.iter().map(|token| &token["id"]).collect();
     assert_eq!(json!(ids), case["greedy_f32"]);
@@ -104,7 +115,12 @@ fn another_configuration_is_another_model() {
     let folder = tempfile::tempdir().unwrap();
     let config = |model: &str| json!({"models": {"main": {"path": fixture(model)}}}).to_string();
     let path = folder.path().join("host.json");
-    let run = || json(ternion_in(folder.path(), &["chat", "hi", "--json", "--max-tokens", "4", "--model", "host.json"]));
+    let run = || {
+        json(ternion_in(
+            folder.path(),
+            &["chat", "hi", "--json", "--max-tokens", "4", "--model", "host.json"],
+        ))
+    };
     std::fs::write(&path, config("nano-packed")).unwrap();
     let first = run();
     std::fs::write(&path, config("llama-ternary")).unwrap();
@@ -245,7 +261,10 @@ fn bench_measures_everything_it_names() {
     for key in ["prefill_tokens_per_second", "decode_tokens_per_second", "first_token_seconds"] {
         let spread = &found[key];
         let value = |part: &str| spread[part].as_f64().unwrap();
-        assert!(0.0 < value("min") && value("min") <= value("median") && value("median") <= value("max"), "{key}");
+        assert!(
+            0.0 < value("min") && value("min") <= value("median") && value("median") <= value("max"),
+            "{key}"
+        );
     }
     assert!(found["bandwidth"]["one_thread"].as_f64().unwrap() > 0.0);
     assert!(found["decode_bandwidth_share"].as_f64().unwrap() > 0.0);
@@ -256,6 +275,9 @@ fn bench_measures_everything_it_names() {
     let text = stdout(&success(ternion(&[
         "bench", "--model", &model, "--prompt", "4", "--decode", "2", "--repeat", "1", "--buffer", "0",
     ])));
-    assert!(text.contains("prefill 4") && text.contains("decode 2") && !text.contains("memory reads"), "{text}");
+    assert!(
+        text.contains("prefill 4") && text.contains("decode 2") && !text.contains("memory reads"),
+        "{text}"
+    );
     failure(ternion(&["bench", "--backend", "echo"]), 3, &["vocabulary"]);
 }

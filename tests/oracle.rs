@@ -43,7 +43,8 @@ fn checkpoints() -> Vec<PathBuf> {
 }
 
 fn cases(checkpoint: &Path) -> Vec<Case> {
-    let golden: Value = serde_json::from_slice(&std::fs::read(checkpoint.join("golden.json")).unwrap()).unwrap();
+    let golden: Value =
+        serde_json::from_slice(&std::fs::read(checkpoint.join("golden.json")).unwrap()).unwrap();
     let file = std::fs::read(checkpoint.join("golden.f32.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&file).unwrap();
     golden["cases"]
@@ -53,8 +54,15 @@ fn cases(checkpoint: &Path) -> Vec<Case> {
         .map(|case| {
             let name = case["name"].as_str().unwrap().to_owned();
             let tensor = tensors.tensor(&format!("{name}.logits")).unwrap();
-            let logits = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-            Case { ids: ids(&case["input_ids"]), strict: case["strict"] == true, logits, golden: case.clone(), name }
+            let logits =
+                tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            Case {
+                ids: ids(&case["input_ids"]),
+                strict: case["strict"] == true,
+                logits,
+                golden: case.clone(),
+                name,
+            }
         })
         .collect()
 }

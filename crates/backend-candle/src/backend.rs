@@ -27,7 +27,12 @@ impl BackendFactory for CandleFactory {
         "pure Rust, safetensors checkpoints"
     }
 
-    async fn load(&self, name: &str, config: &ModelConfig, progress: Progress) -> Result<Arc<dyn LlmBackend>> {
+    async fn load(
+        &self,
+        name: &str,
+        config: &ModelConfig,
+        progress: Progress,
+    ) -> Result<Arc<dyn LlmBackend>> {
         let (name, config) = (name.to_owned(), config.clone());
         tokio::task::spawn_blocking(move || load(&name, &config, &progress))
             .await
@@ -39,10 +44,12 @@ impl BackendFactory for CandleFactory {
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
     let CandleOptions {} = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| {
-        Error::invalid_config(format!("model `{name}` has no `path`; a folder or a .safetensors file expected"))
+        Error::invalid_config(format!(
+            "model `{name}` has no `path`; a folder or a .safetensors file expected"
+        ))
     })?;
     let checkpoint = Checkpoint::open_with(path, &mut |done, total| {
-        progress.report(LoadProgress { stage: "weights", done, total });
+        progress.report(LoadProgress::new("weights", done, total));
     })?;
     let tokenizer = checkpoint.tokenizer()?;
 
@@ -57,7 +64,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     info.architecture.clone_from(&checkpoint.spec.architecture);
     info.format.clone_from(&checkpoint.format);
     info.parameters = report.parameters;
-    info.weight_bytes = report.weight_bytes;
+    info.weight_bytes = report.mapped_bytes + report.owned_bytes;
     info.defaults = checkpoint.sampling.clone();
     let mut engine = EngineOptions::new(info);
     engine.eos_tokens.clone_from(&checkpoint.spec.eos);

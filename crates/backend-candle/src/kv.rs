@@ -2,15 +2,12 @@
 //!
 //! A sequence is a list of blocks of [`BLOCK`] positions. Appending fills the last block and adds new ones, so nothing
 //! is ever moved; a fork shares its full blocks with its source and copies one only when it writes to it. A block
-//! has the keys and values of all layers, which keeps the bookkeeping to one list per sequence.
+//! has the keys and values of all layers (10 MB for BitNet 2B4T), which keeps the bookkeeping to one list per sequence.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use ternion_core::{Error, ErrorKind, Result, SequenceId};
-
-/// Positions in a block. Small enough that a short conversation of a large model does not take much (10 MB for
-/// BitNet 2B4T), large enough that attention runs over long stretches of memory.
-pub(crate) const BLOCK: usize = 64;
+use ternion_kernels::BLOCK;
 
 /// Where things lie in a block.
 #[derive(Debug, Clone, Copy)]
@@ -21,14 +18,18 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Floats of the keys, or of the values, of one layer: `[kv_heads, BLOCK, head_dim]`.
+    /// Floats of the keys, or of the values, of one layer.
     fn plane(&self) -> usize {
         self.kv_heads * BLOCK * self.head_dim
     }
 }
 
-/// The keys and values of [`BLOCK`] positions: for each layer the keys `[kv_heads, BLOCK, head_dim]`, then the values.
+/// The keys and values of [`BLOCK`] positions: for each layer the keys `[kv_heads, head_dim, BLOCK]`, then the values
+/// `[kv_heads, BLOCK, head_dim]`, as `ternion_kernels::attention` takes them.
 type Block = Vec<f32>;
+
+/// The keys, or the values, of one layer: a part of each block.
+type Planes<'a> = Vec<&'a [f32]>;
 
 #[derive(Default)]
 struct Sequence {
@@ -124,20 +125,22 @@ impl KvCache {
         let rows = keys.chunks_exact(kv_heads * head_dim).zip(values.chunks_exact(kv_heads * head_dim));
         for (i, (key, value)) in rows.enumerate() {
             let position = s.length + i;
-            let block = s.blocks.get_mut(position / BLOCK).and_then(Arc::get_mut).ok_or_else(|| no_room(id))?;
+            let block =
+                s.blocks.get_mut(position / BLOCK).and_then(Arc::get_mut).ok_or_else(|| no_room(id))?;
             let (k, v) = block[2 * layer * plane..][..2 * plane].split_at_mut(plane);
             for head in 0..kv_heads {
-                let at = (head * BLOCK + position % BLOCK) * head_dim;
                 let from = head * head_dim..(head + 1) * head_dim;
-                k[at..at + head_dim].copy_from_slice(&key[from.clone()]);
+                let column = k[head * head_dim * BLOCK + position % BLOCK..].iter_mut().step_by(BLOCK);
+                column.zip(&key[from.clone()]).for_each(|(place, x)| *place = *x);
+                let at = (head * BLOCK + position % BLOCK) * head_dim;
                 v[at..at + head_dim].copy_from_slice(&value[from]);
             }
         }
         Ok(())
     }
 
-    /// The blocks of one layer: keys and values, each a list of `[kv_heads, BLOCK, head_dim]`.
-    pub(crate) fn layer(&self, id: SequenceId, layer: usize) -> Result<(Vec<&[f32]>, Vec<&[f32]>)> {
+    /// The keys and the values of one layer, block by block.
+    pub(crate) fn layer(&self, id: SequenceId, layer: usize) -> Result<(Planes<'_>, Planes<'_>)> {
         let plane = self.layout.plane();
         let s = self.sequences.get(&id).ok_or_else(|| no_such(id))?;
         Ok(s.blocks.iter().map(|block| block[2 * layer * plane..][..2 * plane].split_at(plane)).unzip())
@@ -173,8 +176,9 @@ mod tests {
         cache.reserve(id, count).unwrap();
         let start = cache.length(id).unwrap();
         for layer in 0..2 {
-            let keys: Vec<f32> =
-                (start..start + count).flat_map(|p| [0.0, 0.25, 0.5, 0.75].map(|f| p as f32 + f + tag)).collect();
+            let keys: Vec<f32> = (start..start + count)
+                .flat_map(|p| [0.0, 0.25, 0.5, 0.75].map(|f| p as f32 + f + tag))
+                .collect();
             let values: Vec<f32> = keys.iter().map(|k| -k - layer as f32).collect();
             cache.write(id, layer, &keys, &values).unwrap();
         }
@@ -184,8 +188,8 @@ mod tests {
     /// The key of head 1, first dimension, at a position of layer 1, and the value there.
     fn at(cache: &KvCache, id: SequenceId, position: usize) -> (f32, f32) {
         let (keys, values) = cache.layer(id, 1).unwrap();
-        let i = (BLOCK + position % BLOCK) * 2;
-        (keys[position / BLOCK][i], values[position / BLOCK][i])
+        let (block, place) = (position / BLOCK, position % BLOCK);
+        (keys[block][2 * BLOCK + place], values[block][(BLOCK + place) * 2])
     }
 
     #[test]

@@ -106,7 +106,9 @@ impl Decoder {
             .num_threads(options.threads)
             .thread_name(|i| format!("ternion-compute-{i}"))
             .build()
-            .map_err(|e| Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e))?;
+            .map_err(|e| {
+                Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e)
+            })?;
         Ok(Self {
             options,
             vocab_size: spec.vocab_size,
@@ -114,7 +116,11 @@ impl Decoder {
             heads: spec.heads,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
-            cache: KvCache::new(Layout { layers: spec.layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim }),
+            cache: KvCache::new(Layout {
+                layers: spec.layers,
+                kv_heads: spec.kv_heads,
+                head_dim: spec.head_dim,
+            }),
             layers: {
                 let activation = spec.activation;
                 checkpoint.layers.into_iter().map(|l| Layer::new(l, activation)).collect()

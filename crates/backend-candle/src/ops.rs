@@ -7,7 +7,7 @@ use ternion_core::SequenceId;
 use ternion_formats::{Activation, DenseTensor, Linear, RmsNorm, Weights};
 use ternion_kernels as kernels;
 
-use crate::kv::{BLOCK, KvCache};
+use crate::kv::KvCache;
 
 /// The floats of a contiguous f32 tensor.
 pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -183,14 +183,15 @@ impl CustomOp3 for CachedAttention<'_> {
         for span in self.spans {
             let (start, end) = (span.start, span.start + span.count);
             let kv = start * kv_width..end * kv_width;
-            cache.write(span.sequence, self.layer, &k[kv.clone()], &v[kv]).map_err(candle_core::Error::wrap)?;
+            cache
+                .write(span.sequence, self.layer, &k[kv.clone()], &v[kv])
+                .map_err(candle_core::Error::wrap)?;
             let (keys, values) = cache.layer(span.sequence, self.layer).map_err(candle_core::Error::wrap)?;
             kernels::attention(
                 kernels::Attention {
                     heads: self.heads,
                     kv_heads: self.kv_heads,
                     head_dim: self.head_dim,
-                    block: BLOCK,
                     past: span.past,
                     scale: 1.0 / (self.head_dim as f32).sqrt(),
                 },

@@ -8,8 +8,10 @@ use ternion::Sampling;
 /// Chat with, inspect, verify and measure ternary language models on plain CPUs.
 #[derive(Debug, Parser)]
 #[command(name = "ternion", version, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 done, 2 wrong usage, 3 bad model or configuration (or `verify` found a \
-                        difference), 4 failure at run time, 130 Ctrl-C.")]
+#[command(
+    after_help = "Exit codes: 0 done, 2 wrong usage, 3 bad model or configuration (or `verify` found a \
+                        difference), 4 failure at run time, 130 Ctrl-C."
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) output: OutputArgs,

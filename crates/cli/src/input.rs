@@ -51,7 +51,9 @@ impl<'a> TextSource<'a> {
                 read_text(file, &name)
             }
             Self::Stdin => read_text(io::stdin().lock(), "standard input"),
-            Self::Nobody => Err(Failure::usage(format!("no {what}; give it as an argument, or `-` for standard input"))),
+            Self::Nobody => {
+                Err(Failure::usage(format!("no {what}; give it as an argument, or `-` for standard input")))
+            }
         }
     }
 }
@@ -76,7 +78,9 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     let mut name = OsString::from(".");
-    name.push(path.file_name().ok_or_else(|| Failure::usage(format!("{}: is no file name", path.display())))?);
+    name.push(
+        path.file_name().ok_or_else(|| Failure::usage(format!("{}: is no file name", path.display())))?,
+    );
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
     let error = || Error::new(ErrorKind::Io, "cannot be written").with("path", path.display());

@@ -14,7 +14,8 @@ use crate::failure::{Failure, Outcome};
 /// The small checkpoint of the source tree, for a first run without a download.
 const DEFAULT_MODEL: &str = "fixtures/tiny-packed";
 const CONFIG_FILE: &str = "ternion.toml";
-const EXPECTED: &str = "expected a checkpoint's folder, a .safetensors file or a configuration (.toml, .json, .yaml)";
+const EXPECTED: &str =
+    "expected a checkpoint's folder, a .safetensors file or a configuration (.toml, .json, .yaml)";
 
 /// A configuration and the one model of it that is meant.
 #[derive(Debug, Clone)]
@@ -73,7 +74,8 @@ impl Selected {
     /// Where its files are.
     pub(crate) fn path(&self) -> Outcome<&Path> {
         self.model()?.path.as_deref().ok_or_else(|| {
-            Error::invalid_config(format!("model `{}` has no `path`: it has no files to read", self.name)).into()
+            Error::invalid_config(format!("model `{}` has no `path`: it has no files to read", self.name))
+                .into()
         })
     }
 
@@ -129,7 +131,9 @@ impl Selected {
 
     fn echo(args: &ModelArgs) -> Outcome<Self> {
         match &args.name {
-            Some(name) => Err(Failure::usage(format!("--name {name} chooses a model of a configuration; name that too"))),
+            Some(name) => Err(Failure::usage(format!(
+                "--name {name} chooses a model of a configuration; name that too"
+            ))),
             None => Ok(Self::single("echo".to_owned(), ModelConfig::default())),
         }
     }
@@ -146,7 +150,11 @@ impl Selected {
 pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if path.is_file() => {
-            if parent.as_os_str().is_empty() { Path::new(".") } else { parent }
+            if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
+            }
         }
         _ => path,
     }
@@ -187,7 +195,9 @@ fn is_config(path: &Path) -> bool {
 
 /// `config.json` out of a checkpoint is an easy mistake, and its unknown keys would not tell what is wrong.
 fn hint_checkpoint_config(error: Error, path: &Path) -> Error {
-    if path.file_name().is_some_and(|name| name == "config.json") && folder_of(path).join("tokenizer.json").is_file() {
+    if path.file_name().is_some_and(|name| name == "config.json")
+        && folder_of(path).join("tokenizer.json").is_file()
+    {
         return Error::invalid_config("this is a checkpoint's own configuration; name its folder instead")
             .with("file", path.display());
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
-    Completion, Error, GenerateRequest, GenerateStream, LogitsRequest, Message, ModelInfo, Result, Score, ScoreRequest,
-    Stats, text::Tokenizer,
+    Completion, Error, GenerateRequest, GenerateStream, LogitsRequest, Message, ModelInfo, Result, Score,
+    ScoreRequest, Stats, text::Tokenizer,
 };
 
 /// A language model that a host can talk to, whatever runs it. Used as `Arc<dyn LlmBackend>`; cheap to share, and
@@ -82,7 +82,8 @@ pub trait LlmBackend: Send + Sync {
     /// As [`score`](Self::score).
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         drop(request);
-        Err(Error::unsupported(format!("backend `{}` does not give logits", self.info().backend)).during("logits"))
+        Err(Error::unsupported(format!("backend `{}` does not give logits", self.info().backend))
+            .during("logits"))
     }
 }
 
@@ -126,5 +127,6 @@ pub trait LlmBackendExt: LlmBackend {
 impl<B: LlmBackend + ?Sized> LlmBackendExt for B {}
 
 fn required_tokenizer(tokenizer: Option<Arc<Tokenizer>>, operation: &'static str) -> Result<Arc<Tokenizer>> {
-    tokenizer.ok_or_else(|| Error::unsupported("this backend has no tokenizer on this side").during(operation))
+    tokenizer
+        .ok_or_else(|| Error::unsupported("this backend has no tokenizer on this side").during(operation))
 }

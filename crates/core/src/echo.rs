@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::{
-    Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Prompt, Result,
-    ResultExt, Score, ScoreRequest, Stats, Timing, Usage,
+    Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Prompt,
+    Result, ResultExt, Score, ScoreRequest, Stats, Timing, Usage,
     config::ModelConfig,
     engine::{StopMatcher, validate},
     registry::{BackendFactory, Progress},
@@ -59,7 +59,12 @@ impl BackendFactory for EchoFactory {
         "no model: repeats what it is told, for tests"
     }
 
-    async fn load(&self, name: &str, config: &ModelConfig, _progress: Progress) -> Result<Arc<dyn LlmBackend>> {
+    async fn load(
+        &self,
+        name: &str,
+        config: &ModelConfig,
+        _progress: Progress,
+    ) -> Result<Arc<dyn LlmBackend>> {
         let mut echo = Echo::new(name, config.parse_options()?);
         let limits = &mut echo.info.limits;
         limits.context_length = config.context.unwrap_or(limits.context_length);
@@ -89,8 +94,8 @@ impl Echo {
     /// An echo called `name` with a context of 4096 words.
     pub fn new(name: &str, options: EchoOptions) -> Self {
         let mut info = ModelInfo::new(name, "echo");
-        info.architecture = "echo".to_owned();
-        info.format = "none".to_owned();
+        "echo".clone_into(&mut info.architecture);
+        "none".clone_into(&mut info.format);
         info.limits.context_length = 4096;
         info.limits.max_sequences = 4;
         info.limits.max_queued = 64;
@@ -109,7 +114,9 @@ impl Echo {
         let (prompt, last) = match request.prompt {
             Prompt::Text(text) => (words(&text).count(), text),
             Prompt::Tokens(_) => {
-                return Err(Error::unsupported("prompt: the backend `echo` has no tokens; text or a chat expected"));
+                return Err(Error::unsupported(
+                    "prompt: the backend `echo` has no tokens; text or a chat expected",
+                ));
             }
             Prompt::Chat(messages) => {
                 if messages.is_empty() {
@@ -121,7 +128,10 @@ impl Echo {
             }
         };
         validate::prompt_fits(prompt, self.info.limits.context_length)?;
-        let fail = self.options.fail.map(|kind| Error::new(kind, "configured to fail").with("model", &self.info.name));
+        let fail = self
+            .options
+            .fail
+            .map(|kind| Error::new(kind, "configured to fail").with("model", &self.info.name));
         let (fail_now, fail_later) = match self.options.fail_after {
             None => (fail, None),
             Some(after) => (None, fail.map(|error| (after, error))),
@@ -237,8 +247,13 @@ struct EchoStream {
 impl EchoStream {
     fn end(&mut self, finish_reason: FinishReason) -> Event {
         self.place = None;
-        let text = if matches!(finish_reason, FinishReason::StopString(_)) { String::new() } else { self.stop.finish() };
-        let decode = self.accepted.elapsed() - self.first_token.unwrap_or_else(|| self.accepted.elapsed());
+        let text = if matches!(finish_reason, FinishReason::StopString(_)) {
+            String::new()
+        } else {
+            self.stop.finish()
+        };
+        let decode =
+            self.first_token.map_or(Duration::ZERO, |first| self.accepted.elapsed().saturating_sub(first));
         let timing = Timing { decode, first_token: self.first_token, ..Timing::default() };
         Event::Done { finish_reason, text, usage: self.usage, timing, seed: None }
     }

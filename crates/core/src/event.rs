@@ -146,7 +146,15 @@ impl GenerateStream {
                 }
                 Event::Done { finish_reason, text, usage, timing, seed } => {
                     answer.push_str(&text);
-                    return Ok(Completion { text: answer, tokens, logprobs, finish_reason, usage, timing, seed });
+                    return Ok(Completion {
+                        text: answer,
+                        tokens,
+                        logprobs,
+                        finish_reason,
+                        usage,
+                        timing,
+                        seed,
+                    });
                 }
             }
         }

@@ -36,7 +36,8 @@ pub trait BackendFactory: Send + Sync {
     ///
     /// # Cancellation
     /// Dropping the future gives the model up; what has been started may go on in the background until it is done.
-    async fn load(&self, name: &str, config: &ModelConfig, progress: Progress) -> Result<Arc<dyn LlmBackend>>;
+    async fn load(&self, name: &str, config: &ModelConfig, progress: Progress)
+    -> Result<Arc<dyn LlmBackend>>;
 }
 
 /// How far the loading of a model is.

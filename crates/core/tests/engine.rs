@@ -9,8 +9,8 @@ use std::{
 
 use common::{Toy, hashed_logits, tokenizer};
 use ternion_core::{
-    ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, LogitsRequest, Message, Prompt,
-    Sampling, ScoreRequest, engine::log_softmax_at,
+    ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, LogitsRequest, Message,
+    Prompt, Sampling, ScoreRequest, engine::log_softmax_at,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -61,7 +61,8 @@ async fn events_come_in_order_and_make_up_the_answer() {
     let text = "déjà vu 🎉 ok";
     let script = tokenizer().encode(text, false).unwrap();
     let toy = Toy::scripted(VOCAB, PROMPT.len(), &script);
-    let mut stream = toy.start().generate(tokens(&PROMPT).with_max_tokens(script.len()).with_logprobs()).await.unwrap();
+    let mut stream =
+        toy.start().generate(tokens(&PROMPT).with_max_tokens(script.len()).with_logprobs()).await.unwrap();
     let (mut answer, mut ids, mut prefill, mut done) = (String::new(), Vec::new(), 0, false);
     while let Some(event) = stream.next().await {
         assert!(!done, "nothing comes after the end");
@@ -188,8 +189,12 @@ async fn score_gives_the_log_probabilities_of_the_raw_logits() {
 #[tokio::test]
 async fn generated_logprobs_equal_scored_ones() {
     let engine = Toy::new(VOCAB).start();
-    let sampling =
-        Sampling { temperature: Some(0.7), repetition_penalty: Some(1.3), seed: Some(5), ..Sampling::default() };
+    let sampling = Sampling {
+        temperature: Some(0.7),
+        repetition_penalty: Some(1.3),
+        seed: Some(5),
+        ..Sampling::default()
+    };
     let mut request = tokens(&PROMPT).with_max_tokens(8).with_sampling(sampling).with_logprobs();
     request.ignore_eos = true;
     let answer = engine.generate(request).await.unwrap().collect().await.unwrap();
@@ -227,7 +232,8 @@ async fn a_common_prefix_is_computed_once() {
         assert_eq!(third.usage.cached_tokens, if can_fork { 6 } else { 0 });
         assert_eq!(third.tokens, greedy(&other, 4));
 
-        let again = engine.generate(tokens(&first).with_max_tokens(1)).await.unwrap().collect().await.unwrap();
+        let again =
+            engine.generate(tokens(&first).with_max_tokens(1)).await.unwrap().collect().await.unwrap();
         assert_eq!(again.usage.cached_tokens, first.len() - 1, "the last token is always computed");
         assert_eq!(again.tokens, greedy(&first, 1));
     }
@@ -254,7 +260,18 @@ async fn dropping_the_stream_frees_the_sequence() {
     assert_eq!(engine.stats().active, 1);
     drop(stream);
     until("the stalled sequence to be free", || engine.stats().active == 0).await;
-    assert_eq!(engine.generate(tokens(&PROMPT).with_max_tokens(1)).await.unwrap().collect().await.unwrap().tokens.len(), 1);
+    assert_eq!(
+        engine
+            .generate(tokens(&PROMPT).with_max_tokens(1))
+            .await
+            .unwrap()
+            .collect()
+            .await
+            .unwrap()
+            .tokens
+            .len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -359,7 +376,8 @@ async fn memory_is_made_by_forgetting_idle_sequences() {
     let engine = toy.start();
     for start in [0, 100, 200, 300] {
         let prompt: Vec<u32> = (start..start + 25).collect();
-        let answer = engine.generate(tokens(&prompt).with_max_tokens(2)).await.unwrap().collect().await.unwrap();
+        let answer =
+            engine.generate(tokens(&prompt).with_max_tokens(2)).await.unwrap().collect().await.unwrap();
         assert_eq!(answer.tokens, greedy(&prompt, 2));
     }
     let long: Vec<u32> = (0..45).collect();

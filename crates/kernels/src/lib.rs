@@ -1,1 +1,43 @@
-//! TODO-replace
+//! The arithmetic of ternary language models on the CPU.
+//!
+//! * [`matmul`]: W1.58A8 products of packed ternary weights with int8 activations, exact in int32. The weights are read
+//!   in the packed layout of Hugging Face transformers, where they lie in a mapped file; nothing is repacked.
+//! * [`Quantized`]: activations as the products take them.
+//! * [`dense_matmul`], [`rms_norm`], [`relu2_glu`], [`silu_glu`], [`attention`]: the float operations of a decoder.
+//!
+//! Which instructions are used is decided at run time ([`Isa`]). Products of ternary weights are the same to the last
+//! bit on every [`Isa`]. All results are the same to the last bit whatever the number of threads and however many tokens
+//! are computed at once, so that a prompt gives the same logits whole, in chunks or on a kept prefix.
+//!
+//! Work is divided over the threads of the rayon pool that the caller runs in.
+//!
+//! This is the only crate of Ternion with vector instructions; every `unsafe` block says what it relies on.
+#![allow(
+    clippy::inline_always,
+    reason = "a body is compiled once for each set of instructions, which only inlining into the caller does"
+)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops over lanes of several vectors become vector instructions"
+)]
+
+mod attention;
+mod dense;
+mod float;
+mod isa;
+mod lanes;
+mod master;
+mod matmul;
+mod quantize;
+mod ternary;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use attention::{Attention, BLOCK, attention};
+pub use dense::{DenseRef, dense_matmul};
+pub use float::{relu2_glu, rms_norm, silu_glu};
+pub use isa::Isa;
+pub use master::quantize_master;
+pub use matmul::{accumulate, matmul, matmul_with};
+pub use quantize::Quantized;
+pub use ternary::{MAX_COLS, TernaryRef, WeightsError, find_invalid_code, pack, unpack};

@@ -26,12 +26,13 @@
 
 use std::{path::Path, sync::Arc};
 
-pub use ternion_core::{config, echo, engine, registry, text};
 pub use ternion_core::{
-    Capabilities, CausalLm, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, Limits,
-    LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, Message, ModelInfo, Prompt, Result, ResultExt, Sampling,
-    SamplingDefaults, Score, ScoreRequest, SequenceId, SequenceInput, Stats, Timing, TokenScore, Usage,
+    Capabilities, CausalLm, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest,
+    GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, Message, ModelInfo,
+    Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest, SequenceId, SequenceInput,
+    Stats, Timing, TokenScore, Usage,
 };
+pub use ternion_core::{config, echo, engine, registry, text};
 pub use ternion_formats as formats;
 
 use config::{Config, ModelConfig};
@@ -80,7 +81,8 @@ pub async fn load_file(path: impl AsRef<Path>) -> Result<Arc<dyn LlmBackend>> {
 /// As [`load`].
 pub async fn open(path: impl AsRef<Path>) -> Result<Arc<dyn LlmBackend>> {
     let model = ModelConfig::for_path(path.as_ref());
-    let name = path.as_ref().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+    let name =
+        path.as_ref().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
     load(&Config::single(name, model), None).await
 }
 

@@ -74,7 +74,11 @@ pub(crate) fn request(prompt: impl Into<ternion::Prompt>, args: &GenerationArgs)
 
 /// Generates, streams the text (or prints the object), and closes with the speed. Ctrl-C ends it early, which is no
 /// failure here.
-pub(crate) async fn generate(app: &App, backend: &dyn LlmBackend, request: GenerateRequest) -> Outcome<Answer> {
+pub(crate) async fn generate(
+    app: &App,
+    backend: &dyn LlmBackend,
+    request: GenerateRequest,
+) -> Outcome<Answer> {
     let logprobs = request.logprobs;
     let request = request.with_cancel(app.interrupts.renew());
     let mut stream = backend.generate(request).await?;
@@ -114,7 +118,10 @@ pub(crate) async fn generate(app: &App, backend: &dyn LlmBackend, request: Gener
     }
     .await;
     bar.clear();
-    if !app.output.json && (ended.is_ok() || !answer.text.is_empty()) && !matches!(ended, Err(Failure::BrokenPipe)) {
+    if !app.output.json
+        && (ended.is_ok() || !answer.text.is_empty())
+        && !matches!(ended, Err(Failure::BrokenPipe))
+    {
         app.output.line("")?;
     }
     ended?;

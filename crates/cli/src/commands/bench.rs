@@ -31,7 +31,11 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
         Some(Self { min, median, max })
     }
 }
@@ -81,7 +85,8 @@ pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
             bar.set(0, 1);
             let available = std::thread::available_parallelism().map_or(1, usize::from);
             let threads = selected.model().ok().and_then(|m| m.threads).unwrap_or(available).min(available);
-            let found = tokio::task::block_in_place(|| bandwidth::measure((args.buffer as usize) << 20, threads));
+            let found =
+                tokio::task::block_in_place(|| bandwidth::measure((args.buffer as usize) << 20, threads));
             bar.clear();
             found
         })
@@ -89,7 +94,9 @@ pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
 
     let decode = Spread::of(runs.iter().filter_map(|run| run.decode).collect());
     let share = match (decode, weight_bytes_per_token, bandwidth) {
-        (Some(decode), Some(bytes), Some(bandwidth)) => Some(decode.median * bytes as f64 / bandwidth.all_threads),
+        (Some(decode), Some(bytes), Some(bandwidth)) => {
+            Some(decode.median * bytes as f64 / bandwidth.all_threads)
+        }
         _ => None,
     };
     let results = Results {
@@ -103,7 +110,9 @@ pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
         load_seconds: load_time.as_secs_f64(),
         prefill_tokens_per_second: Spread::of(runs.iter().filter_map(|run| run.prefill).collect()),
         decode_tokens_per_second: decode,
-        first_token_seconds: Spread::of(runs.iter().filter_map(|run| run.first_token).map(|t| t.as_secs_f64()).collect()),
+        first_token_seconds: Spread::of(
+            runs.iter().filter_map(|run| run.first_token).map(|t| t.as_secs_f64()).collect(),
+        ),
         memory,
         weight_bytes_per_token,
         bandwidth,
@@ -164,7 +173,10 @@ fn table(results: &Results) -> String {
     ];
     let mut spread = |name: String, spread: Option<Spread>, digits: usize, unit: &str| {
         if let Some(Spread { min, median, max }) = spread {
-            let value = format!("{median:.digits$} {unit} (from {min:.digits$} to {max:.digits$}, {} runs)", results.repeat);
+            let value = format!(
+                "{median:.digits$} {unit} (from {min:.digits$} to {max:.digits$}, {} runs)",
+                results.repeat
+            );
             rows.push((name, value));
         }
     };
@@ -174,13 +186,23 @@ fn table(results: &Results) -> String {
     if let Some(memory) = results.memory {
         rows.push((
             "peak memory".into(),
-            format!("{}; now {} of its own and {} of mapped files", bytes(memory.peak), bytes(memory.anonymous), bytes(memory.mapped)),
+            format!(
+                "{}; now {} of its own and {} of mapped files",
+                bytes(memory.peak),
+                bytes(memory.anonymous),
+                bytes(memory.mapped)
+            ),
         ));
     }
     if let Some(b) = results.bandwidth {
         rows.push((
             "memory reads".into(),
-            format!("{:.1} GB/s with 1 thread, {:.1} GB/s with {}", b.one_thread / 1e9, b.all_threads / 1e9, b.threads),
+            format!(
+                "{:.1} GB/s with 1 thread, {:.1} GB/s with {}",
+                b.one_thread / 1e9,
+                b.all_threads / 1e9,
+                b.threads
+            ),
         ));
     }
     if let (Some(share), Some(count)) = (results.decode_bandwidth_share, results.weight_bytes_per_token) {

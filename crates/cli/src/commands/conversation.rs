@@ -79,7 +79,9 @@ pub(crate) async fn run(app: &App, backend: &dyn LlmBackend, args: &ChatArgs) ->
             },
             Input::Quit => break,
             Input::Unknown(command) => {
-                app.output.notice(&format!("no command {command}; /help lists them (a space before `/` makes it a message)"));
+                app.output.notice(&format!(
+                    "no command {command}; /help lists them (a space before `/` makes it a message)"
+                ));
             }
             Input::Say(text) => {
                 messages.push(Message::user(text));
@@ -96,7 +98,12 @@ fn opening(instructions: &str) -> Vec<Message> {
 }
 
 /// Adds the answer to the conversation; where there is none, takes back the message that it would have answered.
-async fn answer_to(app: &App, backend: &dyn LlmBackend, args: &ChatArgs, messages: &mut Vec<Message>) -> Outcome {
+async fn answer_to(
+    app: &App,
+    backend: &dyn LlmBackend,
+    args: &ChatArgs,
+    messages: &mut Vec<Message>,
+) -> Outcome {
     match answer::generate(app, backend, answer::request(messages.clone(), &args.generation)).await {
         Ok(answer) if answer.text.is_empty() && answer.is_cancelled() => {
             messages.pop();
@@ -131,7 +138,10 @@ struct Reader {
 
 impl Reader {
     fn new() -> Outcome<Self> {
-        let config = Config::builder().auto_add_history(false).max_history_size(1000).and_then(|c| c.history_ignore_dups(true));
+        let config = Config::builder()
+            .auto_add_history(false)
+            .max_history_size(1000)
+            .and_then(|c| c.history_ignore_dups(true));
         let config = config.map_err(|e| terminal(&e))?.build();
         let mut editor = DefaultEditor::with_config(config).map_err(|e| terminal(&e))?;
         let history = history_file();

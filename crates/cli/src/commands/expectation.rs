@@ -75,7 +75,9 @@ impl Expectation {
     pub(crate) fn load(path: Option<&Path>) -> Outcome<Self> {
         let (text, name) = match path {
             None => (BITNET_2B4T.to_owned(), "bitnet-2b4t".to_owned()),
-            Some(path) => (TextSource::new(None, Some(path)).read("expectation")?, path.display().to_string()),
+            Some(path) => {
+                (TextSource::new(None, Some(path)).read("expectation")?, path.display().to_string())
+            }
         };
         Self::parse(&text).map_err(|problem| Failure::usage(format!("{name}: {problem}")))
     }
@@ -87,16 +89,22 @@ impl Expectation {
     }
 
     fn check(&self) -> Result<(), String> {
-        if let Some(file) = self.files.keys().find(|name| Path::new(name).file_name() != Some(name.as_ref())) {
+        if let Some(file) = self.files.keys().find(|name| Path::new(name).file_name() != Some(name.as_ref()))
+        {
             return Err(format!("files: `{file}` is no plain file name"));
         }
         if let Some(logits) = &self.logits {
             let (ids, means) = (logits.input_ids.len(), logits.mean.len());
             if ids == 0 || means != ids {
-                return Err(format!("logits: {ids} input_ids and {means} means; as many of both expected, at least 1"));
+                return Err(format!(
+                    "logits: {ids} input_ids and {means} means; as many of both expected, at least 1"
+                ));
             }
             if logits.first.len() > self.vocab_size {
-                return Err(format!("logits.first: {} values; at most vocab_size expected", logits.first.len()));
+                return Err(format!(
+                    "logits.first: {} values; at most vocab_size expected",
+                    logits.first.len()
+                ));
             }
         }
         if let Some(generation) = &self.generation

@@ -85,16 +85,28 @@ fn as_text(checkpoint: &Checkpoint, report: &Report, all: bool, tokenizer: &Valu
     row("model", report.name.clone());
     row("family", format!("{} ({})", report.family, report.architecture));
     row("format", report.format.clone());
-    row("parameters", format!("{}, {} of them ternary", millions(report.parameters), millions(report.ternary_parameters)));
+    row(
+        "parameters",
+        format!("{}, {} of them ternary", millions(report.parameters), millions(report.ternary_parameters)),
+    );
     row(
         "sizes",
         format!(
             "{} layers, hidden {}, feed-forward {}, {} heads of {} ({} for keys and values), vocabulary {}",
-            spec.layers, spec.hidden_size, spec.intermediate_size, spec.heads, spec.head_dim, spec.kv_heads, spec.vocab_size
+            spec.layers,
+            spec.hidden_size,
+            spec.intermediate_size,
+            spec.heads,
+            spec.head_dim,
+            spec.kv_heads,
+            spec.vocab_size
         ),
     );
     row("context", format!("{} tokens", spec.context_length));
-    row("activation", format!("{}{}", activation(spec), if spec.sub_norms { ", with sub-norms" } else { "" }));
+    row(
+        "activation",
+        format!("{}{}", activation(spec), if spec.sub_norms { ", with sub-norms" } else { "" }),
+    );
     row("rope", format!("theta {}{}", spec.rope.theta, rope_scaling(spec)));
     row("head", if checkpoint.head.is_some() { "its own".into() } else { "the embedding".into() });
     row("ternary", quantization(spec));
@@ -116,11 +128,19 @@ fn as_text(checkpoint: &Checkpoint, report: &Report, all: bool, tokenizer: &Valu
             None => "none that can be used".into(),
         },
     );
-    row("weights", format!("{} mapped from files, {} in memory", bytes(report.mapped_bytes), bytes(report.owned_bytes)));
+    row(
+        "weights",
+        format!("{} mapped from files, {} in memory", bytes(report.mapped_bytes), bytes(report.owned_bytes)),
+    );
     let kv = report.kv_bytes_per_token;
     row(
         "KV cache",
-        format!("{} a token, {} for a sequence of {} tokens", bytes(kv), bytes(kv * spec.context_length as u64), spec.context_length),
+        format!(
+            "{} a token, {} for a sequence of {} tokens",
+            bytes(kv),
+            bytes(kv * spec.context_length as u64),
+            spec.context_length
+        ),
     );
     text.push('\n');
     if all {
@@ -146,11 +166,24 @@ fn list(text: &mut String, report: &Report) {
         let shape = format!("{:?}", t.shape);
         let scale = t.scale.map(|s| format!("  scale {s}")).unwrap_or_default();
         let place = if t.mapped { "mapped" } else { "memory" };
-        let _ = writeln!(text, "{:width$}  {:8} {:6} {shape:16} {:>10} {place}{scale}", t.name, t.kind, t.dtype, bytes(t.bytes));
+        let _ = writeln!(
+            text,
+            "{:width$}  {:8} {:6} {shape:16} {:>10} {place}{scale}",
+            t.name,
+            t.kind,
+            t.dtype,
+            bytes(t.bytes)
+        );
     }
 }
 
-fn as_json(checkpoint: &Checkpoint, report: &Report, all: bool, tokenizer: &Value, warnings: &[String]) -> Value {
+fn as_json(
+    checkpoint: &Checkpoint,
+    report: &Report,
+    all: bool,
+    tokenizer: &Value,
+    warnings: &[String],
+) -> Value {
     let spec = &checkpoint.spec;
     let groups: Vec<Value> = groups(report)
         .into_iter()

@@ -45,7 +45,10 @@ pub(crate) async fn run(app: &App, args: &LogitsArgs) -> Outcome {
 fn read_ids(path: &Path) -> Outcome<Vec<u32>> {
     let text = TextSource::new(None, Some(path)).read("token ids")?;
     let ids: Vec<u32> = serde_json::from_str(&text).map_err(|e| {
-        Failure::usage(format!("{}: {e}; a JSON array of token ids expected, such as [1, 2, 3]", path.display()))
+        Failure::usage(format!(
+            "{}: {e}; a JSON array of token ids expected, such as [1, 2, 3]",
+            path.display()
+        ))
     })?;
     if ids.is_empty() {
         return Err(Failure::usage(format!("{}: no token ids; at least one expected", path.display())));

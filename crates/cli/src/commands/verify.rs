@@ -94,7 +94,9 @@ pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Outcome {
         let failed = checks.done.iter().filter(|check| check.passed == Some(false)).count();
         app.output.line(&match failed {
             0 => "all checks passed".to_owned(),
-            n => format!("{n} of {} checks failed", checks.done.iter().filter(|c| c.passed.is_some()).count()),
+            n => {
+                format!("{n} of {} checks failed", checks.done.iter().filter(|c| c.passed.is_some()).count())
+            }
         })?;
     }
     if passed { Ok(()) } else { Err(Failure::Mismatch) }
@@ -135,7 +137,9 @@ fn files(app: &App, path: &Path, expected: &BTreeMap<String, String>) -> Outcome
                 Some(hash) => Check::new(
                     name,
                     false,
-                    format!("sha256 {found}, expected {hash}: another revision of the file, or a damaged one"),
+                    format!(
+                        "sha256 {found}, expected {hash}: another revision of the file, or a damaged one"
+                    ),
                 ),
             })
         })
@@ -161,7 +165,11 @@ fn sha256(app: &App, path: &Path) -> Outcome<String> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-async fn verify_logits(checks: &mut Checks<'_>, backend: &dyn LlmBackend, expected: &ExpectedLogits) -> Outcome {
+async fn verify_logits(
+    checks: &mut Checks<'_>,
+    backend: &dyn LlmBackend,
+    expected: &ExpectedLogits,
+) -> Outcome {
     if let (Some(text), Some(tokenizer)) = (&expected.text, backend.tokenizer()) {
         checks.push(same_ids("tokens of a text", &tokenizer.encode(text, true)?, &expected.input_ids))?;
     }
@@ -193,7 +201,8 @@ async fn verify_text(checks: &mut Checks<'_>, backend: &dyn LlmBackend, expected
         return checks.push(Check::new("greedy text", true, format!("{:?}", answer.text)));
     }
     let start = expected.prompt_ids.len();
-    let mut request = ScoreRequest::new([&expected.prompt_ids[..], &expected.tokens].concat(), start).with_top(1);
+    let mut request =
+        ScoreRequest::new([&expected.prompt_ids[..], &expected.tokens].concat(), start).with_top(1);
     request.cancel = checks.app.interrupts.renew();
     let score = backend.score(request).await?;
     let worst = score
@@ -219,7 +228,8 @@ fn same_ids(name: &str, found: &[u32], expected: &[u32]) -> Check {
 /// Whether all values are within `tolerance + tolerance * |expected|`; NaN never is.
 fn close(name: &str, found: &[f64], expected: &[f64], tolerance: f64) -> Check {
     let excess = |(f, e): (&f64, &f64)| (f - e).abs() / (tolerance + tolerance * e.abs());
-    let worst = found.iter().zip(expected).map(|pair| (pair, excess(pair))).max_by(|a, b| a.1.total_cmp(&b.1));
+    let worst =
+        found.iter().zip(expected).map(|pair| (pair, excess(pair))).max_by(|a, b| a.1.total_cmp(&b.1));
     let Some(((f, e), excess)) = worst else {
         return Check::new(name, found.len() == expected.len(), "no values");
     };

@@ -193,21 +193,20 @@ impl Config {
             let mut models = self.models.iter();
             return match (models.next(), models.next()) {
                 (Some((name, model)), None) => Ok((name, model)),
-                (None, _) => Err(Error::invalid_config("no model is configured; expected a table `models.<name>`")),
+                (None, _) => {
+                    Err(Error::invalid_config("no model is configured; expected a table `models.<name>`"))
+                }
                 _ => Err(Error::invalid_config(format!(
                     "none of the models is the default; set `default_model` to one of: {}",
                     self.names()
                 ))),
             };
         };
-        match self.models.get_key_value(name) {
-            Some((name, model)) => Ok((name, model)),
-            None => {
-                let mut message = format!("no model `{name}`; configured: {}", self.names());
-                suggest(&mut message, name, self.models.keys().map(String::as_str));
-                Err(Error::invalid_config(message))
-            }
-        }
+        self.models.get_key_value(name).map(|(name, model)| (name.as_str(), model)).ok_or_else(|| {
+            let mut message = format!("no model `{name}`; configured: {}", self.names());
+            suggest(&mut message, name, self.models.keys().map(String::as_str));
+            Error::invalid_config(message)
+        })
     }
 
     /// Checks the ranges of all values and that the default model exists.
@@ -219,7 +218,8 @@ impl Config {
             return Err(Error::invalid_config("models: a model's name is empty"));
         }
         if let Some(name) = &self.default_model {
-            self.model(Some(name)).map_err(|e| Error::invalid_config(format!("default_model: {}", e.message())))?;
+            self.model(Some(name))
+                .map_err(|e| Error::invalid_config(format!("default_model: {}", e.message())))?;
         }
         self.models.iter().try_for_each(|(name, model)| model.validate(name))
     }

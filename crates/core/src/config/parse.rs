@@ -39,7 +39,7 @@ pub(super) fn resolve_paths(config: &mut Value, folder: &Path) {
         if let Some(Value::String(path)) = model.get_mut("path") {
             // What is joined to a path of valid UTF-8 by a path that is not can only be found as it is.
             if let Some(joined) = folder.join(&*path).to_str() {
-                *path = joined.to_owned();
+                joined.clone_into(path);
             }
         }
     }
@@ -93,11 +93,12 @@ fn refuse_unknown_keys(value: &Value, schema: &Value, root: &Value, place: &str)
             let plain = message.len();
             suggest(&mut message, key, known.iter().copied());
             if message.len() == plain {
-                message.push_str("; ");
-                message.push_str(&match known.as_slice() {
-                    [] => "there are none here".to_owned(),
-                    known => format!("known: {}", known.join(", ")),
-                });
+                message += "; ";
+                message += &if known.is_empty() {
+                    "there are none here".to_owned()
+                } else {
+                    format!("known: {}", known.join(", "))
+                };
             }
             return Err(Error::invalid_config(message));
         }

@@ -28,8 +28,8 @@ use futures_core::Stream;
 use tokio::sync::{mpsc as channel, oneshot};
 
 use crate::{
-    CausalLm, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt,
-    Result, ResultExt, Sampling, Score, ScoreRequest, Stats, text::Tokenizer,
+    CausalLm, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo,
+    Prompt, Result, ResultExt, Sampling, Score, ScoreRequest, Stats, text::Tokenizer,
 };
 use job::{Job, Work};
 
@@ -110,7 +110,9 @@ impl Engine {
     /// If the model has no room for even one token of prompt and one of answer, if the configured sampling is out
     /// of range, or if no thread can be started.
     pub fn start(model: Box<dyn CausalLm>, tokenizer: Tokenizer, mut options: EngineOptions) -> Result<Self> {
-        validate::sampling(&options.sampling, model.vocab_size()).with("section", "sampling").during("load")?;
+        validate::sampling(&options.sampling, model.vocab_size())
+            .with("section", "sampling")
+            .during("load")?;
         if model.context_length() < 2 || model.max_sequences() == 0 || model.max_batch_tokens() == 0 {
             return Err(Error::invalid_config(format!(
                 "context {} with {} sequences and prefill chunks of {} tokens: at least 2, 1 and 1 expected",
@@ -142,10 +144,9 @@ impl Engine {
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
         let worker = worker::Worker::new(model, inbox, Arc::clone(&shared), eos);
-        std::thread::Builder::new()
-            .name("ternion-engine".into())
-            .spawn(move || worker.run())
-            .map_err(|e| Error::new(ErrorKind::ResourceExhausted, "cannot start the engine's thread").with_source(e))?;
+        std::thread::Builder::new().name("ternion-engine".into()).spawn(move || worker.run()).map_err(
+            |e| Error::new(ErrorKind::ResourceExhausted, "cannot start the engine's thread").with_source(e),
+        )?;
         Ok(Self {
             info: Arc::new(options.info),
             tokenizer: Arc::new(tokenizer),
@@ -241,7 +242,13 @@ impl LlmBackend for Engine {
                 request.ignore_eos,
                 request.logprobs,
             );
-            self.submit(Job::new(tokens, Work::Generate(Box::new(generation)), request.cancel, admission, accepted))?;
+            self.submit(Job::new(
+                tokens,
+                Work::Generate(Box::new(generation)),
+                request.cancel,
+                admission,
+                accepted,
+            ))?;
             let commands = Some(self.commands.clone());
             Ok(GenerateStream::new(Events { events, commands, shared: Arc::clone(&self.shared) }))
         };
@@ -323,7 +330,8 @@ impl Stream for Events {
             }
             Poll::Ready(None) => {
                 self.commands = None;
-                let error = Error::new(ErrorKind::Closed, "the engine's thread has stopped").during("generate");
+                let error =
+                    Error::new(ErrorKind::Closed, "the engine's thread has stopped").during("generate");
                 Poll::Ready(Some(Err(error)))
             }
         }

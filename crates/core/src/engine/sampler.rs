@@ -287,7 +287,10 @@ mod tests {
         assert_eq!(only(Sampling { top_p: Some(0.7), ..hot(1) }), [2, 3]);
         assert_eq!(only(Sampling { min_p: Some(0.3), ..hot(1) }), [2, 3]);
         assert_eq!(only(Sampling { min_p: Some(1.0), ..hot(1) }), [3]);
-        assert_eq!(only(Sampling { logit_bias: [(3, f32::NEG_INFINITY)].into(), top_k: Some(1), ..hot(1) }), [2]);
+        assert_eq!(
+            only(Sampling { logit_bias: [(3, f32::NEG_INFINITY)].into(), top_k: Some(1), ..hot(1) }),
+            [2]
+        );
     }
 
     #[test]
@@ -317,8 +320,11 @@ mod tests {
         s.penalize(&mut logits);
         assert_eq!(logits, [2.0, -2.0, 1.0]);
 
-        let mut s =
-            sampler(Sampling { presence_penalty: Some(1.0), frequency_penalty: Some(0.5), ..Sampling::default() });
+        let mut s = sampler(Sampling {
+            presence_penalty: Some(1.0),
+            frequency_penalty: Some(0.5),
+            ..Sampling::default()
+        });
         s.observe_prompt(&[2]);
         for expected in [0, 0, 1] {
             assert_eq!(s.sample(&mut [5.0, 3.2, 0.0]).unwrap(), expected);
@@ -332,7 +338,9 @@ mod tests {
     fn broken_logits_are_errors() {
         assert!(sampler(hot(1)).sample(&mut [0.0, f32::NAN]).unwrap_err().to_string().contains("token 1"));
         assert!(sampler(hot(1)).sample(&mut [f32::INFINITY, 0.0]).is_err());
-        assert!(sampler(hot(1)).sample(&mut [f32::NEG_INFINITY; 3]).unwrap_err().to_string().contains("-inf"));
+        assert!(
+            sampler(hot(1)).sample(&mut [f32::NEG_INFINITY; 3]).unwrap_err().to_string().contains("-inf")
+        );
         assert_eq!(sampler(hot(1)).sample(&mut [f32::NEG_INFINITY, -5.0]).unwrap(), 1);
     }
 

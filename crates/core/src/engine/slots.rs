@@ -80,8 +80,13 @@ impl Slots {
 
     /// Frees the idle sequence that was used the longest time ago; `false` if none is idle.
     pub(super) fn evict(&mut self, model: &mut dyn CausalLm) -> bool {
-        let oldest =
-            self.slots.iter().enumerate().filter(|(_, s)| !s.busy).min_by_key(|(_, s)| s.last_used).map(|(i, _)| i);
+        let oldest = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| !s.busy)
+            .min_by_key(|(_, s)| s.last_used)
+            .map(|(i, _)| i);
         let Some(i) = oldest else { return false };
         model.free(self.slots.swap_remove(i).sequence);
         true

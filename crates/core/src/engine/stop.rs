@@ -74,7 +74,11 @@ mod tests {
     #[test]
     fn matches_lie_across_pieces_of_any_size() {
         for size in 1..12 {
-            assert_eq!(run(&["\n\nUser:"], "Hi.\n\nUser: x", size), ("Hi.".into(), Some("\n\nUser:".into())), "{size}");
+            assert_eq!(
+                run(&["\n\nUser:"], "Hi.\n\nUser: x", size),
+                ("Hi.".into(), Some("\n\nUser:".into())),
+                "{size}"
+            );
             assert_eq!(run(&["ab", "c"], "xaac", size), ("xaa".into(), Some("c".into())), "{size}");
             assert_eq!(run(&["aab"], "aaab", size), ("a".into(), Some("aab".into())), "{size}");
             assert_eq!(run(&["été"], "un été", size), ("un ".into(), Some("été".into())), "{size}");

@@ -1,6 +1,8 @@
 //! Checks of requests. Each error names the field, what was found and what is allowed.
 
-use crate::{Error, ErrorKind, GenerateRequest, LogitsRequest, Prompt, Result, Sampling, ScoreRequest, info::Limits};
+use crate::{
+    Error, ErrorKind, GenerateRequest, LogitsRequest, Prompt, Result, Sampling, ScoreRequest, info::Limits,
+};
 
 /// The most entries of [`ScoreRequest::top`].
 pub const MAX_TOP: usize = 100;
@@ -29,7 +31,9 @@ pub fn generate(request: &GenerateRequest, vocab_size: usize) -> Result<()> {
 /// # Errors
 /// [`ErrorKind::InvalidRequest`].
 pub fn sampling(sampling: &Sampling, vocab_size: usize) -> Result<()> {
-    check("temperature", sampling.temperature, "a finite number of at least 0", |v| v.is_finite() && v >= 0.0)?;
+    check("temperature", sampling.temperature, "a finite number of at least 0", |v| {
+        v.is_finite() && v >= 0.0
+    })?;
     check("top_p", sampling.top_p, "over 0 and at most 1", |v| v > 0.0 && v <= 1.0)?;
     check("min_p", sampling.min_p, "from 0 to 1", |v| (0.0..=1.0).contains(&v))?;
     let penalty = "a finite number over 0";

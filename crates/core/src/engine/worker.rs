@@ -53,7 +53,8 @@ impl Worker {
         shared: Arc<Shared>,
         eos: Vec<u32>,
     ) -> Self {
-        let facts = ModelFacts { vocab_size: model.vocab_size(), context_length: model.context_length(), eos };
+        let facts =
+            ModelFacts { vocab_size: model.vocab_size(), context_length: model.context_length(), eos };
         let max_rows = (LOGITS_BYTES / 4 / facts.vocab_size.max(1)).max(1);
         Self {
             model,

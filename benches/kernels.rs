@@ -1,0 +1,136 @@
+//! Speed of the kernels on the shapes of BitNet b1.58 2B4T, per thread count and instruction set.
+//!
+//! `cargo bench -p ternion-kernels` prints giga-operations per second: multiply-adds for products, bytes for those that
+//! memory bounds. `memory/read` is what reading alone reaches, to compare with.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rayon::prelude::*;
+use ternion_kernels::{
+    Attention, BLOCK, DenseRef, Isa, Quantized, TernaryRef, attention, dense_matmul, matmul_with,
+};
+
+fn pool(threads: usize) -> rayon::ThreadPool {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started")
+}
+
+fn thread_counts() -> Vec<usize> {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    if all == 1 { vec![1] } else { vec![1, all] }
+}
+
+fn activations(tokens: usize, cols: usize) -> Vec<f32> {
+    (0..tokens * cols).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect()
+}
+
+fn ternary(c: &mut Criterion) {
+    for (rows, cols) in [(2560, 2560), (13824, 2560), (2560, 6912)] {
+        let codes: Vec<u8> = (0..rows / 4 * cols).map(|i| [0x92, 0x19, 0x55, 0x64][i * 31 % 4]).collect();
+        let weights = TernaryRef::new(&codes, rows, cols).expect("a valid shape");
+        let mut group = c.benchmark_group(format!("ternary/{rows}x{cols}"));
+        for isa in Isa::available() {
+            for tokens in [1, 8, 128, 512] {
+                if isa == Isa::Scalar && tokens > 1 {
+                    continue;
+                }
+                let mut x = Quantized::default();
+                x.quantize(&activations(tokens, cols), cols);
+                let mut out = vec![0.0; tokens * rows];
+                group.throughput(Throughput::Elements((rows * cols * tokens) as u64));
+                for threads in thread_counts() {
+                    let id = BenchmarkId::new(format!("{isa}/{threads} threads"), tokens);
+                    group.bench_function(id, |b| {
+                        pool(threads)
+                            .install(|| b.iter(|| matmul_with(isa, weights, 0.5, &x, &mut out, rows)));
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// All the ternary weights of a model, one after the other, as decoding reads them: from memory, not from caches.
+fn decode(c: &mut Criterion) {
+    let (rows, cols, matrices) = (2560, 6912, 100);
+    let size = rows / 4 * cols;
+    let codes: Vec<u8> = (0..size * matrices).map(|i| [0x92, 0x19, 0x55, 0x64][i * 31 % 4]).collect();
+    let mut x = Quantized::default();
+    x.quantize(&activations(1, cols), cols);
+    let mut out = vec![0.0; rows];
+    let mut group = c.benchmark_group("memory");
+    group.sample_size(10).throughput(Throughput::Bytes(codes.len() as u64));
+    for threads in thread_counts() {
+        let pool = pool(threads);
+        group.bench_function(BenchmarkId::new("ternary", threads), |b| {
+            pool.install(|| {
+                b.iter(|| {
+                    for codes in codes.chunks_exact(size) {
+                        let weights = TernaryRef::new(codes, rows, cols).expect("a valid shape");
+                        matmul_with(Isa::detect(), weights, 0.5, &x, &mut out, rows);
+                    }
+                });
+            });
+        });
+        group.bench_function(BenchmarkId::new("read", threads), |b| {
+            let sum = |part: &[u8]| {
+                part.as_chunks().0.iter().fold(0u64, |s, w: &[u8; 8]| s ^ u64::from_le_bytes(*w))
+            };
+            pool.install(|| {
+                b.iter(|| black_box(codes.par_chunks(1 << 20).map(sum).reduce(|| 0, |a, b| a ^ b)))
+            });
+        });
+    }
+    let (rows, cols) = (128_256, 2560);
+    let head = vec![0x3fu8; rows * cols * 2];
+    let x = activations(8, cols);
+    let mut out = vec![0.0; 8 * rows];
+    group.throughput(Throughput::Bytes(head.len() as u64));
+    for threads in thread_counts() {
+        let pool = pool(threads);
+        for tokens in [1, 8] {
+            group.bench_function(BenchmarkId::new(format!("head of {tokens}"), threads), |b| {
+                pool.install(|| {
+                    b.iter(|| {
+                        let x = &x[..tokens * cols];
+                        dense_matmul(DenseRef::Bf16(&head), rows, cols, x, &mut out, rows);
+                    });
+                });
+            });
+        }
+    }
+}
+
+fn attend(c: &mut Criterion) {
+    let mut group = c.benchmark_group("attention");
+    let (heads, kv_heads, head_dim) = (20, 5, 128);
+    for (past, tokens) in [(511, 1), (4095, 1), (0, 512), (3584, 512)] {
+        let count = (past + tokens).div_ceil(BLOCK);
+        let store: Vec<Vec<f32>> = (0..count).map(|_| activations(BLOCK, kv_heads * head_dim)).collect();
+        let blocks: Vec<&[f32]> = store.iter().map(Vec::as_slice).collect();
+        let q = activations(tokens, heads * head_dim);
+        let mut out = vec![0.0; q.len()];
+        let shape = Attention { heads, kv_heads, head_dim, past, scale: 0.1 };
+        group.throughput(Throughput::Elements((2 * heads * head_dim * tokens * (past + tokens / 2)) as u64));
+        for threads in thread_counts() {
+            let pool = pool(threads);
+            group.bench_function(BenchmarkId::new(format!("{tokens} tokens after {past}"), threads), |b| {
+                pool.install(|| b.iter(|| attention(shape, &q, &blocks, &blocks, &mut out)));
+            });
+        }
+    }
+    group.finish();
+    let mut group = c.benchmark_group("quantize");
+    let x = activations(512, 6912);
+    group.throughput(Throughput::Elements(x.len() as u64));
+    let mut quantized = Quantized::default();
+    for threads in thread_counts() {
+        let pool = pool(threads);
+        group.bench_function(BenchmarkId::from_parameter(threads), |b| {
+            pool.install(|| b.iter(|| quantized.quantize(&x, 6912)));
+        });
+    }
+}
+
+criterion_group!(benches, ternary, decode, attend);
+criterion_main!(benches);

@@ -1,0 +1,245 @@
+//! Products of plain weights, for the head: half-precision weights are widened as they are read.
+//!
+//! Each output is one sum in 16 lanes, in the order of the columns, so it has the same bits in whatever tile it is
+//! computed. Paths with and without fused multiply-adds differ by rounding.
+
+use rayon::prelude::*;
+
+use crate::{
+    isa::multiversion,
+    lanes::{self, LANES},
+};
+
+/// Rows and tokens of a tile: 16 vectors of sums.
+const TILE: usize = 4;
+
+/// Rows that one task computes: enough to be worth it, and a multiple of [`TILE`].
+const TASK_ROWS: usize = 256;
+
+/// Whole vectors and what is left.
+type Split<'a, T> = (&'a [[T; LANES]], &'a [T]);
+
+/// A row-major matrix of plain weights as its little-endian bytes lie in the file, aligned or not.
+#[derive(Debug, Clone, Copy)]
+pub enum DenseRef<'a> {
+    /// IEEE single precision.
+    F32(&'a [u8]),
+    /// IEEE half precision.
+    F16(&'a [u8]),
+    /// The upper half of a single.
+    Bf16(&'a [u8]),
+}
+
+impl DenseRef<'_> {
+    /// Number of weights.
+    pub fn elements(&self) -> usize {
+        match self {
+            Self::F32(bytes) => bytes.len() / 4,
+            Self::F16(bytes) | Self::Bf16(bytes) => bytes.len() / 2,
+        }
+    }
+
+    /// Row `index` of a matrix with rows as long as `out`, as singles.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, index: usize, out: &mut [f32]) {
+        let at = index * out.len();
+        match self {
+            Self::F32(bytes) => widen::<Single>(&bytes.as_chunks().0[at..], out),
+            Self::F16(bytes) => widen::<Half>(&bytes.as_chunks().0[at..], out),
+            Self::Bf16(bytes) => widen::<Brain>(&bytes.as_chunks().0[at..], out),
+        }
+    }
+}
+
+fn widen<W: Weight>(weights: &[W::Bytes], out: &mut [f32]) {
+    let weights = &weights[..out.len()];
+    for (out, weight) in out.iter_mut().zip(weights) {
+        *out = W::widen(*weight);
+    }
+}
+
+/// A type of weights.
+trait Weight {
+    /// Its bytes, the lowest first.
+    type Bytes: Copy + Sync;
+    fn widen(bytes: Self::Bytes) -> f32;
+}
+
+struct Single;
+struct Half;
+struct Brain;
+
+impl Weight for Single {
+    type Bytes = [u8; 4];
+    #[inline(always)]
+    fn widen(bytes: [u8; 4]) -> f32 {
+        f32::from_le_bytes(bytes)
+    }
+}
+
+impl Weight for Half {
+    type Bytes = [u8; 2];
+    /// Without branches, so that a loop over it becomes vector instructions.
+    #[inline(always)]
+    fn widen(bytes: [u8; 2]) -> f32 {
+        let half = u32::from(u16::from_le_bytes(bytes));
+        // The half's exponent and fraction in the place of a single's; the product puts the exponent right, for
+        // subnormal numbers too.
+        let magnitude = f32::from_bits((half & 0x7fff) << 13) * f32::from_bits((254 - 15) << 23);
+        let special = if half & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+        f32::from_bits(magnitude.to_bits() | special | (half & 0x8000) << 16)
+    }
+}
+
+impl Weight for Brain {
+    type Bytes = [u8; 2];
+    #[inline(always)]
+    fn widen(bytes: [u8; 2]) -> f32 {
+        f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+    }
+}
+
+/// `out[t * stride + n] = sum_k w[n, k] * x[t, k]` for weights `[rows, cols]` and activations `[tokens, cols]`.
+///
+/// What lies in `out` between the rows of two tokens stays as it is.
+///
+/// # Panics
+/// If `w` is not `rows * cols` weights, or `out` is too short for the last token.
+pub fn dense_matmul(w: DenseRef<'_>, rows: usize, cols: usize, x: &[f32], out: &mut [f32], stride: usize) {
+    assert!(cols > 0 && w.elements() == rows * cols, "{} weights for {rows} x {cols}", w.elements());
+    assert!(x.len().is_multiple_of(cols), "{} activations in rows of {cols}", x.len());
+    let Some(last) = (x.len() / cols).checked_sub(1) else { return };
+    assert!(stride >= rows && last * stride + rows <= out.len(), "the output is too short");
+    // Each task has its own rows in the output of every token.
+    let mut parts: Vec<Vec<&mut [f32]>> =
+        (0..rows.div_ceil(TASK_ROWS)).map(|_| Vec::with_capacity(last + 1)).collect();
+    for token in out.chunks_mut(stride).take(last + 1) {
+        for (part, chunk) in parts.iter_mut().zip(token[..rows].chunks_mut(TASK_ROWS)) {
+            part.push(chunk);
+        }
+    }
+    parts.into_par_iter().enumerate().for_each(|(i, mut out)| {
+        let first = i * TASK_ROWS;
+        match w {
+            DenseRef::F32(bytes) => singles(&bytes.as_chunks().0[first * cols..], x, cols, &mut out),
+            DenseRef::F16(bytes) => halves(&bytes.as_chunks().0[first * cols..], x, cols, &mut out),
+            DenseRef::Bf16(bytes) => brains(&bytes.as_chunks().0[first * cols..], x, cols, &mut out),
+        }
+    });
+}
+
+multiversion! {
+    fn singles(w: &[[u8; 4]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = singles_body;
+}
+multiversion! {
+    fn halves(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = halves_body;
+}
+multiversion! {
+    fn brains(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = brains_body;
+}
+
+#[inline(always)]
+fn singles_body<const FMA: bool>(w: &[[u8; 4]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
+    task::<Single, FMA>(w, x, cols, out);
+}
+
+#[inline(always)]
+fn halves_body<const FMA: bool>(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
+    task::<Half, FMA>(w, x, cols, out);
+}
+
+#[inline(always)]
+fn brains_body<const FMA: bool>(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
+    task::<Brain, FMA>(w, x, cols, out);
+}
+
+/// All tokens for the rows that each of `out` has room for.
+#[inline(always)]
+fn task<W: Weight, const FMA: bool>(w: &[W::Bytes], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
+    let rows = out[0].len();
+    let mut row = 0;
+    while row < rows {
+        if rows - row >= TILE {
+            tokens::<W, TILE, FMA>(&w[row * cols..], x, cols, row, out);
+            row += TILE;
+        } else {
+            tokens::<W, 1, FMA>(&w[row * cols..], x, cols, row, out);
+            row += 1;
+        }
+    }
+}
+
+/// All tokens for `R` rows, which stay in the first-level cache meanwhile.
+#[inline(always)]
+fn tokens<W: Weight, const R: usize, const FMA: bool>(
+    w: &[W::Bytes],
+    x: &[f32],
+    cols: usize,
+    row: usize,
+    out: &mut [&mut [f32]],
+) {
+    let count = out.len();
+    let mut token = 0;
+    while token < count {
+        let x = &x[token * cols..];
+        if count - token >= TILE {
+            tile::<W, R, TILE, FMA>(w, x, cols, row, &mut out[token..token + TILE]);
+            token += TILE;
+        } else {
+            tile::<W, R, 1, FMA>(w, x, cols, row, &mut out[token..=token]);
+            token += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn tile<W: Weight, const R: usize, const T: usize, const FMA: bool>(
+    w: &[W::Bytes],
+    x: &[f32],
+    cols: usize,
+    row: usize,
+    out: &mut [&mut [f32]],
+) {
+    let weights: [Split<'_, W::Bytes>; R] =
+        std::array::from_fn(|r| w[r * cols..(r + 1) * cols].as_chunks::<LANES>());
+    let inputs: [Split<'_, f32>; T] =
+        std::array::from_fn(|t| x[t * cols..(t + 1) * cols].as_chunks::<LANES>());
+    let mut sums = [[[0.0; LANES]; T]; R];
+    for k in 0..cols / LANES {
+        for r in 0..R {
+            let mut wide = [0.0; LANES];
+            for i in 0..LANES {
+                wide[i] = W::widen(weights[r].0[k][i]);
+            }
+            for t in 0..T {
+                lanes::accumulate::<FMA>(&mut sums[r][t], &wide, &inputs[t].0[k]);
+            }
+        }
+    }
+    for r in 0..R {
+        for t in 0..T {
+            let mut lanes = sums[r][t];
+            for (lane, (w, x)) in lanes.iter_mut().zip(weights[r].1.iter().zip(inputs[t].1)) {
+                *lane = lanes::mul_add::<FMA>(W::widen(*w), *x, *lane);
+            }
+            out[t][row + r] = lanes::sum(lanes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_halves_are_widened_exactly() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (Half::widen(bits.to_le_bytes()), half::f16::from_bits(bits).to_f32());
+            assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}: {ours} {theirs}");
+            let (ours, theirs) = (Brain::widen(bits.to_le_bytes()), half::bf16::from_bits(bits).to_f32());
+            assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}: {ours} {theirs}");
+        }
+    }
+}

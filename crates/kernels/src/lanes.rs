@@ -1,0 +1,101 @@
+//! Sixteen floats side by side, in portable Rust that the compiler turns into vector instructions.
+//!
+//! A sum over many elements is kept in lanes and added up in one fixed order, so that it has the same bits whatever the
+//! width of the vectors is.
+
+/// Number of lanes.
+pub(crate) const LANES: usize = 16;
+
+/// One vector.
+pub(crate) type Lanes = [f32; LANES];
+
+/// `a * b + c`, fused where that is an instruction.
+#[inline(always)]
+pub(crate) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Adds `a * b` lane by lane.
+#[inline(always)]
+pub(crate) fn accumulate<const FMA: bool>(sum: &mut Lanes, a: &Lanes, b: &Lanes) {
+    for i in 0..LANES {
+        sum[i] = mul_add::<FMA>(a[i], b[i], sum[i]);
+    }
+}
+
+/// Adds up the lanes, by halves.
+#[inline(always)]
+pub(crate) fn sum(mut lanes: Lanes) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The largest lane. NaN lanes are passed over.
+#[inline(always)]
+pub(crate) fn max(lanes: Lanes) -> f32 {
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Up to 16 elements from the front of `x`, the rest 0.
+#[inline(always)]
+pub(crate) fn partial(x: &[f32]) -> Lanes {
+    let mut lanes = [0.0; LANES];
+    lanes[..x.len()].copy_from_slice(x);
+    lanes
+}
+
+/// `e^x` to within 2 units in the last place; 0 below -87 and infinite above 88, just before the results become
+/// subnormal and overflow. The polynomial is that of Cephes' `expf`.
+#[inline(always)]
+pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let r = mul_add::<FMA>(n, -LN2_HIGH, x);
+    let r = mul_add::<FMA>(n, -LN2_LOW, r);
+    let mut p = 1.987_569_1e-4;
+    p = mul_add::<FMA>(p, r, 1.398_199_9e-3);
+    p = mul_add::<FMA>(p, r, 8.333_452e-3);
+    p = mul_add::<FMA>(p, r, 4.166_579_6e-2);
+    p = mul_add::<FMA>(p, r, 1.666_666_5e-1);
+    p = mul_add::<FMA>(p, r, 0.5);
+    let y = mul_add::<FMA>(p * r, r, r) + 1.0;
+    // In range `n` is -126 to 127, so the exponent is that of a normal float.
+    let power = f32::from_bits(((n.clamp(-126.0, 127.0) as i32 + 127) as u32) << 23);
+    let y = if x < -87.0 { 0.0 } else { y * power };
+    if x > 88.0 { f32::INFINITY } else { y }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_everywhere() {
+        let mut worst = 0.0f64;
+        for i in -86_990..=88_000 {
+            let x = i as f32 * 1e-3;
+            let exact = f64::from(x).exp();
+            worst = worst.max((f64::from(exp::<true>(x)) - exact).abs() / exact);
+            worst = worst.max((f64::from(exp::<false>(x)) - exact).abs() / exact);
+        }
+        assert!(worst < 2.4e-7, "{worst:e}");
+        assert_eq!(exp::<true>(0.0), 1.0);
+        assert_eq!(exp::<true>(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp::<true>(f32::MAX), f32::INFINITY);
+        assert!(exp::<true>(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_take_all_lanes() {
+        let lanes = std::array::from_fn(|i| i as f32);
+        assert_eq!(sum(lanes), 120.0);
+        assert_eq!(max(lanes), 15.0);
+    }
+}

@@ -1,0 +1,259 @@
+//! Every path for vector instructions against the scalar one, which is checked against plain arithmetic.
+
+use proptest::prelude::*;
+use ternion_kernels::{Isa, MAX_COLS, Quantized, TernaryRef, accumulate, matmul, matmul_with, pack, unpack};
+
+/// Activations whose quantised values are these: the first of each token must be 127 or -127 or all 0.
+fn quantized(values: &[i8], cols: usize) -> Quantized {
+    let x: Vec<f32> = values.iter().map(|v| f32::from(*v)).collect();
+    let mut out = Quantized::default();
+    out.quantize(&x, cols);
+    let stored: Vec<i8> = (0..out.tokens()).flat_map(|t| out.values(t).to_vec()).collect();
+    assert_eq!(stored, values);
+    out
+}
+
+fn naive(trits: &[i8], rows: usize, cols: usize, x: &Quantized) -> Vec<i32> {
+    (0..x.tokens())
+        .flat_map(|t| {
+            (0..rows).map(move |n| {
+                let row = &trits[n * cols..(n + 1) * cols];
+                row.iter().zip(x.values(t)).map(|(w, q)| i32::from(*w) * i32::from(*q)).sum()
+            })
+        })
+        .collect()
+}
+
+/// A small generator, so that large cases need no large random input.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    fn trits(&mut self, count: usize) -> Vec<i8> {
+        (0..count).map(|_| (self.next() % 3) as i8 - 1).collect()
+    }
+
+    /// Tokens of any int8 values that begin with 127.
+    fn values(&mut self, tokens: usize, cols: usize) -> Vec<i8> {
+        (0..tokens * cols)
+            .map(|i| if i % cols == 0 { 127 } else { (self.next() % 255) as i8 })
+            .collect::<Vec<i8>>()
+            .into_iter()
+            .map(|v| v.max(-127))
+            .collect()
+    }
+}
+
+/// Every trit times every int8 value that a token can have, at every place in a vector and in its tail, in each of the
+/// four fields of a byte.
+#[test]
+fn every_trit_times_every_value_at_every_place() {
+    const COLS: usize = 64 + 32 + 5;
+    for isa in Isa::available() {
+        for value in -127..=127i8 {
+            let mut trits = vec![0i8; 12 * COLS];
+            // Row n has one weight; the three rows of a field hold the three trits.
+            for place in 0..COLS {
+                let mut values = vec![0i8; COLS];
+                values[place] = value;
+                // A second value fixes the scale.
+                let anchor = (place + 1) % COLS;
+                values[anchor] = 127;
+                for row in 0..12 {
+                    trits[row * COLS + place] = (row % 3) as i8 - 1;
+                }
+                let codes = pack(&trits, 12, COLS).unwrap();
+                let x = quantized(&values, COLS);
+                let sums = accumulate(isa, TernaryRef::new(&codes, 12, COLS).unwrap(), &x);
+                for (row, sum) in sums.iter().enumerate() {
+                    assert_eq!(
+                        *sum,
+                        (row as i32 % 3 - 1) * i32::from(value),
+                        "{isa}: {value} at {place}, row {row}"
+                    );
+                }
+                for row in 0..12 {
+                    trits[row * COLS + place] = 0;
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn all_shapes_agree(quarter in 1usize..6, cols in 1usize..400, tokens in 1usize..20, seed: u64) {
+        let rows = 4 * quarter;
+        let mut noise = Noise(seed);
+        let trits = noise.trits(rows * cols);
+        let codes = pack(&trits, rows, cols).unwrap();
+        let weights = TernaryRef::new(&codes, rows, cols).unwrap();
+        prop_assert_eq!(unpack(weights), trits.clone());
+        let x = quantized(&noise.values(tokens, cols), cols);
+        let expected = naive(&trits, rows, cols, &x);
+        for isa in Isa::available() {
+            prop_assert_eq!(&accumulate(isa, weights, &x), &expected, "{}", isa);
+        }
+    }
+}
+
+/// The largest sums there can be do not overflow.
+#[test]
+fn the_extremes_are_exact() {
+    for cols in [MAX_COLS, MAX_COLS - 1, 65_536 + 33, 8192] {
+        for weight in [1i8, -1] {
+            for value in [127i8, -127] {
+                let codes = pack(&vec![weight; 4 * cols], 4, cols).unwrap();
+                let weights = TernaryRef::new(&codes, 4, cols).unwrap();
+                let x = quantized(&vec![value; cols], cols);
+                let expected = vec![i32::from(weight) * i32::from(value) * cols as i32; 4];
+                for isa in Isa::available() {
+                    assert_eq!(accumulate(isa, weights, &x), expected, "{isa}: {weight} * {value} * {cols}");
+                }
+            }
+        }
+    }
+}
+
+/// However many tokens are computed at once, on whatever threads and instructions, the floats are the same, and
+/// what lies between the rows of the output stays.
+#[test]
+fn products_do_not_depend_on_how_they_are_computed() {
+    let (rows, cols, tokens, stride) = (260, 1000, 23, 300);
+    let mut noise = Noise(7);
+    let trits = noise.trits(rows * cols);
+    let codes = pack(&trits, rows, cols).unwrap();
+    let weights = TernaryRef::new(&codes, rows, cols).unwrap();
+    let inputs: Vec<f32> = (0..tokens * cols).map(|_| noise.next() as f32 / 1e8 - 10.0).collect();
+    let mut x = Quantized::default();
+    x.quantize(&inputs, cols);
+    let mut expected = vec![f32::NAN; tokens * stride];
+    matmul_with(Isa::Scalar, weights, 0.37, &x, &mut expected, stride);
+    for token in 0..tokens {
+        let row = &expected[token * stride..(token + 1) * stride];
+        assert!(row[..rows].iter().all(|y| y.is_finite()) && row[rows..].iter().all(|y| y.is_nan()));
+        // The formula, in the order in which transformers computes it.
+        let sum: i32 =
+            trits[..cols].iter().zip(x.values(token)).map(|(w, q)| i32::from(*w) * i32::from(*q)).sum();
+        assert_eq!(row[0], sum as f32 * (0.37 / x.scale(token)));
+    }
+    for threads in [1, 2, 5] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        for isa in Isa::available() {
+            for chunk in [1, 2, 3, 7, 8, tokens] {
+                for first in (0..tokens).step_by(chunk) {
+                    let last = tokens.min(first + chunk);
+                    let mut x = Quantized::default();
+                    let mut out = vec![0.0; (last - first) * rows];
+                    pool.install(|| {
+                        x.quantize(&inputs[first * cols..last * cols], cols);
+                        matmul_with(isa, weights, 0.37, &x, &mut out, rows);
+                    });
+                    for (token, row) in (first..last).zip(out.chunks_exact(rows)) {
+                        assert_eq!(
+                            row,
+                            &expected[token * stride..token * stride + rows],
+                            "{isa} {threads} {chunk}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn large_products_agree_on_all_threads() {
+    let (rows, cols) = (2560, 1027);
+    let mut noise = Noise(3);
+    let codes = pack(&noise.trits(rows * cols), rows, cols).unwrap();
+    let weights = TernaryRef::new(&codes, rows, cols).unwrap();
+    let x = quantized(&noise.values(13, cols), cols);
+    let expected = accumulate(Isa::Scalar, weights, &x);
+    for isa in Isa::available() {
+        assert_eq!(accumulate(isa, weights, &x), expected, "{isa}");
+    }
+}
+
+/// A map of a file can end where the next page is not there: nothing may be read behind the codes.
+#[cfg(unix)]
+#[test]
+fn nothing_is_read_behind_the_end_of_a_map() {
+    let folder = std::env::temp_dir();
+    let mut noise = Noise(11);
+    for cols in [1, 31, 63, 64, 65, 127, 1024, 4096] {
+        let rows = 4 * (4096 / cols).max(1);
+        let codes = pack(&noise.trits(rows * cols), rows, cols).unwrap();
+        // The codes end with the file, and the file with a page: what comes behind is not mapped or belongs to
+        // another mapping, and a read of it by a kernel would be a fault or a wrong sum.
+        let length = codes.len().next_multiple_of(4096);
+        let mut content = vec![0u8; length - codes.len()];
+        content.extend(&codes);
+        let path = folder.join(format!("ternion-map-{}-{cols}", std::process::id()));
+        std::fs::write(&path, &content).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        // Two pages more than the file has: touching them is a bus error, which no test survives.
+        // SAFETY: The file is this test's own, and the pages behind its end are not touched.
+        let map = unsafe { memmap2::MmapOptions::new().len(length + 8192).map(&file).unwrap() };
+        let mapped = &map[length - codes.len()..length];
+        let weights = TernaryRef::new(mapped, rows, cols).unwrap();
+        let x = quantized(&noise.values(3, cols), cols);
+        let expected = accumulate(Isa::Scalar, TernaryRef::new(&codes, rows, cols).unwrap(), &x);
+        for isa in Isa::available() {
+            assert_eq!(accumulate(isa, weights, &x), expected, "{isa} {cols}");
+        }
+        assert_eq!(ternion_kernels::find_invalid_code(mapped), None);
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn quantisation_rounds_half_to_even_and_passes_failures_on() {
+    let mut x = Quantized::default();
+    // Scale 1: the values are the elements, ties to even.
+    let row = [127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.499_999_97, 126.5, -126.5, 1e-30, -0.0];
+    x.quantize(&row, row.len());
+    assert_eq!(x.values(0), [127, 0, 2, 2, 0, -2, -2, 0, 126, -126, 0, 0]);
+    x.quantize(&[0.0; 40], 40);
+    assert_eq!((x.values(0), x.scale(0)), (&[0i8; 40][..], 127.0 * 100_000.0));
+
+    let codes = pack(&[1; 4 * 40], 4, 40).unwrap();
+    let weights = TernaryRef::new(&codes, 4, 40).unwrap();
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for place in [0, 15, 39] {
+            let mut row = [1.0; 80];
+            row[place] = bad;
+            x.quantize(&row, 40);
+            let mut out = [0.0; 8];
+            matmul(weights, 1.0, &x, &mut out, 4);
+            assert!(out[..4].iter().all(|y| !y.is_finite()), "{bad} at {place}: {out:?}");
+            assert!(out[4..].iter().all(|y| y.is_finite()), "{bad} at {place}: {out:?}");
+        }
+    }
+}
+
+#[test]
+fn quantisation_does_not_depend_on_the_other_tokens() {
+    let mut noise = Noise(5);
+    let (tokens, cols) = (200, 1003);
+    let inputs: Vec<f32> = (0..tokens * cols).map(|_| noise.next() as f32 / 1e8 - 10.0).collect();
+    let mut all = Quantized::default();
+    all.quantize(&inputs, cols);
+    for (token, row) in inputs.chunks_exact(cols).enumerate() {
+        let mut one = Quantized::default();
+        one.quantize(row, cols);
+        assert_eq!((one.values(0), one.scale(0)), (all.values(token), all.scale(token)));
+        let most = row.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let scale = 127.0 * (1.0 / most.max(1e-5));
+        assert_eq!(one.scale(0), scale);
+        for (q, x) in one.values(0).iter().zip(row) {
+            assert_eq!(f32::from(*q), (x * scale).round_ties_even().clamp(-128.0, 127.0));
+        }
+    }
+}

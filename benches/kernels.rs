@@ -77,7 +77,7 @@ fn decode(c: &mut Criterion) {
                 part.as_chunks().0.iter().fold(0u64, |s, w: &[u8; 8]| s ^ u64::from_le_bytes(*w))
             };
             pool.install(|| {
-                b.iter(|| black_box(codes.par_chunks(1 << 20).map(sum).reduce(|| 0, |a, b| a ^ b)))
+                b.iter(|| black_box(codes.par_chunks(1 << 20).map(sum).reduce(|| 0, |a, b| a ^ b)));
             });
         });
     }
@@ -104,7 +104,7 @@ fn decode(c: &mut Criterion) {
 fn attend(c: &mut Criterion) {
     let mut group = c.benchmark_group("attention");
     let (heads, kv_heads, head_dim) = (20, 5, 128);
-    for (past, tokens) in [(511, 1), (4095, 1), (0, 512), (3584, 512)] {
+    for (past, tokens) in [(511_usize, 1), (4095, 1), (0, 512), (3584, 512)] {
         let count = (past + tokens).div_ceil(BLOCK);
         let store: Vec<Vec<f32>> = (0..count).map(|_| activations(BLOCK, kv_heads * head_dim)).collect();
         let blocks: Vec<&[f32]> = store.iter().map(Vec::as_slice).collect();

@@ -1,4 +1,5 @@
 //! The `ternion` command without an engine: arguments, input and output, exit codes, the files of a checkpoint.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 #[path = "cli/common.rs"]
 mod common;

@@ -4,6 +4,7 @@
 //! Each checkpoint's `golden.json` has the cases; `golden.f32.safetensors` has the logits that transformers computed in
 //! f32. A case is `strict` where no activation lies near a rounding tie, so that right implementations agree to 1e-3;
 //! elsewhere one step of the int8 activation may differ and moves the logits further.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use std::{
     path::{Path, PathBuf},

@@ -1,4 +1,5 @@
 //! The float operations against plain arithmetic in f64, and that their bits do not depend on how they are computed.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use ternion_kernels::{Attention, BLOCK, DenseRef, attention, dense_matmul, relu2_glu, rms_norm, silu_glu};
 

@@ -1,4 +1,5 @@
 //! Against transformers: `fixtures/ops` has inputs and outputs of its single operations.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use safetensors::{SafeTensors, tensor::TensorView};
 use ternion_kernels::{

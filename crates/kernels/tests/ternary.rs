@@ -1,4 +1,5 @@
 //! Every path for vector instructions against the scalar one, which is checked against plain arithmetic.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use proptest::prelude::*;
 use ternion_kernels::{Isa, MAX_COLS, Quantized, TernaryRef, accumulate, matmul, matmul_with, pack, unpack};

@@ -236,7 +236,7 @@ fn parts_make_the_whole() {
                     let x = &x;
                     // SAFETY: The output has room for all tokens, and each thread has a part of its own.
                     scope.spawn(move || unsafe {
-                        matmul_part(weights, 0.5, x, at as *mut f32, stride, (part, of))
+                        matmul_part(weights, 0.5, x, at as *mut f32, stride, (part, of));
                     });
                 }
             });

@@ -32,6 +32,7 @@ mod master;
 mod matmul;
 mod quantize;
 mod ternary;
+mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

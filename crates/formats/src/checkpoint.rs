@@ -72,11 +72,6 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The facts that an engine needs.
-    pub fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
     /// Reads the tokenizer's files, with the vocabulary's size as a limit of the token ids.
     ///
     /// # Errors

@@ -124,3 +124,9 @@ pub(crate) fn with_header(header: &[u8], data: &[u8]) -> Vec<u8> {
 pub(crate) fn bf16(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect()
 }
+
+/// The weights of a ternary tensor, row by row.
+pub(crate) fn trits(tensor: &ternion_formats::TernaryTensor) -> Vec<i8> {
+    let weights = ternion_kernels::TernaryRef::new(&tensor.codes, tensor.rows, tensor.cols).unwrap();
+    ternion_kernels::unpack(weights)
+}

@@ -40,7 +40,9 @@ impl Unfinished {
         let io = |e| Error::io(target, e);
         if target.is_dir() && self.path.is_dir() && fs::remove_dir(target).is_err() {
             // A folder that is not empty cannot be replaced in one step. The old one stays until the new one is there.
-            let old = Self::new(target)?.path.with_extension("old");
+            let mut old = self.path.clone().into_os_string();
+            old.push(".old");
+            let old = PathBuf::from(old);
             fs::rename(target, &old).map_err(io)?;
             fs::rename(&self.path, target).map_err(io)?;
             fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;

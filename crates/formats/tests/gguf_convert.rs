@@ -125,7 +125,8 @@ fn the_embedding_takes_the_type_that_is_asked_for() {
         let bytes = |file: &gguf::File| file.data(file.tensor("token_embd.weight").unwrap()).to_vec();
         assert_eq!(bytes(&a), bytes(&b), "{name}");
         if matches!(embedding, Embedding::Q8_0 | Embedding::Q6K) {
-            let error = to(&original, &folder.path().join("f"), Target::Safetensors, Some(embedding)).unwrap_err();
+            let error =
+                to(&original, &folder.path().join("f"), Target::Safetensors, Some(embedding)).unwrap_err();
             assert_says(&error, InvalidRequest, &["safetensors cannot hold", "f32, f16 or bf16"]);
         }
     }

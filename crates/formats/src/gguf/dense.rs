@@ -255,14 +255,17 @@ mod tests {
             assert!(error(TensorType::F16) < 4e-4);
             assert!(error(TensorType::Bf16) < 3e-3);
             assert!(error(TensorType::Q8_0) < 6e-3, "{}", error(TensorType::Q8_0));
-            assert!(error(TensorType::Q6K) < 1.6e-2, "{}", error(TensorType::Q6K));
+            // Steps of 1/32 of a part's extreme, which is about twice its root mean square: 2 / 32 / sqrt(12).
+            assert!(error(TensorType::Q6K) < 1.8e-2, "{}", error(TensorType::Q6K));
             assert!(error(TensorType::Q4_0) < 0.1, "{}", error(TensorType::Q4_0));
         }
     }
 
     #[test]
     fn what_a_type_can_hold_exactly_it_keeps() {
-        let values: Vec<f32> = (0..256).map(|i| ((i % 64) as f32 - 32.0) * 0.5).collect();
+        // Each part reaches the lowest code, so that all have the same scale.
+        let value = |i: usize| if i.is_multiple_of(16) { -16.0 } else { ((i * 7 % 64) as f32 - 32.0) * 0.5 };
+        let values: Vec<f32> = (0..256).map(value).collect();
         assert_eq!(round_trip(TensorType::Q6K, &values), values);
         let values: Vec<f32> = (0..64).map(|i| (i * 4 % 255) as f32 - 127.0).collect();
         assert_eq!(round_trip(TensorType::Q8_0, &values[..32]), values[..32]);

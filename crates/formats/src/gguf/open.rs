@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use ternion_core::{Error, Result};
+use ternion_kernels::TernaryLayout;
 
-use super::rows::{Heads, i2s_row, pack_i2s, pack_quarters};
+use super::rows::{Heads, pack_i2s};
 use super::ternary::{decode_tq, shared_scale};
 use super::{File, I2S_GROUP, TensorInfo, TensorType, dense, keys, spec};
 use crate::checkpoint::Progress;
@@ -124,9 +125,7 @@ impl<'a> Reader<'a> {
             None => (DenseType::F32, self.decoded(tensor, &bytes)?),
         };
         if let Some(heads) = heads {
-            let width = bytes.len() / shape[0];
-            let rows = (0..shape[0]).map(|row| heads.in_file(row) * width);
-            bytes = rows.flat_map(|at| bytes[at..at + width].iter().copied()).collect::<Vec<u8>>().into();
+            bytes = ordered(&bytes, bytes.len() / shape[0], heads);
         }
         if !layers::all_finite(dtype, &bytes) {
             return Err(self.error(name, "a value is infinite or not a number, expected finite numbers"));
@@ -252,6 +251,9 @@ impl<'a> Reader<'a> {
                 self.error(name, format!("the projection has {cols} columns, expected at most {max}"))
             );
         }
+        if !rows.is_multiple_of(4) {
+            return Err(self.error(name, format!("the projection has {rows} rows, expected a multiple of 4")));
+        }
         let invalid = "a weight has the code 3; expected the codes 0, 1 and 2";
         let (codes, stored) = if kind == TensorType::I2S {
             debug_assert!(cols.is_multiple_of(I2S_GROUP), "a row is a whole number of groups");
@@ -286,25 +288,11 @@ impl<'a> Reader<'a> {
         };
         let scale = self.scale(name, part, stored)?;
         self.ternary.get_or_insert(kind);
-        self.quarters(name, &codes, shape, scale, heads)
-    }
-
-    /// The codes as the kernels take them.
-    fn quarters(
-        &self,
-        name: &str,
-        codes: &SharedBytes,
-        [rows, cols]: [usize; 2],
-        scale: f32,
-        heads: Option<Heads>,
-    ) -> Result<TernaryTensor> {
-        if !rows.is_multiple_of(4) {
-            return Err(self.error(name, format!("the projection has {rows} rows, expected a multiple of 4")));
-        }
-        let codes = pack_quarters(rows, cols, |row, out| {
-            i2s_row(codes, heads.map_or(row, |heads| heads.in_file(row)), out);
-        });
-        Ok(TernaryTensor { codes: codes.into(), rows, cols, scale })
+        let codes = match heads {
+            Some(heads) => ordered(&codes, cols / 4, heads),
+            None => codes,
+        };
+        Ok(TernaryTensor { codes, layout: TernaryLayout::I2s, rows, cols, scale })
     }
 
     /// The factor of the integer product: the scale in the tensor, times the one beside it where there is one.
@@ -342,4 +330,14 @@ impl<'a> Reader<'a> {
             format!("the tensor has no place in a {} model of {} layers", spec.family, spec.layers),
         ))
     }
+}
+
+/// Rows of `width` bytes in the model's order.
+fn ordered(bytes: &SharedBytes, width: usize, heads: Heads) -> SharedBytes {
+    let mut out = vec![0; bytes.len()];
+    out.par_chunks_exact_mut(width).enumerate().for_each(|(row, out)| {
+        let at = heads.in_file(row) * width;
+        out.copy_from_slice(&bytes[at..at + width]);
+    });
+    out.into()
 }

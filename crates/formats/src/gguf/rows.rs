@@ -2,6 +2,7 @@
 //! tensors, a few at a time on all threads.
 
 use rayon::prelude::*;
+use ternion_kernels::TernaryLayout;
 
 use super::ternary::{decode_i2s, encode_i2s};
 use super::types::I2S_GROUP;
@@ -63,13 +64,13 @@ pub(crate) fn pack_i2s(rows: usize, cols: usize, decode: impl Fn(usize, &mut [u8
 }
 
 /// The codes of a row of an I2_S tensor.
-pub(crate) fn i2s_row(bytes: &[u8], row: usize, codes: &mut [u8]) {
+fn i2s_row(bytes: &[u8], row: usize, codes: &mut [u8]) {
     let width = codes.len() / 4;
     decode_i2s(&bytes[row * width..(row + 1) * width], codes);
 }
 
 /// The codes of a row in the layout of Hugging Face transformers.
-pub(crate) fn quarters_row(bytes: &[u8], rows: usize, row: usize, codes: &mut [u8]) {
+fn quarters_row(bytes: &[u8], rows: usize, row: usize, codes: &mut [u8]) {
     let (quarter, cols) = (rows / 4, codes.len());
     let (plane, at) = (row / quarter, row % quarter);
     for (code, byte) in codes.iter_mut().zip(&bytes[at * cols..(at + 1) * cols]) {
@@ -79,7 +80,11 @@ pub(crate) fn quarters_row(bytes: &[u8], rows: usize, row: usize, codes: &mut [u
 
 /// The codes of a row of a ternary tensor, one a byte.
 pub(crate) fn codes_of(tensor: &TernaryTensor, row: usize, codes: &mut [u8]) {
-    quarters_row(&tensor.codes, tensor.rows, row, codes);
+    if tensor.layout == TernaryLayout::I2s {
+        i2s_row(&tensor.codes, row, codes);
+    } else {
+        quarters_row(&tensor.codes, tensor.rows, row, codes);
+    }
 }
 
 #[cfg(test)]
@@ -111,6 +116,7 @@ mod tests {
         }
         let trits: Vec<i8> =
             (0..rows).flat_map(|r| (0..cols).map(move |c| code(r, c).cast_signed() - 1)).collect();
-        assert_eq!(quarters, ternion_kernels::pack(&trits, rows, cols).unwrap());
+        assert_eq!(i2s, ternion_kernels::pack(TernaryLayout::I2s, &trits, rows, cols).unwrap());
+        assert_eq!(quarters, ternion_kernels::pack(TernaryLayout::Quarters, &trits, rows, cols).unwrap());
     }
 }

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
+pub(crate) mod gguf;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -127,6 +129,5 @@ pub(crate) fn bf16(values: &[f32]) -> Vec<u8> {
 
 /// The weights of a ternary tensor, row by row.
 pub(crate) fn trits(tensor: &ternion_formats::TernaryTensor) -> Vec<i8> {
-    let weights = ternion_kernels::TernaryRef::new(&tensor.codes, tensor.rows, tensor.cols).unwrap();
-    ternion_kernels::unpack(weights)
+    ternion_kernels::unpack(tensor.view().unwrap())
 }

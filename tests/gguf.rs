@@ -47,7 +47,10 @@ async fn logits_are_those_of_safetensors() {
         let original = load(&path).await;
         let checkpoint = Checkpoint::open(&path).unwrap();
         let mut targets = vec![Target::GgufI2s];
-        if checkpoint.spec.hidden_size % 256 == 0 && checkpoint.spec.intermediate_size % 256 == 0 {
+        if [checkpoint.spec.hidden_size, checkpoint.spec.intermediate_size]
+            .iter()
+            .all(|n| n.is_multiple_of(256))
+        {
             targets.extend([Target::GgufTq1, Target::GgufTq2]);
         }
         for target in targets {

@@ -110,18 +110,17 @@ fn tokens(json: &Value, vocab_size: usize) -> (Vec<String>, Vec<i32>) {
     let taken: HashSet<&str> = known.values().map(|(text, _)| *text).collect();
     let mut out = (Vec::new(), Vec::new());
     for id in 0..vocab_size {
-        let (text, kind) = match known.get(&id) {
-            Some((text, kind)) => ((*text).to_owned(), *kind),
-            None => {
-                let mut name = format!("[PAD{id}]");
-                while taken.contains(name.as_str()) {
-                    name.push('_');
-                }
-                (name, token_type::UNUSED)
-            }
-        };
-        out.0.push(text);
-        out.1.push(kind);
+        if let Some((text, kind)) = known.get(&id) {
+            out.0.push((*text).to_owned());
+            out.1.push(*kind);
+            continue;
+        }
+        let mut name = format!("[PAD{id}]");
+        while taken.contains(name.as_str()) {
+            name.push('_');
+        }
+        out.0.push(name);
+        out.1.push(token_type::UNUSED);
     }
     out
 }

@@ -346,7 +346,7 @@ fn value(cursor: &mut Cursor<'_>, key: &str) -> Result<Value> {
             if scalar == ValueType::Bool && bytes[0] > 1 {
                 return Err(Error::invalid_model(format!("the boolean is {}, expected 0 or 1", bytes[0])));
             }
-            Ok(Value::scalar(scalar, bytes).expect("invariant: a scalar of its own size"))
+            Ok(Value::decode(scalar, bytes).expect("invariant: a scalar of its own size"))
         }
     }
 }

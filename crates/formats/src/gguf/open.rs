@@ -319,7 +319,7 @@ impl<'a> Reader<'a> {
             (self.progress)(self.total, self.total);
             return Ok((self.ternary, self.keep_dense));
         };
-        if name.ends_with(".bias") {
+        if name.strip_suffix(".bias").is_some() {
             return Err(Error::unsupported("a bias is not supported, expected projections without")
                 .with("tensor", name)
                 .with("file", self.file.path().display()));

@@ -9,7 +9,7 @@ use ternion_core::{Error, ErrorKind, Result};
 
 use super::file::duplicate;
 use super::keys::{self, Keys};
-use super::{File, TensorType};
+use super::{File, TensorType, Value};
 
 /// `LLAMA_MAX_LAYERS` and `LLAMA_MAX_EXPERTS`.
 const MAX_LAYERS: u64 = 512;
@@ -201,7 +201,7 @@ fn vocabulary(file: &File) -> Result<()> {
     for name in SPECIAL {
         file.integer(&format!("tokenizer.ggml.{name}_token_id"), 0..=count - 1).or_else(|error| {
             // Some converters write -1, or 2^32 - 1, for "none".
-            let value = file.value(&format!("tokenizer.ggml.{name}_token_id")).and_then(|v| v.as_integer());
+            let value = file.value(&format!("tokenizer.ggml.{name}_token_id")).and_then(Value::as_integer);
             if value == Some(-1) || value == Some(MAX_U32.into()) { Ok(None) } else { Err(error) }
         })?;
     }

@@ -186,8 +186,8 @@ impl Value {
         }
     }
 
-    /// The scalar of this type at the front of `bytes`, which has exactly its size.
-    fn decode(kind: ValueType, bytes: &[u8]) -> Option<Self> {
+    /// The scalar of this type in `bytes`, which has exactly its size.
+    pub(super) fn decode(kind: ValueType, bytes: &[u8]) -> Option<Self> {
         macro_rules! number {
             ($variant:ident, $type:ty) => {
                 Self::$variant(<$type>::from_le_bytes(bytes.try_into().ok()?))
@@ -207,11 +207,6 @@ impl Value {
             ValueType::F64 => number!(F64, f64),
             ValueType::String | ValueType::Array => return None,
         })
-    }
-
-    /// The scalar of this type in `bytes`.
-    pub(super) fn scalar(kind: ValueType, bytes: &[u8]) -> Option<Self> {
-        Self::decode(kind, bytes)
     }
 }
 

@@ -32,7 +32,7 @@ fn converted(checkpoint: &Checkpoint, folder: &Path, target: Target) -> Checkpoi
 
 /// Trits and scale of each projection, or its values.
 fn projections(checkpoint: &Checkpoint) -> Vec<(String, Vec<i8>, f32)> {
-    let linears = checkpoint.layers.iter().flat_map(|layer| layer.linears());
+    let linears = checkpoint.layers.iter().flat_map(ternion_formats::LayerTensors::linears);
     linears
         .map(|linear| match &linear.weights {
             Weights::Ternary(tensor) => (linear.name.clone(), common::trits(tensor), tensor.scale),
@@ -67,7 +67,7 @@ fn every_fixture_goes_through_every_format_and_back() {
     for name in FIXTURES {
         let folder = tempfile::tempdir().unwrap();
         let original = Checkpoint::open(fixture(name)).unwrap();
-        let narrow = original.spec.hidden_size % 256 != 0;
+        let narrow = !original.spec.hidden_size.is_multiple_of(256);
         let mut current = converted(&original, folder.path(), Target::GgufI2s);
         assert_same(&original, &current);
         assert!(current.format.contains("I2_S"), "{}", current.format);

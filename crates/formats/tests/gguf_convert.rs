@@ -10,6 +10,7 @@ use common::{assert_says, fixture};
 use ternion_core::ErrorKind::{InvalidModel, InvalidRequest};
 use ternion_core::{Message, Result};
 use ternion_formats::convert::{Embedding, Options, Target, convert};
+use ternion_formats::synth::{self, Shape};
 use ternion_formats::{Checkpoint, DenseTensor, Weights, gguf};
 
 const FIXTURES: [&str; 5] = ["nano-packed", "nano-master", "tiny-packed", "llama-ternary", "1bitllm"];
@@ -190,4 +191,63 @@ fn a_folder_with_one_gguf_file_is_that_file() {
     fs::copy(folder.path().join("some-model.gguf"), folder.path().join("other.GGUF")).unwrap();
     let error = Checkpoint::open(folder.path()).unwrap_err();
     assert!(error.to_string().contains("2 GGUF files"), "{error}");
+}
+
+/// Long enough to be read in several pieces, the last of them a part.
+#[test]
+fn a_large_quantised_embedding_is_decoded_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shape = Shape::named("nano").unwrap();
+    shape.vocab_size = 40_001;
+    synth::write(&folder.path().join("model"), &shape, 5, &mut |_, _| {}).unwrap();
+    let original = Checkpoint::open(folder.path().join("model")).unwrap();
+    let out = folder.path().join("x.gguf");
+    to(&original, &out, Target::GgufI2s, Some(Embedding::Q8_0)).unwrap();
+    let values = original.embed.to_f32();
+    let mut bytes = vec![0; values.len() / 32 * 34];
+    let mut expected = vec![0.0; values.len()];
+    gguf::encode(gguf::TensorType::Q8_0, &values, &mut bytes).unwrap();
+    gguf::decode(gguf::TensorType::Q8_0, &bytes, &mut expected).unwrap();
+    let read = Checkpoint::open(&out).unwrap();
+    assert!(read.embed.to_f32() == expected);
+    assert!(!read.embed.bytes.is_mapped() && read.report().owned_bytes > 4 * values.len() as u64);
+}
+
+#[test]
+fn a_tokenizer_that_no_name_describes_is_kept_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    fs::create_dir(&source).unwrap();
+    for file in fs::read_dir(fixture("nano-packed")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), source.join(file.file_name())).unwrap();
+    }
+    let path = source.join("tokenizer.json");
+    let changed = fs::read_to_string(&path).unwrap().replace("{1,3}", "{1,2}");
+    fs::write(&path, changed).unwrap();
+    let original = Checkpoint::open(&source).unwrap();
+    let out = folder.path().join("x.gguf");
+    to(&original, &out, Target::GgufI2s, None).unwrap();
+    let file = gguf::File::open(&out).unwrap();
+    assert!(file.string("tokenizer.huggingface.json").unwrap().is_some());
+    assert_same(&original, &Checkpoint::open(&out).unwrap());
+    let ids = |checkpoint: &Checkpoint| checkpoint.tokenizer().unwrap().encode("12345 67", true).unwrap();
+    assert_eq!(ids(&original), ids(&Checkpoint::open(&out).unwrap()));
+}
+
+#[test]
+fn a_file_that_has_become_shorter_gives_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = Checkpoint::open(fixture("tiny-packed")).unwrap();
+    let path = folder.path().join("x.gguf");
+    to(&original, &path, Target::GgufTq2, None).unwrap();
+    let file = gguf::File::open(&path).unwrap();
+    let tensor = file.tensors().last().unwrap();
+    let mut bytes = vec![0; tensor.bytes as usize];
+    file.read(tensor, 0, &mut bytes).unwrap();
+    assert_eq!(bytes[..], file.data(tensor)[..]);
+    assert!(file.read(tensor, 1, &mut bytes).unwrap_err().to_string().contains("output_norm.weight"));
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
+    let error = file.read(tensor, 0, &mut bytes).unwrap_err();
+    assert_says(&error, ternion_core::ErrorKind::Io, &["x.gguf", "output_norm.weight"]);
 }

@@ -5,8 +5,10 @@
 //! neither gap nor overlap beyond the alignment, since each offset must be the one that follows from the sizes before.
 
 use std::collections::{HashMap, HashSet};
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ternion_core::{Error, Result};
 
@@ -60,6 +62,10 @@ pub struct File {
     names: HashMap<String, usize>,
     /// The tensors' data.
     data: SharedBytes,
+    /// Where that begins in the file.
+    begin: u64,
+    /// The file itself, to read what need not stay mapped.
+    handle: Option<Arc<Mutex<std::fs::File>>>,
 }
 
 impl File {
@@ -71,7 +77,10 @@ impl File {
     /// is not known; [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where it is damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Self::parse(&SharedBytes::map(path)?, path)
+        let mut file = Self::parse(&SharedBytes::map(path)?, path)?;
+        let handle = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        file.handle = Some(Arc::new(Mutex::new(handle)));
+        Ok(file)
     }
 
     /// Checks the container in `bytes`; errors name `path`.
@@ -117,6 +126,29 @@ impl File {
     pub fn data(&self, tensor: &TensorInfo) -> SharedBytes {
         let (begin, end) = (tensor.offset as usize, tensor.offset.saturating_add(tensor.bytes) as usize);
         self.data.slice(begin..end).unwrap_or_else(|| Vec::new().into())
+    }
+
+    /// Reads a part of a tensor's data from `from` on, without its pages becoming this process's as those of
+    /// [`data`](Self::data) do when they are touched. A file that has become shorter gives an error.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) beyond the tensor's end,
+    /// [`Io`](ternion_core::ErrorKind::Io) where reading fails.
+    pub fn read(&self, tensor: &TensorInfo, from: u64, out: &mut [u8]) -> Result<()> {
+        let end = from.checked_add(out.len() as u64).filter(|end| *end <= tensor.bytes);
+        let end = end.ok_or_else(|| {
+            let message = format!("{} bytes from {from} on, but it has {}", out.len(), tensor.bytes);
+            Error::invalid_request(message).with("tensor", &tensor.name)
+        })?;
+        let Some(handle) = &self.handle else {
+            out.copy_from_slice(&self.data(tensor)[from as usize..end as usize]);
+            return Ok(());
+        };
+        // A panic elsewhere leaves the position anywhere, and it is set here.
+        let mut file = handle.lock().unwrap_or_else(PoisonError::into_inner);
+        let read =
+            file.seek(SeekFrom::Start(self.begin + tensor.offset + from)).and_then(|_| file.read_exact(out));
+        read.map_err(|e| Error::io(&self.path, e).with("tensor", &tensor.name))
     }
 
     /// The value of a key.
@@ -313,8 +345,19 @@ fn parse(bytes: &SharedBytes, path: &Path) -> Result<File> {
         }
         tensors.push(tensor);
     }
-    let data = data(bytes, cursor.at, alignment, &tensors)?;
-    Ok(File { path: path.to_owned(), version, alignment, metadata, keys, tensors, names, data })
+    let (begin, data) = data(bytes, cursor.at, alignment, &tensors)?;
+    Ok(File {
+        path: path.to_owned(),
+        version,
+        alignment,
+        metadata,
+        keys,
+        tensors,
+        names,
+        data,
+        begin,
+        handle: None,
+    })
 }
 
 fn header(cursor: &mut Cursor<'_>) -> Result<u32> {
@@ -426,13 +469,13 @@ fn tensor(cursor: &mut Cursor<'_>, index: usize) -> Result<TensorInfo> {
     Ok(TensorInfo { name, kind, dims, offset, bytes })
 }
 
-/// The data of all tensors, after the check that each lies where it must.
+/// Where the data of all tensors begins, and the data, after the check that each lies where it must.
 fn data(
     bytes: &SharedBytes,
     table_end: usize,
     alignment: u64,
     tensors: &[TensorInfo],
-) -> Result<SharedBytes> {
+) -> Result<(u64, SharedBytes)> {
     let begin = (table_end as u64).next_multiple_of(alignment);
     let available = (bytes.len() as u64).saturating_sub(begin);
     let mut expected = 0u64;
@@ -468,8 +511,10 @@ fn data(
             "the tensors end at {expected}, but the file has {available} bytes of data"
         )));
     }
-    let begin = begin.min(bytes.len() as u64) as usize;
-    Ok(bytes.slice(begin..begin + end as usize).expect("invariant: the last tensor ends within the file"))
+    let begin = begin.min(bytes.len() as u64);
+    let range = begin as usize..begin as usize + end as usize;
+    let data = bytes.slice(range).expect("invariant: the last tensor ends within the file");
+    Ok((begin, data))
 }
 
 /// The first name that occurs twice.

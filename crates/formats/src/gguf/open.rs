@@ -122,7 +122,7 @@ impl<'a> Reader<'a> {
         };
         let (dtype, mut bytes) = match mapped {
             Some(dtype) => (dtype, bytes),
-            None => (DenseType::F32, self.decoded(tensor, &bytes)?),
+            None => (DenseType::F32, self.decoded(tensor)?),
         };
         if let Some(heads) = heads {
             bytes = ordered(&bytes, bytes.len() / shape[0], heads);
@@ -133,7 +133,7 @@ impl<'a> Reader<'a> {
         Ok(DenseTensor { dtype, shape: shape.to_vec(), bytes })
     }
 
-    fn decoded(&self, tensor: &TensorInfo, bytes: &[u8]) -> Result<SharedBytes> {
+    fn decoded(&self, tensor: &TensorInfo) -> Result<SharedBytes> {
         let kind = tensor.kind;
         if !dense::is_dense(kind) {
             let message = format!("the element type is {kind}, expected F32, F16, BF16, Q8_0, Q6_K or Q4_0");
@@ -141,19 +141,26 @@ impl<'a> Reader<'a> {
                 .with("tensor", &tensor.name)
                 .with("file", self.file.path().display()));
         }
-        // Some thousand blocks to a task.
-        let (blocks, len) = (4096 * kind.block_bytes(), 4096 * kind.block_len());
+        // Some thousand blocks to a task, some of these to a piece that is read.
+        let (task, len) = (1024 * kind.block_bytes(), 1024 * kind.block_len());
         let mut out = vec![0; tensor.dims.iter().product::<u64>() as usize * 4];
-        out.par_chunks_mut(4 * len).zip(bytes.par_chunks(blocks)).for_each_init(
-            Vec::new,
-            |values, (out, bytes)| {
-                values.resize(out.len() / 4, 0.0);
-                dense::decode(kind, bytes, values).expect("invariant: whole blocks of a dense type");
-                for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&*values) {
-                    *out = value.to_le_bytes();
-                }
-            },
-        );
+        let mut piece = vec![0; (64 * task).min(tensor.bytes as usize)];
+        let mut done = 0;
+        for out in out.chunks_mut(64 * 4 * len) {
+            let piece = &mut piece[..out.len() / (4 * kind.block_len()) * kind.block_bytes()];
+            self.file.read(tensor, done, piece)?;
+            done += piece.len() as u64;
+            out.par_chunks_mut(4 * len).zip(piece.par_chunks(task)).for_each_init(
+                Vec::new,
+                |values, (out, bytes)| {
+                    values.resize(out.len() / 4, 0.0);
+                    dense::decode(kind, bytes, values).expect("invariant: whole blocks of a dense type");
+                    for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&*values) {
+                        *out = value.to_le_bytes();
+                    }
+                },
+            );
+        }
         Ok(out.into())
     }
 
@@ -272,6 +279,9 @@ impl<'a> Reader<'a> {
             let scale = scale.ok_or_else(|| self.error(name, "the scale after the codes is missing"))?;
             (codes, scale)
         } else {
+            // Read rather than mapped: the pages would stay resident beside what is made of them.
+            let mut bytes = vec![0; tensor.bytes as usize];
+            self.file.read(tensor, 0, &mut bytes)?;
             let stored = shared_scale(kind, &bytes)
                 .map_err(|e| e.with("tensor", name).with("file", self.file.path().display()))?;
             let width = bytes.len() / rows;

@@ -158,10 +158,13 @@ fn mutate(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
 }
 
 /// What the target in `fuzz/` does; whether the container was taken.
-fn exercise(bytes: &[u8]) -> bool {
+fn exercise(bytes: &[u8], with_tokenizer: bool) -> bool {
     let Ok(file) = File::parse(&SharedBytes::from(bytes.to_vec()), "fuzz") else { return false };
     let _ = preflight(&file);
-    let _ = tokenizer_parts(&file).and_then(Tokenizer::from_parts);
+    let parts = tokenizer_parts(&file);
+    if with_tokenizer {
+        let _ = parts.and_then(Tokenizer::from_parts);
+    }
     for tensor in file.tensors() {
         let data = file.data(tensor);
         assert_eq!(data.len() as u64, tensor.bytes);
@@ -184,7 +187,7 @@ fn random_damage_is_survived() {
         }
     }
     let mut files: Vec<Vec<u8>> = corpus.into_iter().map(|(_, bytes)| bytes).collect();
-    assert!(exercise(&files[0]), "the small model is right");
+    assert!(exercise(&files[0], true), "the small model is right");
     let small = files.len();
     files.extend(larger());
     let folder = tempfile::tempdir().unwrap();
@@ -192,7 +195,7 @@ fn random_damage_is_survived() {
     let start = Instant::now();
     let first = number("TERNION_FUZZ_SEED").unwrap_or(0);
     let (mut runs, mut taken, mut opened) = (0u64, 0u64, 0u64);
-    let mut slowest = Duration::ZERO;
+    let mut slowest = (Duration::ZERO, 0);
     while start.elapsed() < time {
         let seed = first + runs;
         let mut random = Random(seed);
@@ -207,14 +210,17 @@ fn random_damage_is_survived() {
         mutate(&mut bytes, &files[other], &mut random);
         let begin = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| {
-            if !exercise(&bytes) {
+            // To compile a tokenizer's expressions takes longer than all the rest.
+            let with_tokenizer = seed.is_multiple_of(16);
+            if !exercise(&bytes, with_tokenizer) {
                 return (false, false);
             }
             std::fs::write(&path, &bytes).unwrap();
-            (true, Checkpoint::open(&path).and_then(|checkpoint| checkpoint.tokenizer()).is_ok())
+            let checkpoint = Checkpoint::open(&path);
+            (true, checkpoint.is_ok_and(|checkpoint| !with_tokenizer || checkpoint.tokenizer().is_ok()))
         }));
         let (parsed, whole) = result.unwrap_or_else(|_| panic!("TERNION_FUZZ_SEED={seed}"));
-        slowest = slowest.max(begin.elapsed());
+        slowest = slowest.max((begin.elapsed(), seed));
         assert!(
             begin.elapsed() < Duration::from_secs(20),
             "TERNION_FUZZ_SEED={seed} took {:?}",
@@ -224,6 +230,9 @@ fn random_damage_is_survived() {
         taken += u64::from(parsed);
         opened += u64::from(whole);
     }
-    println!("{runs} runs, {taken} containers and {opened} models taken, slowest {slowest:?}");
+    println!(
+        "{runs} runs, {taken} containers and {opened} models taken, slowest {:?} (seed {})",
+        slowest.0, slowest.1
+    );
     assert!(taken > 0 && taken < runs, "{taken} of {runs}");
 }

@@ -48,14 +48,16 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
             "model `{name}` has no `path`; a folder, a .gguf or a .safetensors file expected"
         ))
     })?;
-    let checkpoint = Checkpoint::open_with(path, &mut |done, total| {
-        progress.report(LoadProgress::new("weights", done, total));
+    let pool = Decoder::threads(config.threads.unwrap_or(0))?;
+    let checkpoint = pool.install(|| {
+        Checkpoint::open_with(path, &mut |done, total| {
+            progress.report(LoadProgress::new("weights", done, total));
+        })
     })?;
     let tokenizer = checkpoint.tokenizer()?;
 
     let mut options = DecoderOptions::new(&checkpoint.spec);
     options.head = head;
-    options.threads = config.threads.unwrap_or(0);
     options.context = config.context.unwrap_or(options.context);
     options.max_sequences = config.max_sequences.unwrap_or(options.max_sequences);
     options.prefill_chunk = config.prefill_chunk.unwrap_or(options.prefill_chunk);
@@ -72,7 +74,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     engine.sampling = config.sampling.clone();
     engine.max_queued = config.max_queued.unwrap_or(engine.max_queued);
 
-    let decoder = Decoder::new(checkpoint, options)?;
-    tracing::info!(model = name, threads = options.threads, context = options.context, "loaded");
+    let decoder = Decoder::new(checkpoint, pool, options)?;
+    tracing::info!(model = name, context = options.context, "loaded");
     Ok(Arc::new(Engine::start(Box::new(decoder), tokenizer, engine)?))
 }

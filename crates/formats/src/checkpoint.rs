@@ -83,11 +83,6 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The facts that an engine needs.
-    pub fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
     /// Reads the tokenizer's files, or where there is no `tokenizer.json` beside a GGUF file what is in that, with the
     /// vocabulary's size as a limit of the token ids.
     ///

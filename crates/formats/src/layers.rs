@@ -9,7 +9,7 @@ use std::path::Path;
 use ::safetensors::Dtype;
 use rayon::prelude::*;
 use ternion_core::{Error, Result};
-use ternion_kernels::TernaryLayout;
+use ternion_kernels::{MAX_COLS, TernaryLayout};
 
 use crate::checkpoint::Progress;
 use crate::safetensors::RawTensor;
@@ -17,9 +17,6 @@ use crate::{
     DenseTensor, DenseType, LayerTensors, Linear, ModelSpec, RmsNorm, ScaleUse, SharedBytes, TernaryTensor,
     Weights, config,
 };
-
-/// The widest input for which a product of int8 activations and trits is exact in single precision.
-pub(crate) const MAX_TERNARY_COLS: usize = 131_072;
 
 const EMBED: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";
@@ -243,8 +240,8 @@ fn check_ternary_shape(tensor: &RawTensor, name: &str, rows: usize, cols: usize)
             format!("the projection has {rows} rows, expected a multiple of 4 for the packed layout");
         return Err(tensor.invalid(name, message));
     }
-    if cols > MAX_TERNARY_COLS {
-        let message = format!("the projection has {cols} columns, expected at most {MAX_TERNARY_COLS}");
+    if cols > MAX_COLS {
+        let message = format!("the projection has {cols} columns, expected at most {MAX_COLS}");
         return Err(tensor.invalid(name, message));
     }
     Ok(())

@@ -46,11 +46,6 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
-    /// Query heads per key-value head.
-    pub fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
     /// Bytes that one token takes in a KV cache of 32-bit floats.
     pub fn kv_bytes_per_token(&self) -> u64 {
         2 * 4 * (self.layers * self.kv_heads * self.head_dim) as u64

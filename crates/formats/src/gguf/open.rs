@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use ternion_core::{Error, Result};
-use ternion_kernels::TernaryLayout;
+use ternion_kernels::{MAX_COLS, TernaryLayout};
 
 use super::rows::{Heads, pack_i2s};
 use super::ternary::{decode_tq, shared_scale};
@@ -252,10 +252,9 @@ impl<'a> Reader<'a> {
         let [rows, cols] = shape;
         let (tensor, bytes) = self.take(name, &shape)?;
         let kind = tensor.kind;
-        if cols > layers::MAX_TERNARY_COLS {
-            let max = layers::MAX_TERNARY_COLS;
+        if cols > MAX_COLS {
             return Err(
-                self.error(name, format!("the projection has {cols} columns, expected at most {max}"))
+                self.error(name, format!("the projection has {cols} columns, expected at most {MAX_COLS}"))
             );
         }
         if !rows.is_multiple_of(4) {

@@ -24,7 +24,7 @@ impl BackendFactory for CandleFactory {
     }
 
     fn description(&self) -> &'static str {
-        "pure Rust, safetensors checkpoints"
+        "pure Rust, safetensors and GGUF checkpoints"
     }
 
     async fn load(
@@ -45,7 +45,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     let CandleOptions { head } = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| {
         Error::invalid_config(format!(
-            "model `{name}` has no `path`; a folder or a .safetensors file expected"
+            "model `{name}` has no `path`; a folder, a .gguf or a .safetensors file expected"
         ))
     })?;
     let pool = Decoder::threads(config.threads.unwrap_or(0))?;

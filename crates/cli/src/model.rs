@@ -15,7 +15,7 @@ use crate::failure::{Failure, Outcome};
 const DEFAULT_MODEL: &str = "fixtures/tiny-packed";
 const CONFIG_FILE: &str = "ternion.toml";
 const EXPECTED: &str =
-    "expected a checkpoint's folder, a .safetensors file or a configuration (.toml, .json, .yaml)";
+    "expected a checkpoint's folder, a .gguf or .safetensors file, or a configuration (.toml, .json, .yaml)";
 
 /// A configuration and the one model of it that is meant.
 #[derive(Debug, Clone)]

@@ -21,7 +21,7 @@
 //!
 //! # Features
 //!
-//! * `candle` (default): the engine in pure Rust, for safetensors checkpoints.
+//! * `candle` (default): the engine in pure Rust, for checkpoints in safetensors and GGUF.
 #![forbid(unsafe_code)]
 
 use std::{path::Path, sync::Arc};

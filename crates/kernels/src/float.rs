@@ -62,6 +62,15 @@ pub fn silu_glu(x: &[f32], width: usize, out: &mut [f32]) {
     gated(x, width, out, silu_token);
 }
 
+/// `relu(gate)^2 * up`, element by element, on the calling thread alone.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn relu2_product(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert!(gate.len() == out.len() && up.len() == out.len(), "lengths of the gated unit");
+    relu2_token(gate, up, out);
+}
+
 fn gated(x: &[f32], width: usize, out: &mut [f32], unit: fn(&[f32], &[f32], &mut [f32])) {
     assert!(
         width > 0 && x.len() == 2 * out.len() && out.len().is_multiple_of(width),

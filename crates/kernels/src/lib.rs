@@ -35,7 +35,7 @@ mod x86;
 
 pub use attention::{Attention, BLOCK, attention};
 pub use dense::{DenseRef, dense_matmul};
-pub use float::{relu2_glu, rms_norm, silu_glu};
+pub use float::{relu2_glu, relu2_product, rms_norm, silu_glu};
 pub use isa::Isa;
 pub use master::quantize_master;
 pub use matmul::{accumulate, matmul, matmul_with};

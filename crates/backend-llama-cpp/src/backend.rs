@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use ternion_core::{
-    Error, ErrorKind, LlmBackend, ModelInfo, Result, ResultExt,
+    CausalLm, Error, ErrorKind, LlmBackend, ModelInfo, Result, ResultExt,
     config::ModelConfig,
     engine::{Engine, EngineOptions},
     registry::{BackendFactory, LoadProgress, Progress},
@@ -12,7 +12,10 @@ use ternion_core::{
 };
 use ternion_formats::Checkpoint;
 
-use crate::{LlamaCpp, ModelOptions, gguf};
+use crate::{
+    LlamaCpp, ModelOptions, gguf,
+    preflight::{self, Loader},
+};
 
 const NAME: &str = "llama-cpp";
 
@@ -63,20 +66,14 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
         ))
     })?;
 
-    let loaded = if is_gguf(path) {
-        load_gguf(path, name, &options, progress)
-    } else {
-        load_checkpoint(path, name, &options, progress)
+    let Loaded { model, tokenizer, mut engine } = match preflight::loader(path)? {
+        Loader::Ternion => load_checkpoint(path, name, &options, progress)?,
+        Loader::LlamaCpp => load_gguf(path, name, &options, progress)?,
     };
-    let Loaded { model, tokenizer, mut engine } = loaded?;
     engine.sampling = config.sampling.clone();
     engine.max_queued = config.max_queued.unwrap_or(engine.max_queued);
     tracing::info!(model = name, ?options, "loaded");
     Ok(Arc::new(Engine::start(Box::new(model), tokenizer, engine)?))
-}
-
-fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 /// A ternary checkpoint, in Ternion's arithmetic.
@@ -100,10 +97,10 @@ fn load_checkpoint(path: &Path, name: &str, options: &ModelOptions, progress: &P
 
 /// Another GGUF model, in llama.cpp's arithmetic. Its tokenizer is the one in the files beside it.
 fn load_gguf(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
-    let gguf::Loaded { model, info, eos } = gguf::load(path, name, options, progress)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut parts = TokenizerParts::from_folder(folder)?;
-    parts.vocab_limit = Some(ternion_core::CausalLm::vocab_size(&model));
+    let gguf::Loaded { model, info, eos } = gguf::load(path, name, options, progress)?;
+    parts.vocab_limit = Some(model.vocab_size());
     let tokenizer = Tokenizer::from_parts(parts).with("folder", folder.display())?;
     let mut engine = EngineOptions::new(info);
     engine.eos_tokens = eos;

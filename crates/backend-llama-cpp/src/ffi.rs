@@ -104,6 +104,9 @@ impl Context {
         let memory = unsafe { sys::llama_get_memory(raw.as_ptr()) };
         let vocab_size = usize::try_from(vocab_size).unwrap_or(0);
         let pool = std::ptr::null_mut();
+        // SAFETY: The context is alive. It may take a smaller batch than it was asked for.
+        let batch = unsafe { sys::llama_n_batch(raw.as_ptr()) } as usize;
+        let sizes = ContextSizes { batch: sizes.batch.min(batch), ..sizes };
         let mut context = Self { raw, memory, pool, hook, model, sizes, vocab_size };
         if memory.is_null() || vocab_size == 0 {
             return Err(Error::unsupported(
@@ -135,10 +138,6 @@ impl Context {
 
     pub(crate) fn vocab_size(&self) -> usize {
         self.vocab_size
-    }
-
-    pub(crate) fn model(&self) -> &Model {
-        &self.model
     }
 
     /// Computes a batch. After an error the batch's tokens may be in the KV cache in part.

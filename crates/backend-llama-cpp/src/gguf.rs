@@ -9,7 +9,7 @@ use ternion_core::{
     registry::{LoadProgress, Progress},
 };
 
-use crate::{LlamaCpp, ModelOptions, ffi::Model, model::KvShape, preflight, runtime};
+use crate::{LlamaCpp, ModelOptions, ffi::Model, model::KvShape, runtime};
 
 /// A GGUF model with what a host is told of it.
 pub(crate) struct Loaded {
@@ -19,13 +19,11 @@ pub(crate) struct Loaded {
     pub(crate) eos: Vec<u32>,
 }
 
-/// Loads the model in the file `path`, which the host calls `name`.
+/// Loads the model in the file `path`, which has been checked and which the host calls `name`.
 ///
 /// # Errors
-/// Those of [`preflight::check_gguf_file`], what llama.cpp says of a model that it cannot load, and those of
-/// [`LlamaCpp::native`].
+/// What llama.cpp says of a model that it cannot load, and those of [`LlamaCpp::native`].
 pub(crate) fn load(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
-    preflight::check_gguf_file(path)?;
     let file = path
         .to_str()
         .and_then(|path| CString::new(path).ok())

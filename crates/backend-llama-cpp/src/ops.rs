@@ -87,37 +87,34 @@ impl Product {
         check_apart(node, input)
     }
 
-    /// Computes part `part` of `of`. The other parts write to the rest of `out`.
+    /// Computes a part, `(part, of)`, of the product; the other threads write to the rest of `out`.
     ///
     /// # Safety
-    /// `out` is as long as the node is, and no one but the other parts uses it meanwhile.
-    unsafe fn run(&self, x: &[f32], out: *mut f32, part: usize, _of: usize) {
-        if part != 0 {
-            return;
-        }
+    /// `out` is valid for writes of a row for each token of `x`, and no one but the other parts uses it meanwhile.
+    unsafe fn run(&self, x: &[f32], out: *mut f32, part: (usize, usize)) {
         let (rows, cols) = (self.linear.rows(), self.linear.cols());
-        // SAFETY: The caller's promise.
-        let out = unsafe { std::slice::from_raw_parts_mut(out, x.len() / cols * rows) };
-        SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { normed, quantized } = scratch;
-            let own_norm = self.linear.input_norm.as_ref();
-            let x = match own_norm {
+        SCRATCH.with_borrow_mut(|Scratch { normed, quantized }| {
+            let x = match &self.linear.input_norm {
                 None => x,
                 Some(norm) => {
                     normed.resize(x.len(), 0.0);
-                    kernels::rms_norm(x, &norm.weight, norm.eps, normed);
-                    normed
+                    kernels::rms_norm_here(x, &norm.weight, norm.eps, normed);
+                    &normed[..]
                 }
             };
             match &self.linear.weights {
-                Weights::Dense(dense) => kernels::dense_matmul(dense.view(), rows, cols, x, out, rows),
+                // SAFETY: The caller's promise.
+                Weights::Dense(dense) => unsafe {
+                    kernels::dense_matmul_part(dense.view(), (rows, cols), x, out, rows, part);
+                },
                 Weights::Ternary(ternary) => {
-                    if own_norm.is_some() || self.new_input.load(Ordering::Relaxed) {
-                        quantized.quantize(x, cols);
+                    if self.linear.input_norm.is_some() || self.new_input.load(Ordering::Relaxed) {
+                        quantized.quantize_here(x, x.len() / cols, cols, cols);
                     }
-                    let codes = kernels::TernaryRef::new(&ternary.codes, rows, cols)
-                        .expect("invariant: a checkpoint's ternary tensors have been checked");
-                    kernels::matmul(codes, ternary.scale, quantized, out, rows);
+                    let codes =
+                        ternary.view().expect("invariant: a checkpoint's ternary tensors have been checked");
+                    // SAFETY: The caller's promise.
+                    unsafe { kernels::matmul_part(codes, ternary.scale, quantized, out, rows, part) };
                 }
             }
         });
@@ -142,7 +139,7 @@ unsafe extern "C" fn product(node: *mut sys::ggml_tensor, part: c_int, of: c_int
         let product = &*data.cast::<Product>();
         let node = &*node;
         let x = floats(&*node.src[1]);
-        product.run(x, node.data.cast(), part as usize, of as usize);
+        product.run(x, node.data.cast(), (part as usize, of as usize));
     }
 }
 
@@ -180,7 +177,7 @@ unsafe extern "C" fn relu2_node(node: *mut sys::ggml_tensor, part: c_int, of: c_
         let length = gate.len().div_ceil(of).next_multiple_of(LINE);
         let (start, end) = ((part * length).min(gate.len()), ((part + 1) * length).min(gate.len()));
         let out = std::slice::from_raw_parts_mut(node.data.cast::<f32>().add(start), end - start);
-        kernels::relu2_product(&gate[start..end], &up[start..end], out);
+        kernels::relu2_part(&gate[start..end], &up[start..end], out);
     }
 }
 

@@ -20,6 +20,7 @@ const HEADS: usize = 2;
 const KV_HEADS: usize = 1;
 const VOCAB: usize = 16;
 const EPS: f32 = 1e-5;
+const LAYOUT: kernels::TernaryLayout = kernels::TernaryLayout::Quarters;
 
 /// What may differ, relative to the largest logit. A rounding tie decided otherwise moves a logit by some thousandths;
 /// SiLU in the place of squared ReLU, or one product left to its placeholder, by more than a tenth.
@@ -143,10 +144,11 @@ impl Random {
 
     fn linear(&mut self, rows: usize, cols: usize) -> Linear {
         let trits: Vec<i8> = (0..rows * cols).map(|_| (self.unit() * 3.0) as i8 - 1).collect();
-        let codes =
-            kernels::pack(&trits, rows, cols).expect("invariant: the shapes above are multiples of 4");
+        let codes = kernels::pack(LAYOUT, &trits, rows, cols)
+            .expect("invariant: the shapes above are multiples of 4");
         let scale = 0.1 + 0.1 * self.unit();
-        let weights = Weights::Ternary(TernaryTensor { codes: codes.into(), rows, cols, scale });
+        let weights =
+            Weights::Ternary(TernaryTensor { codes: codes.into(), layout: LAYOUT, rows, cols, scale });
         Linear { name: String::new(), weights, input_norm: None }
     }
 

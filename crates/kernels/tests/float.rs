@@ -1,6 +1,10 @@
 //! The float operations against plain arithmetic in f64, and that their bits do not depend on how they are computed.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use ternion_kernels::{Attention, BLOCK, DenseRef, attention, dense_matmul, relu2_glu, rms_norm, silu_glu};
+use ternion_kernels::{
+    Attention, BLOCK, DenseRef, attention, dense_matmul, dense_matmul_part, relu2_glu, relu2_part, rms_norm,
+    rms_norm_here, silu_glu,
+};
 
 fn noise(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed;
@@ -36,6 +40,16 @@ fn dense_products_of_all_types() {
             let stride = rows + 3;
             let mut all = vec![f32::NAN; tokens * stride];
             pool(3).install(|| dense_matmul(w, rows, cols, &x, &mut all, stride));
+            for of in [1, 2, 7, 100] {
+                let mut parts = vec![f32::NAN; all.len()];
+                for part in 0..of {
+                    let at = parts.as_mut_ptr();
+                    // SAFETY: The output has room for all tokens, and nobody else writes to it.
+                    unsafe { dense_matmul_part(w, (rows, cols), &x, at, stride, (part, of)) };
+                }
+                let bits = |floats: &[f32]| floats.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&parts), bits(&all), "{of} parts");
+            }
             let mut row = vec![0.0; cols];
             for n in 0..rows {
                 w.row(n, &mut row);
@@ -65,6 +79,9 @@ fn normalisation_and_gated_units() {
         let weight = noise(4, width);
         let mut all = vec![0.0; x.len()];
         pool(3).install(|| rms_norm(&x, &weight, 1e-5, &mut all));
+        let mut here = vec![0.0; x.len()];
+        rms_norm_here(&x, &weight, 1e-5, &mut here);
+        assert_eq!(here, all);
         for (t, row) in x.chunks_exact(width).enumerate() {
             let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
             let mut one = vec![0.0; width];
@@ -86,6 +103,11 @@ fn normalisation_and_gated_units() {
                     let (g, u) = (f64::from(row[i]), f64::from(row[width + i]));
                     let exact = if silu { g / (1.0 + (-g).exp()) * u } else { g.max(0.0).powi(2) * u };
                     assert!(close(all[t * width + i], exact, 1e-12), "{silu} {width} {g} {u}");
+                }
+                if !silu {
+                    let mut here = vec![0.0; width];
+                    relu2_part(&row[..width], &row[width..], &mut here);
+                    assert_eq!(here, all[t * width..(t + 1) * width]);
                 }
             }
         }

@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use cases::{argmax, cases, checkpoints, ids, largest_difference};
+use cases::{Case, argmax, cases, checkpoints, ids, largest_difference};
 use serde_json::{Value, json};
 use ternion::{
     Completion, Error, ErrorKind, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, LogitsRequest,
@@ -33,7 +33,7 @@ fn fixture(name: &str) -> PathBuf {
 
 async fn try_load(path: &Path, change: impl FnOnce(&mut ModelConfig)) -> Result<Arc<dyn LlmBackend>, Error> {
     let mut config = ModelConfig::for_path(path);
-    config.backend = "llama-cpp".to_owned();
+    config.backend = "llama-cpp".into();
     change(&mut config);
     ternion::load(&Config::single("model", config), None).await
 }
@@ -92,25 +92,55 @@ async fn greedy_continuations_are_those_of_transformers() {
     }
 }
 
+/// A key or value in f16 is off by a relative 2^-12, in q8_0 by up to 1/254 of the largest of 32. What attention makes of
+/// that moves some activations to the neighbouring step of their int8 quantisation, and a step here is enough for further
+/// ones in the layers behind. So the logits differ by what that quantisation itself costs: 0.03 to 0.05 of them against
+/// activations in floats, up to 0.06 between two schemes of int8, whichever of two tokens is ahead where they are close.
 #[tokio::test]
 async fn smaller_kv_caches_come_close() {
-    for checkpoint in checkpoints() {
-        for kv_type in ["f16", "q8_0"] {
+    for (kv_type, tolerance) in [("f16", 0.05), ("q8_0", 0.1)] {
+        let (mut worst, mut total, mut same) = (0.0f32, 0, 0);
+        for checkpoint in checkpoints() {
             let model = load(&checkpoint, |c| option(c, "kv_type", kv_type)).await;
+            let vocab = model.info().limits.vocab_size;
             for case in cases(&checkpoint).iter().filter(|c| c.strict) {
                 let logits = model.logits(LogitsRequest::new(case.ids.clone())).await.unwrap();
-                let difference = largest_difference(&logits, &case.logits);
-                println!("{} {} {kv_type}: {difference:.2e}", checkpoint.display(), case.name);
+                let distance = distance(&case.logits, &logits);
+                worst = worst.max(distance);
+                let place = format!("{} {} {kv_type}", checkpoint.display(), case.name);
+                assert!(distance <= tolerance, "{place}: {distance}");
+                for (ours, theirs) in logits.chunks_exact(vocab).zip(case.logits.chunks_exact(vocab)) {
+                    total += 1;
+                    same += usize::from(argmax(ours) == argmax(theirs));
+                }
             }
         }
+        println!(
+            "{kv_type}: distance up to {worst:.1e}, the same most probable token in {same} of {total} places"
+        );
+        assert!(same * 100 >= total * 95, "{kv_type}: {same} of {total}");
     }
 }
 
-/// However the prompt comes into the KV cache, the logits are the same but for the order of additions in attention.
+/// The root mean square of the difference, relative to that of `a`.
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    let difference: f32 = a.iter().zip(b).map(|(x, y)| (x - y) * (x - y)).sum();
+    (difference / a.iter().map(|x| x * x).sum::<f32>()).sqrt()
+}
+
+/// However the prompt comes into the KV cache, the logits are the same but for the order of additions in attention. Only
+/// cases whose activations are some units in the last place of a float away from a rounding tie: ggml multiplies one
+/// token by another routine than several, and a single unit decides a tie that is nearer.
 #[tokio::test]
 async fn chunks_and_kept_prefixes_change_nothing() {
+    /// In steps of the quantisation: 4 units in the last place of its largest values.
+    const MARGIN: f64 = 4.0 * 64.0 * f32::EPSILON as f64;
+    let mut compared = 0;
     for checkpoint in checkpoints() {
-        for case in cases(&checkpoint).iter().filter(|c| c.strict && c.ids.len() > 8) {
+        let cases = cases(&checkpoint);
+        let apart = |case: &&Case| case.strict && case.golden["min_margin"].as_f64().unwrap() >= MARGIN;
+        for case in cases.iter().filter(|c| c.ids.len() > 8).filter(apart) {
+            compared += 1;
             let place = format!("{} {}", checkpoint.display(), case.name);
             for chunk in [1, 3, 64] {
                 let model = load(&checkpoint, |c| {
@@ -121,6 +151,7 @@ async fn chunks_and_kept_prefixes_change_nothing() {
                 .await;
                 let logits = model.logits(LogitsRequest::new(case.ids.clone())).await.unwrap();
                 let difference = largest_difference(&logits, &case.logits);
+                println!("{place}: chunks of {chunk}: {difference:.1e}");
                 assert!(difference <= TOLERANCE, "{place}: chunks of {chunk}: {difference}");
             }
             let model = load(&checkpoint, floats).await;
@@ -133,6 +164,7 @@ async fn chunks_and_kept_prefixes_change_nothing() {
             assert!(difference <= TOLERANCE, "{place}: on a reused prefix: {difference}");
         }
     }
+    assert!(compared >= 10, "only {compared} cases");
 }
 
 #[tokio::test]
@@ -229,6 +261,9 @@ async fn what_cannot_be_loaded_says_why() {
     assert!(error.to_string().contains("expected `GGUF`"), "{error}");
     assert!(error.to_string().contains("model.gguf"), "{error}");
 
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(fixture("gguf-llama").join(name), folder.path().join(name)).unwrap();
+    }
     // Whole for Ternion's check of the header, but not for llama.cpp, whose words are passed on.
     let mut bytes = std::fs::read(fixture("gguf-llama").join("model.gguf")).unwrap();
     let at = bytes.windows(5).position(|w| w == b"llama").unwrap();

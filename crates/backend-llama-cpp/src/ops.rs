@@ -68,8 +68,8 @@ pub(crate) struct Product {
 }
 
 impl Product {
-    pub(crate) fn new(linear: Linear) -> Box<Self> {
-        Box::new(Self { linear, new_input: AtomicBool::new(true) })
+    pub(crate) fn new(linear: Linear) -> Self {
+        Self { linear, new_input: AtomicBool::new(true) }
     }
 
     /// The operation that computes this product.

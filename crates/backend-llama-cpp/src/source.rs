@@ -96,7 +96,7 @@ impl Parts<'_> {
         }
         let mut hook = Hook::new(relu2)?;
         for (tensor, product) in source.products {
-            hook.add(tensor, product)?;
+            hook.add(tensor, Box::new(product))?;
         }
         let expected = 7 * self.layers.len() + 1;
         if hook.products() != expected {
@@ -162,7 +162,7 @@ impl Parts<'_> {
 
     /// The products, by the name of the tensor that stands for their weights; `None` for the embedding where it is not
     /// the head: its rows are fed to llama.cpp, which never looks one up.
-    fn placeholders(&self) -> BTreeMap<String, (Option<Box<Product>>, [usize; 2])> {
+    fn placeholders(&self) -> BTreeMap<String, (Option<Product>, [usize; 2])> {
         let mut placeholders = BTreeMap::new();
         let head = Linear {
             name: "lm_head".to_owned(),
@@ -187,10 +187,7 @@ impl Parts<'_> {
         placeholders
     }
 
-    fn metadata(
-        &self,
-        placeholders: &BTreeMap<String, (Option<Box<Product>>, [usize; 2])>,
-    ) -> Result<Metadata> {
+    fn metadata(&self, placeholders: &BTreeMap<String, (Option<Product>, [usize; 2])>) -> Result<Metadata> {
         let architecture = self.architecture();
         let metadata = Metadata::new(placeholders.len())?;
         metadata.string("general.architecture", architecture);
@@ -309,9 +306,9 @@ fn c_string(text: &str) -> CString {
 /// What [`fill`] gives to llama.cpp, and what it takes down.
 struct Source {
     contents: BTreeMap<String, Vec<f32>>,
-    placeholders: BTreeMap<String, (Option<Box<Product>>, [usize; 2])>,
+    placeholders: BTreeMap<String, (Option<Product>, [usize; 2])>,
     /// Placeholders that llama.cpp made, with what they stand for.
-    products: Vec<(*const sys::ggml_tensor, Box<Product>)>,
+    products: Vec<(*const sys::ggml_tensor, Product)>,
     error: Option<String>,
 }
 
@@ -334,13 +331,16 @@ impl Source {
         let elements = tensor.ne.iter().product::<i64>() as usize;
         // SAFETY: llama.cpp has allocated a float for each element and asks for them to be written.
         let out = unsafe { std::slice::from_raw_parts_mut(tensor.data.cast::<f32>(), elements) };
-        match self.contents.get(name) {
-            Some(values) if values.len() == elements => out.copy_from_slice(values),
-            Some(values) => return Err(format!("it has {elements} elements, expected {}", values.len())),
+        let kind = name.rsplit('.').next();
+        match (self.contents.get(name), kind) {
+            (Some(values), _) if values.len() == elements => out.copy_from_slice(values),
+            (Some(values), _) => {
+                return Err(format!("it has {elements} elements, expected {}", values.len()));
+            }
             // llama.cpp makes all tensors that an architecture may have; these change nothing.
-            None if name.ends_with(".scale") || name.ends_with(".input_scale") => out.fill(1.0),
-            None if name.ends_with(".bias") => out.fill(0.0),
-            None => return Err("it has no place in the model".into()),
+            (None, Some("scale" | "input_scale")) => out.fill(1.0),
+            (None, Some("bias")) => out.fill(0.0),
+            (None, _) => return Err("it has no place in the model".into()),
         }
         Ok(())
     }

@@ -3,13 +3,13 @@
 //!
 //! **Ternary models** run in llama.cpp's graph with the arithmetic of `ternion-kernels`. llama.cpp has no such model: its
 //! own graph computes SiLU where BitNet b1.58 2B4T needs squared ReLU, and its ternary types quantise activations in
-//! blocks where BitNet takes one scale for a token. So a model is made from the checkpoint in memory ([`source`]), its
+//! blocks where BitNet takes one scale for a token. So a model is made from the checkpoint in memory (`source`), its
 //! weights are placeholders that nothing ever writes to, and before a graph is computed a callback turns each product
-//! of a placeholder into a custom operation on the checkpoint's own mapped weights ([`hook`], [`ops`]). What llama.cpp
+//! of a placeholder into a custom operation on the checkpoint's own mapped weights (`hook`, `ops`). What llama.cpp
 //! keeps is the scheduling on its threads, norms, rotary embedding, attention and the KV cache. A model of one layer
-//! is computed in both ways before the first real one ([`selftest`]).
+//! is computed in both ways before the first real one (`selftest`).
 //!
-//! **Other GGUF models** are loaded by llama.cpp, after a check in safe Rust ([`preflight`]), and left as they are.
+//! **Other GGUF models** are loaded by llama.cpp, after a check in safe Rust (`preflight`), and left as they are.
 //!
 //! This stands on `llama-cpp-sys-2` rather than on `llama-cpp-2`. The latter's types hide all that this crate needs (the
 //! evaluation callback, models from memory, batches of embeddings, the thread pool, why a model was refused) and its

@@ -84,11 +84,17 @@ fn without_function(line: &str) -> &str {
     }
 }
 
+/// What llama.cpp warns of wherever a model comes without its tokenizer, as all that are made from checkpoints do.
+const EXPECTED: &str = "dummy tokens";
+
 /// Loading a model takes a hundred lines that llama.cpp calls information; a host sees them when it looks for them.
 fn emit(level: sys::ggml_log_level, line: &str) {
     match level {
         _ if line.is_empty() || line.chars().all(|c| c == '.') => {}
         sys::GGML_LOG_LEVEL_ERROR => tracing::error!(target: "llama_cpp", "{line}"),
+        sys::GGML_LOG_LEVEL_WARN if line.ends_with(EXPECTED) => {
+            tracing::debug!(target: "llama_cpp", "{line}");
+        }
         sys::GGML_LOG_LEVEL_WARN => tracing::warn!(target: "llama_cpp", "{line}"),
         sys::GGML_LOG_LEVEL_INFO => tracing::debug!(target: "llama_cpp", "{line}"),
         _ => tracing::trace!(target: "llama_cpp", "{line}"),

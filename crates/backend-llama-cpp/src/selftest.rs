@@ -43,7 +43,7 @@ pub(crate) fn run() -> Result<()> {
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
         vocab_size: VOCAB,
-        context_length: 64,
+        context_length: 256, // llama.cpp rounds a cache up to that, and warns where it is more than the model's own
         rms_eps: EPS,
         rope: &rope,
         activation: Activation::Relu2,

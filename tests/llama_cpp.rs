@@ -34,6 +34,7 @@ fn fixture(name: &str) -> PathBuf {
 async fn try_load(path: &Path, change: impl FnOnce(&mut ModelConfig)) -> Result<Arc<dyn LlmBackend>, Error> {
     let mut config = ModelConfig::for_path(path);
     config.backend = "llama-cpp".into();
+    config.threads = Some(1); // tests run side by side
     change(&mut config);
     ternion::load(&Config::single("model", config), None).await
 }
@@ -61,7 +62,11 @@ async fn greedy(model: &dyn LlmBackend, prompt: Vec<u32>, count: usize) -> Compl
 async fn logits_are_those_of_transformers() {
     let mut strict = 0;
     for checkpoint in checkpoints() {
-        let model = load(&checkpoint, floats).await;
+        let model = load(&checkpoint, |c| {
+            floats(c);
+            c.threads = Some(2);
+        })
+        .await;
         let vocab = model.info().limits.vocab_size;
         for case in cases(&checkpoint) {
             let logits = model.logits(LogitsRequest::new(case.ids.clone())).await.unwrap();
@@ -146,7 +151,6 @@ async fn chunks_and_kept_prefixes_change_nothing() {
                 let model = load(&checkpoint, |c| {
                     floats(c);
                     c.prefill_chunk = Some(chunk);
-                    c.threads = Some(1);
                 })
                 .await;
                 let logits = model.logits(LogitsRequest::new(case.ids.clone())).await.unwrap();

@@ -16,7 +16,7 @@ fn open(change: impl FnOnce(&mut ModelOptions)) -> LlamaCpp {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny-packed");
     let mut options = ModelOptions::default();
     options.llama_cpp.kv_type = KvType::F32;
-    options.threads = 2;
+    options.threads = 1; // tests run side by side
     options.context = Some(128);
     options.max_sequences = 3;
     options.prefill_chunk = 16;
@@ -74,7 +74,7 @@ fn rows_of_other_texts_are_far_apart() {
 #[test]
 fn sequences_of_one_call_are_as_alone() {
     let prompts = [prompt(1, 20), prompt(2, 5), prompt(3, 11)];
-    let mut model = model();
+    let mut model = open(|o| o.threads = 2);
     let sequences = prompts.each_ref().map(|_| model.new_sequence().unwrap());
     let batch: Vec<SequenceInput<'_>> = prompts
         .iter()

@@ -6,13 +6,12 @@
 //! elsewhere one step of the int8 activation may differ and moves the logits further.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+#[path = "oracle/cases.rs"]
+mod cases;
 
-use safetensors::SafeTensors;
-use serde_json::Value;
+use std::{path::Path, sync::Arc};
+
+use cases::{argmax, cases, checkpoints, ids, largest_difference};
 use ternion::{
     GenerateRequest, LlmBackend, LogitsRequest, Message, Sampling,
     config::{Config, ModelConfig},
@@ -25,72 +24,12 @@ const TOLERANCE: f32 = 1e-3;
 /// from transformers, and from each other, in up to 7 of 150 places with gaps of up to 0.13.
 const CLOSE_CALL: f32 = 0.15;
 
-struct Case {
-    name: String,
-    ids: Vec<u32>,
-    strict: bool,
-    logits: Vec<f32>,
-    golden: Value,
-}
-
-fn checkpoints() -> Vec<PathBuf> {
-    let mut roots = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")];
-    roots.extend(std::env::var_os("TERNION_ORACLE").map(PathBuf::from));
-    let mut found: Vec<PathBuf> = roots
-        .iter()
-        .flat_map(|root| std::fs::read_dir(root).unwrap_or_else(|e| panic!("{}: {e}", root.display())))
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.join("golden.json").is_file() && path.join("config.json").is_file())
-        .collect();
-    found.sort();
-    assert!(found.len() >= 5, "the fixtures are missing: {found:?}");
-    found
-}
-
-fn cases(checkpoint: &Path) -> Vec<Case> {
-    let golden: Value =
-        serde_json::from_slice(&std::fs::read(checkpoint.join("golden.json")).unwrap()).unwrap();
-    let file = std::fs::read(checkpoint.join("golden.f32.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&file).unwrap();
-    golden["cases"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|case| {
-            let name = case["name"].as_str().unwrap().to_owned();
-            let tensor = tensors.tensor(&format!("{name}.logits")).unwrap();
-            let logits =
-                tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-            Case {
-                ids: ids(&case["input_ids"]),
-                strict: case["strict"] == true,
-                logits,
-                golden: case.clone(),
-                name,
-            }
-        })
-        .collect()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
-
 async fn load(checkpoint: &Path, change: impl FnOnce(&mut ModelConfig)) -> Arc<dyn LlmBackend> {
     let mut config = ModelConfig::for_path(checkpoint);
     change(&mut config);
     ternion::load(&Config::single("model", config), None)
         .await
         .unwrap_or_else(|e| panic!("{}: {e}", checkpoint.display()))
-}
-
-fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
-}
-
-fn argmax(row: &[f32]) -> usize {
-    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
 }
 
 #[tokio::test]

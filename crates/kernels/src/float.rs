@@ -25,6 +25,21 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     tokens.with_min_len(PARALLEL.div_ceil(width)).for_each(|(x, out)| norm_token(x, weight, eps, out));
 }
 
+/// [`rms_norm`] on the calling thread alone, for an engine with threads of its own.
+///
+/// # Panics
+/// As [`rms_norm`].
+pub fn rms_norm_here(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    assert!(
+        width > 0 && x.len() == out.len() && x.len().is_multiple_of(width),
+        "lengths of the normalisation"
+    );
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        norm_token(x, weight, eps, out);
+    }
+}
+
 multiversion! {
     fn norm_token(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = norm_token_body;
 }
@@ -60,6 +75,16 @@ pub fn relu2_glu(x: &[f32], width: usize, out: &mut [f32]) {
 /// If the lengths do not agree.
 pub fn silu_glu(x: &[f32], width: usize, out: &mut [f32]) {
     gated(x, width, out, silu_token);
+}
+
+/// `relu(gate)^2 * up`, element by element, on the calling thread alone: any part of a [`relu2_glu`] whose gate and up lie
+/// apart.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn relu2_part(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert!(gate.len() == out.len() && up.len() == out.len(), "lengths of the gated unit");
+    relu2_token(gate, up, out);
 }
 
 fn gated(x: &[f32], width: usize, out: &mut [f32], unit: fn(&[f32], &[f32], &mut [f32])) {

@@ -40,7 +40,7 @@ mod x86;
 
 pub use attention::{Attention, BLOCK, attention};
 pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
-pub use float::{relu2_glu, rms_norm, silu_glu};
+pub use float::{relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};
 pub use int8::Int8Matrix;
 pub use isa::Isa;
 pub use master::quantize_master;

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use ternion_kernels::{
-    Attention, BLOCK, DenseRef, Int8Matrix, attention, dense_matmul, dense_matmul_part, relu2_glu, rms_norm,
-    silu_glu,
+    Attention, BLOCK, DenseRef, Int8Matrix, attention, dense_matmul, dense_matmul_part, relu2_glu,
+    relu2_part, rms_norm, rms_norm_here, silu_glu,
 };
 
 fn noise(seed: u64, count: usize) -> Vec<f32> {
@@ -79,6 +79,9 @@ fn normalisation_and_gated_units() {
         let weight = noise(4, width);
         let mut all = vec![0.0; x.len()];
         pool(3).install(|| rms_norm(&x, &weight, 1e-5, &mut all));
+        let mut here = vec![0.0; x.len()];
+        rms_norm_here(&x, &weight, 1e-5, &mut here);
+        assert_eq!(here, all);
         for (t, row) in x.chunks_exact(width).enumerate() {
             let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
             let mut one = vec![0.0; width];
@@ -100,6 +103,11 @@ fn normalisation_and_gated_units() {
                     let (g, u) = (f64::from(row[i]), f64::from(row[width + i]));
                     let exact = if silu { g / (1.0 + (-g).exp()) * u } else { g.max(0.0).powi(2) * u };
                     assert!(close(all[t * width + i], exact, 1e-12), "{silu} {width} {g} {u}");
+                }
+                if !silu {
+                    let mut here = vec![0.0; width];
+                    relu2_part(&row[..width], &row[width..], &mut here);
+                    assert_eq!(here, all[t * width..(t + 1) * width]);
                 }
             }
         }

@@ -22,6 +22,8 @@
 //! # Features
 //!
 //! * `candle` (default): the engine in pure Rust, for checkpoints in safetensors and GGUF.
+//! * `llama-cpp`: llama.cpp, for ternary checkpoints and for all GGUF models that it knows. Building it takes CMake, a C++
+//!   compiler and libclang.
 #![forbid(unsafe_code)]
 
 use std::{path::Path, sync::Arc};
@@ -44,6 +46,8 @@ pub fn registry() -> Registry {
     let mut registry = Registry::new();
     #[cfg(feature = "candle")]
     ternion_backend_candle::register(&mut registry);
+    #[cfg(feature = "llama-cpp")]
+    ternion_backend_llama_cpp::register(&mut registry);
     registry
 }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod lint;
+mod native;
 mod setup;
 mod shell;
 mod test;

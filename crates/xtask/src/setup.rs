@@ -1,9 +1,9 @@
 //! `cargo xtask setup`: what the tests and lints need besides cargo.
 //!
-//! [`NEEDS`] is the whole list. A need is asked for before anything is installed, so a second run changes nothing.
-//! Ternion's tests need no native library today; one that does (a C++ compiler, CMake) becomes an entry here.
+//! [`NEEDS`] is the whole list. A need is asked for before anything is installed, so a second run changes nothing. What
+//! llama.cpp's build needs beside Rust is in it too, since tests and lints take all features.
 
-use crate::shell;
+use crate::{native, shell};
 
 /// How much of the list is wanted. A machine that only runs the tests need not have the linters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,17 +18,26 @@ pub(crate) enum Scope {
 struct Need {
     name: &'static str,
     scope: Scope,
-    /// A command that succeeds, and prints a version, where the need is met.
-    probe: &'static [&'static str],
+    probe: Probe,
     /// The lowest version that will do, `major.minor`.
     minimum: Option<&'static str>,
     remedy: Remedy,
+}
+
+/// How to see that a need is met.
+enum Probe {
+    /// A command that succeeds, and prints a version.
+    Command(&'static [&'static str]),
+    /// A function that says what it has found.
+    Search(fn() -> Option<String>),
 }
 
 /// What to do about a need that is not met.
 enum Remedy {
     /// Run this.
     Install(&'static [&'static str]),
+    /// Install this package of Debian as root, else this one of PyPI, where there is one, into the project's folder.
+    Native { debian: &'static str, pypi: Option<&'static str> },
     /// Stop, and tell the user.
     Tell(&'static str),
     /// Go on without, and tell the user.
@@ -44,35 +53,56 @@ const NEEDS: &[Need] = &[
     Need {
         name: "cargo",
         scope: Scope::Test,
-        probe: &["cargo", "--version"],
+        probe: Probe::Command(&["cargo", "--version"]),
         minimum: MSRV,
         remedy: Remedy::Tell("update Rust: `rustup update stable`"),
     },
     Need {
         name: "rustc",
         scope: Scope::Test,
-        probe: &["rustc", "--version"],
+        probe: Probe::Command(&["rustc", "--version"]),
         minimum: MSRV,
         remedy: Remedy::Tell("update Rust: `rustup update stable`"),
     },
     Need {
+        name: "CMake",
+        scope: Scope::Test,
+        probe: Probe::Command(&["cmake", "--version"]),
+        minimum: Some("3.14"),
+        remedy: Remedy::Native { debian: "cmake", pypi: Some("cmake") },
+    },
+    Need {
+        name: "C++ compiler",
+        scope: Scope::Test,
+        probe: Probe::Search(native::cpp_compiler),
+        minimum: None,
+        remedy: Remedy::Native { debian: "g++", pypi: None },
+    },
+    Need {
+        name: "libclang",
+        scope: Scope::Test,
+        probe: Probe::Search(native::libclang),
+        minimum: None,
+        remedy: Remedy::Native { debian: "libclang-dev", pypi: Some("libclang") },
+    },
+    Need {
         name: "rustfmt",
         scope: Scope::Lint,
-        probe: &["cargo", "fmt", "--version"],
+        probe: Probe::Command(&["cargo", "fmt", "--version"]),
         minimum: None,
         remedy: Remedy::Install(&["rustup", "component", "add", "rustfmt"]),
     },
     Need {
         name: "clippy",
         scope: Scope::Lint,
-        probe: &["cargo", "clippy", "--version"],
+        probe: Probe::Command(&["cargo", "clippy", "--version"]),
         minimum: None,
         remedy: Remedy::Install(&["rustup", "component", "add", "clippy"]),
     },
     Need {
         name: "cargo-deny",
         scope: Scope::Lint,
-        probe: CARGO_DENY,
+        probe: Probe::Command(CARGO_DENY),
         minimum: None,
         remedy: Remedy::Optional(
             "lint leaves out licences and advisories; `cargo install --locked cargo-deny` adds them",
@@ -104,23 +134,36 @@ fn meet(need: &Need) -> Result<(), String> {
         }
         Remedy::Tell(advice) => Err(format!("{name}: {problem}; {advice}")),
         Remedy::Install(command) => {
-            eprintln!("xtask: {name}: {problem}; installing it");
-            shell::run(command, &[]).map_err(|error| format!("{name}: {problem}, and {error}"))?;
-            match state(need) {
-                Ok(found) => {
-                    eprintln!("xtask: {name}: installed ({found})");
-                    Ok(())
-                }
-                Err(problem) => Err(format!("{name}: {problem}, though `{}` succeeded", command.join(" "))),
-            }
+            let installed = || shell::run(command, &[]);
+            install(need, &problem, &installed, &format!("`{}`", command.join(" ")))
+        }
+        Remedy::Native { debian, pypi } => {
+            let installed = || native::install(debian, *pypi);
+            install(need, &problem, &installed, "the installation")
         }
     }
 }
 
+fn install(
+    need: &Need,
+    problem: &str,
+    install: &dyn Fn() -> Result<(), String>,
+    how: &str,
+) -> Result<(), String> {
+    let name = need.name;
+    eprintln!("xtask: {name}: {problem}; installing it");
+    install().map_err(|error| format!("{name}: {problem}, and {error}"))?;
+    let found = state(need).map_err(|problem| format!("{name}: {problem}, though {how} succeeded"))?;
+    eprintln!("xtask: {name}: installed ({found})");
+    Ok(())
+}
+
 /// The version found, or what is wrong.
 fn state(need: &Need) -> Result<String, String> {
-    let Some(found) = shell::probe(need.probe) else {
-        return Err(format!("not found (`{}` does not run)", need.probe.join(" ")));
+    let found = match need.probe {
+        Probe::Command(command) => shell::probe(command)
+            .ok_or_else(|| format!("not found (`{}` does not run)", command.join(" ")))?,
+        Probe::Search(search) => search().ok_or("not found")?,
     };
     match need.minimum {
         Some(minimum) if !is_at_least(&found, minimum) => {
@@ -155,12 +198,13 @@ mod tests {
         assert!(!is_at_least("rustc 1.9.0 (f2d3ce0bd 2016-05-21)", "1.89"));
         assert!(!is_at_least("rustc 1.88.0", "1.89"));
         assert!(!is_at_least("no version here", "1.89"));
+        assert!(is_at_least("cmake version 3.25.1", "3.14"));
     }
 
     const ABSENT: Need = Need {
         name: "ghost",
         scope: Scope::Test,
-        probe: &["no-such-program-here"],
+        probe: Probe::Command(&["no-such-program-here"]),
         minimum: None,
         remedy: Remedy::Tell("call someone"),
     };
@@ -169,7 +213,12 @@ mod tests {
     fn an_unmet_need_says_what_to_do() {
         let error = meet(&ABSENT).unwrap_err();
         assert_eq!(error, "ghost: not found (`no-such-program-here` does not run); call someone");
-        let old = Need { name: "rustc", probe: &["rustc", "--version"], minimum: Some("999.0"), ..ABSENT };
+        let old = Need {
+            name: "rustc",
+            probe: Probe::Command(&["rustc", "--version"]),
+            minimum: Some("999.0"),
+            ..ABSENT
+        };
         let error = meet(&old).unwrap_err();
         assert!(error.contains("999.0 or newer is needed; call someone"), "{error}");
     }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::native;
+
 /// The root of the workspace. Cargo names this crate's folder when it runs the program, so that a target folder
 /// shared by several checkouts works on the right one; the folder of compilation stands in when run by hand.
 pub(crate) fn root() -> PathBuf {
@@ -11,7 +13,8 @@ pub(crate) fn root() -> PathBuf {
     own.ancestors().nth(2).map_or_else(|| own.clone(), Path::to_path_buf)
 }
 
-/// `words` as a command in the root. `cargo` is the one that started this program, whatever `PATH` says.
+/// `words` as a command in the root, with what has been installed in the project's folder on its `PATH`. `cargo` is the
+/// one that started this program, whatever `PATH` says.
 pub(crate) fn command<S: AsRef<str>>(words: &[S]) -> Command {
     let (program, arguments) =
         words.split_first().map_or(("", words), |(first, rest)| (first.as_ref(), rest));
@@ -20,7 +23,7 @@ pub(crate) fn command<S: AsRef<str>>(words: &[S]) -> Command {
         _ => program.into(),
     };
     let mut command = Command::new(program);
-    command.args(arguments.iter().map(AsRef::as_ref)).current_dir(root());
+    command.args(arguments.iter().map(AsRef::as_ref)).current_dir(root()).envs(native::environment());
     command
 }
 

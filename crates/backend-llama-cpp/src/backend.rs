@@ -1,0 +1,108 @@
+//! From a configuration to a running backend: opens the checkpoint, or lets llama.cpp do it, and starts the engine.
+
+use std::{path::Path, sync::Arc};
+
+use async_trait::async_trait;
+use ternion_core::{
+    CausalLm, Error, ErrorKind, LlmBackend, ModelInfo, Result, ResultExt,
+    config::ModelConfig,
+    engine::{Engine, EngineOptions},
+    registry::{BackendFactory, LoadProgress, Progress},
+    text::{Tokenizer, TokenizerParts},
+};
+use ternion_formats::Checkpoint;
+
+use crate::{
+    LlamaCpp, ModelOptions, gguf,
+    preflight::{self, Loader},
+};
+
+const NAME: &str = "llama-cpp";
+
+/// Loads models for the backend `llama-cpp`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LlamaCppFactory;
+
+#[async_trait]
+impl BackendFactory for LlamaCppFactory {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn description(&self) -> &'static str {
+        "llama.cpp: ternary checkpoints, and all GGUF models that it knows"
+    }
+
+    async fn load(
+        &self,
+        name: &str,
+        config: &ModelConfig,
+        progress: Progress,
+    ) -> Result<Arc<dyn LlmBackend>> {
+        let (name, config) = (name.to_owned(), config.clone());
+        tokio::task::spawn_blocking(move || load(&name, &config, &progress))
+            .await
+            .map_err(|e| Error::new(ErrorKind::Backend, "loading was interrupted").with_source(e))?
+            .during("load")
+    }
+}
+
+/// What both ways of loading end in.
+struct Loaded {
+    model: LlamaCpp,
+    tokenizer: Tokenizer,
+    engine: EngineOptions,
+}
+
+fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
+    let mut options = ModelOptions { llama_cpp: config.parse_options()?, ..ModelOptions::default() };
+    options.threads = config.threads.unwrap_or(options.threads);
+    options.context = config.context;
+    options.max_sequences = config.max_sequences.unwrap_or(options.max_sequences);
+    options.prefill_chunk = config.prefill_chunk.unwrap_or(options.prefill_chunk);
+    let path = config.path.as_ref().ok_or_else(|| {
+        Error::invalid_config(format!(
+            "model `{name}` has no `path`; a folder, a .safetensors or a .gguf file expected"
+        ))
+    })?;
+
+    let Loaded { model, tokenizer, mut engine } = match preflight::loader(path)? {
+        Loader::Ternion => load_checkpoint(path, name, &options, progress)?,
+        Loader::LlamaCpp => load_gguf(path, name, &options, progress)?,
+    };
+    engine.sampling = config.sampling.clone();
+    engine.max_queued = config.max_queued.unwrap_or(engine.max_queued);
+    tracing::info!(model = name, ?options, "loaded");
+    Ok(Arc::new(Engine::start(Box::new(model), tokenizer, engine)?))
+}
+
+/// A ternary checkpoint, in Ternion's arithmetic.
+fn load_checkpoint(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
+    let checkpoint = Checkpoint::open_with(path, &mut |done, total| {
+        progress.report(LoadProgress::new("weights", done, total));
+    })?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let report = checkpoint.report();
+    let mut info = ModelInfo::new(name, NAME);
+    info.architecture.clone_from(&checkpoint.spec.architecture);
+    info.format.clone_from(&checkpoint.format);
+    info.parameters = report.parameters;
+    info.weight_bytes = report.mapped_bytes + report.owned_bytes;
+    info.defaults = checkpoint.sampling.clone();
+    let mut engine = EngineOptions::new(info);
+    engine.eos_tokens.clone_from(&checkpoint.spec.eos);
+    let model = LlamaCpp::new(&checkpoint, options).with("path", path.display())?;
+    Ok(Loaded { model, tokenizer, engine })
+}
+
+/// Another GGUF model, in llama.cpp's arithmetic. Its tokenizer is the one in the files beside it.
+fn load_gguf(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut parts = TokenizerParts::from_folder(folder)?;
+    let gguf::Loaded { model, info, eos } = gguf::load(path, name, options, progress)?;
+    parts.vocab_limit = Some(model.vocab_size());
+    let tokenizer = Tokenizer::from_parts(parts).with("folder", folder.display())?;
+    let mut engine = EngineOptions::new(info);
+    engine.eos_tokens = eos;
+    Ok(Loaded { model, tokenizer, engine })
+}

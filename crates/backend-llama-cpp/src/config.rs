@@ -1,0 +1,90 @@
+//! What the configuration of a model may say to this backend beyond what all backends share.
+
+use llama_cpp_sys_2 as sys;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The table `options` of a model that runs on the backend `llama-cpp`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct LlamaCppOptions {
+    /// How keys and values are stored.
+    pub kv_type: KvType,
+    /// Whether attention is computed in one pass without storing its scores. Left out: only where `kv_type` needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flash_attention: Option<bool>,
+    /// Tokens that all sequences together may hold, at least `context`. The KV cache of this size is allocated when the
+    /// model is loaded; one that is full makes room by forgetting conversations that nobody waits for. Left out: `context`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 32))]
+    pub cache_tokens: Option<usize>,
+}
+
+/// The element type of a KV cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum KvType {
+    /// Single precision: nothing is lost, twice the memory of `f16`.
+    F32,
+    /// Half precision.
+    #[default]
+    F16,
+    /// 8 bits and a scale for 32 elements; needs flash attention and a head width that is a multiple of 32.
+    Q8_0,
+}
+
+impl KvType {
+    /// ggml's name of the type.
+    pub(crate) fn ggml(self) -> sys::ggml_type {
+        match self {
+            Self::F32 => sys::GGML_TYPE_F32,
+            Self::F16 => sys::GGML_TYPE_F16,
+            Self::Q8_0 => sys::GGML_TYPE_Q8_0,
+        }
+    }
+
+    /// Elements that share a scale.
+    pub(crate) fn block(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 => 1,
+            Self::Q8_0 => 32,
+        }
+    }
+
+    /// Bytes of `elements`, which are a multiple of the block.
+    pub(crate) fn bytes(self, elements: u64) -> u64 {
+        match self {
+            Self::F32 => elements * 4,
+            Self::F16 => elements * 2,
+            Self::Q8_0 => elements / 32 * 34,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_named_as_in_files() {
+        for (name, kv_type) in [("f32", KvType::F32), ("f16", KvType::F16), ("q8_0", KvType::Q8_0)] {
+            let options: LlamaCppOptions =
+                serde_json::from_str(&format!("{{\"kv_type\": \"{name}\"}}")).unwrap();
+            assert_eq!(options.kv_type, kv_type);
+        }
+        assert_eq!(LlamaCppOptions::default().kv_type, KvType::F16);
+        assert!(serde_json::from_str::<LlamaCppOptions>("{\"kv_type\": \"i2_s\"}").is_err());
+        assert!(serde_json::from_str::<LlamaCppOptions>("{\"kv\": \"f16\"}").is_err());
+    }
+
+    #[test]
+    fn sizes_are_those_of_ggml() {
+        for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
+            // SAFETY: A pure function of a type that exists.
+            let bytes = unsafe { sys::ggml_row_size(kv_type.ggml(), 128) };
+            assert_eq!(kv_type.bytes(128), bytes as u64);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! GGUF models that llama.cpp knows: loaded by its own loader, with its own arithmetic.
+
+use std::ffi::{CStr, CString, c_void};
+use std::path::Path;
+
+use llama_cpp_sys_2 as sys;
+use ternion_core::{
+    Error, ModelInfo, Result, ResultExt,
+    registry::{LoadProgress, Progress},
+};
+
+use crate::{LlamaCpp, ModelOptions, ffi::Model, model::KvShape, runtime};
+
+/// A GGUF model with what a host is told of it.
+pub(crate) struct Loaded {
+    pub(crate) model: LlamaCpp,
+    pub(crate) info: ModelInfo,
+    /// Tokens that end an answer.
+    pub(crate) eos: Vec<u32>,
+}
+
+/// Loads the model in the file `path`, which has been checked and which the host calls `name`.
+///
+/// # Errors
+/// What llama.cpp says of a model that it cannot load, and those of [`LlamaCpp::native`].
+pub(crate) fn load(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
+    let file = path
+        .to_str()
+        .and_then(|path| CString::new(path).ok())
+        .ok_or_else(|| Error::invalid_config("the path is not UTF-8").with("file", path.display()))?;
+    runtime::start();
+    let mut progress = progress.clone();
+    // SAFETY: The path is a string that ends with NUL; it and the listener live for the call.
+    let model = Model::load(|| unsafe {
+        let mut params = sys::llama_model_default_params();
+        params.n_gpu_layers = 0;
+        params.progress_callback = Some(on_progress);
+        params.progress_callback_user_data = std::ptr::from_mut(&mut progress).cast();
+        sys::llama_model_load_from_file(file.as_ptr(), params)
+    })
+    .with("file", path.display())?;
+    let facts = Facts::of(&model)?;
+    let mut info = ModelInfo::new(name, "llama-cpp");
+    info.architecture = text(&model, "general.architecture").unwrap_or_default();
+    info.format = format!("GGUF ({})", facts.description);
+    info.parameters = facts.parameters;
+    info.weight_bytes = facts.bytes;
+    let eos = end_tokens(&model);
+    let model = LlamaCpp::native(model, &facts.shape, facts.can_cut, options).with("file", path.display())?;
+    Ok(Loaded { model, info, eos })
+}
+
+/// # Safety
+/// `data` points to a [`Progress`].
+unsafe extern "C" fn on_progress(done: f32, data: *mut c_void) -> bool {
+    const STEPS: u64 = 1000;
+    // SAFETY: The caller's promise.
+    let progress = unsafe { &*data.cast::<Progress>() };
+    progress.report(LoadProgress::new("weights", (done.clamp(0.0, 1.0) * STEPS as f32) as u64, STEPS));
+    true
+}
+
+/// What llama.cpp says of a model.
+struct Facts {
+    shape: KvShape,
+    description: String,
+    parameters: u64,
+    bytes: u64,
+    can_cut: bool,
+}
+
+impl Facts {
+    fn of(model: &Model) -> Result<Self> {
+        let raw = model.as_ptr();
+        let architecture = text(model, "general.architecture").unwrap_or_default();
+        let mut description = [0; 128];
+        // SAFETY: The model is alive, and the buffer is as long as is said.
+        let (sizes, parameters, bytes, decodes, keeps_state) = unsafe {
+            sys::llama_model_desc(raw, description.as_mut_ptr(), description.len());
+            (
+                [
+                    sys::llama_model_n_layer(raw),
+                    sys::llama_model_n_head_kv(raw),
+                    sys::llama_model_n_head(raw),
+                    sys::llama_model_n_embd(raw),
+                    sys::llama_model_n_ctx_train(raw),
+                ],
+                sys::llama_model_n_params(raw),
+                sys::llama_model_size(raw),
+                sys::llama_model_has_decoder(raw) && !sys::llama_model_has_encoder(raw),
+                sys::llama_model_is_recurrent(raw) || sys::llama_model_is_hybrid(raw),
+            )
+        };
+        if !decodes {
+            return Err(Error::unsupported("the model has an encoder, expected a decoder alone"));
+        }
+        let [layers, kv_heads, heads, width, context_length] =
+            sizes.map(|size| usize::try_from(size).unwrap_or(0));
+        if layers == 0 || heads == 0 || context_length == 0 {
+            return Err(Error::invalid_model(
+                "the model says of itself that it has no layers, heads or context",
+            ));
+        }
+        let head_dim = text(model, &format!("{architecture}.attention.key_length"))
+            .and_then(|length| length.parse().ok())
+            .unwrap_or(width / heads);
+        Ok(Self {
+            shape: KvShape { layers, kv_heads, head_dim, context_length },
+            description: c_text(&description),
+            parameters,
+            bytes,
+            can_cut: !keeps_state,
+        })
+    }
+}
+
+/// A value of the model's metadata, as text.
+fn text(model: &Model, key: &str) -> Option<String> {
+    let key = CString::new(key).ok()?;
+    let mut value = [0; 256];
+    // SAFETY: The model is alive, the key ends with NUL, and the buffer is as long as is said.
+    let length = unsafe {
+        sys::llama_model_meta_val_str(model.as_ptr(), key.as_ptr(), value.as_mut_ptr(), value.len())
+    };
+    (length >= 0).then(|| c_text(&value))
+}
+
+/// The text in a buffer up to its NUL.
+fn c_text(buffer: &[std::ffi::c_char]) -> String {
+    let bytes: Vec<u8> = buffer.iter().map(|c| *c as u8).collect();
+    CStr::from_bytes_until_nul(&bytes).map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn end_tokens(model: &Model) -> Vec<u32> {
+    // SAFETY: The model is alive, its vocabulary lives as long, and every id is in range.
+    unsafe {
+        let vocab = sys::llama_model_get_vocab(model.as_ptr());
+        let tokens = 0..sys::llama_vocab_n_tokens(vocab);
+        tokens.filter(|&id| sys::llama_vocab_is_eog(vocab, id)).map(|id| id as u32).collect()
+    }
+}

@@ -1,0 +1,133 @@
+//! The eval callback: turns nodes of llama.cpp's graph into custom operations before the graph is computed.
+//!
+//! ggml's scheduler asks, for each node of a graph and before any of them is computed, whether the caller wants to see
+//! its result. The answer here is always no, so that the graph stays one piece, but the question is the occasion to
+//! change the node. Products are found by the tensor of their weights, which is a placeholder; gated units by what
+//! they are. All that was found is counted, and a graph that was not changed completely is an error.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::atomic::Ordering;
+
+use llama_cpp_sys_2 as sys;
+use ternion_core::{Error, Result};
+
+use crate::ops::{self, CustomOp, Product};
+
+/// What is to be changed in the graphs of one model, and what has been.
+pub(crate) struct Hook {
+    /// By the address of the placeholder.
+    products: HashMap<usize, (Box<Product>, CustomOp)>,
+    /// Squared ReLU in the place of gated units, where the model has it, and how many of them there are.
+    relu2: Option<(CustomOp, usize)>,
+    found: Found,
+}
+
+/// What has been found since the last [`Hook::begin`].
+#[derive(Default)]
+struct Found {
+    products: usize,
+    gated_units: usize,
+    /// The input of the last product.
+    input: usize,
+    error: Option<String>,
+}
+
+impl Hook {
+    /// A hook without products; `relu2` says how many gated units are squared ReLUs, where they are.
+    pub(crate) fn new(relu2: Option<usize>) -> Result<Self> {
+        let relu2 = relu2.map(|layers| ops::relu2().map(|op| (op, layers))).transpose()?;
+        Ok(Self { products: HashMap::new(), relu2, found: Found::default() })
+    }
+
+    /// Computes `product` wherever a graph multiplies by `placeholder`.
+    pub(crate) fn add(&mut self, placeholder: *const sys::ggml_tensor, product: Box<Product>) -> Result<()> {
+        let op = product.op()?;
+        self.products.insert(placeholder as usize, (product, op));
+        Ok(())
+    }
+
+    /// How many products there are.
+    pub(crate) fn products(&self) -> usize {
+        self.products.len()
+    }
+
+    /// To be called before graphs are computed.
+    pub(crate) fn begin(&mut self) {
+        self.found = Found::default();
+    }
+
+    /// To be called after it: an error if a graph was not changed completely, so that what it computed means nothing.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        let found = std::mem::take(&mut self.found);
+        if let Some(error) = found.error {
+            return Err(Error::backend(format!("llama.cpp's graph is not the expected one: {error}")));
+        }
+        let (products, units) = (self.products.len(), self.relu2.map_or(0, |(_, layers)| layers));
+        let graphs = found.products / products.max(1);
+        if graphs == 0 || found.products != graphs * products || found.gated_units != graphs * units {
+            return Err(Error::backend(format!(
+                "llama.cpp's graph is not the expected one: {} products and {} gated units found, expected {products} \
+                 and {units} in each graph",
+                found.products, found.gated_units
+            )));
+        }
+        Ok(())
+    }
+
+    fn visit(&mut self, node: &mut sys::ggml_tensor) {
+        if self.found.error.is_some() {
+            return;
+        }
+        if let Err(error) = self.change(node) {
+            self.found.error = Some(format!("node `{}`: {error}", name(node)));
+        }
+    }
+
+    fn change(&mut self, node: &mut sys::ggml_tensor) -> std::result::Result<(), String> {
+        match node.op {
+            sys::GGML_OP_MUL_MAT | sys::GGML_OP_CUSTOM => {
+                if let Some((product, op)) = self.products.get(&(node.src[0] as usize)) {
+                    if !op.is(node) {
+                        product.check(node)?;
+                        op.put(node);
+                    }
+                    let input = node.src[1] as usize;
+                    product.new_input.store(input != self.found.input, Ordering::Relaxed);
+                    self.found.input = input;
+                    self.found.products += 1;
+                } else if self.relu2.is_some_and(|(op, _)| op.is(node)) {
+                    self.found.gated_units += 1;
+                }
+            }
+            sys::GGML_OP_GLU => {
+                if let Some((op, _)) = &self.relu2 {
+                    ops::check_relu2(node)?;
+                    op.put(node);
+                    self.found.gated_units += 1;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn name(node: &sys::ggml_tensor) -> String {
+    let bytes = node.name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect::<Vec<_>>();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The callback, with a [`Hook`] as its user data.
+///
+/// # Safety
+/// `data` points to a `Hook` that nothing else uses while graphs are computed.
+pub(crate) unsafe extern "C" fn on_node(node: *mut sys::ggml_tensor, ask: bool, data: *mut c_void) -> bool {
+    if ask {
+        // SAFETY: The caller's promise, and ggml's: the node is one of a graph that is not being computed yet.
+        unsafe { (*data.cast::<Hook>()).visit(&mut *node) };
+        return false;
+    }
+    // Never asked, since no result is wanted; `true` goes on.
+    true
+}

@@ -1,0 +1,348 @@
+//! [`CausalLm`] on a context of llama.cpp.
+
+use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, ResultExt, SequenceId, SequenceInput};
+use ternion_formats::{Checkpoint, DenseTensor};
+
+use crate::{
+    KvType, LlamaCppOptions,
+    ffi::{Batch, Context, ContextSizes, Input, MAX_SEQUENCES, Model},
+    hook::Hook,
+    memory, runtime,
+    source::Parts,
+};
+
+/// The fewest tokens of context; llama.cpp ends the process for some that are smaller.
+const MIN_CONTEXT: usize = 32;
+
+/// Bytes of KV cache beyond which the context is not the model's own unless the configuration says so: llama.cpp allocates
+/// all of it at once.
+const DEFAULT_KV_BYTES: u64 = 1 << 30;
+
+/// Sizes that a host may set.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ModelOptions {
+    /// Threads that compute; 0 takes one for each core. More than there are cores are as many as there are.
+    pub threads: usize,
+    /// Tokens that a sequence may hold. `None`: as many as the model was made for, or as fit into 1 GiB if that is less.
+    pub context: Option<usize>,
+    /// Sequences that may exist at the same time.
+    pub max_sequences: usize,
+    /// The most tokens of one step.
+    pub prefill_chunk: usize,
+    /// What only llama.cpp knows.
+    pub llama_cpp: LlamaCppOptions,
+}
+
+impl Default for ModelOptions {
+    /// All cores, 4 sequences, prefill in chunks of 128 tokens.
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            context: None,
+            max_sequences: 4,
+            prefill_chunk: 128,
+            llama_cpp: LlamaCppOptions::default(),
+        }
+    }
+}
+
+/// What of a model decides how large its KV cache is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KvShape {
+    pub(crate) layers: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    /// Tokens that the model was made for.
+    pub(crate) context_length: usize,
+}
+
+impl KvShape {
+    fn bytes_per_token(&self, kv_type: KvType) -> u64 {
+        kv_type.bytes(2 * (self.layers * self.kv_heads * self.head_dim) as u64)
+    }
+}
+
+/// A model that runs in llama.cpp.
+pub struct LlamaCpp {
+    context: Context,
+    batch: Batch,
+    /// Where rows of the embedding are looked up; `None` where llama.cpp does it.
+    embed: Option<DenseTensor>,
+    context_length: usize,
+    prefill_chunk: usize,
+    /// Tokens of each sequence; `None` for one that does not exist.
+    lengths: Vec<Option<usize>>,
+    /// Whether tokens can be removed from the end of a sequence.
+    can_cut: bool,
+}
+
+impl LlamaCpp {
+    /// A model on the tensors of `checkpoint`; none of the mapped ones is copied.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] for a size out of its range, [`ErrorKind::ResourceExhausted`] where the KV cache does
+    /// not fit into memory, [`ErrorKind::Unsupported`] for what llama.cpp's graphs cannot express.
+    pub fn new(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<Self> {
+        let spec = &checkpoint.spec;
+        let shape = KvShape {
+            layers: spec.layers,
+            kv_heads: spec.kv_heads,
+            head_dim: spec.head_dim,
+            context_length: spec.context_length,
+        };
+        let (context_length, sizes) = sizes(&shape, options)?;
+        runtime::start_hooked()?;
+        let (model, hook) = Parts::from(checkpoint).load()?;
+        let mut this = Self::start(model, Some(hook), Some(checkpoint.embed.clone()), context_length, sizes)?;
+        this.prefill_chunk = options.prefill_chunk;
+        Ok(this)
+    }
+
+    /// A model that llama.cpp has loaded and looks up by itself.
+    pub(crate) fn native(
+        model: Model,
+        shape: &KvShape,
+        can_cut: bool,
+        options: &ModelOptions,
+    ) -> Result<Self> {
+        let (context_length, sizes) = sizes(shape, options)?;
+        let mut this = Self::start(model, None, None, context_length, sizes)?;
+        this.can_cut = can_cut;
+        this.prefill_chunk = options.prefill_chunk;
+        Ok(this)
+    }
+
+    pub(crate) fn start(
+        model: Model,
+        hook: Option<Hook>,
+        embed: Option<DenseTensor>,
+        context_length: usize,
+        sizes: ContextSizes,
+    ) -> Result<Self> {
+        let context = Context::new(model, hook, sizes)?;
+        let input = match &embed {
+            None => Input::Tokens(Vec::new()),
+            Some(embed) => Input::Embeddings { rows: Vec::new(), width: embed.shape[1] },
+        };
+        let lengths = vec![None; sizes.sequences];
+        let (batch, prefill_chunk) = (Batch::new(input), context.sizes().batch);
+        Ok(Self { context, batch, embed, context_length, prefill_chunk, lengths, can_cut: true })
+    }
+
+    fn length(&self, sequence: SequenceId) -> Option<usize> {
+        self.lengths.get(sequence.0 as usize).copied().flatten()
+    }
+
+    /// Checks what llama.cpp would abort for, or what would leave a call half done.
+    fn check(&self, batch: &[SequenceInput<'_>]) -> Result<()> {
+        for (i, input) in batch.iter().enumerate() {
+            let sequence = input.sequence;
+            let past = self
+                .length(sequence)
+                .ok_or_else(|| Error::backend(format!("sequence {} does not exist", sequence.0)))?;
+            let count = input.tokens.len();
+            if count == 0 || batch[..i].iter().any(|other| other.sequence == sequence) {
+                return Err(Error::backend(format!(
+                    "sequence {} is in the batch twice or without tokens",
+                    sequence.0
+                )));
+            }
+            if past + count > self.context_length {
+                let context = self.context_length;
+                return Err(Error::new(
+                    ErrorKind::ContextOverflow,
+                    format!("{past} tokens and {count} more; at most {context} fit into the context"),
+                ));
+            }
+            let vocab_size = self.context.vocab_size();
+            if let Some(token) = input.tokens.iter().find(|&&t| t as usize >= vocab_size) {
+                return Err(Error::backend(format!("token {token} is not below {vocab_size}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
+        let tokens: Vec<(u32, usize, u32, bool)> = batch
+            .iter()
+            .flat_map(|input| {
+                let past = self.length(input.sequence).unwrap_or(0);
+                let first_wanted = match input.logits {
+                    LogitsWanted::None => input.tokens.len(),
+                    LogitsWanted::Last => input.tokens.len() - 1,
+                    LogitsWanted::From(start) => start,
+                };
+                let sequence = input.sequence.0;
+                let tokens = input.tokens.iter().enumerate();
+                tokens.map(move |(i, &token)| (sequence, past + i, token, i >= first_wanted))
+            })
+            .collect();
+        for chunk in tokens.chunks(self.context.sizes().batch) {
+            self.batch.clear();
+            for &(sequence, position, token, wanted) in chunk {
+                self.batch.push(sequence, position, wanted);
+                match (&mut self.batch.input, &self.embed) {
+                    (Input::Embeddings { rows, width }, Some(embed)) => {
+                        let start = rows.len();
+                        rows.resize(start + *width, 0.0);
+                        embed.view().row(token as usize, &mut rows[start..]);
+                    }
+                    (Input::Tokens(ids), _) => ids.push(token as i32),
+                    (Input::Embeddings { .. }, None) => {
+                        return Err(Error::backend("rows of an embedding without one"));
+                    }
+                }
+            }
+            self.context.decode(&mut self.batch)?;
+            for (i, _) in chunk.iter().enumerate().filter(|(_, token)| token.3) {
+                logits.extend_from_slice(self.context.logits(i)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The lowest id that is free.
+    fn free_id(&self) -> Result<u32> {
+        let id = self.lengths.iter().position(Option::is_none).ok_or_else(|| {
+            let most = self.lengths.len();
+            Error::new(ErrorKind::ResourceExhausted, format!("all {most} sequences are in use"))
+        })?;
+        Ok(id as u32)
+    }
+}
+
+impl CausalLm for LlamaCpp {
+    fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.context.vocab_size()
+    }
+
+    fn max_sequences(&self) -> usize {
+        self.lengths.len()
+    }
+
+    fn max_batch_tokens(&self) -> usize {
+        self.prefill_chunk
+    }
+
+    fn new_sequence(&mut self) -> Result<SequenceId> {
+        let id = self.free_id()?;
+        self.lengths[id as usize] = Some(0);
+        Ok(SequenceId(id))
+    }
+
+    fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
+        logits.clear();
+        self.check(batch)?;
+        let outcome = self.run(batch, logits);
+        for input in batch {
+            let index = input.sequence.0 as usize;
+            let past = self.lengths[index].unwrap_or(0);
+            if outcome.is_ok() {
+                self.lengths[index] = Some(past + input.tokens.len());
+            } else if !self.context.remove(input.sequence.0, past) {
+                // A cache that cannot be cut is emptied, rather than left with tokens that nobody knows of.
+                self.context.remove(input.sequence.0, 0);
+                self.lengths[index] = Some(0);
+            }
+        }
+        if outcome.is_err() {
+            logits.clear();
+        }
+        outcome.during("forward")
+    }
+
+    fn len(&self, sequence: SequenceId) -> usize {
+        self.length(sequence).unwrap_or(0)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<()> {
+        let current = self.len(sequence);
+        if length >= current {
+            return Ok(());
+        }
+        let possible = self.can_cut || length == 0;
+        if !possible || !self.context.remove(sequence.0, length) {
+            return Err(Error::unsupported("the model's state cannot be cut to a shorter text"));
+        }
+        self.lengths[sequence.0 as usize] = Some(length);
+        Ok(())
+    }
+
+    fn fork(&mut self, sequence: SequenceId, length: usize) -> Result<SequenceId> {
+        let current = self
+            .length(sequence)
+            .ok_or_else(|| Error::backend(format!("sequence {} does not exist", sequence.0)))?;
+        let length = length.min(current);
+        if !self.can_cut && length < current {
+            return Err(Error::unsupported("the model's state cannot be cut to a shorter text"));
+        }
+        let id = self.free_id()?;
+        if length > 0 {
+            self.context.share(sequence.0, id, length);
+        }
+        self.lengths[id as usize] = Some(length);
+        Ok(SequenceId(id))
+    }
+
+    fn free(&mut self, sequence: SequenceId) {
+        if let Some(length) = self.lengths.get_mut(sequence.0 as usize)
+            && length.take().is_some()
+        {
+            self.context.remove(sequence.0, 0);
+        }
+    }
+}
+
+/// The context's length, and sizes that llama.cpp takes without ending the process.
+fn sizes(shape: &KvShape, options: &ModelOptions) -> Result<(usize, ContextSizes)> {
+    let out_of_range = |key: &str, value: usize, expected: String| {
+        Err(Error::invalid_config(format!("{key}: {value} is out of range; {expected} expected")))
+    };
+    let kv_type = options.llama_cpp.kv_type;
+    let per_token = shape.bytes_per_token(kv_type).max(1);
+    let own = shape.context_length;
+    let fits = usize::try_from(DEFAULT_KV_BYTES / per_token).unwrap_or(usize::MAX);
+    let context = options.context.unwrap_or_else(|| own.min(fits).max(MIN_CONTEXT.min(own)));
+    if context < MIN_CONTEXT {
+        return out_of_range("context", context, format!("at least {MIN_CONTEXT}"));
+    }
+    if context > own {
+        return out_of_range("context", context, format!("at most {own}, the model's own,"));
+    }
+    if options.max_sequences == 0 || options.max_sequences > MAX_SEQUENCES {
+        return out_of_range("max_sequences", options.max_sequences, format!("1 to {MAX_SEQUENCES}"));
+    }
+    if options.prefill_chunk == 0 {
+        return out_of_range("prefill_chunk", 0, "at least 1".to_owned());
+    }
+    let cache_tokens = options.llama_cpp.cache_tokens.unwrap_or(context);
+    if cache_tokens < context || cache_tokens > context.saturating_mul(options.max_sequences) {
+        let expected = format!("`context` ({context}) to `context` times `max_sequences`");
+        return out_of_range("options.cache_tokens", cache_tokens, expected);
+    }
+    let flash_attention = options.llama_cpp.flash_attention.unwrap_or(kv_type == KvType::Q8_0);
+    if kv_type == KvType::Q8_0 && !flash_attention {
+        return Err(Error::invalid_config("options.kv_type: q8_0 needs `flash_attention`, which is off"));
+    }
+    if !shape.head_dim.is_multiple_of(kv_type.block()) {
+        let message =
+            format!("options.kv_type: q8_0 needs heads of a multiple of 32; {} found", shape.head_dim);
+        return Err(Error::invalid_config(message));
+    }
+    memory::check(per_token.saturating_mul(cache_tokens as u64), "the KV cache")?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let sizes = ContextSizes {
+        cache_tokens,
+        batch: options.prefill_chunk.max(options.max_sequences).min(cache_tokens),
+        sequences: options.max_sequences,
+        threads: if options.threads == 0 { cores } else { options.threads.min(cores) },
+        kv_type,
+        flash_attention,
+    };
+    Ok((context, sizes))
+}

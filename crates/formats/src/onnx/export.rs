@@ -1,0 +1,175 @@
+//! Writing a checkpoint as a folder with an ONNX model that stands alone.
+
+use std::path::{Path, PathBuf};
+
+use ternion_core::{Error, ErrorKind, Result, ResultExt};
+
+use super::graph::Builder;
+use super::{fast, portable};
+use crate::Checkpoint;
+use crate::checkpoint::Progress;
+
+const MODEL: &str = "model.onnx";
+const DATA: &str = "model.onnx.data";
+
+/// What is copied from the checkpoint's folder as it is.
+const BESIDE: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "LICENSE",
+];
+
+/// Which operators a file uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Variant {
+    /// Those of the ONNX standard and of ONNX Runtime 1.24 and newer: runs anywhere.
+    #[default]
+    Portable,
+    /// Our own ([`fast`]): runs in `ternion-backend-onnx` alone, several times faster.
+    Fast,
+}
+
+/// How the portable variant holds the head. The fast one holds it as the checkpoint does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Head {
+    /// In 8 bits, a scale for each 32 columns, and the hidden states likewise when they are multiplied.
+    #[default]
+    Bits8,
+    /// In single precision: exact, and four times as large.
+    Full,
+}
+
+/// How a checkpoint is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Options {
+    /// Which operators are used.
+    pub variant: Variant,
+    /// How the portable variant holds the head.
+    pub head: Head,
+}
+
+impl Options {
+    /// The options for a variant.
+    pub fn new(variant: Variant) -> Self {
+        Self { variant, ..Self::default() }
+    }
+
+    /// The same with this head.
+    pub fn with_head(mut self, head: Head) -> Self {
+        self.head = head;
+        self
+    }
+}
+
+/// Writes `checkpoint` into the new folder `folder`: the model, its data beside it, configuration, tokenizer and template.
+///
+/// Everything is written into a folder beside it, which takes its name when it is whole. `progress` gets the bytes of
+/// data that have been written and about how many there will be.
+///
+/// # Errors
+/// [`InvalidRequest`](ErrorKind::InvalidRequest) where `folder` exists and is not empty,
+/// [`Unsupported`](ErrorKind::Unsupported) for what the variant cannot express, [`Io`](ErrorKind::Io).
+pub fn export(
+    checkpoint: &Checkpoint,
+    folder: impl AsRef<Path>,
+    options: &Options,
+    progress: &mut Progress<'_>,
+) -> Result<()> {
+    let folder = folder.as_ref();
+    write(checkpoint, folder, options, progress).with("folder", folder.display()).during("export")
+}
+
+fn write(checkpoint: &Checkpoint, folder: &Path, options: &Options, progress: &mut Progress<'_>) -> Result<()> {
+    let is_empty = |folder: &Path| std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    let exists = std::fs::symlink_metadata(folder).is_ok();
+    if exists && !is_empty(folder) {
+        return Err(Error::invalid_request("exists already; a new or an empty folder expected"));
+    }
+    let temporary = Temporary::beside(folder)?;
+    build(checkpoint, &temporary.0, options, progress)?;
+    copy_beside(checkpoint, &temporary.0)?;
+    if exists {
+        std::fs::remove_dir(folder).map_err(|e| Error::io(folder, e))?;
+    }
+    std::fs::rename(&temporary.0, folder).map_err(|e| Error::io(folder, e))
+}
+
+fn build(checkpoint: &Checkpoint, folder: &Path, options: &Options, progress: &mut Progress<'_>) -> Result<()> {
+    let weights: usize =
+        checkpoint.layers.iter().flat_map(crate::LayerTensors::linears).map(|l| l.bytes().len()).sum();
+    let head = checkpoint.head_or_embed();
+    let total = weights
+        + match (options.variant, options.head) {
+            (Variant::Fast, _) => checkpoint.embed.bytes.len() + checkpoint.head.as_ref().map_or(0, |h| h.bytes.len()),
+            (Variant::Portable, Head::Bits8) => checkpoint.embed.bytes.len() + head.elements() * 9 / 8,
+            (Variant::Portable, Head::Full) => checkpoint.embed.bytes.len() + head.elements() * 4,
+        };
+    // The estimate leaves padding and small tensors out; nobody should see more than all.
+    let mut report = |written: u64| progress(written.min(total as u64), total as u64);
+    let (opsets, variant, runtime): (&[(&str, i64)], _, _) = match options.variant {
+        Variant::Portable => {
+            (&[("", portable::OPSET), ("com.microsoft", 1)], "portable", portable::MINIMUM_RUNTIME)
+        }
+        Variant::Fast => (&[("", 14), (fast::DOMAIN, fast::VERSION as i64)], "fast", 17),
+    };
+    let mut builder = Builder::new(folder, DATA, opsets)?;
+    match options.variant {
+        Variant::Portable => portable::build(checkpoint, options.head, &mut builder, &mut report)?,
+        Variant::Fast => fast::build(checkpoint, &mut builder, &mut report)?,
+    }
+    let metadata = [
+        ("ternion.variant", variant.to_owned()),
+        ("ternion.minimum_onnxruntime", format!("1.{runtime}")),
+        ("ternion.source", checkpoint.format.clone()),
+        ("ternion.parameters", checkpoint.report().parameters.to_string()),
+    ];
+    builder.finish(&folder.join(MODEL), &metadata)?;
+    progress(total as u64, total as u64);
+    Ok(())
+}
+
+fn copy_beside(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
+    for name in BESIDE {
+        let from = checkpoint.folder.join(name);
+        if from.is_file() {
+            std::fs::copy(&from, folder.join(name)).map_err(|e| Error::io(&from, e))?;
+        }
+    }
+    for needed in ["config.json", "tokenizer.json"] {
+        if !folder.join(needed).is_file() {
+            let message = format!("the checkpoint's folder holds no `{needed}`, without which the model cannot be run");
+            return Err(Error::new(ErrorKind::NotFound, message).with("path", checkpoint.folder.display()));
+        }
+    }
+    Ok(())
+}
+
+/// A folder that is removed unless it gets another name.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn beside(folder: &Path) -> Result<Self> {
+        let name = folder
+            .file_name()
+            .ok_or_else(|| Error::invalid_request("has no name of its own; a new folder expected"))?;
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.partial", std::process::id()));
+        let path = folder.with_file_name(hidden);
+        // Left behind by a process that was stopped and had the same number.
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

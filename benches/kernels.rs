@@ -8,7 +8,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
 use ternion_kernels::{
-    Attention, BLOCK, DenseRef, Isa, Quantized, TernaryRef, attention, dense_matmul, matmul_with,
+    Attention, BLOCK, DenseRef, Isa, Quantized, TernaryLayout, TernaryRef, attention, dense_matmul,
+    matmul_with,
 };
 
 fn pool(threads: usize) -> rayon::ThreadPool {
@@ -27,7 +28,7 @@ fn activations(tokens: usize, cols: usize) -> Vec<f32> {
 fn ternary(c: &mut Criterion) {
     for (rows, cols) in [(2560, 2560), (13824, 2560), (2560, 6912)] {
         let codes: Vec<u8> = (0..rows / 4 * cols).map(|i| [0x92, 0x19, 0x55, 0x64][i * 31 % 4]).collect();
-        let weights = TernaryRef::new(&codes, rows, cols).expect("a valid shape");
+        let weights = TernaryRef::new(TernaryLayout::Quarters, &codes, rows, cols).expect("a valid shape");
         let mut group = c.benchmark_group(format!("ternary/{rows}x{cols}"));
         for isa in Isa::available() {
             for tokens in [1, 8, 128, 512] {
@@ -66,7 +67,8 @@ fn decode(c: &mut Criterion) {
             pool.install(|| {
                 b.iter(|| {
                     for codes in codes.chunks_exact(size) {
-                        let weights = TernaryRef::new(codes, rows, cols).expect("a valid shape");
+                        let weights = TernaryRef::new(TernaryLayout::Quarters, codes, rows, cols)
+                            .expect("a valid shape");
                         matmul_with(Isa::detect(), weights, 0.5, &x, &mut out, rows);
                     }
                 });
@@ -77,7 +79,7 @@ fn decode(c: &mut Criterion) {
                 part.as_chunks().0.iter().fold(0u64, |s, w: &[u8; 8]| s ^ u64::from_le_bytes(*w))
             };
             pool.install(|| {
-                b.iter(|| black_box(codes.par_chunks(1 << 20).map(sum).reduce(|| 0, |a, b| a ^ b)))
+                b.iter(|| black_box(codes.par_chunks(1 << 20).map(sum).reduce(|| 0, |a, b| a ^ b)));
             });
         });
     }
@@ -104,7 +106,7 @@ fn decode(c: &mut Criterion) {
 fn attend(c: &mut Criterion) {
     let mut group = c.benchmark_group("attention");
     let (heads, kv_heads, head_dim) = (20, 5, 128);
-    for (past, tokens) in [(511, 1), (4095, 1), (0, 512), (3584, 512)] {
+    for (past, tokens) in [(511_usize, 1), (4095, 1), (0, 512), (3584, 512)] {
         let count = (past + tokens).div_ceil(BLOCK);
         let store: Vec<Vec<f32>> = (0..count).map(|_| activations(BLOCK, kv_heads * head_dim)).collect();
         let blocks: Vec<&[f32]> = store.iter().map(Vec::as_slice).collect();

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use ternion::{Event, GenerateRequest, LlmBackend, Message};
+use ternion::{Event, GenerateRequest, Message};
 
 #[tokio::main]
 async fn main() -> ternion::Result<()> {

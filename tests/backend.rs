@@ -1,4 +1,5 @@
 //! The facade as a host uses it: configuration files, swapping, concurrent chats, errors of loading.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -90,7 +91,7 @@ async fn dropping_a_stream_frees_its_sequence() {
 
 #[tokio::test]
 async fn the_context_of_the_configuration_is_the_limit() {
-    let mut config = ternion::config::ModelConfig::for_path(&fixture("nano-packed"));
+    let mut config = ternion::config::ModelConfig::for_path(fixture("nano-packed"));
     config.context = Some(32);
     let model = ternion::load(&ternion::config::Config::single("m", config.clone()), None).await.unwrap();
     assert_eq!(model.info().limits.context_length, 32);

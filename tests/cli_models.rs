@@ -1,4 +1,5 @@
 //! The `ternion` command with models of `fixtures/`: what it computes is what transformers computed.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 #[path = "cli/common.rs"]
 mod common;
@@ -187,7 +188,7 @@ fn expectation() -> Value {
 fn sha256_of_config() -> String {
     use sha2::{Digest, Sha256};
     let hash = Sha256::digest(std::fs::read(fixture("nano-packed/config.json")).unwrap());
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! Each checkpoint's `golden.json` has the cases; `golden.f32.safetensors` has the logits that transformers computed in
 //! f32. A case is `strict` where no activation lies near a rounding tie, so that right implementations agree to 1e-3;
 //! elsewhere one step of the int8 activation may differ and moves the logits further.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use std::{
     path::{Path, PathBuf},
@@ -19,6 +20,10 @@ use ternion::{
 
 /// What strict cases are held to, absolutely.
 const TOLERANCE: f32 = 1e-3;
+
+/// Where a case is not strict, two tokens this close may change places: a numpy forward pass in f32 and one in f64 differ
+/// from transformers, and from each other, in up to 7 of 150 places with gaps of up to 0.13.
+const CLOSE_CALL: f32 = 0.15;
 
 struct Case {
     name: String,
@@ -97,18 +102,21 @@ async fn logits_are_those_of_transformers() {
         for case in cases(&checkpoint) {
             let logits = model.logits(LogitsRequest::new(case.ids.clone())).await.unwrap();
             let difference = largest_difference(&logits, &case.logits);
-            let same_argmax = logits
-                .chunks_exact(vocab)
-                .zip(case.logits.chunks_exact(vocab))
-                .filter(|(ours, theirs)| argmax(ours) == argmax(theirs))
-                .count();
+            let rows = logits.chunks_exact(vocab).zip(case.logits.chunks_exact(vocab));
+            let close_calls: Vec<f32> = rows
+                .filter(|(ours, theirs)| argmax(ours) != argmax(theirs))
+                .map(|(ours, theirs)| theirs[argmax(theirs)] - theirs[argmax(ours)])
+                .collect();
+            let same_argmax = case.ids.len() - close_calls.len();
             let place = format!("{} {}", checkpoint.display(), case.name);
             println!("{place}: difference {difference:.2e}, argmax {same_argmax}/{}", case.ids.len());
             if case.strict {
                 strict += 1;
                 assert!(difference <= TOLERANCE, "{place}: {difference}");
+                assert!(close_calls.is_empty(), "{place}: the most probable token differs");
             }
-            assert_eq!(same_argmax, case.ids.len(), "{place}: the most probable token differs");
+            assert!(close_calls.iter().all(|gap| *gap < CLOSE_CALL), "{place}: {close_calls:?}");
+            assert!(20 * same_argmax >= 19 * case.ids.len(), "{place}: argmax {same_argmax}");
         }
     }
     assert!(strict >= 30, "only {strict} strict cases");

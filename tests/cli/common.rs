@@ -7,7 +7,7 @@ use assert_cmd::Command;
 use serde_json::Value;
 
 /// A run of `ternion` in `folder`.
-pub fn ternion_in(folder: &Path, args: &[&str]) -> Command {
+pub(crate) fn ternion_in(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ternion"));
     for (key, _) in std::env::vars_os() {
         if key.to_string_lossy().starts_with("TERNION_") || key == "RUST_LOG" {
@@ -19,33 +19,33 @@ pub fn ternion_in(folder: &Path, args: &[&str]) -> Command {
 }
 
 /// A run of `ternion` where no configuration lies.
-pub fn ternion(args: &[&str]) -> Command {
+pub(crate) fn ternion(args: &[&str]) -> Command {
     ternion_in(&fixture(""), args)
 }
 
 /// A folder or file of `fixtures/`.
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
 }
 
 /// The same as an argument.
-pub fn fixture_arg(name: &str) -> String {
+pub(crate) fn fixture_arg(name: &str) -> String {
     fixture(name).to_str().unwrap().to_owned()
 }
 
 /// Standard output as text.
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 /// Standard error as text.
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// A successful run.
 #[track_caller]
-pub fn success(mut command: Command) -> Output {
+pub(crate) fn success(mut command: Command) -> Output {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{:?}: {}", output.status, stderr(&output));
     output
@@ -53,14 +53,14 @@ pub fn success(mut command: Command) -> Output {
 
 /// The JSON of a successful run.
 #[track_caller]
-pub fn json(command: Command) -> Value {
+pub(crate) fn json(command: Command) -> Value {
     let output = success(command);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", stdout(&output)))
 }
 
 /// A failed run: its exit code, and the one line that it says, which must hold all of `words`.
 #[track_caller]
-pub fn failure(mut command: Command, code: i32, words: &[&str]) {
+pub(crate) fn failure(mut command: Command, code: i32, words: &[&str]) {
     let output = command.output().unwrap();
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(code), "{said}");

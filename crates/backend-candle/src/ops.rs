@@ -66,8 +66,7 @@ impl CustomOp1 for Projections {
                     } else {
                         &*shared.get_or_insert_with(|| quantize(x, cols))
                     };
-                    let codes = kernels::TernaryRef::new(&ternary.codes, ternary.rows, ternary.cols)
-                        .map_err(candle_core::Error::wrap)?;
+                    let codes = ternary.view().map_err(candle_core::Error::wrap)?;
                     kernels::matmul(codes, ternary.scale, quantized, &mut out[offset..], self.rows);
                 }
             }

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use ternion::config::{Config, ModelConfig};
-use ternion::{Error, ErrorKind};
+use ternion::{Error, ErrorKind, ResultExt};
 
 use crate::args::{EngineArgs, ModelArgs};
 use crate::failure::{Failure, Outcome};
@@ -60,14 +60,12 @@ impl Selected {
 
     /// The model's own configuration.
     pub(crate) fn model(&self) -> Outcome<&ModelConfig> {
-        self.config.models.get(&self.name).ok_or_else(|| unknown(&self.config, &self.name))
+        Ok(self.config.model(Some(&self.name))?.1)
     }
 
     /// The same, to be changed.
     pub(crate) fn model_mut(&mut self) -> Outcome<&mut ModelConfig> {
-        if !self.config.models.contains_key(&self.name) {
-            return Err(unknown(&self.config, &self.name));
-        }
+        self.model()?;
         Ok(self.config.models.entry(self.name.clone()).or_default())
     }
 
@@ -103,20 +101,8 @@ impl Selected {
         }
         if is_config(path) {
             let config = Config::load(path).map_err(|e| hint_checkpoint_config(e, path))?;
-            let name = match (&args.name, &config.default_model) {
-                (Some(name), _) | (None, Some(name)) => name.clone(),
-                (None, None) => {
-                    return Err(Error::invalid_config(format!(
-                        "no `default_model`; name one with --name: {}",
-                        names(&config)
-                    ))
-                    .with("file", path.display())
-                    .into());
-                }
-            };
-            if !config.models.contains_key(&name) {
-                return Err(unknown(&config, &name));
-            }
+            let (name, _) = config.model(args.name.as_deref()).with("file", path.display())?;
+            let name = name.to_owned();
             return Ok(Self { config, name, is_default: false });
         }
         if let Some(name) = &args.name {
@@ -209,14 +195,6 @@ fn checkpoint_name(path: &Path) -> String {
     let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let name = if full.is_file() { full.file_stem() } else { full.file_name() };
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
-}
-
-fn unknown(config: &Config, name: &str) -> Failure {
-    Error::invalid_config(format!("no model `{name}`; the configuration has: {}", names(config))).into()
-}
-
-fn names(config: &Config) -> String {
-    config.models.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! The engine over a toy model: streaming, sampling, stopping, cancelling, batching, prefix reuse, errors.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Tokens are the tokens of transformers, and nothing written in a message becomes a control token.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use std::{
     fs,

@@ -1,4 +1,5 @@
 //! The pieces of a stream are the whole decoding, for every kind of decoder and any tokens.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use std::{
     fs,

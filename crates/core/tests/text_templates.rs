@@ -1,4 +1,5 @@
 //! Chat templates render as transformers renders them: `fixtures/templates` holds its output, made by `generate.py`.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::LazyLock};
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use ::safetensors::Dtype;
 use rayon::prelude::*;
 use ternion_core::{Error, Result};
+use ternion_kernels::TernaryLayout;
 
 use crate::checkpoint::Progress;
 use crate::safetensors::RawTensor;
@@ -181,7 +182,7 @@ impl<'a> Reader<'a> {
                     let codes = codes(&weight, &weight_name, rows, cols)?;
                     (codes, self.scale(&format!("{name}.weight_scale"), quantization.scale_use)?)
                 };
-                Weights::Ternary(TernaryTensor { codes, rows, cols, scale })
+                Weights::Ternary(TernaryTensor { codes, layout: TernaryLayout::Quarters, rows, cols, scale })
             }
         };
         let input_norm = match quantization.and_then(|q| q.input_norm_eps) {
@@ -273,7 +274,7 @@ fn float_codes(tensor: &RawTensor, name: &str, rows: usize, cols: usize) -> Resu
         return Err(tensor.invalid(name, message));
     }
     let trits: Vec<i8> = values.iter().map(|&x| x as i8).collect();
-    let codes = ternion_kernels::pack(&trits, rows, cols)
+    let codes = ternion_kernels::pack(TernaryLayout::Quarters, &trits, rows, cols)
         .map_err(|e| tensor.invalid(name, format!("cannot be packed: {e}")))?;
     Ok(codes.into())
 }

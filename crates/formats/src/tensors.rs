@@ -1,6 +1,6 @@
 //! The tensors of a decoder as an engine sees them: norms, and projections that are ternary or dense.
 
-use ternion_kernels::DenseRef;
+use ternion_kernels::{DenseRef, TernaryLayout, TernaryRef, WeightsError};
 
 use crate::SharedBytes;
 
@@ -98,20 +98,29 @@ impl DenseTensor {
     }
 }
 
-/// A ternary matrix `[rows, cols]` in the packed layout of Hugging Face transformers.
-///
-/// Byte `[r, k]` of `[rows / 4, cols]` holds in bits `2i..2i+1` the code `w + 1` of weight `[i * rows / 4 + r, k]`, so
-/// one row of bytes carries four output rows a quarter apart. No code is 3.
+/// A ternary matrix `[rows, cols]`, packed four codes `w + 1` to a byte. No code is 3.
 #[derive(Debug, Clone)]
 pub struct TernaryTensor {
     /// `rows / 4 * cols` bytes.
     pub codes: SharedBytes,
+    /// Where each weight is in them: `Quarters` in safetensors, `I2s` in GGUF.
+    pub layout: TernaryLayout,
     /// Output width; a multiple of 4.
     pub rows: usize,
     /// Input width; at most 131072, so that an integer product is exact.
     pub cols: usize,
     /// Multiplies the integer product, however the checkpoint stores it. Finite and not zero.
     pub scale: f32,
+}
+
+impl TernaryTensor {
+    /// The same matrix as the kernels take it.
+    ///
+    /// # Errors
+    /// Where the fields contradict each other, which those of a [`Checkpoint`](crate::Checkpoint) do not.
+    pub fn view(&self) -> Result<TernaryRef<'_>, WeightsError> {
+        TernaryRef::new(self.layout, &self.codes, self.rows, self.cols)
+    }
 }
 
 /// The weights of a projection.

@@ -53,6 +53,17 @@ impl DenseRef<'_> {
     }
 }
 
+impl DenseRef<'_> {
+    /// The rows from `first` on that each of `out`, one for each token, has room for.
+    fn task(&self, first: usize, cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
+        match self {
+            Self::F32(bytes) => singles(&bytes.as_chunks().0[first * cols..], x, cols, out),
+            Self::F16(bytes) => halves(&bytes.as_chunks().0[first * cols..], x, cols, out),
+            Self::Bf16(bytes) => brains(&bytes.as_chunks().0[first * cols..], x, cols, out),
+        }
+    }
+}
+
 fn widen<W: Weight>(weights: &[W::Bytes], out: &mut [f32]) {
     let weights = &weights[..out.len()];
     for (out, weight) in out.iter_mut().zip(weights) {
@@ -120,14 +131,35 @@ pub fn dense_matmul(w: DenseRef<'_>, rows: usize, cols: usize, x: &[f32], out: &
             part.push(chunk);
         }
     }
-    parts.into_par_iter().enumerate().for_each(|(i, mut out)| {
-        let first = i * TASK_ROWS;
-        match w {
-            DenseRef::F32(bytes) => singles(&bytes.as_chunks().0[first * cols..], x, cols, &mut out),
-            DenseRef::F16(bytes) => halves(&bytes.as_chunks().0[first * cols..], x, cols, &mut out),
-            DenseRef::Bf16(bytes) => brains(&bytes.as_chunks().0[first * cols..], x, cols, &mut out),
-        }
-    });
+    parts.into_par_iter().enumerate().for_each(|(i, mut out)| w.task(i * TASK_ROWS, cols, x, &mut out));
+}
+
+/// Computes the part `part` of `of` of a [`dense_matmul`] on the calling thread; the parts together are the whole.
+///
+/// # Safety
+/// `out` is valid for writes of `(x.len() / cols - 1) * stride + rows` floats, and what other threads write there
+/// meanwhile are other parts of the same product, or what lies between the rows of two tokens.
+///
+/// # Panics
+/// If `w` is not `rows * cols` weights, `stride` is less than `rows`, or `part` is not below `of`.
+pub unsafe fn dense_matmul_part(
+    w: DenseRef<'_>,
+    (rows, cols): (usize, usize),
+    x: &[f32],
+    out: *mut f32,
+    stride: usize,
+    (part, of): (usize, usize),
+) {
+    assert!(cols > 0 && w.elements() == rows * cols, "{} weights for {rows} x {cols}", w.elements());
+    assert!(part < of && stride >= rows, "part {part} of {of}, {rows} rows in a stride of {stride}");
+    let tiles = rows.div_ceil(TILE);
+    let (first, last) = (tiles * part / of * TILE, (tiles * (part + 1) / of * TILE).min(rows));
+    if first < last {
+        // SAFETY: The caller promises the length, and that the rows of this part are nobody else's.
+        let slice = |t| unsafe { std::slice::from_raw_parts_mut(out.add(t * stride + first), last - first) };
+        let mut out: Vec<&mut [f32]> = (0..x.len() / cols).map(slice).collect();
+        w.task(first, cols, x, &mut out);
+    }
 }
 
 multiversion! {
@@ -158,7 +190,7 @@ fn brains_body<const FMA: bool>(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut
 /// All tokens for the rows that each of `out` has room for.
 #[inline(always)]
 fn task<W: Weight, const FMA: bool>(w: &[W::Bytes], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
-    let rows = out[0].len();
+    let Some(rows) = out.first().map(|out| out.len()) else { return };
     let mut row = 0;
     while row < rows {
         if rows - row >= TILE {

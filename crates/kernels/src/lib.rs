@@ -1,7 +1,8 @@
 //! The arithmetic of ternary language models on the CPU.
 //!
 //! * [`matmul`]: W1.58A8 products of packed ternary weights with int8 activations, exact in int32. The weights are read
-//!   in the packed layout of Hugging Face transformers, where they lie in a mapped file; nothing is repacked.
+//!   where they lie in a mapped file, in the packed layout of Hugging Face transformers or in I2_S of GGUF; nothing is
+//!   repacked.
 //! * [`Quantized`]: activations as the products take them.
 //! * [`dense_matmul`], [`rms_norm`], [`relu2_glu`], [`silu_glu`], [`attention`]: the float operations of a decoder.
 //!
@@ -9,7 +10,8 @@
 //! bit on every [`Isa`]. All results are the same to the last bit whatever the number of threads and however many tokens
 //! are computed at once, so that a prompt gives the same logits whole, in chunks or on a kept prefix.
 //!
-//! Work is divided over the threads of the rayon pool that the caller runs in.
+//! Work is divided over the threads of the rayon pool that the caller runs in. An engine with threads of its own calls
+//! [`matmul_part`] and [`dense_matmul_part`] on each of them instead.
 //!
 //! This is the only crate of Ternion with vector instructions; every `unsafe` block says what it relies on.
 #![allow(
@@ -34,10 +36,12 @@ mod ternary;
 mod x86;
 
 pub use attention::{Attention, BLOCK, attention};
-pub use dense::{DenseRef, dense_matmul};
+pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
 pub use float::{relu2_glu, rms_norm, silu_glu};
 pub use isa::Isa;
 pub use master::quantize_master;
-pub use matmul::{accumulate, matmul, matmul_with};
+pub use matmul::{accumulate, matmul, matmul_part, matmul_with};
 pub use quantize::Quantized;
-pub use ternary::{MAX_COLS, TernaryRef, WeightsError, find_invalid_code, pack, unpack};
+pub use ternary::{
+    MAX_COLS, TernaryLayout, TernaryRef, WeightsError, find_invalid_code, pack, repack, unpack,
+};

@@ -2,15 +2,15 @@
 
 use rayon::prelude::*;
 
-use crate::{DenseRef, WeightsError, ternary};
+use crate::{DenseRef, TernaryLayout, WeightsError, ternary};
 
-/// Packs `clamp(round(w / m), -1, 1)` with `m = max(mean(|w|), 1e-5)`; returns the codes and `m`, by which a product is
+/// Packs, as [`TernaryLayout::Quarters`], `clamp(round(w / m), -1, 1)` with `m = max(mean(|w|), 1e-5)`; returns the codes and `m`, by which a product is
 /// to be multiplied. This is what transformers computes for models with `quantization_mode: online`.
 ///
 /// # Errors
 /// As [`TernaryRef::new`](crate::TernaryRef::new) for the shape, and if a weight is not finite.
 pub fn quantize_master(w: DenseRef<'_>, rows: usize, cols: usize) -> Result<(Vec<u8>, f32), WeightsError> {
-    ternary::check_shape(rows, cols)?;
+    ternary::check_shape(TernaryLayout::Quarters, rows, cols)?;
     if rows.checked_mul(cols) != Some(w.elements()) {
         return Err(WeightsError::new(format!(
             "{} weights for {rows} rows and {cols} columns",
@@ -61,7 +61,10 @@ mod tests {
         let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
         let (codes, scale) = quantize_master(DenseRef::F32(&bytes), 4, 1).unwrap();
         assert_eq!(scale, 0.5);
-        assert_eq!(ternary::unpack(ternary::TernaryRef::new(&codes, 4, 1).unwrap()), [0, -1, 1, -1]);
+        assert_eq!(
+            ternary::unpack(ternary::TernaryRef::new(TernaryLayout::Quarters, &codes, 4, 1).unwrap()),
+            [0, -1, 1, -1]
+        );
     }
 
     #[test]

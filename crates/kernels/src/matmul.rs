@@ -1,5 +1,7 @@
 //! Products of ternary weights with int8 activations: how the work is divided, and the scalar reference.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::{Isa, Quantized, TernaryRef};
@@ -26,8 +28,36 @@ pub fn matmul(w: TernaryRef<'_>, scale: f32, x: &Quantized, out: &mut [f32], str
 /// # Panics
 /// As [`matmul`], and if the CPU does not have them.
 pub fn matmul_with(isa: Isa, w: TernaryRef<'_>, scale: f32, x: &Quantized, out: &mut [f32], stride: usize) {
+    run(isa, w, x, out, stride, &scaled(scale, x));
+}
+
+/// Computes the part `part` of `of` of a [`matmul`] on the calling thread; the parts together are the whole.
+///
+/// # Safety
+/// `out` is valid for writes of `(x.tokens() - 1) * stride + w.rows()` floats, and what other threads write there
+/// meanwhile are other parts of the same product, or what lies between the rows of two tokens.
+///
+/// # Panics
+/// If the widths of `w` and `x` differ, `stride` is less than the rows of `w`, or `part` is not below `of`.
+pub unsafe fn matmul_part(
+    w: TernaryRef<'_>,
+    scale: f32,
+    x: &Quantized,
+    out: *mut f32,
+    stride: usize,
+    (part, of): (usize, usize),
+) {
+    assert!(part < of && stride >= w.rows, "part {part} of {of}, {} rows in a stride of {stride}", w.rows);
+    let units = w.rows / 4;
+    let range = units * part / of..units * (part + 1) / of;
+    // SAFETY: The caller promises the length and that the rows of this part are nobody else's.
+    unsafe { compute(Isa::detect(), w, x, range, &SharedOut { at: out, stride }, &scaled(scale, x)) };
+}
+
+/// Turns the integer sum of a token into its product.
+fn scaled(scale: f32, x: &Quantized) -> impl Fn(usize, i32) -> f32 + Sync {
     let scales: Vec<f32> = x.tokens.iter().map(|token| scale / token.scale).collect();
-    run(isa, w, x, out, stride, &|token, acc| acc as f32 * scales[token]);
+    move |token, acc| acc as f32 * scales[token]
 }
 
 /// The integer sums of [`matmul`], `[tokens, rows]`.
@@ -40,7 +70,7 @@ pub fn accumulate(isa: Isa, w: TernaryRef<'_>, x: &Quantized) -> Vec<i32> {
     out
 }
 
-/// What one task computes: the byte rows `first..last`, for all tokens.
+/// What one task computes: the units `first..last`, for all tokens.
 pub(crate) struct Task<'a> {
     pub(crate) weights: TernaryRef<'a>,
     pub(crate) x: &'a Quantized,
@@ -48,7 +78,7 @@ pub(crate) struct Task<'a> {
     pub(crate) last: usize,
 }
 
-/// Gets, for a byte row and a token, the exact sums of the weight rows `row + i * rows / 4`.
+/// Gets, for a unit and a token, the exact sums of the four rows of the unit.
 pub(crate) trait Sink: Fn(usize, usize, [i32; 4]) {}
 
 impl<F: Fn(usize, usize, [i32; 4])> Sink for F {}
@@ -61,68 +91,87 @@ fn run<T: Send>(
     stride: usize,
     finish: &(impl Fn(usize, i32) -> T + Sync),
 ) {
-    assert!(isa.is_available(), "this CPU has no {isa}");
-    assert_eq!(weights.cols, x.cols, "columns of the weights and the activations");
     let Some(last) = x.tokens().checked_sub(1) else { return };
     assert!(stride >= weights.rows && last * stride + weights.rows <= out.len(), "the output is too short");
-    let quarter = weights.rows / 4;
-    let out = SharedOut(out.as_mut_ptr());
-    let compute = |first: usize, last: usize| {
-        let out = &out;
-        let sink = |row: usize, token: usize, sums: [i32; 4]| {
-            for (i, sum) in sums.into_iter().enumerate() {
-                let at = token * stride + i * quarter + row;
-                // SAFETY: `row < quarter` and `token < x.tokens()`, so `at` is below the length that was checked
-                // above; each byte row belongs to one task, so no other thread writes there.
-                unsafe { out.0.add(at).write(finish(token, sum)) };
-            }
-        };
-        // Byte rows in blocks, so that each is read from memory once, however many tokens there are.
-        let step = (BLOCK_BYTES / weights.cols).max(1);
-        for first in (first..last).step_by(step) {
-            let task = Task { weights, x, first, last: last.min(first + step) };
-            match isa {
-                Isa::Scalar => scalar(&task, &sink),
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: `isa` is available, which was checked above.
-                Isa::Avx2 => unsafe { crate::x86::avx2::run(&task, &sink) },
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: As above.
-                Isa::Avx512Vnni => unsafe { crate::x86::avx512::run(&task, &sink) },
-                #[cfg(not(target_arch = "x86_64"))]
-                _ => scalar(&task, &sink),
-            }
-        }
-    };
+    let out = SharedOut { at: out.as_mut_ptr(), stride };
+    let units = weights.rows / 4;
+    // SAFETY: The length was checked, and each unit belongs to one of the calls.
+    let compute = |range| unsafe { compute(isa, weights, x, range, &out, finish) };
     let threads = rayon::current_num_threads();
     let work = weights.rows.saturating_mul(weights.cols).saturating_mul(x.tokens());
     if threads == 1 || work < PARALLEL {
-        compute(0, quarter);
+        compute(0..units);
         return;
     }
     // A few tasks for each thread, so that one that is held up does not hold up the others for long.
-    let rows = quarter.div_ceil(threads * 4).max(1);
-    (0..quarter.div_ceil(rows)).into_par_iter().for_each(|i| compute(i * rows, quarter.min((i + 1) * rows)));
+    let step = units.div_ceil(threads * 4).max(1);
+    (0..units.div_ceil(step)).into_par_iter().for_each(|i| compute(i * step..units.min((i + 1) * step)));
 }
 
 /// The output, which several threads write to in different places.
-struct SharedOut<T>(*mut T);
+struct SharedOut<T> {
+    at: *mut T,
+    stride: usize,
+}
 
-// SAFETY: Each place is written by one thread, see the only use.
+// SAFETY: Each place is written by one thread: `compute` asks for that.
 unsafe impl<T: Send> Sync for SharedOut<T> {}
 
+/// Computes some units for all tokens.
+///
+/// # Safety
+/// `out` is valid for writes of `(x.tokens() - 1) * stride + rows` elements with `rows` at most `stride`, and nobody else
+/// writes to the rows of these units.
+unsafe fn compute<T>(
+    isa: Isa,
+    weights: TernaryRef<'_>,
+    x: &Quantized,
+    units: Range<usize>,
+    out: &SharedOut<T>,
+    finish: &impl Fn(usize, i32) -> T,
+) {
+    assert!(isa.is_available(), "this CPU has no {isa}");
+    assert_eq!(weights.cols, x.cols, "columns of the weights and the activations");
+    let sink = |unit: usize, token: usize, sums: [i32; 4]| {
+        for (i, sum) in sums.into_iter().enumerate() {
+            let at = token * out.stride + weights.row_of(unit, i);
+            // SAFETY: A row of the weights and a token below `x.tokens()`, for which the caller promises room; each
+            // unit has rows of its own.
+            unsafe { out.at.add(at).write(finish(token, sum)) };
+        }
+    };
+    // Units in blocks, so that each is read from memory once, however many tokens there are.
+    let step = (BLOCK_BYTES / weights.cols).max(1);
+    for first in units.clone().step_by(step) {
+        let task = Task { weights, x, first, last: units.end.min(first + step) };
+        match isa {
+            Isa::Scalar => scalar(&task, &sink),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `isa` is available, which was checked above.
+            Isa::Avx2 => unsafe { crate::x86::avx2::run(&task, &sink) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: As above.
+            Isa::Avx512Vnni => unsafe { crate::x86::avx512::run(&task, &sink) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => scalar(&task, &sink),
+        }
+    }
+}
+
 fn scalar(task: &Task<'_>, sink: &impl Sink) {
-    let cols = task.weights.cols;
-    for row in task.first..task.last {
-        let codes = &task.weights.codes[row * cols..(row + 1) * cols];
+    let weights = task.weights;
+    for u in task.first..task.last {
+        let codes = weights.unit(u);
         for token in 0..task.x.tokens() {
-            let mut sums = [0; 4];
-            for (&byte, &value) in codes.iter().zip(task.x.values(token)) {
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum += (i32::from((byte >> (2 * i)) & 3) - 1) * i32::from(value);
-                }
-            }
-            sink(row, token, sums);
+            let values = task.x.values(token);
+            let sums = std::array::from_fn(|i| {
+                let weight = |k| {
+                    let (byte, shift) = weights.place(i, k);
+                    i32::from((codes[byte] >> shift) & 3) - 1
+                };
+                values.iter().enumerate().map(|(k, &value)| weight(k) * i32::from(value)).sum()
+            });
+            sink(u, token, sums);
         }
     }
 }

@@ -37,15 +37,32 @@ impl Quantized {
     /// # Panics
     /// If `cols` is 0 or the length of `x` is no multiple of it.
     pub fn quantize(&mut self, x: &[f32], cols: usize) {
-        assert!(cols > 0 && x.len().is_multiple_of(cols), "{} elements in tokens of {cols}", x.len());
-        self.cols = cols;
-        self.values.resize(x.len(), 0);
-        self.tokens.resize(x.len() / cols, TokenScale::default());
+        self.resize(x.len(), cols);
         let tokens =
             x.par_chunks_exact(cols).zip(self.values.par_chunks_exact_mut(cols)).zip(&mut self.tokens);
         tokens
             .with_min_len(PARALLEL.div_ceil(cols))
             .for_each(|((x, values), token)| quantize_token(x, values, token));
+    }
+
+    /// [`quantize`](Self::quantize) on the calling thread alone, for an engine with threads of its own: tokens `stride`
+    /// elements apart, the last of which may end with `x`.
+    ///
+    /// # Panics
+    /// If `cols` is 0 or more than `stride`, or `x` is shorter than `tokens` tokens.
+    pub fn quantize_here(&mut self, x: &[f32], tokens: usize, cols: usize, stride: usize) {
+        assert!(cols <= stride, "tokens of {cols} elements in a stride of {stride}");
+        self.resize(tokens * cols, cols);
+        for (t, (values, token)) in self.values.chunks_exact_mut(cols).zip(&mut self.tokens).enumerate() {
+            quantize_token(&x[t * stride..t * stride + cols], values, token);
+        }
+    }
+
+    fn resize(&mut self, elements: usize, cols: usize) {
+        assert!(cols > 0 && elements.is_multiple_of(cols), "{elements} elements in tokens of {cols}");
+        self.cols = cols;
+        self.values.resize(elements, 0);
+        self.tokens.resize(elements / cols, TokenScale::default());
     }
 
     /// How many tokens there are.

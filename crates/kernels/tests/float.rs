@@ -1,6 +1,9 @@
 //! The float operations against plain arithmetic in f64, and that their bits do not depend on how they are computed.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use ternion_kernels::{Attention, BLOCK, DenseRef, attention, dense_matmul, relu2_glu, rms_norm, silu_glu};
+use ternion_kernels::{
+    Attention, BLOCK, DenseRef, attention, dense_matmul, dense_matmul_part, relu2_glu, rms_norm, silu_glu,
+};
 
 fn noise(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed;
@@ -36,6 +39,16 @@ fn dense_products_of_all_types() {
             let stride = rows + 3;
             let mut all = vec![f32::NAN; tokens * stride];
             pool(3).install(|| dense_matmul(w, rows, cols, &x, &mut all, stride));
+            for of in [1, 2, 7, 100] {
+                let mut parts = vec![f32::NAN; all.len()];
+                for part in 0..of {
+                    let at = parts.as_mut_ptr();
+                    // SAFETY: The output has room for all tokens, and nobody else writes to it.
+                    unsafe { dense_matmul_part(w, (rows, cols), &x, at, stride, (part, of)) };
+                }
+                let bits = |floats: &[f32]| floats.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&parts), bits(&all), "{of} parts");
+            }
             let mut row = vec![0.0; cols];
             for n in 0..rows {
                 w.row(n, &mut row);

@@ -1,8 +1,10 @@
 //! Against transformers: `fixtures/ops` has inputs and outputs of its single operations.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use safetensors::{SafeTensors, tensor::TensorView};
 use ternion_kernels::{
-    DenseRef, Isa, Quantized, TernaryRef, accumulate, matmul_with, pack, quantize_master, rms_norm, unpack,
+    DenseRef, Isa, Quantized, TernaryLayout, TernaryRef, accumulate, matmul_with, pack, quantize_master,
+    rms_norm, unpack,
 };
 
 static FILE: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
@@ -35,8 +37,12 @@ fn packing_is_that_of_transformers() {
         let trits = bytes(&format!("pack.{case}.ternary"));
         let packed = tensor(&format!("pack.{case}.packed"));
         let (rows, cols) = (packed.shape()[0] * 4, packed.shape()[1]);
-        assert_eq!(pack(&trits, rows, cols).unwrap(), packed.data(), "{case}");
-        assert_eq!(unpack(TernaryRef::new(packed.data(), rows, cols).unwrap()), trits, "{case}");
+        assert_eq!(pack(TernaryLayout::Quarters, &trits, rows, cols).unwrap(), packed.data(), "{case}");
+        assert_eq!(
+            unpack(TernaryRef::new(TernaryLayout::Quarters, packed.data(), rows, cols).unwrap()),
+            trits,
+            "{case}"
+        );
     }
 }
 
@@ -58,7 +64,7 @@ fn products_are_those_of_transformers() {
         let case = format!("linear.k{cols}");
         let packed = tensor(&format!("{case}.packed"));
         let rows = packed.shape()[0] * 4;
-        let weights = TernaryRef::new(packed.data(), rows, cols).unwrap();
+        let weights = TernaryRef::new(TernaryLayout::Quarters, packed.data(), rows, cols).unwrap();
         let mut x = Quantized::default();
         x.quantize(&floats(&format!("{case}.x")), cols);
         let expected = bytes(&format!("{case}.q"));
@@ -91,7 +97,7 @@ fn masters_are_quantised_as_by_transformers() {
         let master = tensor(&format!("weight.{case}.w"));
         let (rows, cols) = (master.shape()[0], master.shape()[1]);
         let (codes, scale) = quantize_master(DenseRef::Bf16(master.data()), rows, cols).unwrap();
-        let trits = unpack(TernaryRef::new(&codes, rows, cols).unwrap());
+        let trits = unpack(TernaryRef::new(TernaryLayout::Quarters, &codes, rows, cols).unwrap());
         assert_eq!(trits, bytes(&format!("weight.{case}.ternary")), "{case}");
         for (trit, expected) in trits.iter().zip(floats(&format!("weight.{case}.dequant_f32"))) {
             let ours = f32::from(*trit) * scale;

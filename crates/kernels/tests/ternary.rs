@@ -1,7 +1,11 @@
 //! Every path for vector instructions against the scalar one, which is checked against plain arithmetic.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use proptest::prelude::*;
-use ternion_kernels::{Isa, MAX_COLS, Quantized, TernaryRef, accumulate, matmul, matmul_with, pack, unpack};
+use ternion_kernels::{
+    Isa, MAX_COLS, Quantized, TernaryLayout, TernaryRef, accumulate, matmul, matmul_part, matmul_with, pack,
+    unpack,
+};
 
 /// Activations whose quantised values are these: the first of each token must be 127 or -127 or all 0.
 fn quantized(values: &[i8], cols: usize) -> Quantized {
@@ -22,6 +26,12 @@ fn naive(trits: &[i8], rows: usize, cols: usize, x: &Quantized) -> Vec<i32> {
             })
         })
         .collect()
+}
+
+/// Both layouts; the second one only where the width allows it.
+fn layouts(cols: usize) -> impl Iterator<Item = TernaryLayout> {
+    let i2s = cols.is_multiple_of(128).then_some(TernaryLayout::I2s);
+    std::iter::once(TernaryLayout::Quarters).chain(i2s)
 }
 
 /// A small generator, so that large cases need no large random input.
@@ -52,33 +62,38 @@ impl Noise {
 /// four fields of a byte.
 #[test]
 fn every_trit_times_every_value_at_every_place() {
-    const COLS: usize = 64 + 32 + 5;
-    for isa in Isa::available() {
-        for value in -127..=127i8 {
-            let mut trits = vec![0i8; 12 * COLS];
-            // Row n has one weight; the three rows of a field hold the three trits.
-            for place in 0..COLS {
-                let mut values = vec![0i8; COLS];
-                values[place] = value;
+    every_product(TernaryLayout::Quarters, 64 + 32 + 5);
+    // Two groups side by side in a vector, and one in its tail.
+    every_product(TernaryLayout::I2s, 256 + 128);
+}
+
+fn every_product(layout: TernaryLayout, cols: usize) {
+    const ROWS: usize = 12;
+    for place in 0..cols {
+        // Row n has one weight; three rows hold the three trits.
+        let mut trits = vec![0i8; ROWS * cols];
+        for row in 0..ROWS {
+            trits[row * cols + place] = (row % 3) as i8 - 1;
+        }
+        let codes = pack(layout, &trits, ROWS, cols).unwrap();
+        let weights = TernaryRef::new(layout, &codes, ROWS, cols).unwrap();
+        // All values as tokens of one product, and every seventh alone: the two are different paths.
+        let all: Vec<i8> = (-127..=127).collect();
+        let alone = all.iter().skip(place % 7).step_by(7).map(std::slice::from_ref);
+        for tokens in std::iter::once(&all[..]).chain(alone) {
+            let mut values = vec![0i8; tokens.len() * cols];
+            for (row, &value) in values.chunks_exact_mut(cols).zip(tokens) {
+                row[place] = value;
                 // A second value fixes the scale.
-                let anchor = (place + 1) % COLS;
-                values[anchor] = 127;
-                for row in 0..12 {
-                    trits[row * COLS + place] = (row % 3) as i8 - 1;
-                }
-                let codes = pack(&trits, 12, COLS).unwrap();
-                let x = quantized(&values, COLS);
-                let sums = accumulate(isa, TernaryRef::new(&codes, 12, COLS).unwrap(), &x);
-                for (row, sum) in sums.iter().enumerate() {
-                    assert_eq!(
-                        *sum,
-                        (row as i32 % 3 - 1) * i32::from(value),
-                        "{isa}: {value} at {place}, row {row}"
-                    );
-                }
-                for row in 0..12 {
-                    trits[row * COLS + place] = 0;
-                }
+                row[(place + 1) % cols] = 127;
+            }
+            let x = quantized(&values, cols);
+            let expected: Vec<i32> = tokens
+                .iter()
+                .flat_map(|&value| (0..ROWS).map(move |row| (row as i32 % 3 - 1) * i32::from(value)))
+                .collect();
+            for isa in Isa::available() {
+                assert_eq!(accumulate(isa, weights, &x), expected, "{layout:?} {isa}: {tokens:?} at {place}");
             }
         }
     }
@@ -88,17 +103,24 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn all_shapes_agree(quarter in 1usize..6, cols in 1usize..400, tokens in 1usize..20, seed: u64) {
+    fn all_shapes_agree(
+        quarter in 1usize..6,
+        cols in prop_oneof![1usize..400, (1usize..6).prop_map(|groups| 128 * groups)],
+        tokens in 1usize..20,
+        seed: u64,
+    ) {
         let rows = 4 * quarter;
         let mut noise = Noise(seed);
         let trits = noise.trits(rows * cols);
-        let codes = pack(&trits, rows, cols).unwrap();
-        let weights = TernaryRef::new(&codes, rows, cols).unwrap();
-        prop_assert_eq!(unpack(weights), trits.clone());
         let x = quantized(&noise.values(tokens, cols), cols);
         let expected = naive(&trits, rows, cols, &x);
-        for isa in Isa::available() {
-            prop_assert_eq!(&accumulate(isa, weights, &x), &expected, "{}", isa);
+        for layout in layouts(cols) {
+            let codes = pack(layout, &trits, rows, cols).unwrap();
+            let weights = TernaryRef::new(layout, &codes, rows, cols).unwrap();
+            prop_assert_eq!(unpack(weights), trits.clone());
+            for isa in Isa::available() {
+                prop_assert_eq!(&accumulate(isa, weights, &x), &expected, "{:?} {}", layout, isa);
+            }
         }
     }
 }
@@ -109,12 +131,18 @@ fn the_extremes_are_exact() {
     for cols in [MAX_COLS, MAX_COLS - 1, 65_536 + 33, 8192] {
         for weight in [1i8, -1] {
             for value in [127i8, -127] {
-                let codes = pack(&vec![weight; 4 * cols], 4, cols).unwrap();
-                let weights = TernaryRef::new(&codes, 4, cols).unwrap();
-                let x = quantized(&vec![value; cols], cols);
-                let expected = vec![i32::from(weight) * i32::from(value) * cols as i32; 4];
-                for isa in Isa::available() {
-                    assert_eq!(accumulate(isa, weights, &x), expected, "{isa}: {weight} * {value} * {cols}");
+                let tokens = 3;
+                let expected = vec![i32::from(weight) * i32::from(value) * cols as i32; 4 * tokens];
+                for layout in layouts(cols) {
+                    let codes = pack(layout, &vec![weight; 4 * cols], 4, cols).unwrap();
+                    let weights = TernaryRef::new(layout, &codes, 4, cols).unwrap();
+                    for tokens in 1..=tokens {
+                        let x = quantized(&vec![value; tokens * cols], cols);
+                        for isa in Isa::available() {
+                            let sums = accumulate(isa, weights, &x);
+                            assert_eq!(sums, expected[..4 * tokens], "{isa}: {weight} * {value} * {cols}");
+                        }
+                    }
                 }
             }
         }
@@ -128,8 +156,8 @@ fn products_do_not_depend_on_how_they_are_computed() {
     let (rows, cols, tokens, stride) = (260, 1000, 23, 300);
     let mut noise = Noise(7);
     let trits = noise.trits(rows * cols);
-    let codes = pack(&trits, rows, cols).unwrap();
-    let weights = TernaryRef::new(&codes, rows, cols).unwrap();
+    let codes = pack(TernaryLayout::Quarters, &trits, rows, cols).unwrap();
+    let weights = TernaryRef::new(TernaryLayout::Quarters, &codes, rows, cols).unwrap();
     let inputs: Vec<f32> = (0..tokens * cols).map(|_| noise.next() as f32 / 1e8 - 10.0).collect();
     let mut x = Quantized::default();
     x.quantize(&inputs, cols);
@@ -172,12 +200,48 @@ fn products_do_not_depend_on_how_they_are_computed() {
 fn large_products_agree_on_all_threads() {
     let (rows, cols) = (2560, 1027);
     let mut noise = Noise(3);
-    let codes = pack(&noise.trits(rows * cols), rows, cols).unwrap();
-    let weights = TernaryRef::new(&codes, rows, cols).unwrap();
+    let codes = pack(TernaryLayout::Quarters, &noise.trits(rows * cols), rows, cols).unwrap();
+    let weights = TernaryRef::new(TernaryLayout::Quarters, &codes, rows, cols).unwrap();
     let x = quantized(&noise.values(13, cols), cols);
     let expected = accumulate(Isa::Scalar, weights, &x);
     for isa in Isa::available() {
         assert_eq!(accumulate(isa, weights, &x), expected, "{isa}");
+    }
+}
+
+/// The parts of a product, each on a thread of its own and in any number, are the product.
+#[test]
+fn parts_make_the_whole() {
+    let (rows, cols, tokens, stride) = (36, 256, 5, 40);
+    let mut noise = Noise(5);
+    let trits = noise.trits(rows * cols);
+    let inputs: Vec<f32> = (0..tokens * stride * 8).map(|_| noise.next() as f32 / 1e8 - 10.0).collect();
+    let mut x = Quantized::default();
+    let mut there = Quantized::default();
+    let apart = cols + 3;
+    let dense: Vec<f32> = (0..tokens).flat_map(|t| inputs[t * apart..t * apart + cols].to_vec()).collect();
+    x.quantize_here(&inputs, tokens, cols, apart);
+    there.quantize(&dense, cols);
+    assert_eq!((x.values(4), x.scale(4)), (there.values(4), there.scale(4)));
+    for layout in layouts(cols) {
+        let codes = pack(layout, &trits, rows, cols).unwrap();
+        let weights = TernaryRef::new(layout, &codes, rows, cols).unwrap();
+        let mut expected = vec![7.0; tokens * stride];
+        matmul(weights, 0.5, &x, &mut expected, stride);
+        for of in [1, 2, 3, 50] {
+            let mut out = vec![7.0; tokens * stride];
+            let at = out.as_mut_ptr() as usize;
+            std::thread::scope(|scope| {
+                for part in 0..of {
+                    let x = &x;
+                    // SAFETY: The output has room for all tokens, and each thread has a part of its own.
+                    scope.spawn(move || unsafe {
+                        matmul_part(weights, 0.5, x, at as *mut f32, stride, (part, of));
+                    });
+                }
+            });
+            assert_eq!(out, expected, "{layout:?} in {of} parts");
+        }
     }
 }
 
@@ -187,9 +251,10 @@ fn large_products_agree_on_all_threads() {
 fn nothing_is_read_behind_the_end_of_a_map() {
     let folder = std::env::temp_dir();
     let mut noise = Noise(11);
-    for cols in [1, 31, 63, 64, 65, 127, 1024, 4096] {
+    for cols in [1, 31, 63, 64, 65, 127, 1000, 128, 384, 1024, 4096] {
         let rows = 4 * (4096 / cols).max(1);
-        let codes = pack(&noise.trits(rows * cols), rows, cols).unwrap();
+        let layout = layouts(cols).last().unwrap();
+        let codes = pack(layout, &noise.trits(rows * cols), rows, cols).unwrap();
         // The codes end with the file, and the file with a page: what comes behind is not mapped or belongs to
         // another mapping, and a read of it by a kernel would be a fault or a wrong sum.
         let length = codes.len().next_multiple_of(4096);
@@ -202,11 +267,13 @@ fn nothing_is_read_behind_the_end_of_a_map() {
         // SAFETY: The file is this test's own, and the pages behind its end are not touched.
         let map = unsafe { memmap2::MmapOptions::new().len(length + 8192).map(&file).unwrap() };
         let mapped = &map[length - codes.len()..length];
-        let weights = TernaryRef::new(mapped, rows, cols).unwrap();
-        let x = quantized(&noise.values(3, cols), cols);
-        let expected = accumulate(Isa::Scalar, TernaryRef::new(&codes, rows, cols).unwrap(), &x);
-        for isa in Isa::available() {
-            assert_eq!(accumulate(isa, weights, &x), expected, "{isa} {cols}");
+        let weights = TernaryRef::new(layout, mapped, rows, cols).unwrap();
+        for tokens in [1, 3] {
+            let x = quantized(&noise.values(tokens, cols), cols);
+            let expected = accumulate(Isa::Scalar, TernaryRef::new(layout, &codes, rows, cols).unwrap(), &x);
+            for isa in Isa::available() {
+                assert_eq!(accumulate(isa, weights, &x), expected, "{isa} {cols}");
+            }
         }
         assert_eq!(ternion_kernels::find_invalid_code(mapped), None);
         std::fs::remove_file(&path).unwrap();
@@ -223,8 +290,8 @@ fn quantisation_rounds_half_to_even_and_passes_failures_on() {
     x.quantize(&[0.0; 40], 40);
     assert_eq!((x.values(0), x.scale(0)), (&[0i8; 40][..], 127.0 * 100_000.0));
 
-    let codes = pack(&[1; 4 * 40], 4, 40).unwrap();
-    let weights = TernaryRef::new(&codes, 4, 40).unwrap();
+    let codes = pack(TernaryLayout::Quarters, &[1; 4 * 40], 4, 40).unwrap();
+    let weights = TernaryRef::new(TernaryLayout::Quarters, &codes, 4, 40).unwrap();
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for place in [0, 15, 39] {
             let mut row = [1.0; 80];

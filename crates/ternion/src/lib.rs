@@ -4,7 +4,7 @@
 //! model, format or engine is another configuration; the program stays as it is.
 //!
 //! ```
-//! use ternion::{Event, GenerateRequest, LlmBackend, Message};
+//! use ternion::{Event, GenerateRequest, Message};
 //!
 //! # async fn run() -> ternion::Result<()> {
 //! let model = ternion::open("path/to/checkpoint").await?;

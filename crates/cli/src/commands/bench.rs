@@ -162,7 +162,11 @@ async fn repeat(app: &App, backend: &dyn LlmBackend, args: &BenchArgs) -> Outcom
 
 /// All projections, and the head; of an embedding that is not the head, one row, which is nothing beside them.
 fn bytes_per_token(checkpoint: &Checkpoint) -> u64 {
-    let linears = checkpoint.layers.iter().flat_map(|layer| layer.linears()).map(|l| l.bytes().len() as u64);
+    let linears = checkpoint
+        .layers
+        .iter()
+        .flat_map(ternion::formats::LayerTensors::linears)
+        .map(|l| l.bytes().len() as u64);
     linears.sum::<u64>() + checkpoint.head_or_embed().bytes.len() as u64
 }
 

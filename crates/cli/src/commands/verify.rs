@@ -162,7 +162,7 @@ fn sha256(app: &App, path: &Path) -> Outcome<String> {
         bar.set(done, total);
     }
     bar.clear();
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash.finalize().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")))
 }
 
 async fn verify_logits(

@@ -141,14 +141,13 @@ impl Job {
         Ok(length == total)
     }
 
-    /// Ends the job: delivers its result, its error, or that it was cancelled. Returns what it used.
-    pub(super) fn finish(self, end: End) -> Usage {
-        let mut usage = self.usage();
+    /// Ends the job: delivers its result, its error, or that it was cancelled.
+    pub(super) fn finish(self, end: End) {
+        let usage = self.usage();
         // The place is free before the reader knows of the end, so that its next request is not refused.
         drop(self.admission);
         match self.work {
             Work::Generate(mut g) => {
-                usage.generated_tokens = g.generated;
                 let ended = Instant::now();
                 let first = g.first_token.unwrap_or(ended);
                 let timing = Timing {
@@ -167,7 +166,6 @@ impl Job {
                 let _ = r.result.send(end.into_result().map(|()| r.rows));
             }
         }
-        usage
     }
 
     /// Prompt tokens that were computed when `length` tokens are in the KV cache.
@@ -182,8 +180,13 @@ impl Job {
         }
     }
 
-    fn usage(&self) -> Usage {
-        Usage { prompt_tokens: self.prompt_tokens(), cached_tokens: self.cached, generated_tokens: 0 }
+    /// What the job has used so far.
+    pub(super) fn usage(&self) -> Usage {
+        let generated_tokens = match &self.work {
+            Work::Generate(g) => g.generated,
+            Work::Score(_) | Work::Logits(_) => 0,
+        };
+        Usage { prompt_tokens: self.prompt_tokens(), cached_tokens: self.cached, generated_tokens }
     }
 }
 

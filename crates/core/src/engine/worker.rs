@@ -252,10 +252,11 @@ impl Worker {
         let Active { job, sequence, length } = self.active.remove(i);
         self.slots.release(sequence);
         self.shared.active.store(self.active.len(), Ordering::Release);
-        let computed = job.computed_prompt(length);
-        let usage = job.finish(end);
-        self.shared.prompt_tokens.fetch_add(computed as u64, Ordering::Relaxed);
+        // Counted before the reader knows of the end, so that it finds its request in the statistics.
+        let usage = job.usage();
+        self.shared.prompt_tokens.fetch_add(job.computed_prompt(length) as u64, Ordering::Relaxed);
         self.shared.cached_tokens.fetch_add(usage.cached_tokens as u64, Ordering::Relaxed);
         self.shared.generated_tokens.fetch_add(usage.generated_tokens as u64, Ordering::Relaxed);
+        job.finish(end);
     }
 }

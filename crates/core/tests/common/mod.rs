@@ -199,6 +199,6 @@ pub(crate) fn fixture(name: &str) -> std::path::PathBuf {
 
 /// A byte-level BPE tokenizer with a chat template.
 pub(crate) fn tokenizer() -> Tokenizer {
-    Tokenizer::from_parts(TokenizerParts::from_folder(&fixture("nano-packed")).expect("the fixture"))
+    Tokenizer::from_parts(TokenizerParts::from_folder(fixture("nano-packed")).expect("the fixture"))
         .expect("valid")
 }

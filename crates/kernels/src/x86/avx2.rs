@@ -9,7 +9,10 @@ use std::arch::x86_64::{
     _mm256_storeu_si256,
 };
 
-use crate::matmul::{Sink, Task};
+use crate::{
+    TernaryLayout,
+    matmul::{Sink, Task},
+};
 
 /// Bytes of a vector.
 const WIDTH: usize = 32;
@@ -31,17 +34,19 @@ pub(crate) fn run(task: &Task<'_>, sink: &impl Sink) {
     }
 }
 
-/// The tokens `token..token + T` for all rows of the task.
+/// The tokens `token..token + T` for all units of the task.
 #[target_feature(enable = "avx2")]
 fn rows<const T: usize>(task: &Task<'_>, token: usize, sink: &impl Sink) {
-    let cols = task.weights.cols;
     let values: [&[i8]; T] = std::array::from_fn(|t| task.x.values(token + t));
-    for row in task.first..task.last {
-        let codes = &task.weights.codes[row * cols..(row + 1) * cols];
-        let sums = dot::<T>(codes, &values);
+    for unit in task.first..task.last {
+        let codes = task.weights.unit(unit);
+        let sums = match task.weights.layout {
+            TernaryLayout::Quarters => quarters::<T>(codes, &values),
+            TernaryLayout::I2s => i2s::<T>(codes, &values),
+        };
         for (t, sums) in sums.into_iter().enumerate() {
             let offset = task.x.tokens[token + t].sum;
-            sink(row, token + t, sums.map(|sum| sum - offset));
+            sink(unit, token + t, sums.map(|sum| sum - offset));
         }
     }
 }
@@ -49,7 +54,7 @@ fn rows<const T: usize>(task: &Task<'_>, token: usize, sink: &impl Sink) {
 /// The sums of codes times values, for each of `T` tokens those of the four rows in `codes`.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn dot<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] {
+fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] {
     for values in values {
         assert_eq!(values.len(), codes.len());
     }
@@ -85,17 +90,57 @@ fn dot<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] {
     wide.map(|sums| sums.map(|lanes| add_up(lanes)))
 }
 
-/// Adds one vector of codes times one of each token's values.
+/// [`quarters`] for I2_S, where a vector of codes is one group and its four fields belong to the same row.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn step<const T: usize>(codes: __m256i, x: &[__m256i; T], sums: &mut [[__m256i; 4]; T]) {
+fn i2s<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] {
+    let mut out = [[0; 4]; T];
+    for (i, codes) in codes.chunks_exact(codes.len() / 4).enumerate() {
+        let mut wide = [_mm256_setzero_si256(); T];
+        let groups = codes.as_chunks::<WIDTH>().0;
+        // Four products are added to a lane for each group, so it is widened four times as soon.
+        for (s, segment) in groups.chunks(NARROW / 4).enumerate() {
+            let mut narrow = [_mm256_setzero_si256(); T];
+            for (g, codes) in segment.iter().enumerate() {
+                let planes = planes(load(codes));
+                let at = (s * (NARROW / 4) + g) * 4 * WIDTH;
+                for (sum, values) in narrow.iter_mut().zip(values) {
+                    let values = values[at..at + 4 * WIDTH].as_chunks::<WIDTH>().0;
+                    // The first values belong to the highest bits.
+                    for (plane, values) in planes.into_iter().rev().zip(values) {
+                        *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(plane, load(values)));
+                    }
+                }
+            }
+            for (wide, narrow) in wide.iter_mut().zip(narrow) {
+                *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+            }
+        }
+        for (out, wide) in out.iter_mut().zip(wide) {
+            out[i] = add_up(wide);
+        }
+    }
+    out
+}
+
+/// The four codes of each byte, the lowest first.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn planes(codes: __m256i) -> [__m256i; 4] {
     let low = _mm256_set1_epi8(3);
-    let planes = [
+    [
         _mm256_and_si256(codes, low),
         _mm256_and_si256(_mm256_srli_epi16::<2>(codes), low),
         _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low),
         _mm256_and_si256(_mm256_srli_epi16::<6>(codes), low),
-    ];
+    ]
+}
+
+/// Adds one vector of codes times one of each token's values.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn step<const T: usize>(codes: __m256i, x: &[__m256i; T], sums: &mut [[__m256i; 4]; T]) {
+    let planes = planes(codes);
     for (sums, &x) in sums.iter_mut().zip(x) {
         for (sum, plane) in sums.iter_mut().zip(planes) {
             *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(plane, x));

@@ -64,7 +64,8 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
 
     let mut info = ModelInfo::new(name, "onnx");
     info.architecture = host.architecture.clone().unwrap_or_default();
-    let kind = if decoder.is_fast() { "fast" } else { summary.metadata("ternion.variant").unwrap_or("exported") };
+    let kind =
+        if decoder.is_fast() { "fast" } else { summary.metadata("ternion.variant").unwrap_or("exported") };
     info.format = format!("onnx ({kind})");
     info.parameters = summary.metadata("ternion.parameters").and_then(|n| n.parse().ok()).unwrap_or(0);
     info.weight_bytes = summary.data_bytes();

@@ -10,8 +10,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ort::io_binding::IoBinding;
 use ort::memory::Allocator;
+use ort::session::IoBinding;
 use ort::session::Session;
 use ort::value::{DynTensor, PrimitiveTensorElementType, Tensor, TensorElementType};
 use ternion_core::{CausalLm, Error, Result, SequenceId, SequenceInput};
@@ -54,8 +54,9 @@ impl ExportedDecoder {
             let binding = session.create_binding()?;
             Ok((session, binding))
         };
-        let (session, binding) = open()
-            .map_err(|e| engine_error("the model cannot be loaded", &e).with("file", summary.path.display()))?;
+        let (session, binding) = open().map_err(|e| {
+            engine_error("the model cannot be loaded", &e).with("file", summary.path.display())
+        })?;
         Ok(Self { sizes, layout, session, binding, sequences: BTreeMap::new(), next: 0 })
     }
 
@@ -276,7 +277,8 @@ impl CausalLm for ExportedDecoder {
         logits.clear();
         let length = |id| self.sequences.get(&id).map(|s| s.length);
         let spans = batch::spans(batch, length, self.sizes.context, self.layout.vocab_size)?;
-        let mut step = || batch.iter().zip(&spans).try_for_each(|(input, span)| self.step(input, span, logits));
+        let mut step =
+            || batch.iter().zip(&spans).try_for_each(|(input, span)| self.step(input, span, logits));
         let outcome = step();
         if outcome.is_err() {
             // Those that came before the one that failed.

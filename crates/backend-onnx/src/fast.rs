@@ -43,11 +43,11 @@ impl FastDecoder {
         let open = || -> ort::Result<Session> {
             // Our operators have threads of their own; what is left for the runtime is too little to divide.
             session_builder(library, 1)?
-                .with_operators(ops::domain(&shared)?)
-                .map_err(ort::Error::from)?
+                .with_operators(ops::domain(&shared)?)?
                 .commit_from_file(&summary.path)
         };
-        let session = pool.install(open).map_err(|e| in_file(engine_error("the model cannot be loaded", &e)))?;
+        let session =
+            pool.install(open).map_err(|e| in_file(engine_error("the model cannot be loaded", &e)))?;
         Ok(Self { sizes, vocab_size, session, shared, pool: Arc::new(pool) })
     }
 
@@ -59,7 +59,8 @@ impl FastDecoder {
             }
         }
         let ids: Vec<i64> = batch.iter().flat_map(|input| input.tokens).map(|&id| i64::from(id)).collect();
-        let positions: Vec<i64> = spans.iter().flat_map(|s| (s.past..s.past + s.count).map(|p| p as i64)).collect();
+        let positions: Vec<i64> =
+            spans.iter().flat_map(|s| (s.past..s.past + s.count).map(|p| p as i64)).collect();
         let sequences: Vec<i64> =
             spans.iter().flat_map(|s| std::iter::repeat_n(i64::from(s.sequence.0), s.count)).collect();
         let mut rows: Vec<i64> = Vec::new();
@@ -87,7 +88,10 @@ impl FastDecoder {
         };
         self.pool.install(compute).map_err(|e| engine_error("the decoder failed", &e))?;
         if logits.len() != wanted {
-            return Err(Error::backend(format!("the decoder gave {} logits, expected {wanted}", logits.len())));
+            return Err(Error::backend(format!(
+                "the decoder gave {} logits, expected {wanted}",
+                logits.len()
+            )));
         }
         Ok(())
     }
@@ -102,7 +106,8 @@ fn interface(summary: &Summary, host: &Host) -> Result<usize> {
     }
     let dims = summary.output(fast::LOGITS).and_then(|output| output.dims.as_deref());
     let Some([_, Size::Known(vocab_size @ 1..)]) = dims else {
-        let message = format!("the graph's output `{}` is {dims:?}, expected [rows, vocabulary]", fast::LOGITS);
+        let message =
+            format!("the graph's output `{}` is {dims:?}, expected [rows, vocabulary]", fast::LOGITS);
         return Err(Error::invalid_model(message));
     };
     let vocab_size = *vocab_size as usize;
@@ -121,7 +126,8 @@ fn cache_layout(summary: &Summary, host: &Host) -> Result<Layout> {
     let size = |node: &Node, name: &str| match node.integer(name) {
         Some(value @ 0..=MOST) => Ok(value as usize),
         other => {
-            let message = format!("the attribute `{name}` is {other:?}, expected an integer from 0 to {MOST}");
+            let message =
+                format!("the attribute `{name}` is {other:?}, expected an integer from 0 to {MOST}");
             Err(Error::invalid_model(message).with("node", &node.name))
         }
     };
@@ -129,7 +135,12 @@ fn cache_layout(summary: &Summary, host: &Host) -> Result<Layout> {
     for node in summary.nodes.iter().filter(|n| n.domain == fast::DOMAIN && n.operator == fast::ATTENTION) {
         let (kv_heads, head_dim) = (size(node, "kv_heads")?, size(node, "head_dim")?);
         let fits = layout.layers == 0 || (kv_heads, head_dim) == (layout.kv_heads, layout.head_dim);
-        if size(node, "layer")? != layout.layers || !fits || kv_heads == 0 || head_dim == 0 || head_dim % 2 != 0 {
+        if size(node, "layer")? != layout.layers
+            || !fits
+            || kv_heads == 0
+            || head_dim == 0
+            || head_dim % 2 != 0
+        {
             let message = "the layers are not in order or differ in their heads of keys and values";
             return Err(Error::invalid_model(message).with("node", &node.name));
         }

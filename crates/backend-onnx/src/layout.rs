@@ -90,7 +90,9 @@ fn read(summary: &Summary, host: &Host) -> Result<Layout> {
             Some(rest) => {
                 let (cache, is_f16) = cache(summary, host, input, rest)?;
                 if !layout.caches.is_empty() && is_f16 != layout.is_f16 {
-                    return Err(Error::unsupported("has caches of float and of float16, expected one of them"));
+                    return Err(Error::unsupported(
+                        "has caches of float and of float16, expected one of them",
+                    ));
                 }
                 layout.is_f16 = is_f16;
                 layout.in_place &= appends_in_place(summary, &cache);
@@ -150,7 +152,9 @@ fn integers(value: &Value) -> Result<Integers> {
 fn vocab_size(logits: &Value, host: &Host) -> Result<usize> {
     let Some(dims) = logits.dims.as_ref().filter(|dims| dims.len() == 3) else {
         let dims = &logits.dims;
-        return Err(Error::unsupported(format!("`{LOGITS}` is {dims:?}, expected [batch, sequence, vocabulary]")));
+        return Err(Error::unsupported(format!(
+            "`{LOGITS}` is {dims:?}, expected [batch, sequence, vocabulary]"
+        )));
     };
     match (&dims[2], host.vocab_size) {
         (Size::Known(found @ 1..), Some(expected)) if *found != expected as i64 => Err(Error::invalid_model(
@@ -158,7 +162,9 @@ fn vocab_size(logits: &Value, host: &Host) -> Result<usize> {
         )),
         (Size::Known(found @ 1..), _) => Ok(*found as usize),
         (_, Some(expected)) => Ok(expected),
-        _ => Err(Error::invalid_model("neither the graph nor a config.json beside it says how many logits there are")),
+        _ => Err(Error::invalid_model(
+            "neither the graph nor a config.json beside it says how many logits there are",
+        )),
     }
 }
 
@@ -173,7 +179,9 @@ fn cache(summary: &Summary, host: &Host, input: &Value, rest: &str) -> Result<(C
         .iter()
         .map(|prefix| format!("{prefix}{rest}"))
         .find(|name| summary.output(name).is_some())
-        .ok_or_else(|| Error::invalid_model(format!("has an input `{}` but no output `present.{rest}`", input.name)))?;
+        .ok_or_else(|| {
+            Error::invalid_model(format!("has an input `{}` but no output `present.{rest}`", input.name))
+        })?;
     let dims = input.dims.as_deref().unwrap_or_default();
     let [_, heads, past, width] = dims else {
         let message = format!("`{}` is {dims:?}, expected [batch, kv_heads, past, head_dim]", input.name);
@@ -186,10 +194,9 @@ fn cache(summary: &Summary, host: &Host, input: &Value, rest: &str) -> Result<(C
         )));
     }
     let size = |found: &Size, key: &str, expected: Option<usize>| match (found, expected) {
-        (Size::Known(found), Some(expected)) if *found != expected as i64 => Err(Error::invalid_model(format!(
-            "`{}` has {found} for `{key}`, but config.json says {expected}",
-            input.name
-        ))),
+        (Size::Known(found), Some(expected)) if *found != expected as i64 => Err(Error::invalid_model(
+            format!("`{}` has {found} for `{key}`, but config.json says {expected}", input.name),
+        )),
         (Size::Known(found @ 1..=0x10_0000), _) => Ok(*found as usize),
         (Size::Named(_) | Size::Open, Some(expected)) => Ok(expected),
         _ => Err(Error::invalid_model(format!(
@@ -210,7 +217,8 @@ fn appends_in_place(summary: &Summary, cache: &Cache) -> bool {
         summary.nodes.iter().chain(inner).flat_map(|n| &n.inputs).filter(|i| *i == name).count()
     };
     let node = summary.nodes.iter().find(|node| node.outputs.contains(&cache.present));
-    let Some(node) = node.filter(|n| n.domain == "com.microsoft" && n.operator == "GroupQueryAttention") else {
+    let Some(node) = node.filter(|n| n.domain == "com.microsoft" && n.operator == "GroupQueryAttention")
+    else {
         return false;
     };
     let place = |names: &[String], name: &str| names.iter().position(|n| n == name);

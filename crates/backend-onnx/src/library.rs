@@ -91,7 +91,10 @@ impl Library {
 
 impl std::fmt::Debug for Library {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Library").field("path", &self.path).field("version", &self.version).finish_non_exhaustive()
+        f.debug_struct("Library")
+            .field("path", &self.path)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
     }
 }
 
@@ -211,7 +214,10 @@ mod tests {
     fn the_place_that_is_named_decides() {
         let e = error(Some(Path::new("/no/such/lib.so")), Some("/another/lib.so"));
         assert_eq!(e.kind(), ErrorKind::NotFound);
-        assert!(e.to_string().contains("options.library") && e.to_string().contains("/no/such/lib.so"), "{e}");
+        assert!(
+            e.to_string().contains("options.library") && e.to_string().contains("/no/such/lib.so"),
+            "{e}"
+        );
         assert!(e.to_string().contains("pip install onnxruntime"), "{e}");
         let e = error(None, Some("/another/lib.so"));
         assert!(e.to_string().contains("ORT_DYLIB_PATH") && e.to_string().contains("/another/lib.so"), "{e}");

@@ -8,7 +8,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput};
+use ort::operator::{
+    ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
+};
 use ort::value::{DynTensorValueType, PrimitiveTensorElementType, TensorElementType, ValueRef};
 use ternion_core::SequenceId;
 use ternion_formats::Activation;
@@ -71,16 +73,16 @@ fn failed<T>(message: impl Into<String>) -> ort::Result<T> {
 /// A kernel whose panics become errors.
 pub(crate) struct Guarded<F>(F);
 
-impl<F: FnMut(&ComputeContext) -> ort::Result<()>> Kernel for Guarded<F> {
+impl<F: FnMut(&ComputeContext) -> ort::Result<()> + Send> Kernel for Guarded<F> {
     fn compute(&mut self, ctx: &ComputeContext) -> ort::Result<()> {
         catch_unwind(AssertUnwindSafe(|| (self.0)(ctx)))
             .unwrap_or_else(|_| failed("an operator of ai.ternion panicked"))
     }
 }
 
-type Boxed = Guarded<Box<dyn FnMut(&ComputeContext) -> ort::Result<()>>>;
+type Boxed = Guarded<Box<dyn FnMut(&ComputeContext) -> ort::Result<()> + Send>>;
 
-fn kernel(compute: impl FnMut(&ComputeContext) -> ort::Result<()> + 'static) -> Boxed {
+fn kernel(compute: impl FnMut(&ComputeContext) -> ort::Result<()> + Send + 'static) -> Boxed {
     Guarded(Box::new(compute))
 }
 
@@ -125,7 +127,9 @@ fn write(
 }
 
 /// Element types of tables and plain weights.
-pub(crate) trait Weight: PrimitiveTensorElementType + std::fmt::Debug + Copy + Send + Sync + 'static {
+pub(crate) trait Weight:
+    PrimitiveTensorElementType + std::fmt::Debug + Copy + Send + Sync + 'static
+{
     const ELEMENT: TensorElementType;
     fn view(bytes: &[u8]) -> kernels::DenseRef<'_>;
 }
@@ -291,11 +295,17 @@ impl Operator for TernaryLinear {
         if scales.iter().any(|s| !s.is_finite() || *s == 0.0) {
             return failed(format!("the scales are {scales:?}, expected finite numbers other than 0"));
         }
+        let layout = context.get::<String>("layout").unwrap_or_default();
+        let Some((layout, _)) = fast::LAYOUTS.iter().find(|(_, name)| *name == layout) else {
+            return failed(format!("the layout of codes is {layout:?}; known: quarters, i2s"));
+        };
         // As for every other format, all codes are looked at once before the first is used.
         for input in 1..=scales.len() {
             let codes = context.constant_input::<DynTensorValueType>(input)?;
             if let Some(at) = kernels::find_invalid_code(codes.try_extract_tensor::<u8>()?.1) {
-                return failed(format!("byte {at} of matrix {input} holds the code 3; expected the codes 0, 1 and 2"));
+                return failed(format!(
+                    "byte {at} of matrix {input} holds the code 3; expected the codes 0, 1 and 2"
+                ));
             }
         }
         let shared = self.0.clone();
@@ -318,7 +328,7 @@ impl Operator for TernaryLinear {
                     return failed(format!("codes of {width} columns for an input of {cols}"));
                 }
                 parts.push(
-                    kernels::TernaryRef::new(codes, 4 * quarter, width)
+                    kernels::TernaryRef::new(*layout, codes, 4 * quarter, width)
                         .map_err(|e| ort::Error::new(e.to_string()))?,
                 );
             }
@@ -538,7 +548,11 @@ fn attend(
         return failed(format!("{qkv_shape:?} and {rotations_shape:?} for {shape:?}"));
     }
     if positions.len() != tokens || sequences.len() != tokens {
-        return failed(format!("{} positions and {} sequences for {tokens} tokens", positions.len(), sequences.len()));
+        return failed(format!(
+            "{} positions and {} sequences for {tokens} tokens",
+            positions.len(),
+            sequences.len()
+        ));
     }
     let State { cache, scratch: Scratch { queries, keys, values, .. } } = state;
     queries.clear();

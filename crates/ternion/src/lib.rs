@@ -22,6 +22,7 @@
 //! # Features
 //!
 //! * `candle` (default): the engine in pure Rust, for safetensors checkpoints.
+//! * `onnx`: ONNX Runtime, whose native library is loaded at run time, for decoders in .onnx files.
 #![forbid(unsafe_code)]
 
 use std::{path::Path, sync::Arc};
@@ -44,6 +45,8 @@ pub fn registry() -> Registry {
     let mut registry = Registry::new();
     #[cfg(feature = "candle")]
     ternion_backend_candle::register(&mut registry);
+    #[cfg(feature = "onnx")]
+    ternion_backend_onnx::register(&mut registry);
     registry
 }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod lint;
+mod onnxruntime;
 mod setup;
 mod shell;
 mod test;
@@ -28,10 +29,15 @@ fn main() -> ExitCode {
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["setup"] => setup::run(setup::Scope::Lint),
-        ["test", ..] => setup::run(setup::Scope::Test).and_then(|()| test::run(&arguments[1..])),
+        ["setup"] => setup::run(setup::Scope::Lint).and_then(|()| onnxruntime::setup()),
+        ["test", ..] => setup::run(setup::Scope::Test)
+            .and_then(|()| onnxruntime::setup())
+            .and_then(|()| test::run(&arguments[1..])),
         ["lint"] => lint::run(),
-        ["ci"] => lint::run().and_then(|()| setup::run(setup::Scope::Test)).and_then(|()| test::run(&[])),
+        ["ci"] => lint::run()
+            .and_then(|()| setup::run(setup::Scope::Test))
+            .and_then(|()| onnxruntime::setup())
+            .and_then(|()| test::run(&[])),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

@@ -78,8 +78,9 @@ mod tests {
     fn ternary_codes_leave_the_last_column_of_a_block_empty() {
         let (rows, cols) = (4, 130);
         let weights: Vec<i8> = (0..rows * cols).map(|i| (i % 3) as i8 - 1).collect();
-        let codes = ternion_kernels::pack(&weights, rows, cols).unwrap();
-        let tensor = TernaryTensor { codes: codes.into(), rows, cols, scale: 1.0 };
+        let layout = ternion_kernels::TernaryLayout::Quarters;
+        let codes = ternion_kernels::pack(layout, &weights, rows, cols).unwrap();
+        let tensor = TernaryTensor { codes: codes.into(), layout, rows, cols, scale: 1.0 };
         let mut packed = vec![7];
         append_ternary(&tensor, &weights, &mut packed);
         assert_eq!((packed.len(), packed[0]), (1 + rows * 2 * TERNARY_BYTES, 7));

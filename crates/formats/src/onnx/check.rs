@@ -100,7 +100,9 @@ impl Tensor {
             .iter()
             .map(|&d| u64::try_from(d))
             .collect::<std::result::Result<Vec<u64>, _>>()
-            .map_err(|_| Error::invalid_model(format!("the shape is {}, a size is negative", self.shape())))?;
+            .map_err(|_| {
+                Error::invalid_model(format!("the shape is {}, a size is negative", self.shape()))
+            })?;
         let elements = dims.iter().try_fold(1u64, |product, &size| product.checked_mul(size));
         let elements = elements.filter(|n| *n <= i64::MAX as u64).ok_or_else(|| {
             Error::invalid_model(format!("the shape is {}, more elements than there can be", self.shape()))
@@ -198,7 +200,8 @@ impl Summary {
             )));
         }
         for node in self.nodes.iter().chain(&self.inner_nodes) {
-            let known = KNOWN_DOMAINS.contains(&node.domain.as_str()) || self.functions.contains(&node.domain);
+            let known =
+                KNOWN_DOMAINS.contains(&node.domain.as_str()) || self.functions.contains(&node.domain);
             if !known {
                 let known: Vec<&str> =
                     KNOWN_DOMAINS.iter().map(|d| if d.is_empty() { "ai.onnx" } else { *d }).collect();
@@ -225,8 +228,11 @@ impl Summary {
     }
 
     fn check_matmul_n_bits(&self, node: &Node, runtime: u32) -> Result<()> {
-        let attribute = |name: &str, default: Option<i64>, allowed: &dyn Fn(i64) -> bool, expected: &str| {
-            match node.integer(name).or(default) {
+        let attribute =
+            |name: &str, default: Option<i64>, allowed: &dyn Fn(i64) -> bool, expected: &str| match node
+                .integer(name)
+                .or(default)
+            {
                 Some(value) if allowed(value) => Ok(value as u64),
                 Some(value) => Err(Error::invalid_model(format!(
                     "the attribute `{name}` of MatMulNBits is {value}, expected {expected}"
@@ -234,8 +240,7 @@ impl Summary {
                 None => Err(Error::invalid_model(format!(
                     "MatMulNBits has no attribute `{name}`, expected {expected}"
                 ))),
-            }
-        };
+            };
         let size = |n: i64| (1..=i64::from(u32::MAX)).contains(&n);
         let bits = attribute("bits", Some(4), &|n| matches!(n, 2 | 4 | 8), "2, 4 or 8")?;
         let power = |n: i64| n >= 16 && n <= 1 << 20 && (n as u64).is_power_of_two();
@@ -254,11 +259,13 @@ impl Summary {
         let blocks = columns.div_ceil(block);
         let constant = |input: usize| node.inputs.get(input).and_then(|name| self.initializer(name));
         let shape_of = |input: usize, what: &str, expected: u64| match constant(input) {
-            Some(found) if found.dims.iter().product::<u64>() != expected => Err(Error::invalid_model(format!(
-                "the {what} of MatMulNBits have the shape {:?}, expected {expected} elements for K = {columns}, N = {rows}, \
+            Some(found) if found.dims.iter().product::<u64>() != expected => {
+                Err(Error::invalid_model(format!(
+                    "the {what} of MatMulNBits have the shape {:?}, expected {expected} elements for K = {columns}, N = {rows}, \
                  {bits} bits in blocks of {block}",
-                found.dims
-            ))),
+                    found.dims
+                )))
+            }
             _ => Ok(()),
         };
         let scales = rows.saturating_mul(blocks);

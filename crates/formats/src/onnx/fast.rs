@@ -6,15 +6,15 @@
 //! | --- | --- | --- | --- |
 //! | [`EMBEDDING`] | ids `[T]`, table `[vocabulary, width]` | `[T, width]` | |
 //! | [`ROTATIONS`] | positions `[T]`, frequencies `[head_dim / 2]` | `[T, head_dim]`: cosines, then sines | |
-//! | [`TERNARY_LINEAR`] | x `[T, K]`, codes of one to three matrices, norm `[K]` | `[T, sum of rows]` | `scales`, `epsilon` |
+//! | [`TERNARY_LINEAR`] | x `[T, K]`, codes of one to three matrices, norm `[K]` | `[T, sum of rows]` | `scales`, `layout`, `epsilon` |
 //! | [`DENSE_LINEAR`] | x `[T, K]`, weights `[N, K]`, norm `[K]` | `[T, N]` | `epsilon` |
 //! | [`RMS_NORM`] | x `[T, K]`, norm `[K]` | `[T, K]` | `epsilon` |
 //! | [`GATED_UNIT`] | gate and up `[T, 2 F]` | `[T, F]` | `activation`: `relu2` or `silu` |
 //! | [`ATTENTION`] | q, k and v `[T, (heads + 2 kv_heads) * head_dim]`, rotations, positions `[T]`, sequences `[T]` | `[T, heads * head_dim]` | `layer`, `heads`, `kv_heads`, `head_dim` |
 //!
 //! A linear operator normalises its input where `norm` is given, then (the ternary one) quantises it once for all of its
-//! matrices. Codes are `[rows / 4, K]` bytes in the packed layout of Hugging Face transformers, see
-//! [`TernaryTensor`](crate::TernaryTensor). Tables and dense weights are f32, f16 or bf16.
+//! matrices. Codes are `[rows / 4, K]` bytes in the layout that the checkpoint has them in, `quarters` or `i2s`
+//! ([`TernaryLayout`]). Tables and dense weights are f32, f16 or bf16.
 //!
 //! The KV cache is not in the graph: [`ATTENTION`] appends to the cache that the runtime keeps for each of `sequences`, and
 //! attends over it. So several sequences are computed in one step, and no past is ever copied.
@@ -22,11 +22,12 @@
 //! The graph has the inputs [`IDS`], [`POSITIONS`], [`SEQUENCES`] (all `[T]`, int64) and [`ROWS`] (the tokens whose logits
 //! are wanted), and the output [`LOGITS`] `[rows, vocabulary]`. The tokens of a sequence follow each other.
 
-use ternion_core::Result;
+use ternion_core::{Error, Result};
+use ternion_kernels::TernaryLayout;
 
+use super::Element;
 use super::graph::{Builder, Dim, Operator, onnx};
 use super::proto::Attribute;
-use super::Element;
 use crate::{Activation, Checkpoint, DenseTensor, Linear, RmsNorm, Weights};
 
 /// The domain of the operators.
@@ -67,16 +68,16 @@ pub fn activation_name(activation: Activation) -> &'static str {
     }
 }
 
+/// The names by which [`TERNARY_LINEAR`] knows the layouts of codes.
+pub const LAYOUTS: [(TernaryLayout, &str); 2] =
+    [(TernaryLayout::Quarters, "quarters"), (TernaryLayout::I2s, "i2s")];
+
 const fn own(name: &str) -> Operator<'_> {
     Operator { domain: DOMAIN, name }
 }
 
 /// Builds the graph; `progress` is called after each layer with the bytes that have been written.
-pub(super) fn build(
-    checkpoint: &Checkpoint,
-    b: &mut Builder,
-    progress: &mut dyn FnMut(u64),
-) -> Result<()> {
+pub(super) fn build(checkpoint: &Checkpoint, b: &mut Builder, progress: &mut dyn FnMut(u64)) -> Result<()> {
     let spec = &checkpoint.spec;
     for name in [IDS, POSITIONS, SEQUENCES] {
         b.input(name, Element::I64, &[Dim::Named("tokens")]);
@@ -136,8 +137,11 @@ fn projections(
     norm: Option<&RmsNorm>,
     parts: &[&Linear],
 ) -> Result<String> {
-    let alike = parts.iter().all(|p| p.input_norm.is_none() && matches!(p.weights, Weights::Ternary(_)));
-    if alike {
+    let layout = |part: &&Linear| match &part.weights {
+        Weights::Ternary(t) if part.input_norm.is_none() => Some(t.layout),
+        _ => None,
+    };
+    if layout(&parts[0]).is_some() && parts.iter().all(|part| layout(part) == layout(&parts[0])) {
         return ternary(b, name, x, norm, parts);
     }
     // A norm of one part's own acts on what the common norm has made.
@@ -179,9 +183,12 @@ fn ternary(
 ) -> Result<String> {
     let (norm, mut attributes) = norm_input(b, name, norm)?;
     let mut inputs = vec![x.to_owned()];
-    let mut scales = Vec::new();
+    let (mut scales, mut layout) = (Vec::new(), "");
     for (i, part) in parts.iter().enumerate() {
         let Weights::Ternary(t) = &part.weights else { continue };
+        layout = LAYOUTS.iter().find(|(layout, _)| *layout == t.layout).map(|(_, name)| *name).ok_or_else(
+            || Error::unsupported(format!("codes in the layout {:?} cannot be written", t.layout)),
+        )?;
         let codes = format!("{name}.codes.{i}");
         b.tensor(&codes, Element::U8, &[t.rows / 4, t.cols], &t.codes)?;
         inputs.push(codes);
@@ -190,6 +197,7 @@ fn ternary(
     inputs.resize(4, String::new());
     inputs.push(norm);
     attributes.push(Attribute::floats("scales", scales));
+    attributes.push(Attribute::text("layout", layout));
     let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
     Ok(b.node(name, own(TERNARY_LINEAR), &inputs, attributes))
 }

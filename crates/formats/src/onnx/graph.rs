@@ -9,7 +9,8 @@ use prost::Message;
 use ternion_core::{Error, Result};
 
 use super::proto::{
-    Attribute, Dimension, Entry, Graph, Model, Node, OperatorSet, Shape, Size, Tensor, TensorType, Type, ValueInfo,
+    Attribute, Dimension, Entry, Graph, Model, Node, OperatorSet, Shape, Size, Tensor, TensorType, Type,
+    ValueInfo,
 };
 use super::{ALIGNMENT, Element};
 
@@ -92,7 +93,13 @@ impl Builder {
     }
 
     /// Adds a constant tensor, in the data file unless it is small.
-    pub(crate) fn tensor(&mut self, name: &str, element: Element, dims: &[usize], bytes: &[u8]) -> Result<()> {
+    pub(crate) fn tensor(
+        &mut self,
+        name: &str,
+        element: Element,
+        dims: &[usize],
+        bytes: &[u8],
+    ) -> Result<()> {
         let mut tensor = Tensor {
             dims: dims.iter().map(|&d| d as i64).collect(),
             element: element.number(),

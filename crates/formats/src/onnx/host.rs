@@ -87,9 +87,12 @@ fn open(path: &Path) -> Result<Host> {
     };
     // Repositories that hold several variants keep the graphs in a folder `onnx`, and the rest above it.
     let above = parent.parent().filter(|_| parent.ends_with("onnx") && !parent.join(CONFIG).is_file());
-    let folder = above.map_or_else(|| parent.clone(), |above| {
-        if above.as_os_str().is_empty() { PathBuf::from(".") } else { above.to_owned() }
-    });
+    let folder = above.map_or_else(
+        || parent.clone(),
+        |above| {
+            if above.as_os_str().is_empty() { PathBuf::from(".") } else { above.to_owned() }
+        },
+    );
     let (sampling, eos) = generation::read(&folder.join(GENERATION), CONFIG_CAP)?;
     let mut host = Host {
         model,

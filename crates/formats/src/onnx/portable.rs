@@ -14,8 +14,9 @@
 //! is an integer below 2^24.
 //!
 //! # The head
-//! In 8 bits with a scale for each 32 columns, unless asked for in full: it is the largest matrix by far, and not
-//! ternary. The embedding stays as it is; only the rows that are used are read.
+//! In single precision, or in 8 bits with a scale for each 32 columns where size and speed matter more than the last
+//! percent: it is the largest matrix by far, and not ternary. The embedding stays as it is; only the rows that are used
+//! are read.
 
 use ternion_core::{Error, Result};
 
@@ -92,7 +93,11 @@ impl Decoder<'_> {
         b.input("input_ids", Element::I64, &[batch(), new()]);
         b.input("attention_mask", Element::I64, &[batch(), total()]);
         b.input("position_ids", Element::I64, &[batch(), new()]);
-        b.output("logits", Element::F32, &[batch(), Dim::Named("logits_length"), Dim::Known(self.spec.vocab_size)]);
+        b.output(
+            "logits",
+            Element::F32,
+            &[batch(), Dim::Named("logits_length"), Dim::Known(self.spec.vocab_size)],
+        );
         for layer in 0..self.spec.layers {
             for part in ["key", "value"] {
                 let cache = |length| [batch(), Dim::Known(kv_heads), length, Dim::Known(head_dim)];
@@ -109,9 +114,7 @@ impl Decoder<'_> {
     fn shared(&mut self) -> Result<()> {
         let spec = self.spec;
         let frequencies = spec.rope.frequencies(spec.head_dim);
-        let angles = || {
-            (0..spec.context_length).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f))
-        };
+        let angles = || (0..spec.context_length).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let shape = [spec.context_length, spec.head_dim / 2];
         let cosines: Vec<f32> = angles().map(f32::cos).collect();
         let sines: Vec<f32> = angles().map(f32::sin).collect();
@@ -256,7 +259,8 @@ impl Decoder<'_> {
         let (mut codes, mut scales) = (Vec::new(), Vec::new());
         for part in parts {
             let Weights::Ternary(t) = &part.weights else { continue };
-            let view = ternion_kernels::TernaryRef::new(&t.codes, t.rows, t.cols)
+            let view = t
+                .view()
                 .map_err(|e| Error::invalid_model("the codes do not fit the shape").with_source(e))?;
             bits::append_ternary(t, &ternion_kernels::unpack(view), &mut codes);
             scales.resize(scales.len() + t.rows, t.scale);

@@ -171,7 +171,8 @@ fn read(path: &Path) -> Result<Summary> {
             bytes.len()
         )));
     }
-    let mut walk = Walk { folder: Folder::of(path)?, items: 0, functions: BTreeSet::new(), inner: Vec::new() };
+    let mut walk =
+        Walk { folder: Folder::of(path)?, items: 0, functions: BTreeSet::new(), inner: Vec::new() };
     let mut summary = Summary {
         path: path.to_owned(),
         producer: String::new(),
@@ -196,7 +197,9 @@ fn read(path: &Path) -> Result<Summary> {
                 summary.opsets.push(opset(field.enter()?)?);
             }
             14 => summary.metadata.push(walk.entry(field.enter()?)?),
-            20 => return Err(Error::unsupported("holds training information; a model for inference expected")),
+            20 => {
+                return Err(Error::unsupported("holds training information; a model for inference expected"));
+            }
             25 => walk.function(field.enter()?)?,
             _ => {}
         }
@@ -442,7 +445,9 @@ fn opset(mut message: Message<'_>) -> Result<(String, i64)> {
     let mut opset = (String::new(), 0);
     while let Some((number, value)) = message.next()? {
         match (number, value) {
-            (1, wire::Value::Bytes(domain)) if domain.len() <= MAX_NAME => opset.0 = domain.text()?.to_owned(),
+            (1, wire::Value::Bytes(domain)) if domain.len() <= MAX_NAME => {
+                opset.0 = domain.text()?.to_owned()
+            }
             (2, wire::Value::Integer(version)) => opset.1 = version as i64,
             _ => {}
         }

@@ -63,7 +63,9 @@ impl<'a> Message<'a> {
                 self.take(4)?;
                 Value::Fixed32
             }
-            kind => return Err(damaged(at, &format!("a field has the wire type {kind}, expected 0, 1, 2 or 5"))),
+            kind => {
+                return Err(damaged(at, &format!("a field has the wire type {kind}, expected 0, 1, 2 or 5")));
+            }
         };
         Ok(Some((number, value)))
     }
@@ -106,7 +108,11 @@ impl<'a> Message<'a> {
                 return Ok(value);
             }
         }
-        let problem = if self.bytes.len() < 10 { "the message ends within a number" } else { "a number has more than 10 bytes" };
+        let problem = if self.bytes.len() < 10 {
+            "the message ends within a number"
+        } else {
+            "a number has more than 10 bytes"
+        };
         Err(damaged(at, problem))
     }
 
@@ -114,7 +120,10 @@ impl<'a> Message<'a> {
         let split = usize::try_from(length).ok().and_then(|length| self.bytes.split_at_checked(length));
         let Some((taken, rest)) = split else {
             let left = self.bytes.len();
-            return Err(damaged(self.offset, &format!("a field of {length} bytes in a message that has {left} left")));
+            return Err(damaged(
+                self.offset,
+                &format!("a field of {length} bytes in a message that has {left} left"),
+            ));
         };
         self.bytes = rest;
         self.offset += taken.len();

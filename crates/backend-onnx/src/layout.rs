@@ -193,19 +193,26 @@ fn cache(summary: &Summary, host: &Host, input: &Value, rest: &str) -> Result<(C
             input.name
         )));
     }
-    let size = |found: &Size, key: &str, expected: Option<usize>| match (found, expected) {
-        (Size::Known(found), Some(expected)) if *found != expected as i64 => Err(Error::invalid_model(
-            format!("`{}` has {found} for `{key}`, but config.json says {expected}", input.name),
-        )),
-        (Size::Known(found @ 1..=0x10_0000), _) => Ok(*found as usize),
-        (Size::Named(_) | Size::Open, Some(expected)) => Ok(expected),
+    // What the configuration says is checked; what follows from other keys only fills a gap.
+    let size = |found: &Size, key: &str, said: Option<usize>, other: Option<usize>| match (
+        found,
+        said,
+        said.or(other),
+    ) {
+        (Size::Known(found), Some(said), _) if *found != said as i64 => Err(Error::invalid_model(format!(
+            "`{}` has {found} for `{key}`, but config.json says {said}",
+            input.name
+        ))),
+        (Size::Known(found @ 1..=0x10_0000), ..) => Ok(*found as usize),
+        (Size::Named(_) | Size::Open, _, Some(size)) => Ok(size),
         _ => Err(Error::invalid_model(format!(
             "`{}` is {dims:?} and no config.json beside the model says more; a size for `{key}` expected",
             input.name
         ))),
     };
-    let heads = size(heads, "num_key_value_heads", host.kv_heads)?;
-    let width = size(width, "head_dim", host.head_dim)?;
+    let per_head = host.hidden_size.zip(host.heads).map(|(hidden, heads)| hidden / heads).filter(|d| *d > 0);
+    let heads = size(heads, "num_key_value_heads", host.kv_heads, host.heads)?;
+    let width = size(width, "head_dim", host.head_dim, per_head)?;
     Ok((Cache { past: input.name.clone(), present, heads, width }, is_f16))
 }
 

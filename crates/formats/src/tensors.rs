@@ -71,6 +71,17 @@ impl DenseTensor {
         self.bytes.len() / self.dtype.size()
     }
 
+    /// Row `index` of a matrix, as a matrix of one row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, index: usize) -> Self {
+        let width: usize = self.shape[1..].iter().product();
+        let bytes = index * width * self.dtype.size()..(index + 1) * width * self.dtype.size();
+        let bytes = self.bytes.slice(bytes).expect("a row of the matrix");
+        Self { dtype: self.dtype, shape: vec![1, width], bytes }
+    }
+
     /// The same elements as the kernels take them.
     pub fn view(&self) -> DenseRef<'_> {
         match self.dtype {

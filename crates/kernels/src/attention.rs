@@ -6,10 +6,7 @@
 
 use rayon::prelude::*;
 
-use crate::{
-    isa::multiversion,
-    lanes::{self, LANES, Lanes},
-};
+use crate::{isa::vectorized, lanes::LANES, vector::Vector};
 
 /// Positions in a block of the KV cache.
 pub const BLOCK: usize = 64;
@@ -87,26 +84,26 @@ struct Row<'a> {
     length: usize,
 }
 
-multiversion! {
+vectorized! {
     fn run(shape: &Attention, keys: &[&[f32]], values: &[&[f32]], task: &mut Task<'_>) = run_body;
 }
 
 #[inline(always)]
-fn run_body<const FMA: bool>(shape: &Attention, keys: &[&[f32]], values: &[&[f32]], task: &mut Task<'_>) {
+fn run_body<V: Vector>(shape: &Attention, keys: &[&[f32]], values: &[&[f32]], task: &mut Task<'_>) {
     let plane = BLOCK * shape.head_dim;
     let part = task.kv_head * plane..(task.kv_head + 1) * plane;
     let (tiles, rest) = task.rows.as_chunks_mut::<TILE>();
     for rows in tiles {
-        tile::<TILE, FMA>(shape, keys, values, part.clone(), rows);
+        tile::<V, TILE>(shape, keys, values, part.clone(), rows);
     }
     for row in rest {
-        tile::<1, FMA>(shape, keys, values, part.clone(), std::array::from_mut(row));
+        tile::<V, 1>(shape, keys, values, part.clone(), std::array::from_mut(row));
     }
 }
 
 /// Rows in the order of their lengths, against the same head of keys and values.
 #[inline(always)]
-fn tile<const R: usize, const FMA: bool>(
+fn tile<V: Vector, const R: usize>(
     shape: &Attention,
     keys: &[&[f32]],
     values: &[&[f32]],
@@ -120,37 +117,20 @@ fn tile<const R: usize, const FMA: bool>(
     }
     let blocks = rows[R - 1].length.div_ceil(BLOCK);
     for block in 0..blocks {
-        let mut weights = scores::<R, FMA>(rows, &keys[block][part.clone()]);
+        let scores = scores::<V, R>(rows, &keys[block][part.clone()]);
+        let mut weights = [[0.0; BLOCK]; R];
         let mut correction = [1.0f32; R];
         for r in 0..R {
             let visible = rows[r].length.saturating_sub(block * BLOCK).min(BLOCK);
-            if visible == 0 {
-                weights[r] = [[0.0; LANES]; VECTORS];
-                continue;
+            if visible > 0 {
+                let new = weigh_scores(&scores[r], shape.scale, visible, largest[r], &mut weights[r]);
+                correction[r] = V::splat(largest[r] - new.largest).exp_negative().lanes()[0];
+                largest[r] = new.largest;
+                total[r] = total[r] * correction[r] + new.sum;
             }
-            let mut most = [f32::NEG_INFINITY; LANES];
-            for (v, lanes) in weights[r].iter_mut().enumerate() {
-                for i in 0..LANES {
-                    let score =
-                        if v * LANES + i < visible { lanes[i] * shape.scale } else { f32::NEG_INFINITY };
-                    lanes[i] = score;
-                    most[i] = if score > most[i] { score } else { most[i] };
-                }
-            }
-            let new = largest[r].max(lanes::max(most));
-            correction[r] = lanes::exp::<FMA>(largest[r] - new);
-            largest[r] = new;
-            let mut sum = [0.0; LANES];
-            for lanes in &mut weights[r] {
-                for i in 0..LANES {
-                    lanes[i] = lanes::exp::<FMA>(lanes[i] - new);
-                    sum[i] += lanes[i];
-                }
-            }
-            total[r] = lanes::mul_add::<FMA>(total[r], correction[r], lanes::sum(sum));
         }
         let visible = (rows[R - 1].length - block * BLOCK).min(BLOCK);
-        weigh::<R, FMA>(rows, &weights, &correction, &values[block][part.clone()], visible);
+        weigh::<V, R>(rows, &weights, &correction, &values[block][part.clone()], visible);
     }
     for (row, total) in rows.iter_mut().zip(total) {
         let factor = 1.0 / total;
@@ -162,25 +142,61 @@ fn tile<const R: usize, const FMA: bool>(
 
 /// The products of the queries with all keys of a block, `[head_dim, BLOCK]`.
 #[inline(always)]
-fn scores<const R: usize, const FMA: bool>(rows: &[Row<'_>; R], keys: &[f32]) -> [[Lanes; VECTORS]; R] {
-    let mut sums = [[[0.0; LANES]; VECTORS]; R];
+fn scores<V: Vector, const R: usize>(rows: &[Row<'_>; R], keys: &[f32]) -> [[V; VECTORS]; R] {
+    let mut sums = [[V::splat(0.0); VECTORS]; R];
     for (d, keys) in keys.as_chunks::<BLOCK>().0.iter().enumerate() {
         let keys = keys.as_chunks::<LANES>().0;
+        let keys: [V; VECTORS] = std::array::from_fn(|v| V::load(&keys[v]));
         for r in 0..R {
-            let q = [rows[r].q[d]; LANES];
+            let q = V::splat(rows[r].q[d]);
             for v in 0..VECTORS {
-                lanes::accumulate::<FMA>(&mut sums[r][v], &q, &keys[v]);
+                sums[r][v] = q.mul_add(keys[v], sums[r][v]);
             }
         }
     }
     sums
 }
 
+/// What a block adds to a row's softmax.
+struct BlockSum {
+    /// The largest score so far.
+    largest: f32,
+    /// The sum of the block's weights, relative to that.
+    sum: f32,
+}
+
+/// Turns the scores of the `visible` first positions of a block into weights relative to the largest score so far; the
+/// other weights are 0.
+#[inline(always)]
+fn weigh_scores<V: Vector>(
+    scores: &[V; VECTORS],
+    scale: f32,
+    visible: usize,
+    largest: f32,
+    weights: &mut [f32; BLOCK],
+) -> BlockSum {
+    let mut most = V::splat(f32::NEG_INFINITY);
+    let mut scaled = *scores;
+    for (v, score) in scaled.iter_mut().enumerate() {
+        let hidden = V::splat(f32::NEG_INFINITY);
+        *score = score.mul(V::splat(scale)).first(visible.saturating_sub(v * LANES), hidden);
+        most = score.max(most);
+    }
+    let largest = largest.max(most.largest());
+    let mut sum = V::splat(0.0);
+    for (score, weights) in scaled.iter().zip(weights.as_chunks_mut::<LANES>().0) {
+        let weight = score.sub(V::splat(largest)).exp_negative();
+        weight.store(weights);
+        sum = sum.add(weight);
+    }
+    BlockSum { largest, sum: sum.sum() }
+}
+
 /// `out = out * correction + weights * values`, over the first `visible` positions of a block, `[BLOCK, head_dim]`.
 #[inline(always)]
-fn weigh<const R: usize, const FMA: bool>(
+fn weigh<V: Vector, const R: usize>(
     rows: &mut [Row<'_>; R],
-    weights: &[[Lanes; VECTORS]; R],
+    weights: &[[f32; BLOCK]; R],
     correction: &[f32; R],
     values: &[f32],
     visible: usize,
@@ -188,55 +204,56 @@ fn weigh<const R: usize, const FMA: bool>(
     let head_dim = rows[0].out.len();
     let mut at = 0;
     while head_dim - at >= VECTORS * LANES {
-        weigh_part::<R, VECTORS, FMA>(rows, weights, correction, values, visible, at);
+        weigh_part::<V, R, VECTORS>(rows, weights, correction, values, visible, at);
         at += VECTORS * LANES;
     }
     while head_dim - at >= LANES {
-        weigh_part::<R, 1, FMA>(rows, weights, correction, values, visible, at);
+        weigh_part::<V, R, 1>(rows, weights, correction, values, visible, at);
         at += LANES;
     }
     for i in at..head_dim {
         for r in 0..R {
             let mut sum = rows[r].out[i] * correction[r];
             for j in 0..visible {
-                sum = lanes::mul_add::<FMA>(weights[r][j / LANES][j % LANES], values[j * head_dim + i], sum);
+                sum += weights[r][j] * values[j * head_dim + i];
             }
             rows[r].out[i] = sum;
         }
     }
 }
 
-/// [`weigh`] for `V` vectors of dimensions from `at` on.
+/// [`weigh`] for `N` vectors of dimensions from `at` on.
 #[inline(always)]
-fn weigh_part<const R: usize, const V: usize, const FMA: bool>(
+fn weigh_part<V: Vector, const R: usize, const N: usize>(
     rows: &mut [Row<'_>; R],
-    weights: &[[Lanes; VECTORS]; R],
+    weights: &[[f32; BLOCK]; R],
     correction: &[f32; R],
     values: &[f32],
     visible: usize,
     at: usize,
 ) {
     let head_dim = rows[0].out.len();
-    let mut sums = [[[0.0; LANES]; V]; R];
+    let mut sums = [[V::splat(0.0); N]; R];
     for r in 0..R {
-        let out = rows[r].out[at..at + V * LANES].as_chunks::<LANES>().0;
-        for v in 0..V {
-            for i in 0..LANES {
-                sums[r][v][i] = out[v][i] * correction[r];
-            }
+        let out = rows[r].out[at..at + N * LANES].as_chunks::<LANES>().0;
+        for v in 0..N {
+            sums[r][v] = V::load(&out[v]).mul(V::splat(correction[r]));
         }
     }
     for j in 0..visible {
-        let row = values[j * head_dim + at..j * head_dim + at + V * LANES].as_chunks::<LANES>().0;
+        let row = values[j * head_dim + at..j * head_dim + at + N * LANES].as_chunks::<LANES>().0;
+        let row: [V; N] = std::array::from_fn(|v| V::load(&row[v]));
         for r in 0..R {
-            let weight = [weights[r][j / LANES][j % LANES]; LANES];
-            for v in 0..V {
-                lanes::accumulate::<FMA>(&mut sums[r][v], &weight, &row[v]);
+            let weight = V::splat(weights[r][j]);
+            for v in 0..N {
+                sums[r][v] = weight.mul_add(row[v], sums[r][v]);
             }
         }
     }
     for r in 0..R {
-        let out = rows[r].out[at..at + V * LANES].as_chunks_mut::<LANES>().0;
-        out.copy_from_slice(&sums[r]);
+        let out = rows[r].out[at..at + N * LANES].as_chunks_mut::<LANES>().0;
+        for v in 0..N {
+            sums[r][v].store(&mut out[v]);
+        }
     }
 }

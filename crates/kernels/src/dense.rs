@@ -81,6 +81,8 @@ trait Weight {
 struct Single;
 struct Half;
 struct Brain;
+/// int8, without the scale of its row.
+struct Signed;
 
 impl Weight for Single {
     type Bytes = [u8; 4];
@@ -104,6 +106,14 @@ impl Weight for Half {
     }
 }
 
+impl Weight for Signed {
+    type Bytes = [u8; 1];
+    #[inline(always)]
+    fn widen([byte]: [u8; 1]) -> f32 {
+        f32::from(byte as i8)
+    }
+}
+
 impl Weight for Brain {
     type Bytes = [u8; 2];
     #[inline(always)]
@@ -121,7 +131,19 @@ impl Weight for Brain {
 pub fn dense_matmul(w: DenseRef<'_>, rows: usize, cols: usize, x: &[f32], out: &mut [f32], stride: usize) {
     assert!(cols > 0 && w.elements() == rows * cols, "{} weights for {rows} x {cols}", w.elements());
     assert!(x.len().is_multiple_of(cols), "{} activations in rows of {cols}", x.len());
-    let Some(last) = (x.len() / cols).checked_sub(1) else { return };
+    by_rows(rows, x.len() / cols, out, stride, |first, out| w.task(first, cols, x, out));
+}
+
+/// Divides the rows of an output, `tokens` times `rows` with `stride` between, over the threads: `work` is called for
+/// some rows with the number of the first and the places of all tokens.
+pub(crate) fn by_rows(
+    rows: usize,
+    tokens: usize,
+    out: &mut [f32],
+    stride: usize,
+    work: impl Fn(usize, &mut [&mut [f32]]) + Sync,
+) {
+    let Some(last) = tokens.checked_sub(1) else { return };
     assert!(stride >= rows && last * stride + rows <= out.len(), "the output is too short");
     // Each task has its own rows in the output of every token.
     let mut parts: Vec<Vec<&mut [f32]>> =
@@ -131,7 +153,7 @@ pub fn dense_matmul(w: DenseRef<'_>, rows: usize, cols: usize, x: &[f32], out: &
             part.push(chunk);
         }
     }
-    parts.into_par_iter().enumerate().for_each(|(i, mut out)| w.task(i * TASK_ROWS, cols, x, &mut out));
+    parts.into_par_iter().enumerate().for_each(|(i, mut out)| work(i * TASK_ROWS, &mut out));
 }
 
 /// Computes the part `part` of `of` of a [`dense_matmul`] on the calling thread; the parts together are the whole.
@@ -169,6 +191,9 @@ multiversion! {
     fn halves(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = halves_body;
 }
 multiversion! {
+    pub(crate) fn bytes(w: &[[u8; 1]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = bytes_body;
+}
+multiversion! {
     fn brains(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = brains_body;
 }
 
@@ -180,6 +205,11 @@ fn singles_body<const FMA: bool>(w: &[[u8; 4]], x: &[f32], cols: usize, out: &mu
 #[inline(always)]
 fn halves_body<const FMA: bool>(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
     task::<Half, FMA>(w, x, cols, out);
+}
+
+#[inline(always)]
+fn bytes_body<const FMA: bool>(w: &[[u8; 1]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
+    task::<Signed, FMA>(w, x, cols, out);
 }
 
 #[inline(always)]

@@ -87,3 +87,31 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+/// As [`multiversion!`], for a body that is generic over the [`Vector`](crate::vector::Vector) of the instructions.
+macro_rules! vectorized {
+    (fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident;) => {
+        fn $name($($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+                fn avx512($($arg: $ty),*) {
+                    $body::<$crate::x86::vector::Avx512>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) {
+                    $body::<$crate::x86::vector::Avx2>($($arg),*)
+                }
+                match $crate::isa::Isa::detect() {
+                    // SAFETY: `detect` returns only what the CPU has, which includes these features.
+                    $crate::isa::Isa::Avx512Vnni => return unsafe { avx512($($arg),*) },
+                    // SAFETY: As above.
+                    $crate::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::isa::Isa::Scalar => {}
+                }
+            }
+            $body::<$crate::lanes::Lanes>($($arg),*)
+        }
+    };
+}
+pub(crate) use vectorized;

@@ -9,6 +9,14 @@ pub(crate) const LANES: usize = 16;
 /// One vector.
 pub(crate) type Lanes = [f32; LANES];
 
+/// `ln 2` in two parts, the first with few bits, so that its products with small integers are exact.
+pub(crate) const LN2_HIGH: f32 = 0.693_359_4;
+pub(crate) const LN2_LOW: f32 = -2.121_944_4e-4;
+
+/// The polynomial of Cephes' `expf`, highest power first: `e^r = 1 + r + r^2 p(r)` for `|r| <= ln 2 / 2`.
+pub(crate) const EXP: [f32; 6] =
+    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+
 /// `a * b + c`, fused where that is an instruction.
 #[inline(always)]
 pub(crate) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -51,20 +59,16 @@ pub(crate) fn partial(x: &[f32]) -> Lanes {
 }
 
 /// `e^x` to within 2 units in the last place; 0 below -87 and infinite above 88, just before the results become
-/// subnormal and overflow. The polynomial is that of Cephes' `expf`.
+/// subnormal and overflow.
 #[inline(always)]
 pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
     let n = (x * std::f32::consts::LOG2_E).round_ties_even();
     let r = mul_add::<FMA>(n, -LN2_HIGH, x);
     let r = mul_add::<FMA>(n, -LN2_LOW, r);
-    let mut p = 1.987_569_1e-4;
-    p = mul_add::<FMA>(p, r, 1.398_199_9e-3);
-    p = mul_add::<FMA>(p, r, 8.333_452e-3);
-    p = mul_add::<FMA>(p, r, 4.166_579_6e-2);
-    p = mul_add::<FMA>(p, r, 1.666_666_5e-1);
-    p = mul_add::<FMA>(p, r, 0.5);
+    let mut p = EXP[0];
+    for coefficient in &EXP[1..] {
+        p = mul_add::<FMA>(p, r, *coefficient);
+    }
     let y = mul_add::<FMA>(p * r, r, r) + 1.0;
     // In range `n` is -126 to 127, so the exponent is that of a normal float.
     let power = f32::from_bits(((n.clamp(-126.0, 127.0) as i32 + 127) as u32) << 23);

@@ -4,6 +4,7 @@
 //!   where they lie in a mapped file, in the packed layout of Hugging Face transformers or in I2_S of GGUF; nothing is
 //!   repacked.
 //! * [`Quantized`]: activations as the products take them.
+//! * [`Int8Matrix`]: an int8 copy of plain weights.
 //! * [`dense_matmul`], [`rms_norm`], [`relu2_glu`], [`silu_glu`], [`attention`]: the float operations of a decoder.
 //!
 //! Which instructions are used is decided at run time ([`Isa`]). Products of ternary weights are the same to the last
@@ -26,18 +27,21 @@
 mod attention;
 mod dense;
 mod float;
+mod int8;
 mod isa;
 mod lanes;
 mod master;
 mod matmul;
 mod quantize;
 mod ternary;
+mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use attention::{Attention, BLOCK, attention};
 pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
 pub use float::{relu2_glu, rms_norm, silu_glu};
+pub use int8::Int8Matrix;
 pub use isa::Isa;
 pub use master::quantize_master;
 pub use matmul::{accumulate, matmul, matmul_part, matmul_with};

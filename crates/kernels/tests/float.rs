@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use ternion_kernels::{
-    Attention, BLOCK, DenseRef, attention, dense_matmul, dense_matmul_part, relu2_glu, rms_norm, silu_glu,
+    Attention, BLOCK, DenseRef, Int8Matrix, attention, dense_matmul, dense_matmul_part, relu2_glu, rms_norm,
+    silu_glu,
 };
 
 fn noise(seed: u64, count: usize) -> Vec<f32> {
@@ -101,6 +102,40 @@ fn normalisation_and_gated_units() {
                     assert!(close(all[t * width + i], exact, 1e-12), "{silu} {width} {g} {u}");
                 }
             }
+        }
+    }
+}
+
+/// The int8 copy is within half a step of each weight, and its products are those of the rounded weights.
+#[test]
+fn int8_weights_are_rounded_by_row() {
+    let (rows, cols, tokens) = (301, 70, 5);
+    let mut weights = noise(9, rows * cols);
+    weights[3 * cols..4 * cols].fill(0.0);
+    let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let matrix = Int8Matrix::new(DenseRef::F32(&bytes), rows, cols);
+    assert_eq!(matrix.bytes(), rows * cols + 4 * rows);
+    let mut units = vec![0.0; cols * cols];
+    (0..cols).for_each(|k| units[k * cols + k] = 1.0);
+    let mut rounded = vec![0.0; cols * rows];
+    matrix.matmul(&units, &mut rounded, rows);
+    for (n, row) in weights.chunks_exact(cols).enumerate() {
+        let step = row.iter().fold(0.0f32, |most, w| most.max(w.abs())) / 127.0;
+        for (k, w) in row.iter().enumerate() {
+            assert!((rounded[k * rows + n] - w).abs() <= 0.5001 * step, "row {n}");
+        }
+    }
+    let x = noise(10, tokens * cols);
+    let mut all = vec![0.0; tokens * rows];
+    pool(3).install(|| matrix.matmul(&x, &mut all, rows));
+    for t in 0..tokens {
+        let mut one = vec![0.0; rows];
+        let x = &x[t * cols..(t + 1) * cols];
+        pool(1).install(|| matrix.matmul(x, &mut one, rows));
+        assert_eq!(one, all[t * rows..(t + 1) * rows], "token {t}");
+        for n in 0..rows {
+            let exact: f64 = (0..cols).map(|k| f64::from(rounded[k * rows + n]) * f64::from(x[k])).sum();
+            assert!((f64::from(one[n]) - exact).abs() < 1e-5 * exact.abs().max(1.0), "{t} {n}");
         }
     }
 }

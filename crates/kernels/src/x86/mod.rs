@@ -1,4 +1,5 @@
-//! Ternary products on x86-64.
+//! Ternary products and vectors of floats on x86-64.
 
 pub(crate) mod avx2;
 pub(crate) mod avx512;
+pub(crate) mod vector;

@@ -1,0 +1,193 @@
+//! [`Vector`] in registers of AVX2 with FMA, and of AVX-512.
+//!
+//! Every function here is inlined into one that is compiled for its instructions, which `vectorized!` calls only where
+//! the CPU has them.
+
+use std::arch::x86_64::{
+    __m256, __m512, _CMP_LT_OQ, _mm256_add_epi32, _mm256_add_ps, _mm256_andnot_ps, _mm256_blendv_ps,
+    _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtps_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
+    _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_ps, _mm256_slli_epi32,
+    _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_castsi512_ps,
+    _mm512_cmp_ps_mask, _mm512_cvtps_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps,
+    _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_roundscale_ps, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+};
+
+use crate::{
+    lanes::{LANES, Lanes},
+    vector::Vector,
+};
+
+/// Rounding to nearest, ties to even, without exceptions: `_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC`.
+const NEAREST: i32 = 8;
+
+/// One register of AVX-512.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(__m512);
+
+// SAFETY (of all blocks): these are instructions of AVX-512F, which the function that this is inlined into is compiled for;
+// loads and stores touch the 16 floats of the reference.
+impl Vector for Avx512 {
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: See above.
+        Self(unsafe { _mm512_set1_ps(x) })
+    }
+    #[inline(always)]
+    fn load(x: &Lanes) -> Self {
+        // SAFETY: See above.
+        Self(unsafe { _mm512_loadu_ps(x.as_ptr()) })
+    }
+    #[inline(always)]
+    fn store(self, out: &mut Lanes) {
+        // SAFETY: See above.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: See above.
+        Self(unsafe { _mm512_sub_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: See above.
+        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: See above.
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self, b: Self) -> Self {
+        // SAFETY: See above.
+        Self(unsafe { _mm512_fmadd_ps(self.0, a.0, b.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: See above.
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        // SAFETY: See above.
+        Self(unsafe { _mm512_roundscale_ps::<NEAREST>(self.0) })
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        // SAFETY: See above.
+        Self(unsafe {
+            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+        })
+    }
+    #[inline(always)]
+    fn first(self, count: usize, other: Self) -> Self {
+        let keep = if count < LANES { (1u16 << count) - 1 } else { u16::MAX };
+        // SAFETY: See above.
+        Self(unsafe { _mm512_mask_blend_ps(keep, other.0, self.0) })
+    }
+    #[inline(always)]
+    fn zero_where_below(self, x: Self, limit: f32) -> Self {
+        // SAFETY: See above.
+        Self(unsafe {
+            let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x.0, _mm512_set1_ps(limit));
+            _mm512_maskz_mov_ps(!below, self.0)
+        })
+    }
+}
+
+/// Two registers of AVX2.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(__m256, __m256);
+
+impl Avx2 {
+    #[inline(always)]
+    fn each(self, f: impl Fn(__m256) -> __m256) -> Self {
+        Self(f(self.0), f(self.1))
+    }
+    #[inline(always)]
+    fn with(self, other: Self, f: impl Fn(__m256, __m256) -> __m256) -> Self {
+        Self(f(self.0, other.0), f(self.1, other.1))
+    }
+}
+
+// SAFETY (of all blocks): these are instructions of AVX2 and FMA, which the function that this is inlined into is compiled
+// for; loads and stores touch the 16 floats of the reference.
+impl Vector for Avx2 {
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: See above.
+        let x = unsafe { _mm256_set1_ps(x) };
+        Self(x, x)
+    }
+    #[inline(always)]
+    fn load(x: &Lanes) -> Self {
+        // SAFETY: See above.
+        unsafe { Self(_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))) }
+    }
+    #[inline(always)]
+    fn store(self, out: &mut Lanes) {
+        // SAFETY: See above.
+        unsafe {
+            _mm256_storeu_ps(out.as_mut_ptr(), self.0);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), self.1);
+        }
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: See above.
+        self.with(other, |a, b| unsafe { _mm256_sub_ps(a, b) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: See above.
+        self.with(other, |a, b| unsafe { _mm256_mul_ps(a, b) })
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: See above.
+        self.with(other, |a, b| unsafe { _mm256_add_ps(a, b) })
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self, b: Self) -> Self {
+        // SAFETY: See above.
+        unsafe { Self(_mm256_fmadd_ps(self.0, a.0, b.0), _mm256_fmadd_ps(self.1, a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: See above.
+        self.with(other, |a, b| unsafe { _mm256_max_ps(a, b) })
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        // SAFETY: See above.
+        self.each(|x| unsafe { _mm256_round_ps::<NEAREST>(x) })
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        // SAFETY: See above.
+        self.each(|n| unsafe {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+        })
+    }
+    #[inline(always)]
+    fn first(self, count: usize, other: Self) -> Self {
+        let count = count as f32;
+        // SAFETY: See above.
+        unsafe {
+            let low = _mm256_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0);
+            let high = _mm256_add_ps(low, _mm256_set1_ps(8.0));
+            let keep = |index| _mm256_cmp_ps::<_CMP_LT_OQ>(index, _mm256_set1_ps(count));
+            Self(_mm256_blendv_ps(other.0, self.0, keep(low)), _mm256_blendv_ps(other.1, self.1, keep(high)))
+        }
+    }
+    #[inline(always)]
+    fn zero_where_below(self, x: Self, limit: f32) -> Self {
+        // SAFETY: See above.
+        self.with(x, |y, x| unsafe {
+            _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(limit)), y)
+        })
+    }
+}

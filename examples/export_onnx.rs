@@ -1,4 +1,4 @@
-//! Writes a checkpoint as ONNX: `cargo run --release --example export_onnx -- CHECKPOINT FOLDER [portable|fast] [full]`.
+//! Writes a checkpoint as ONNX: `cargo run --release --example export_onnx -- CHECKPOINT FOLDER [portable|fast] [bits8]`.
 
 use std::process::ExitCode;
 
@@ -11,12 +11,12 @@ fn main() -> ExitCode {
     let (from, to, rest) = match words.as_slice() {
         [from, to, rest @ ..] => (*from, *to, rest),
         _ => {
-            eprintln!("usage: export_onnx CHECKPOINT FOLDER [portable|fast] [full]");
+            eprintln!("usage: export_onnx CHECKPOINT FOLDER [portable|fast] [bits8]");
             return ExitCode::from(2);
         }
     };
     let variant = if rest.contains(&"fast") { Variant::Fast } else { Variant::Portable };
-    let head = if rest.contains(&"full") { Head::Full } else { Head::Bits8 };
+    let head = if rest.contains(&"bits8") { Head::Bits8 } else { Head::Full };
     let options = Options::new(variant).with_head(head);
     let exported =
         Checkpoint::open(from).and_then(|checkpoint| export(&checkpoint, to, &options, &mut |_, _| {}));

@@ -49,8 +49,10 @@ pub(crate) struct ExportedDecoder {
 impl ExportedDecoder {
     pub(crate) fn open(library: &Library, summary: &Summary, host: &Host, sizes: Sizes) -> Result<Self> {
         let layout = Layout::read(summary, host)?;
+        // A past that is copied has another length at every step.
         let open = || -> ort::Result<(Session, IoBinding)> {
-            let session = session_builder(library, sizes.threads)?.commit_from_file(&summary.path)?;
+            let session =
+                session_builder(library, sizes.threads, layout.in_place)?.commit_from_file(&summary.path)?;
             let binding = session.create_binding()?;
             Ok((session, binding))
         };

@@ -42,7 +42,7 @@ impl FastDecoder {
             })?;
         let open = || -> ort::Result<Session> {
             // Our operators have threads of their own; what is left for the runtime is too little to divide.
-            session_builder(library, 1)?
+            session_builder(library, 1, true)?
                 .with_operators(ops::domain(&shared)?)?
                 .commit_from_file(&summary.path)
         };

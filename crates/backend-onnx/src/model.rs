@@ -148,13 +148,18 @@ impl CausalLm for Decoder {
 }
 
 /// A session's options, for shapes that change with every step: the runtime's plan of its memory is made for one shape and
-/// kept, so it is off.
-pub(crate) fn session_builder(library: &Library, threads: usize) -> ort::Result<SessionBuilder> {
+/// kept, so it is off. Its arena serves buffers that are of the same few sizes again and again; where `has_arena` is
+/// false, each one is given back to the system, so that ever longer ones leave no holes.
+pub(crate) fn session_builder(
+    library: &Library,
+    threads: usize,
+    has_arena: bool,
+) -> ort::Result<SessionBuilder> {
     Ok(Session::builder(library.environment())?
         .with_intra_threads(threads)?
         .with_inter_threads(1)?
         .with_memory_pattern(false)?
-        .with_execution_providers([ep::CPU::default().with_arena_allocator(true).build()])?)
+        .with_execution_providers([ep::CPU::default().with_arena_allocator(has_arena).build()])?)
 }
 
 pub(crate) fn engine_error(message: &str, error: &ort::Error) -> Error {

@@ -204,7 +204,7 @@ impl<W: Weight> Operator for Embedding<W> {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel<'a>(&self, _: &KernelContext<'a>) -> ort::Result<Boxed> {
+    fn create_kernel(&self, _: &KernelContext<'_>) -> ort::Result<Boxed> {
         Ok(kernel(|ctx| {
             let (ids, table) = (required(ctx, 0)?, required(ctx, 1)?);
             let (_, ids) = ids.try_extract_tensor::<i64>()?;
@@ -243,7 +243,7 @@ impl Operator for Rotations {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel<'a>(&self, _: &KernelContext<'a>) -> ort::Result<Boxed> {
+    fn create_kernel(&self, _: &KernelContext<'_>) -> ort::Result<Boxed> {
         Ok(kernel(|ctx| {
             let (positions, frequencies) = (required(ctx, 0)?, required(ctx, 1)?);
             let (_, positions) = positions.try_extract_tensor::<i64>()?;
@@ -289,7 +289,7 @@ impl Operator for TernaryLinear {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<Boxed> {
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
         let scales = context.get::<Vec<f32>>("scales").unwrap_or_default();
         let epsilon = context.get::<f32>("epsilon").unwrap_or(0.0);
         if scales.iter().any(|s| !s.is_finite() || *s == 0.0) {
@@ -372,7 +372,7 @@ impl<W: Weight> Operator for DenseLinear<W> {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<Boxed> {
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
         let epsilon = context.get::<f32>("epsilon").unwrap_or(0.0);
         let shared = self.0.clone();
         Ok(kernel(move |ctx| {
@@ -414,7 +414,7 @@ impl Operator for RmsNorm {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<Boxed> {
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
         let epsilon = context.get::<f32>("epsilon").unwrap_or(0.0);
         Ok(kernel(move |ctx| {
             let (x, weight) = (required(ctx, 0)?, required(ctx, 1)?);
@@ -449,7 +449,7 @@ impl Operator for GatedUnit {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<Boxed> {
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
         let name = context.get::<String>("activation").unwrap_or_default();
         let known = [Activation::Relu2, Activation::Silu];
         let unit = match known.into_iter().find(|a| fast::activation_name(*a) == name) {
@@ -497,7 +497,7 @@ impl Operator for Attention {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<Boxed> {
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
         let layer = attribute(context, "layer")?;
         let shape = kernels::Attention {
             heads: attribute(context, "heads")?,
@@ -510,7 +510,7 @@ impl Operator for Attention {
         if !shared.lock().cache.has(layer, shape.kv_heads, shape.head_dim) {
             return failed(format!("layer {layer} with {shape:?} is not what the KV cache was made for"));
         }
-        if shape.heads == 0 || shape.heads % shape.kv_heads != 0 {
+        if shape.heads == 0 || !shape.heads.is_multiple_of(shape.kv_heads) {
             return failed(format!("{} heads over {} of keys and values", shape.heads, shape.kv_heads));
         }
         Ok(kernel(move |ctx| {

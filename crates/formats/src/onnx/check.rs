@@ -25,12 +25,12 @@ pub(super) struct Folder {
 
 impl Folder {
     /// The folder of a model's file.
-    pub(super) fn of(model: &Path) -> Result<Self> {
+    pub(super) fn of(model: &Path) -> Self {
         let path = match model.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        Ok(Self { path, resolved: None, files: BTreeMap::new() })
+        Self { path, resolved: None, files: BTreeMap::new() }
     }
 
     /// The length of a file of data, after a look at where it is.
@@ -104,7 +104,7 @@ impl Tensor {
                 Error::invalid_model(format!("the shape is {}, a size is negative", self.shape()))
             })?;
         let elements = dims.iter().try_fold(1u64, |product, &size| product.checked_mul(size));
-        let elements = elements.filter(|n| *n <= i64::MAX as u64).ok_or_else(|| {
+        let elements = elements.filter(|n| i64::try_from(*n).is_ok()).ok_or_else(|| {
             Error::invalid_model(format!("the shape is {}, more elements than there can be", self.shape()))
         })?;
         let element = Element::from_number(self.element);
@@ -243,7 +243,7 @@ impl Summary {
             };
         let size = |n: i64| (1..=i64::from(u32::MAX)).contains(&n);
         let bits = attribute("bits", Some(4), &|n| matches!(n, 2 | 4 | 8), "2, 4 or 8")?;
-        let power = |n: i64| n >= 16 && n <= 1 << 20 && (n as u64).is_power_of_two();
+        let power = |n: i64| (16..=1 << 20).contains(&n) && (n as u64).is_power_of_two();
         let block = attribute("block_size", None, &power, "a power of two from 16")?;
         let columns = attribute("K", None, &size, "the number of columns")?;
         let rows = attribute("N", None, &size, "the number of rows")?;

@@ -44,7 +44,7 @@ pub(super) fn build(
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let spec = &checkpoint.spec;
-    if spec.head_dim % 16 != 0 {
+    if !spec.head_dim.is_multiple_of(16) {
         return Err(Error::unsupported(format!(
             "`head_dim` is {}; the portable variant needs a multiple of 16 (GroupQueryAttention), the fast one does not",
             spec.head_dim

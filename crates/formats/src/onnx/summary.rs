@@ -171,8 +171,7 @@ fn read(path: &Path) -> Result<Summary> {
             bytes.len()
         )));
     }
-    let mut walk =
-        Walk { folder: Folder::of(path)?, items: 0, functions: BTreeSet::new(), inner: Vec::new() };
+    let mut walk = Walk { folder: Folder::of(path), items: 0, functions: BTreeSet::new(), inner: Vec::new() };
     let mut summary = Summary {
         path: path.to_owned(),
         producer: String::new(),
@@ -446,7 +445,7 @@ fn opset(mut message: Message<'_>) -> Result<(String, i64)> {
     while let Some((number, value)) = message.next()? {
         match (number, value) {
             (1, wire::Value::Bytes(domain)) if domain.len() <= MAX_NAME => {
-                opset.0 = domain.text()?.to_owned()
+                domain.text()?.clone_into(&mut opset.0);
             }
             (2, wire::Value::Integer(version)) => opset.1 = version as i64,
             _ => {}

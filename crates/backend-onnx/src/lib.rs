@@ -1,14 +1,14 @@
 //! The engine for ONNX files: runs decoders through ONNX Runtime, whose native library is loaded at run time.
 //!
 //! Two kinds of files run. Exports in the layout of Hugging Face models, whoever made them, are driven through the names
-//! and shapes that they declare ([`layout`], [`exported`]). Files of the fast variant, which
-//! [`export`](ternion_formats::onnx::export) writes, are made of operators that this crate brings along ([`ops`]): they
-//! read ternary weights where the runtime has mapped them and attend over a paged KV cache of our own ([`kv`]), so that
-//! several sequences are computed in one step and no past is ever copied ([`fast`]).
+//! and shapes that they declare (modules `layout` and `exported`). Files of the fast variant, which
+//! [`export`](ternion_formats::onnx::export) writes, are made of operators that this crate brings along (`ops`): they
+//! read ternary weights where the runtime has mapped them and attend over a paged KV cache of our own (`kv`), so that
+//! several sequences are computed in one step and no past is ever copied (`fast`).
 //!
 //! Nothing of a file reaches the runtime before [`Summary`](ternion_formats::onnx::Summary) has looked at it.
 //!
-//! `unsafe` is where the native library is looked at ([`library`]) and where weights of 16 bits are seen as bytes ([`ops`]).
+//! `unsafe` is where the native library is looked at (`library`) and where weights of 16 bits are seen as bytes (`ops`).
 
 mod backend;
 mod batch;

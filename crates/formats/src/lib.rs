@@ -13,7 +13,9 @@
 mod bytes;
 mod checkpoint;
 mod config;
+pub mod convert;
 mod generation;
+pub mod gguf;
 mod huggingface;
 mod inspect;
 mod json;
@@ -23,6 +25,7 @@ mod safetensors;
 mod spec;
 pub mod synth;
 mod tensors;
+mod unfinished;
 
 pub use bytes::SharedBytes;
 pub use checkpoint::{Checkpoint, Progress};

@@ -112,12 +112,12 @@ fn what_exists_is_not_overwritten() {
 fn a_failure_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let mut checkpoint = Checkpoint::open(fixture("nano-packed")).unwrap();
-    // Without the files beside it, the model could not be run.
+    // Without a tokenizer, the model could not be run.
     checkpoint.folder = folder.path().join("nowhere");
     let error =
         export(&checkpoint, folder.path().join("model"), &Options::default(), &mut |_, _| {}).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert!(error.to_string().contains("config.json"), "{error}");
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
 
     let mut checkpoint = Checkpoint::open(fixture("nano-packed")).unwrap();
     checkpoint.spec.head_dim = 24;

@@ -21,7 +21,7 @@
 //!
 //! # Features
 //!
-//! * `candle` (default): the engine in pure Rust, for safetensors checkpoints.
+//! * `candle` (default): the engine in pure Rust, for checkpoints in safetensors and GGUF.
 //! * `onnx`: ONNX Runtime, whose native library is loaded at run time, for decoders in .onnx files.
 #![forbid(unsafe_code)]
 

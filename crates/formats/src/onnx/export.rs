@@ -1,27 +1,18 @@
 //! Writing a checkpoint as a folder with an ONNX model that stands alone.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use ternion_core::{Error, ErrorKind, Result, ResultExt};
+use ternion_core::{Error, Result, ResultExt};
 
 use super::graph::Builder;
 use super::{fast, portable};
 use crate::Checkpoint;
 use crate::checkpoint::Progress;
+use crate::convert::safetensors;
+use crate::unfinished::Unfinished;
 
 const MODEL: &str = "model.onnx";
 const DATA: &str = "model.onnx.data";
-
-/// What is copied from the checkpoint's folder as it is.
-const BESIDE: [&str; 7] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "LICENSE",
-];
 
 /// Which operators a file uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -73,8 +64,8 @@ impl Options {
 /// data that have been written and about how many there will be.
 ///
 /// # Errors
-/// [`InvalidRequest`](ErrorKind::InvalidRequest) where `folder` exists and is not empty,
-/// [`Unsupported`](ErrorKind::Unsupported) for what the variant cannot express, [`Io`](ErrorKind::Io).
+/// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) where `folder` exists and is not empty,
+/// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for what the variant cannot express, [`Io`](ternion_core::ErrorKind::Io).
 pub fn export(
     checkpoint: &Checkpoint,
     folder: impl AsRef<Path>,
@@ -97,13 +88,10 @@ fn write(
     if exists && !is_empty(folder) {
         return Err(Error::invalid_request("exists already; a new or an empty folder expected"));
     }
-    let temporary = Temporary::beside(folder)?;
-    build(checkpoint, &temporary.0, options, progress)?;
-    copy_beside(checkpoint, &temporary.0)?;
-    if exists {
-        std::fs::remove_dir(folder).map_err(|e| Error::io(folder, e))?;
-    }
-    std::fs::rename(&temporary.0, folder).map_err(|e| Error::io(folder, e))
+    let unfinished = Unfinished::folder(folder)?;
+    build(checkpoint, unfinished.path(), options, progress)?;
+    safetensors::beside(checkpoint, unfinished.path())?;
+    unfinished.finish()
 }
 
 fn build(
@@ -145,46 +133,4 @@ fn build(
     builder.finish(&folder.join(MODEL), &metadata)?;
     progress(total as u64, total as u64);
     Ok(())
-}
-
-fn copy_beside(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
-    for name in BESIDE {
-        let from = checkpoint.folder.join(name);
-        if from.is_file() {
-            std::fs::copy(&from, folder.join(name)).map_err(|e| Error::io(&from, e))?;
-        }
-    }
-    for needed in ["config.json", "tokenizer.json"] {
-        if !folder.join(needed).is_file() {
-            let message =
-                format!("the checkpoint's folder holds no `{needed}`, without which the model cannot be run");
-            return Err(Error::new(ErrorKind::NotFound, message).with("path", checkpoint.folder.display()));
-        }
-    }
-    Ok(())
-}
-
-/// A folder that is removed unless it gets another name.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn beside(folder: &Path) -> Result<Self> {
-        let name = folder
-            .file_name()
-            .ok_or_else(|| Error::invalid_request("has no name of its own; a new folder expected"))?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.partial", std::process::id()));
-        let path = folder.with_file_name(hidden);
-        // Left behind by a process that was stopped and had the same number.
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

@@ -20,6 +20,7 @@ mod huggingface;
 mod inspect;
 mod json;
 mod layers;
+pub mod onnx;
 mod safetensors;
 mod spec;
 pub mod synth;

@@ -24,6 +24,7 @@
 //! * `candle` (default): the engine in pure Rust, for checkpoints in safetensors and GGUF.
 //! * `llama-cpp`: llama.cpp, for ternary checkpoints and for all GGUF models that it knows. Building it takes CMake, a C++
 //!   compiler and libclang.
+//! * `onnx`: ONNX Runtime, whose native library is loaded at run time, for decoders in .onnx files.
 #![forbid(unsafe_code)]
 
 use std::{path::Path, sync::Arc};
@@ -48,6 +49,8 @@ pub fn registry() -> Registry {
     ternion_backend_candle::register(&mut registry);
     #[cfg(feature = "llama-cpp")]
     ternion_backend_llama_cpp::register(&mut registry);
+    #[cfg(feature = "onnx")]
+    ternion_backend_onnx::register(&mut registry);
     registry
 }
 

@@ -6,6 +6,7 @@
 
 mod lint;
 mod native;
+mod onnxruntime;
 mod setup;
 mod shell;
 mod test;

@@ -1,7 +1,8 @@
-//! What llama.cpp's build needs beside Rust: CMake, a C++ compiler and libclang, from which the bindings are made.
+//! What llama.cpp's build needs beside Rust, CMake, a C++ compiler and libclang, and the Python packages that tests
+//! compare with.
 //!
-//! Where the system lacks them and cannot be changed, CMake and libclang come as wheels of PyPI into a virtual environment
-//! in `target/tools`. [`environment`] leads the commands of this program to them; a `cargo build` by hand needs the same
+//! The packages, and where the system lacks them and cannot be changed CMake and libclang too, come from PyPI into a
+//! virtual environment in `target/tools`. [`environment`] leads the commands of this program to them; a `cargo build` by hand needs the same
 //! variables, which are printed once they are needed.
 
 use std::ffi::OsString;
@@ -45,11 +46,7 @@ pub(crate) fn install(debian: &str, pypi: Option<&str>) -> Result<(), String> {
             "it must be installed: the package `{debian}` on Debian or Ubuntu, Xcode's tools on macOS"
         ));
     };
-    let python = if cfg!(windows) { "python" } else { "python3" };
-    let tools = tools();
-    let (tools, pip) = (tools.display().to_string(), program(&tools, "python").display().to_string());
-    shell::run(&[python, "-m", "venv", &tools], &[])?;
-    shell::run(&[&pip, "-m", "pip", "install", "--quiet", pypi], &[])?;
+    pip_install(&[pypi])?;
     eprintln!("xtask: for `cargo build` by hand:");
     for (key, value) in environment() {
         eprintln!("xtask:   export {key}='{}'", value.display());
@@ -57,11 +54,42 @@ pub(crate) fn install(debian: &str, pypi: Option<&str>) -> Result<(), String> {
     Ok(())
 }
 
+/// The packages, with the versions that the comparisons were written for.
+const PYTHON_PACKAGES: [&str; 4] = ["gguf==0.19.0", "numpy", "onnx", "onnxruntime==1.32.0"];
+
+/// Whether the project's Python has the packages that tests compare with.
+pub(crate) fn python_packages() -> Option<String> {
+    let python = program(&tools(), "python").display().to_string();
+    let program = "import gguf, numpy, onnx, onnxruntime; print('onnx', onnx.__version__)";
+    shell::probe(&[&python, "-c", program])
+}
+
+/// Gets those packages.
+///
+/// # Errors
+/// Without Python, its `venv` or a way to the package index.
+pub(crate) fn install_python_packages() -> Result<(), String> {
+    pip_install(&PYTHON_PACKAGES)
+}
+
+/// Installs packages of PyPI into the virtual environment in `target/tools`, which is made if there is none.
+fn pip_install(packages: &[&str]) -> Result<(), String> {
+    let python = if cfg!(windows) { "python" } else { "python3" };
+    let own = program(&tools(), "python");
+    let own_words = own.display().to_string();
+    if !own.is_file() {
+        shell::run(&[python, "-m", "venv", &tools().display().to_string()], &[])?;
+    }
+    let pip = [&own_words, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    shell::run(&[&pip[..], packages].concat(), &[])
+}
+
 /// What leads commands to the programs in `target/tools`; nothing where there are none.
 pub(crate) fn environment() -> Vec<(&'static str, OsString)> {
     let mut variables = Vec::new();
-    if program(&tools(), "cmake").is_file() {
-        let own = program(&tools(), "cmake").parent().map(Path::to_path_buf);
+    let python = program(&tools(), "python");
+    if python.is_file() {
+        let own = python.parent().map(Path::to_path_buf);
         let path = std::env::var_os("PATH").unwrap_or_default();
         let all = own.into_iter().chain(std::env::split_paths(&path));
         variables.extend(std::env::join_paths(all).ok().map(|path| ("PATH", path)));

@@ -3,7 +3,7 @@
 //! [`NEEDS`] is the whole list. A need is asked for before anything is installed, so a second run changes nothing. What
 //! llama.cpp's build needs beside Rust is in it too, since tests and lints take all features.
 
-use crate::{native, shell};
+use crate::{native, onnxruntime, shell};
 
 /// How much of the list is wanted. A machine that only runs the tests need not have the linters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +38,8 @@ enum Remedy {
     Install(&'static [&'static str]),
     /// Install this package of Debian as root, else this one of PyPI, where there is one, into the project's folder.
     Native { debian: &'static str, pypi: Option<&'static str> },
+    /// Call this. Where it fails, go on without and tell the user what that means, except on the CI.
+    Wanted(fn() -> Result<(), String>, &'static str),
     /// Stop, and tell the user.
     Tell(&'static str),
     /// Go on without, and tell the user.
@@ -84,6 +86,23 @@ const NEEDS: &[Need] = &[
         probe: Probe::Search(native::libclang),
         minimum: None,
         remedy: Remedy::Native { debian: "libclang-dev", pypi: Some("libclang") },
+    },
+    Need {
+        name: "ONNX Runtime",
+        scope: Scope::Test,
+        probe: Probe::Search(onnxruntime::found),
+        minimum: None,
+        remedy: Remedy::Wanted(onnxruntime::install, "the tests that load it are skipped"),
+    },
+    Need {
+        name: "Python packages",
+        scope: Scope::Test,
+        probe: Probe::Search(native::python_packages),
+        minimum: None,
+        remedy: Remedy::Wanted(
+            native::install_python_packages,
+            "the tests that compare with other writers and readers of GGUF and ONNX are skipped",
+        ),
     },
     Need {
         name: "rustfmt",
@@ -133,6 +152,16 @@ fn meet(need: &Need) -> Result<(), String> {
             Ok(())
         }
         Remedy::Tell(advice) => Err(format!("{name}: {problem}; {advice}")),
+        Remedy::Wanted(installation, without) => {
+            let outcome = install(need, &problem, installation, "the installation");
+            match outcome {
+                Err(error) if std::env::var_os("CI").is_none() => {
+                    eprintln!("xtask: {error}; {without}");
+                    Ok(())
+                }
+                outcome => outcome,
+            }
+        }
         Remedy::Install(command) => {
             let installed = || shell::run(command, &[]);
             install(need, &problem, &installed, &format!("`{}`", command.join(" ")))

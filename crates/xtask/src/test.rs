@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
 use std::time::Instant;
 
-use crate::shell;
+use crate::{onnxruntime, shell};
 
 /// Runs `cargo test` with `extra` arguments and prints how many tests passed, failed and were ignored.
 ///
@@ -16,6 +16,7 @@ pub(crate) fn run(extra: &[String]) -> Result<(), String> {
     eprintln!("xtask: {line}");
     let started = Instant::now();
     let mut child = shell::command(&words)
+        .envs(onnxruntime::environment())
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| format!("cannot start `{line}`: {error}"))?;

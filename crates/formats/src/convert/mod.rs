@@ -5,7 +5,7 @@
 
 mod gguf;
 mod metadata;
-mod safetensors;
+pub(crate) mod safetensors;
 mod vocabulary;
 
 use std::fmt;

@@ -44,10 +44,15 @@ pub(super) fn write(
     progress: &mut Progress<'_>,
 ) -> Result<()> {
     let tensors = plan(checkpoint, options)?;
+    beside(checkpoint, folder)?;
+    weights(&folder.join("model.safetensors"), &tensors, progress)
+}
+
+/// Configuration and tokenizer: what stands beside the weights.
+pub(crate) fn beside(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
     write_json(&folder.join("config.json"), &config(checkpoint)?)?;
     write_json(&folder.join("generation_config.json"), &generation_config(checkpoint))?;
-    tokenizer(checkpoint, folder)?;
-    weights(&folder.join("model.safetensors"), &tensors, progress)
+    tokenizer(checkpoint, folder)
 }
 
 fn plan<'a>(checkpoint: &'a Checkpoint, options: &Options) -> Result<Vec<Planned<'a>>> {

@@ -1,0 +1,81 @@
+//! From a configuration to a running backend: looks at the file, loads the library, builds the decoder, starts the engine.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ternion_core::{
+    CausalLm, Error, ErrorKind, LlmBackend, ModelInfo, Result, ResultExt,
+    config::ModelConfig,
+    engine::{Engine, EngineOptions},
+    registry::{BackendFactory, LoadProgress, Progress},
+};
+use ternion_formats::onnx::{Host, Summary};
+
+use crate::{Decoder, DecoderOptions, Library, OnnxOptions};
+
+/// Loads models for the backend `onnx`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OnnxFactory;
+
+#[async_trait]
+impl BackendFactory for OnnxFactory {
+    fn name(&self) -> &'static str {
+        "onnx"
+    }
+
+    fn description(&self) -> &'static str {
+        "ONNX Runtime, decoders in .onnx files"
+    }
+
+    async fn load(
+        &self,
+        name: &str,
+        config: &ModelConfig,
+        progress: Progress,
+    ) -> Result<Arc<dyn LlmBackend>> {
+        let (name, config) = (name.to_owned(), config.clone());
+        tokio::task::spawn_blocking(move || load(&name, &config, &progress))
+            .await
+            .map_err(|e| Error::new(ErrorKind::Backend, "loading was interrupted").with_source(e))?
+            .during("load")
+    }
+}
+
+fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
+    let OnnxOptions { library } = config.parse_options()?;
+    let path = config.path.as_ref().ok_or_else(|| {
+        Error::invalid_config(format!("model `{name}` has no `path`; a folder or a .onnx file expected"))
+    })?;
+    let host = Host::open(path)?;
+    let summary = Summary::read(&host.model)?;
+    let library = Library::load(library.as_deref())?;
+
+    // The runtime does not tell how far it is.
+    progress.report(LoadProgress::new("weights", 0, summary.data_bytes()));
+    let options = DecoderOptions {
+        threads: config.threads.unwrap_or(0),
+        context: config.context.unwrap_or(0),
+        max_sequences: config.max_sequences.unwrap_or(DecoderOptions::default().max_sequences),
+        prefill_chunk: config.prefill_chunk.unwrap_or(DecoderOptions::default().prefill_chunk),
+    };
+    let decoder = Decoder::new(&library, &summary, &host, options)?;
+    progress.report(LoadProgress::new("weights", summary.data_bytes(), summary.data_bytes()));
+    let tokenizer = host.tokenizer(decoder.vocab_size())?;
+
+    let mut info = ModelInfo::new(name, "onnx");
+    info.architecture = host.architecture.clone().unwrap_or_default();
+    let kind =
+        if decoder.is_fast() { "fast" } else { summary.metadata("ternion.variant").unwrap_or("exported") };
+    info.format = format!("onnx ({kind})");
+    info.parameters = summary.metadata("ternion.parameters").and_then(|n| n.parse().ok()).unwrap_or(0);
+    info.weight_bytes = summary.data_bytes();
+    info.defaults = host.sampling.clone();
+    let mut engine = EngineOptions::new(info);
+    let known = |id: &u32| (*id as usize) < decoder.vocab_size();
+    engine.eos_tokens = host.eos.iter().copied().filter(known).collect();
+    engine.sampling = config.sampling.clone();
+    engine.max_queued = config.max_queued.unwrap_or(engine.max_queued);
+
+    tracing::info!(model = name, runtime = library.version(), context = decoder.context_length(), "loaded");
+    Ok(Arc::new(Engine::start(Box::new(decoder), tokenizer, engine)?))
+}

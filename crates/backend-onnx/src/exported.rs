@@ -1,0 +1,315 @@
+//! Decoders in the layout of Hugging Face exports. Their caches are tensors that the graph takes and gives back.
+//!
+//! Where the graph can append in place (GroupQueryAttention), past and present are one buffer with room for more, which
+//! grows by doubling; elsewhere the graph itself copies the past, and what it gives back is taken for the next step as it
+//! is. Either way no key and no value comes through our hands on an ordinary step: only where a sequence is cut or leaves
+//! a fork, once.
+//!
+//! The sequences of a batch are computed one after the other: their lengths differ, and the layout has one past for all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ort::memory::Allocator;
+use ort::session::IoBinding;
+use ort::session::Session;
+use ort::value::{DynTensor, PrimitiveTensorElementType, Tensor, TensorElementType};
+use ternion_core::{CausalLm, Error, Result, SequenceId, SequenceInput};
+use ternion_formats::onnx::{Host, Summary};
+
+use crate::batch::{self, Span};
+use crate::layout::{Cache, Integers, Layout};
+use crate::library::Library;
+use crate::model::{Sizes, engine_error, session_builder};
+
+/// The fewest positions that a buffer has room for.
+const SMALLEST: usize = 64;
+
+/// The keys and values of one sequence.
+#[derive(Clone, Default)]
+struct Sequence {
+    /// Tokens that count.
+    length: usize,
+    /// Positions that the tensors hold (or, in place, have room for); `length` or more.
+    held: usize,
+    /// One tensor for each cache, `[1, heads, held, width]`; none before the first step.
+    tensors: Vec<Arc<DynTensor>>,
+}
+
+/// A decoder and the caches of its sequences.
+pub(crate) struct ExportedDecoder {
+    sizes: Sizes,
+    layout: Layout,
+    session: Session,
+    binding: IoBinding,
+    sequences: BTreeMap<SequenceId, Sequence>,
+    next: u32,
+}
+
+impl ExportedDecoder {
+    pub(crate) fn open(library: &Library, summary: &Summary, host: &Host, sizes: Sizes) -> Result<Self> {
+        let layout = Layout::read(summary, host)?;
+        // A past that is copied has another length at every step.
+        let open = || -> ort::Result<(Session, IoBinding)> {
+            let session =
+                session_builder(library, sizes.threads, layout.in_place)?.commit_from_file(&summary.path)?;
+            let binding = session.create_binding()?;
+            Ok((session, binding))
+        };
+        let (session, binding) = open().map_err(|e| {
+            engine_error("the model cannot be loaded", &e).with("file", summary.path.display())
+        })?;
+        Ok(Self { sizes, layout, session, binding, sequences: BTreeMap::new(), next: 0 })
+    }
+
+    fn insert(&mut self, sequence: Sequence) -> SequenceId {
+        while self.sequences.contains_key(&SequenceId(self.next)) {
+            self.next = self.next.wrapping_add(1);
+        }
+        let id = SequenceId(self.next);
+        self.next = self.next.wrapping_add(1);
+        self.sequences.insert(id, sequence);
+        id
+    }
+
+    /// Appends the tokens to a sequence and the wanted logits to `logits`.
+    fn step(&mut self, input: &SequenceInput<'_>, span: &Span, logits: &mut Vec<f32>) -> Result<()> {
+        let mut sequence = self.sequences.get(&input.sequence).cloned().unwrap_or_default();
+        // The handle in the map would make a buffer seem shared, and be copied.
+        if let Some(stored) = self.sequences.get_mut(&input.sequence) {
+            stored.tensors.clear();
+        }
+        let outcome = self.compute(input, span, &mut sequence, logits);
+        self.binding.clear();
+        if outcome.is_err() {
+            sequence.length = span.past;
+        }
+        self.sequences.insert(input.sequence, sequence);
+        outcome
+    }
+
+    fn compute(
+        &mut self,
+        input: &SequenceInput<'_>,
+        span: &Span,
+        sequence: &mut Sequence,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        let failed = |e: ort::Error| engine_error("the decoder failed", &e);
+        let total = span.past + span.count;
+        self.prepare(sequence, total).map_err(failed)?;
+        self.bind_tokens(input, span).map_err(failed)?;
+        let fresh = self.run(sequence, input.rows(), logits).map_err(failed)??;
+        if !self.layout.in_place {
+            sequence.tensors = fresh;
+            sequence.held = total;
+        }
+        sequence.length = total;
+        Ok(())
+    }
+
+    /// Sees to it that the tensors hold what the next step needs: exactly the past, or in place room for all, in buffers
+    /// that no fork shares.
+    fn prepare(&self, sequence: &mut Sequence, total: usize) -> ort::Result<()> {
+        let fits = if self.layout.in_place {
+            sequence.held >= total && sequence.tensors.iter_mut().all(|t| Arc::get_mut(t).is_some())
+        } else {
+            sequence.held == sequence.length
+        };
+        if fits && !sequence.tensors.is_empty() {
+            return Ok(());
+        }
+        let held = if self.layout.in_place {
+            total.next_power_of_two().clamp(SMALLEST, self.sizes.context.max(SMALLEST))
+        } else {
+            sequence.length
+        };
+        let mut tensors = Vec::with_capacity(self.layout.caches.len());
+        for (i, cache) in self.layout.caches.iter().enumerate() {
+            let old = sequence.tensors.get(i).map(|t| (&**t, sequence.length));
+            tensors.push(Arc::new(if self.layout.is_f16 {
+                copied::<half::f16>(cache, TensorElementType::Float16, held, old)?
+            } else {
+                copied::<f32>(cache, TensorElementType::Float32, held, old)?
+            }));
+        }
+        sequence.tensors = tensors;
+        sequence.held = held;
+        Ok(())
+    }
+
+    fn bind_tokens(&mut self, input: &SequenceInput<'_>, span: &Span) -> ort::Result<()> {
+        let total = span.past + span.count;
+        let layout = &self.layout;
+        bind(&mut self.binding, &layout.ids, input.tokens.iter().map(|&id| i64::from(id)).collect())?;
+        if let Some(mask) = &layout.mask {
+            bind(&mut self.binding, mask, vec![1; total])?;
+        }
+        if let Some(positions) = &layout.positions {
+            bind(&mut self.binding, positions, (span.past..total).map(|p| p as i64).collect())?;
+        }
+        if let Some(keep) = &layout.keep {
+            // 0 would mean all.
+            bind(&mut self.binding, keep, vec![input.rows().max(1) as i64])?;
+        }
+        Ok(())
+    }
+
+    /// Runs the graph on what is bound and on the caches; appends the last `rows` rows of logits and returns the caches that
+    /// the graph made, unless it worked in place.
+    fn run(
+        &mut self,
+        sequence: &mut Sequence,
+        rows: usize,
+        logits: &mut Vec<f32>,
+    ) -> ort::Result<Result<Vec<Arc<DynTensor>>>> {
+        let allocator = Allocator::default();
+        let memory = allocator.memory_info();
+        let (layout, binding) = (&self.layout, &mut self.binding);
+        binding.bind_output_to_device("logits", memory)?;
+        for (cache, tensor) in layout.caches.iter().zip(&mut sequence.tensors) {
+            binding.bind_input(cache.past.as_str(), &**tensor)?;
+            match Arc::get_mut(tensor).filter(|_| layout.in_place) {
+                Some(tensor) => binding.bind_output(cache.present.as_str(), tensor)?,
+                None => binding.bind_output_to_device(cache.present.as_str(), memory)?,
+            }
+        }
+        let mut outputs = self.session.run_binding(binding)?;
+        let Some(found) = outputs.get("logits") else {
+            return Ok(Err(Error::backend("the decoder gave no logits")));
+        };
+        if let Err(error) = append_last(found, rows, layout.vocab_size, logits)? {
+            return Ok(Err(error));
+        }
+        let mut fresh = Vec::new();
+        if !layout.in_place {
+            for cache in &layout.caches {
+                let Some(tensor) = outputs.remove(&cache.present) else {
+                    return Ok(Err(Error::backend(format!("the decoder gave no `{}`", cache.present))));
+                };
+                fresh.push(Arc::new(tensor.downcast()?));
+            }
+        }
+        Ok(Ok(fresh))
+    }
+}
+
+/// Binds integers as `[1, n]`, or as one number.
+fn bind(binding: &mut IoBinding, input: &Integers, values: Vec<i64>) -> ort::Result<()> {
+    let shape: Vec<usize> = match input.rank {
+        0 => vec![],
+        1 => vec![values.len()],
+        _ => vec![1, values.len()],
+    };
+    if input.is_i32 {
+        let values: Vec<i32> = values.into_iter().map(|v| v as i32).collect();
+        binding.bind_input(input.name.as_str(), &Tensor::from_array((shape, values))?)
+    } else {
+        binding.bind_input(input.name.as_str(), &Tensor::from_array((shape, values))?)
+    }
+}
+
+/// A tensor for `held` positions with the first ones of an old tensor.
+fn copied<T: PrimitiveTensorElementType + Copy>(
+    cache: &Cache,
+    element: TensorElementType,
+    held: usize,
+    old: Option<(&DynTensor, usize)>,
+) -> ort::Result<DynTensor> {
+    let mut tensor = DynTensor::new(&Allocator::default(), element, [1, cache.heads, held, cache.width])?;
+    if let Some((old, length)) = old.filter(|(_, length)| *length > 0 && held > 0) {
+        let (_, from) = old.try_extract_tensor::<T>()?;
+        let (_, to) = tensor.try_extract_tensor_mut::<T>()?;
+        let (wanted, stride) = (length * cache.width, from.len() / cache.heads);
+        for (from, to) in from.chunks_exact(stride).zip(to.chunks_exact_mut(held * cache.width)) {
+            to[..wanted].copy_from_slice(&from[..wanted]);
+        }
+    }
+    Ok(tensor)
+}
+
+/// Appends the last `rows` rows of logits `[1, any, vocab_size]`.
+fn append_last(
+    found: &ort::value::DynValue,
+    rows: usize,
+    vocab_size: usize,
+    logits: &mut Vec<f32>,
+) -> ort::Result<Result<()>> {
+    let wanted = rows * vocab_size;
+    let shape = found.shape();
+    let fits = matches!(**shape, [1, given, width] if given >= rows as i64 && width == vocab_size as i64);
+    if !fits {
+        return Ok(Err(Error::backend(format!(
+            "the decoder gave logits of the shape {shape:?}, expected [1, {rows} or more, {vocab_size}]"
+        ))));
+    }
+    if *found.data_type() == TensorElementType::Float16 {
+        let (_, values) = found.try_extract_tensor::<half::f16>()?;
+        logits.extend(values[values.len() - wanted..].iter().map(|x| x.to_f32()));
+    } else {
+        let (_, values) = found.try_extract_tensor::<f32>()?;
+        logits.extend_from_slice(&values[values.len() - wanted..]);
+    }
+    Ok(Ok(()))
+}
+
+impl CausalLm for ExportedDecoder {
+    fn context_length(&self) -> usize {
+        self.sizes.context
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.layout.vocab_size
+    }
+
+    fn max_sequences(&self) -> usize {
+        self.sizes.max_sequences
+    }
+
+    fn max_batch_tokens(&self) -> usize {
+        self.sizes.prefill_chunk
+    }
+
+    fn new_sequence(&mut self) -> Result<SequenceId> {
+        batch::room_for_one(self.sequences.len(), self.sizes.max_sequences)?;
+        Ok(self.insert(Sequence::default()))
+    }
+
+    fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
+        logits.clear();
+        let length = |id| self.sequences.get(&id).map(|s| s.length);
+        let spans = batch::spans(batch, length, self.sizes.context, self.layout.vocab_size)?;
+        let mut step =
+            || batch.iter().zip(&spans).try_for_each(|(input, span)| self.step(input, span, logits));
+        let outcome = step();
+        if outcome.is_err() {
+            // Those that came before the one that failed.
+            for span in &spans {
+                self.truncate(span.sequence, span.past)?;
+            }
+        }
+        outcome
+    }
+
+    fn len(&self, sequence: SequenceId) -> usize {
+        self.sequences.get(&sequence).map_or(0, |s| s.length)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<()> {
+        if let Some(s) = self.sequences.get_mut(&sequence) {
+            s.length = s.length.min(length);
+        }
+        Ok(())
+    }
+
+    fn fork(&mut self, sequence: SequenceId, length: usize) -> Result<SequenceId> {
+        batch::room_for_one(self.sequences.len(), self.sizes.max_sequences)?;
+        let mut copy = self.sequences.get(&sequence).ok_or_else(|| batch::no_such(sequence))?.clone();
+        copy.length = copy.length.min(length);
+        Ok(self.insert(copy))
+    }
+
+    fn free(&mut self, sequence: SequenceId) {
+        self.sequences.remove(&sequence);
+    }
+}

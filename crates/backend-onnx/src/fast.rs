@@ -1,0 +1,225 @@
+//! Decoders of the fast variant: the graph holds the weights and the order of the operators, the KV cache is ours.
+
+use std::sync::Arc;
+
+use ort::session::Session;
+use ort::value::Tensor;
+use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput};
+use ternion_formats::onnx::{Host, Node, Size, Summary, fast};
+
+use crate::batch::{self, Span};
+use crate::kv::{KvCache, Layout};
+use crate::library::Library;
+use crate::model::{Sizes, engine_error, session_builder};
+use crate::ops::{self, Shared};
+
+/// A decoder and the KV caches of its sequences.
+pub(crate) struct FastDecoder {
+    sizes: Sizes,
+    vocab_size: usize,
+    session: Session,
+    shared: Shared,
+    pool: Arc<rayon::ThreadPool>,
+}
+
+/// Whether a file is of this kind.
+pub(crate) fn is_fast(summary: &Summary) -> bool {
+    summary.nodes.iter().any(|node| node.domain == fast::DOMAIN)
+}
+
+impl FastDecoder {
+    pub(crate) fn open(library: &Library, summary: &Summary, host: &Host, sizes: Sizes) -> Result<Self> {
+        let in_file = |e: Error| e.with("file", summary.path.display());
+        let vocab_size = interface(summary, host).map_err(in_file)?;
+        let layout = cache_layout(summary, host).map_err(in_file)?;
+        let shared = Shared::new(KvCache::new(layout));
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(sizes.threads)
+            .thread_name(|i| format!("ternion-compute-{i}"))
+            .build()
+            .map_err(|e| {
+                Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e)
+            })?;
+        let open = || -> ort::Result<Session> {
+            // Our operators have threads of their own; what is left for the runtime is too little to divide.
+            session_builder(library, 1, true)?
+                .with_operators(ops::domain(&shared)?)?
+                .commit_from_file(&summary.path)
+        };
+        let session =
+            pool.install(open).map_err(|e| in_file(engine_error("the model cannot be loaded", &e)))?;
+        Ok(Self { sizes, vocab_size, session, shared, pool: Arc::new(pool) })
+    }
+
+    fn run(&mut self, batch: &[SequenceInput<'_>], spans: &[Span], logits: &mut Vec<f32>) -> Result<()> {
+        {
+            let mut state = self.shared.lock();
+            for span in spans {
+                state.cache.reserve(span.sequence, span.count)?;
+            }
+        }
+        let ids: Vec<i64> = batch.iter().flat_map(|input| input.tokens).map(|&id| i64::from(id)).collect();
+        let positions: Vec<i64> =
+            spans.iter().flat_map(|s| (s.past..s.past + s.count).map(|p| p as i64)).collect();
+        let sequences: Vec<i64> =
+            spans.iter().flat_map(|s| std::iter::repeat_n(i64::from(s.sequence.0), s.count)).collect();
+        let mut rows: Vec<i64> = Vec::new();
+        for (input, span) in batch.iter().zip(spans) {
+            let first = match input.logits {
+                LogitsWanted::None => span.count,
+                LogitsWanted::Last => span.count - 1,
+                LogitsWanted::From(start) => start.min(span.count),
+            };
+            rows.extend((span.start + first..span.start + span.count).map(|row| row as i64));
+        }
+        let wanted = rows.len() * self.vocab_size;
+        let vector = |values: Vec<i64>| Tensor::from_array(([values.len()], values));
+        let session = &mut self.session;
+        let compute = || -> ort::Result<()> {
+            let outputs = session.run(ort::inputs![
+                fast::IDS => vector(ids)?,
+                fast::POSITIONS => vector(positions)?,
+                fast::SEQUENCES => vector(sequences)?,
+                fast::ROWS => vector(rows)?,
+            ])?;
+            let (_, values) = outputs[fast::LOGITS].try_extract_tensor::<f32>()?;
+            logits.extend_from_slice(values);
+            Ok(())
+        };
+        self.pool.install(compute).map_err(|e| engine_error("the decoder failed", &e))?;
+        if logits.len() != wanted {
+            return Err(Error::backend(format!(
+                "the decoder gave {} logits, expected {wanted}",
+                logits.len()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Checks inputs and outputs and returns the vocabulary's size.
+fn interface(summary: &Summary, host: &Host) -> Result<usize> {
+    for name in [fast::IDS, fast::POSITIONS, fast::SEQUENCES, fast::ROWS] {
+        if summary.input(name).is_none() {
+            return Err(Error::invalid_model(format!("the graph has no input `{name}`")));
+        }
+    }
+    let dims = summary.output(fast::LOGITS).and_then(|output| output.dims.as_deref());
+    let Some([_, Size::Known(vocab_size @ 1..)]) = dims else {
+        let message =
+            format!("the graph's output `{}` is {dims:?}, expected [rows, vocabulary]", fast::LOGITS);
+        return Err(Error::invalid_model(message));
+    };
+    let vocab_size = *vocab_size as usize;
+    match host.vocab_size {
+        Some(expected) if expected != vocab_size => Err(Error::invalid_model(format!(
+            "the logits have {vocab_size} elements, but `vocab_size` in config.json is {expected}"
+        ))),
+        _ => Ok(vocab_size),
+    }
+}
+
+/// What the attention of all layers asks of the KV cache.
+fn cache_layout(summary: &Summary, host: &Host) -> Result<Layout> {
+    // No real head or count comes near; products of them stay far from overflow.
+    const MOST: i64 = 1 << 20;
+    let size = |node: &Node, name: &str| match node.integer(name) {
+        Some(value @ 0..=MOST) => Ok(value as usize),
+        other => {
+            let message =
+                format!("the attribute `{name}` is {other:?}, expected an integer from 0 to {MOST}");
+            Err(Error::invalid_model(message).with("node", &node.name))
+        }
+    };
+    let mut layout = Layout { layers: 0, kv_heads: 0, head_dim: 0 };
+    for node in summary.nodes.iter().filter(|n| n.domain == fast::DOMAIN && n.operator == fast::ATTENTION) {
+        let (kv_heads, head_dim) = (size(node, "kv_heads")?, size(node, "head_dim")?);
+        let fits = layout.layers == 0 || (kv_heads, head_dim) == (layout.kv_heads, layout.head_dim);
+        if size(node, "layer")? != layout.layers
+            || !fits
+            || kv_heads == 0
+            || head_dim == 0
+            || head_dim % 2 != 0
+        {
+            let message = "the layers are not in order or differ in their heads of keys and values";
+            return Err(Error::invalid_model(message).with("node", &node.name));
+        }
+        layout = Layout { layers: layout.layers + 1, kv_heads, head_dim };
+    }
+    let pairs = [
+        ("num_hidden_layers", host.layers, layout.layers),
+        ("num_key_value_heads", host.kv_heads, layout.kv_heads),
+        ("head_dim", host.head_dim, layout.head_dim),
+    ];
+    for (key, expected, found) in pairs {
+        if let Some(expected) = expected.filter(|e| *e != found) {
+            return Err(Error::invalid_model(format!(
+                "the graph's attention has {found}, but `{key}` in config.json is {expected}"
+            )));
+        }
+    }
+    if layout.layers.saturating_mul(layout.kv_heads).saturating_mul(layout.head_dim) > 1 << 30 {
+        return Err(Error::invalid_model(format!("a KV cache of {layout:?} is beyond reason")));
+    }
+    Ok(layout)
+}
+
+impl CausalLm for FastDecoder {
+    fn context_length(&self) -> usize {
+        self.sizes.context
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn max_sequences(&self) -> usize {
+        self.sizes.max_sequences
+    }
+
+    fn max_batch_tokens(&self) -> usize {
+        self.sizes.prefill_chunk
+    }
+
+    fn new_sequence(&mut self) -> Result<SequenceId> {
+        let mut state = self.shared.lock();
+        batch::room_for_one(state.cache.sequences(), self.sizes.max_sequences)?;
+        Ok(state.cache.create())
+    }
+
+    fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
+        logits.clear();
+        let spans = {
+            let state = self.shared.lock();
+            batch::spans(batch, |id| state.cache.length(id), self.sizes.context, self.vocab_size)?
+        };
+        let outcome = self.run(batch, &spans, logits);
+        let mut state = self.shared.lock();
+        for span in &spans {
+            match outcome {
+                Ok(()) => state.cache.advance(span.sequence, span.count),
+                Err(_) => state.cache.truncate(span.sequence, span.past),
+            }
+        }
+        outcome
+    }
+
+    fn len(&self, sequence: SequenceId) -> usize {
+        self.shared.lock().cache.length(sequence).unwrap_or(0)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<()> {
+        self.shared.lock().cache.truncate(sequence, length);
+        Ok(())
+    }
+
+    fn fork(&mut self, sequence: SequenceId, length: usize) -> Result<SequenceId> {
+        let mut state = self.shared.lock();
+        batch::room_for_one(state.cache.sequences(), self.sizes.max_sequences)?;
+        state.cache.fork(sequence, length)
+    }
+
+    fn free(&mut self, sequence: SequenceId) {
+        self.shared.lock().cache.free(sequence);
+    }
+}

@@ -1,0 +1,34 @@
+//! The engine for ONNX files: runs decoders through ONNX Runtime, whose native library is loaded at run time.
+//!
+//! Two kinds of files run. Exports in the layout of Hugging Face models, whoever made them, are driven through the names
+//! and shapes that they declare (modules `layout` and `exported`). Files of the fast variant, which
+//! [`export`](ternion_formats::onnx::export) writes, are made of operators that this crate brings along (`ops`): they
+//! read ternary weights where the runtime has mapped them and attend over a paged KV cache of our own (`kv`), so that
+//! several sequences are computed in one step and no past is ever copied (`fast`).
+//!
+//! Nothing of a file reaches the runtime before [`Summary`](ternion_formats::onnx::Summary) has looked at it.
+//!
+//! `unsafe` is where the native library is looked at (`library`) and where weights of 16 bits are seen as bytes (`ops`).
+
+mod backend;
+mod batch;
+mod config;
+mod exported;
+mod fast;
+mod kv;
+mod layout;
+mod library;
+mod model;
+mod ops;
+
+pub use backend::OnnxFactory;
+pub use config::OnnxOptions;
+pub use library::{Library, MINIMUM_VERSION};
+pub use model::{Decoder, DecoderOptions};
+
+use ternion_core::registry::Registry;
+
+/// Makes the backend `onnx` known to a registry.
+pub fn register(registry: &mut Registry) {
+    registry.register(OnnxFactory);
+}

@@ -1,0 +1,167 @@
+//! Opening a model's file: which kind it is, and a session of the runtime for it.
+
+use ort::ep;
+use ort::session::Session;
+use ort::session::builder::SessionBuilder;
+use ternion_core::{CausalLm, Error, Result, SequenceId, SequenceInput};
+use ternion_formats::onnx::{Host, Summary};
+
+use crate::exported::ExportedDecoder;
+use crate::fast::{self, FastDecoder};
+use crate::library::{Library, one_line};
+
+/// Sizes that a host may set.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct DecoderOptions {
+    /// Threads that compute; 0 takes one for each core.
+    pub threads: usize,
+    /// Tokens that a sequence may hold; 0 takes as many as the model was made for.
+    pub context: usize,
+    /// Sequences that may exist at the same time.
+    pub max_sequences: usize,
+    /// The most tokens of one step.
+    pub prefill_chunk: usize,
+}
+
+impl Default for DecoderOptions {
+    /// All cores, the model's whole context, 4 sequences, prefill in chunks of 128 tokens.
+    fn default() -> Self {
+        Self { threads: 0, context: 0, max_sequences: 4, prefill_chunk: 128 }
+    }
+}
+
+/// The same with nothing left open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) threads: usize,
+    pub(crate) context: usize,
+    pub(crate) max_sequences: usize,
+    pub(crate) prefill_chunk: usize,
+}
+
+impl Sizes {
+    fn new(options: DecoderOptions, host: &Host) -> Result<Self> {
+        let positive = [("max_sequences", options.max_sequences), ("prefill_chunk", options.prefill_chunk)];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::invalid_config(format!("{key}: 0 is out of range; at least 1 expected")));
+        }
+        let context = match (options.context, host.context_length) {
+            (0, Some(own)) => own,
+            (0, None) => {
+                return Err(Error::invalid_config(
+                    "context: neither the configuration nor the model's config.json says how long it is; a number of \
+                     tokens expected",
+                ));
+            }
+            (wanted, Some(own)) if wanted > own => {
+                return Err(Error::invalid_config(format!(
+                    "context: {wanted} is out of range; at most {own}, the model's own, expected"
+                )));
+            }
+            (wanted, _) => wanted,
+        };
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads,
+        };
+        Ok(Self {
+            threads,
+            context,
+            max_sequences: options.max_sequences,
+            prefill_chunk: options.prefill_chunk,
+        })
+    }
+}
+
+/// A decoder in ONNX Runtime.
+pub struct Decoder {
+    inner: Box<dyn CausalLm>,
+    is_fast: bool,
+}
+
+impl Decoder {
+    /// Opens the model that `summary` was read from.
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) and [`Unsupported`](ternion_core::ErrorKind::Unsupported)
+    /// for a graph that is no decoder that can be driven, or does not agree with the configuration beside it;
+    /// [`InvalidConfig`](ternion_core::ErrorKind::InvalidConfig) for a size out of its range.
+    pub fn new(library: &Library, summary: &Summary, host: &Host, options: DecoderOptions) -> Result<Self> {
+        summary.check_operators(library.minor())?;
+        let sizes = Sizes::new(options, host)?;
+        let is_fast = fast::is_fast(summary);
+        let inner: Box<dyn CausalLm> = if is_fast {
+            Box::new(FastDecoder::open(library, summary, host, sizes)?)
+        } else {
+            Box::new(ExportedDecoder::open(library, summary, host, sizes)?)
+        };
+        Ok(Self { inner, is_fast })
+    }
+
+    /// Whether the file is of the fast variant.
+    pub fn is_fast(&self) -> bool {
+        self.is_fast
+    }
+}
+
+impl CausalLm for Decoder {
+    fn context_length(&self) -> usize {
+        self.inner.context_length()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    fn max_sequences(&self) -> usize {
+        self.inner.max_sequences()
+    }
+
+    fn max_batch_tokens(&self) -> usize {
+        self.inner.max_batch_tokens()
+    }
+
+    fn new_sequence(&mut self) -> Result<SequenceId> {
+        self.inner.new_sequence()
+    }
+
+    fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
+        self.inner.forward(batch, logits)
+    }
+
+    fn len(&self, sequence: SequenceId) -> usize {
+        self.inner.len(sequence)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<()> {
+        self.inner.truncate(sequence, length)
+    }
+
+    fn fork(&mut self, sequence: SequenceId, length: usize) -> Result<SequenceId> {
+        self.inner.fork(sequence, length)
+    }
+
+    fn free(&mut self, sequence: SequenceId) {
+        self.inner.free(sequence);
+    }
+}
+
+/// A session's options, for shapes that change with every step: the runtime's plan of its memory is made for one shape and
+/// kept, so it is off. Its arena serves buffers that are of the same few sizes again and again; where `has_arena` is
+/// false, each one is given back to the system, so that ever longer ones leave no holes.
+pub(crate) fn session_builder(
+    library: &Library,
+    threads: usize,
+    has_arena: bool,
+) -> ort::Result<SessionBuilder> {
+    Ok(Session::builder(library.environment())?
+        .with_intra_threads(threads)?
+        .with_inter_threads(1)?
+        .with_memory_pattern(false)?
+        .with_execution_providers([ep::CPU::default().with_arena_allocator(has_arena).build()])?)
+}
+
+pub(crate) fn engine_error(message: &str, error: &ort::Error) -> Error {
+    Error::backend(format!("{message}: ONNX Runtime says")).with_source(one_line(error))
+}

@@ -1,0 +1,599 @@
+//! The operators of the fast variant (`ternion_formats::onnx::fast` says what each does), over `ternion-kernels`.
+//!
+//! A kernel runs on the thread that runs the session, which is one of our pool: the kernels divide their work over that
+//! pool, and the runtime has no threads of its own. Lengths are checked before a kernel of `ternion-kernels` is called,
+//! since that one panics where they disagree; a panic that comes all the same is caught, as it must not cross into the
+//! runtime.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ort::operator::{
+    ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
+};
+use ort::value::{DynTensorValueType, PrimitiveTensorElementType, TensorElementType, ValueRef};
+use ternion_core::SequenceId;
+use ternion_formats::Activation;
+use ternion_formats::onnx::fast;
+use ternion_kernels as kernels;
+
+use crate::kv::KvCache;
+
+/// What the operators of a session share.
+pub(crate) struct State {
+    pub(crate) cache: KvCache,
+    scratch: Scratch,
+}
+
+/// Buffers that each operator uses while it runs; one runs at a time.
+#[derive(Default)]
+struct Scratch {
+    normed: Vec<f32>,
+    quantized: kernels::Quantized,
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+/// A handle to it.
+#[derive(Clone)]
+pub(crate) struct Shared(Arc<Mutex<State>>);
+
+impl Shared {
+    pub(crate) fn new(cache: KvCache) -> Self {
+        Self(Arc::new(Mutex::new(State { cache, scratch: Scratch::default() })))
+    }
+
+    /// The state; after a panic in a kernel too, as a sequence's length says which of its positions count.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All operators, on this state.
+pub(crate) fn domain(shared: &Shared) -> ort::Result<OperatorDomain> {
+    OperatorDomain::new(fast::DOMAIN)?
+        .add(Embedding::<f32>::new())?
+        .add(Embedding::<half::f16>::new())?
+        .add(Embedding::<half::bf16>::new())?
+        .add(Rotations)?
+        .add(TernaryLinear(shared.clone()))?
+        .add(DenseLinear::<f32>::new(shared))?
+        .add(DenseLinear::<half::f16>::new(shared))?
+        .add(DenseLinear::<half::bf16>::new(shared))?
+        .add(RmsNorm)?
+        .add(GatedUnit)?
+        .add(Attention(shared.clone()))
+}
+
+fn failed<T>(message: impl Into<String>) -> ort::Result<T> {
+    Err(ort::Error::new(message))
+}
+
+/// A kernel whose panics become errors.
+pub(crate) struct Guarded<F>(F);
+
+impl<F: FnMut(&ComputeContext) -> ort::Result<()> + Send> Kernel for Guarded<F> {
+    fn compute(&mut self, ctx: &ComputeContext) -> ort::Result<()> {
+        catch_unwind(AssertUnwindSafe(|| (self.0)(ctx)))
+            .unwrap_or_else(|_| failed("an operator of ai.ternion panicked"))
+    }
+}
+
+type Boxed = Guarded<Box<dyn FnMut(&ComputeContext) -> ort::Result<()> + Send>>;
+
+fn kernel(compute: impl FnMut(&ComputeContext) -> ort::Result<()> + Send + 'static) -> Boxed {
+    Guarded(Box::new(compute))
+}
+
+/// An input that may be left out.
+fn optional(ctx: &ComputeContext, index: usize) -> ort::Result<Option<ValueRef<'_>>> {
+    if index < ctx.num_inputs()? { ctx.input(index) } else { Ok(None) }
+}
+
+fn required(ctx: &ComputeContext, index: usize) -> ort::Result<ValueRef<'_>> {
+    match optional(ctx, index)? {
+        Some(value) => Ok(value),
+        None => failed(format!("input {index} is missing")),
+    }
+}
+
+/// The sizes of a matrix; a vector is a matrix of one column.
+fn matrix(shape: &[i64]) -> ort::Result<(usize, usize)> {
+    match *shape {
+        [rows, cols] if rows >= 0 && cols > 0 => Ok((rows as usize, cols as usize)),
+        _ => failed(format!("the shape is {shape:?}, expected a matrix")),
+    }
+}
+
+fn attribute(context: &KernelContext<'_>, name: &str) -> ort::Result<usize> {
+    match context.get::<i64>(name).map(usize::try_from) {
+        Some(Ok(value)) => Ok(value),
+        _ => failed(format!("the attribute `{name}` is missing or negative")),
+    }
+}
+
+/// Writes an output `[rows, cols]`.
+fn write(
+    ctx: &ComputeContext,
+    rows: usize,
+    cols: usize,
+    fill: impl FnOnce(&mut [f32]) -> ort::Result<()>,
+) -> ort::Result<()> {
+    match ctx.output(0, [rows, cols])? {
+        Some(mut output) => fill(output.try_extract_tensor_mut::<f32>()?.1),
+        None => failed("the output is missing"),
+    }
+}
+
+/// Element types of tables and plain weights.
+pub(crate) trait Weight:
+    PrimitiveTensorElementType + std::fmt::Debug + Copy + Send + Sync + 'static
+{
+    const ELEMENT: TensorElementType;
+    fn view(bytes: &[u8]) -> kernels::DenseRef<'_>;
+}
+
+impl Weight for f32 {
+    const ELEMENT: TensorElementType = TensorElementType::Float32;
+    fn view(bytes: &[u8]) -> kernels::DenseRef<'_> {
+        kernels::DenseRef::F32(bytes)
+    }
+}
+
+impl Weight for half::f16 {
+    const ELEMENT: TensorElementType = TensorElementType::Float16;
+    fn view(bytes: &[u8]) -> kernels::DenseRef<'_> {
+        kernels::DenseRef::F16(bytes)
+    }
+}
+
+impl Weight for half::bf16 {
+    const ELEMENT: TensorElementType = TensorElementType::Bfloat16;
+    fn view(bytes: &[u8]) -> kernels::DenseRef<'_> {
+        kernels::DenseRef::Bf16(bytes)
+    }
+}
+
+/// Weights as the kernels take them: by their bytes, which are little-endian in the file and on every supported machine.
+fn dense<W: Weight>(weights: &[W]) -> kernels::DenseRef<'_> {
+    let length = std::mem::size_of_val(weights);
+    // SAFETY: the slice's own memory, and its own length in bytes; `Weight` is implemented for floats alone, which have
+    // no padding, and any byte is a valid u8.
+    W::view(unsafe { std::slice::from_raw_parts(weights.as_ptr().cast::<u8>(), length) })
+}
+
+/// Normalises `x` into `out` where there is a norm, and returns what to go on with.
+fn normalised<'a>(
+    x: &'a [f32],
+    cols: usize,
+    norm: Option<ValueRef<'_>>,
+    epsilon: f32,
+    out: &'a mut Vec<f32>,
+) -> ort::Result<&'a [f32]> {
+    let Some(norm) = norm else { return Ok(x) };
+    let (_, weight) = norm.try_extract_tensor::<f32>()?;
+    if weight.len() != cols {
+        return failed(format!("a norm of {} elements for {cols} columns", weight.len()));
+    }
+    out.resize(x.len(), 0.0);
+    kernels::rms_norm(x, weight, epsilon, out);
+    Ok(out)
+}
+
+struct Embedding<W>(std::marker::PhantomData<W>);
+
+impl<W> Embedding<W> {
+    fn new() -> Self {
+        Self(std::marker::PhantomData)
+    }
+}
+
+impl<W: Weight> Operator for Embedding<W> {
+    type Kernel<'a> = Boxed;
+
+    fn name(&self) -> &str {
+        fast::EMBEDDING
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [OperatorInput::required(TensorElementType::Int64), OperatorInput::required(W::ELEMENT)]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel(&self, _: &KernelContext<'_>) -> ort::Result<Boxed> {
+        Ok(kernel(|ctx| {
+            let (ids, table) = (required(ctx, 0)?, required(ctx, 1)?);
+            let (_, ids) = ids.try_extract_tensor::<i64>()?;
+            let (shape, table) = table.try_extract_tensor::<W>()?;
+            let (entries, width) = matrix(shape)?;
+            write(ctx, ids.len(), width, |out| {
+                for (id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
+                    match usize::try_from(*id) {
+                        Ok(id) if id < entries => dense(table).row(id, out),
+                        _ => return failed(format!("the token {id} is not below {entries}")),
+                    }
+                }
+                Ok(())
+            })
+        }))
+    }
+}
+
+struct Rotations;
+
+impl Operator for Rotations {
+    type Kernel<'a> = Boxed;
+
+    fn name(&self) -> &str {
+        fast::ROTATIONS
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [
+            OperatorInput::required(TensorElementType::Int64),
+            OperatorInput::required(TensorElementType::Float32),
+        ]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel(&self, _: &KernelContext<'_>) -> ort::Result<Boxed> {
+        Ok(kernel(|ctx| {
+            let (positions, frequencies) = (required(ctx, 0)?, required(ctx, 1)?);
+            let (_, positions) = positions.try_extract_tensor::<i64>()?;
+            let (_, frequencies) = frequencies.try_extract_tensor::<f32>()?;
+            let half = frequencies.len();
+            if half == 0 {
+                return failed("no frequencies");
+            }
+            write(ctx, positions.len(), 2 * half, |out| {
+                for (position, out) in positions.iter().zip(out.chunks_exact_mut(2 * half)) {
+                    let (cosines, sines) = out.split_at_mut(half);
+                    for ((cos, sin), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
+                        let angle = *position as f32 * frequency;
+                        (*cos, *sin) = (angle.cos(), angle.sin());
+                    }
+                }
+                Ok(())
+            })
+        }))
+    }
+}
+
+struct TernaryLinear(Shared);
+
+impl Operator for TernaryLinear {
+    type Kernel<'a> = Boxed;
+
+    fn name(&self) -> &str {
+        fast::TERNARY_LINEAR
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [
+            OperatorInput::required(TensorElementType::Float32),
+            OperatorInput::required(TensorElementType::Uint8),
+            OperatorInput::optional(TensorElementType::Uint8),
+            OperatorInput::optional(TensorElementType::Uint8),
+            OperatorInput::optional(TensorElementType::Float32),
+        ]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
+        let scales = context.get::<Vec<f32>>("scales").unwrap_or_default();
+        let epsilon = context.get::<f32>("epsilon").unwrap_or(0.0);
+        if scales.iter().any(|s| !s.is_finite() || *s == 0.0) {
+            return failed(format!("the scales are {scales:?}, expected finite numbers other than 0"));
+        }
+        let layout = context.get::<String>("layout").unwrap_or_default();
+        let Some((layout, _)) = fast::LAYOUTS.iter().find(|(_, name)| *name == layout) else {
+            return failed(format!("the layout of codes is {layout:?}; known: quarters, i2s"));
+        };
+        // As for every other format, all codes are looked at once before the first is used.
+        for input in 1..=scales.len() {
+            let codes = context.constant_input::<DynTensorValueType>(input)?;
+            if let Some(at) = kernels::find_invalid_code(codes.try_extract_tensor::<u8>()?.1) {
+                return failed(format!(
+                    "byte {at} of matrix {input} holds the code 3; expected the codes 0, 1 and 2"
+                ));
+            }
+        }
+        let shared = self.0.clone();
+        Ok(kernel(move |ctx| {
+            let State { scratch, .. } = &mut *shared.lock();
+            let x = required(ctx, 0)?;
+            let (shape, x) = x.try_extract_tensor::<f32>()?;
+            let (tokens, cols) = matrix(shape)?;
+            let input = normalised(x, cols, optional(ctx, 4)?, epsilon, &mut scratch.normed)?;
+            scratch.quantized.quantize(input, cols);
+            let mut codes = Vec::with_capacity(scales.len());
+            for input in 1..=scales.len() {
+                codes.push(required(ctx, input)?);
+            }
+            let mut parts = Vec::with_capacity(codes.len());
+            for codes in &codes {
+                let (shape, codes) = codes.try_extract_tensor::<u8>()?;
+                let (quarter, width) = matrix(shape)?;
+                if width != cols {
+                    return failed(format!("codes of {width} columns for an input of {cols}"));
+                }
+                parts.push(
+                    kernels::TernaryRef::new(*layout, codes, 4 * quarter, width)
+                        .map_err(|e| ort::Error::new(e.to_string()))?,
+                );
+            }
+            let rows: usize = parts.iter().map(kernels::TernaryRef::rows).sum();
+            write(ctx, tokens, rows, |out| {
+                let mut offset = 0;
+                for (part, scale) in parts.iter().zip(&scales) {
+                    kernels::matmul(*part, *scale, &scratch.quantized, &mut out[offset..], rows);
+                    offset += part.rows();
+                }
+                Ok(())
+            })
+        }))
+    }
+}
+
+struct DenseLinear<W>(Shared, std::marker::PhantomData<W>);
+
+impl<W> DenseLinear<W> {
+    fn new(shared: &Shared) -> Self {
+        Self(shared.clone(), std::marker::PhantomData)
+    }
+}
+
+impl<W: Weight> Operator for DenseLinear<W> {
+    type Kernel<'a> = Boxed;
+
+    fn name(&self) -> &str {
+        fast::DENSE_LINEAR
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [
+            OperatorInput::required(TensorElementType::Float32),
+            OperatorInput::required(W::ELEMENT),
+            OperatorInput::optional(TensorElementType::Float32),
+        ]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
+        let epsilon = context.get::<f32>("epsilon").unwrap_or(0.0);
+        let shared = self.0.clone();
+        Ok(kernel(move |ctx| {
+            let State { scratch, .. } = &mut *shared.lock();
+            let (x, weights) = (required(ctx, 0)?, required(ctx, 1)?);
+            let (shape, x) = x.try_extract_tensor::<f32>()?;
+            let (tokens, cols) = matrix(shape)?;
+            let (shape, weights) = weights.try_extract_tensor::<W>()?;
+            let (rows, width) = matrix(shape)?;
+            if width != cols {
+                return failed(format!("weights of {width} columns for an input of {cols}"));
+            }
+            let input = normalised(x, cols, optional(ctx, 2)?, epsilon, &mut scratch.normed)?;
+            write(ctx, tokens, rows, |out| {
+                kernels::dense_matmul(dense(weights), rows, cols, input, out, rows);
+                Ok(())
+            })
+        }))
+    }
+}
+
+struct RmsNorm;
+
+impl Operator for RmsNorm {
+    type Kernel<'a> = Boxed;
+
+    fn name(&self) -> &str {
+        fast::RMS_NORM
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [
+            OperatorInput::required(TensorElementType::Float32),
+            OperatorInput::required(TensorElementType::Float32),
+        ]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
+        let epsilon = context.get::<f32>("epsilon").unwrap_or(0.0);
+        Ok(kernel(move |ctx| {
+            let (x, weight) = (required(ctx, 0)?, required(ctx, 1)?);
+            let (shape, x) = x.try_extract_tensor::<f32>()?;
+            let (tokens, cols) = matrix(shape)?;
+            let (_, weight) = weight.try_extract_tensor::<f32>()?;
+            if weight.len() != cols {
+                return failed(format!("a norm of {} elements for {cols} columns", weight.len()));
+            }
+            write(ctx, tokens, cols, |out| {
+                kernels::rms_norm(x, weight, epsilon, out);
+                Ok(())
+            })
+        }))
+    }
+}
+
+struct GatedUnit;
+
+impl Operator for GatedUnit {
+    type Kernel<'a> = Boxed;
+
+    fn name(&self) -> &str {
+        fast::GATED_UNIT
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [OperatorInput::required(TensorElementType::Float32)]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
+        let name = context.get::<String>("activation").unwrap_or_default();
+        let known = [Activation::Relu2, Activation::Silu];
+        let unit = match known.into_iter().find(|a| fast::activation_name(*a) == name) {
+            Some(Activation::Relu2) => kernels::relu2_glu,
+            Some(Activation::Silu) => kernels::silu_glu,
+            None => {
+                let known = known.map(fast::activation_name).join(", ");
+                return failed(format!("the activation is {name:?}; known: {known}"));
+            }
+        };
+        Ok(kernel(move |ctx| {
+            let x = required(ctx, 0)?;
+            let (shape, x) = x.try_extract_tensor::<f32>()?;
+            let (tokens, both) = matrix(shape)?;
+            if both % 2 != 0 {
+                return failed(format!("{both} columns, expected gate and up of the same width"));
+            }
+            write(ctx, tokens, both / 2, |out| {
+                unit(x, both / 2, out);
+                Ok(())
+            })
+        }))
+    }
+}
+
+struct Attention(Shared);
+
+impl Operator for Attention {
+    type Kernel<'a> = Boxed;
+
+    fn name(&self) -> &str {
+        fast::ATTENTION
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [
+            OperatorInput::required(TensorElementType::Float32),
+            OperatorInput::required(TensorElementType::Float32),
+            OperatorInput::required(TensorElementType::Int64),
+            OperatorInput::required(TensorElementType::Int64),
+        ]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
+        let layer = attribute(context, "layer")?;
+        let shape = kernels::Attention {
+            heads: attribute(context, "heads")?,
+            kv_heads: attribute(context, "kv_heads")?,
+            head_dim: attribute(context, "head_dim")?,
+            past: 0,
+            scale: 1.0 / (attribute(context, "head_dim")? as f32).sqrt(),
+        };
+        let shared = self.0.clone();
+        if !shared.lock().cache.has(layer, shape.kv_heads, shape.head_dim) {
+            return failed(format!("layer {layer} with {shape:?} is not what the KV cache was made for"));
+        }
+        if shape.heads == 0 || !shape.heads.is_multiple_of(shape.kv_heads) {
+            return failed(format!("{} heads over {} of keys and values", shape.heads, shape.kv_heads));
+        }
+        Ok(kernel(move |ctx| {
+            let (qkv, rotations) = (required(ctx, 0)?, required(ctx, 1)?);
+            let (positions, sequences) = (required(ctx, 2)?, required(ctx, 3)?);
+            attend(
+                ctx,
+                &mut shared.lock(),
+                layer,
+                shape,
+                qkv.try_extract_tensor::<f32>()?,
+                rotations.try_extract_tensor::<f32>()?,
+                positions.try_extract_tensor::<i64>()?.1,
+                sequences.try_extract_tensor::<i64>()?.1,
+            )
+        }))
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "these are the operator's")]
+fn attend(
+    ctx: &ComputeContext,
+    state: &mut State,
+    layer: usize,
+    shape: kernels::Attention,
+    (qkv_shape, qkv): (&ort::value::Shape, &[f32]),
+    (rotations_shape, rotations): (&ort::value::Shape, &[f32]),
+    positions: &[i64],
+    sequences: &[i64],
+) -> ort::Result<()> {
+    let kernels::Attention { heads, kv_heads, head_dim, .. } = shape;
+    let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+    let (tokens, all) = matrix(qkv_shape)?;
+    if all != width + 2 * kv_width || matrix(rotations_shape)? != (tokens, head_dim) {
+        return failed(format!("{qkv_shape:?} and {rotations_shape:?} for {shape:?}"));
+    }
+    if positions.len() != tokens || sequences.len() != tokens {
+        return failed(format!(
+            "{} positions and {} sequences for {tokens} tokens",
+            positions.len(),
+            sequences.len()
+        ));
+    }
+    let State { cache, scratch: Scratch { queries, keys, values, .. } } = state;
+    queries.clear();
+    keys.clear();
+    values.clear();
+    for (row, rotation) in qkv.chunks_exact(all).zip(rotations.chunks_exact(head_dim)) {
+        let (q, kv) = row.split_at(width);
+        let (k, v) = kv.split_at(kv_width);
+        rotate(q, rotation, queries);
+        rotate(k, rotation, keys);
+        values.extend_from_slice(v);
+    }
+    write(ctx, tokens, width, |out| {
+        let mut start = 0;
+        for run in sequences.chunk_by(|a, b| a == b) {
+            let end = start + run.len();
+            let id = u32::try_from(run[0]).map(SequenceId).map_err(|e| ort::Error::new(e.to_string()))?;
+            let wrapped = |e: ternion_core::Error| ort::Error::new(e.to_string());
+            let past = cache.length(id).ok_or_else(|| ort::Error::new(format!("no sequence {}", id.0)))?;
+            if positions[start..end].iter().zip(past..).any(|(found, expected)| *found != expected as i64) {
+                return failed(format!("positions {:?} behind {past} in the cache", &positions[start..end]));
+            }
+            let kv = start * kv_width..end * kv_width;
+            cache.write(id, layer, &keys[kv.clone()], &values[kv]).map_err(wrapped)?;
+            let (keys, values) = cache.layer(id, layer).map_err(wrapped)?;
+            let part = start * width..end * width;
+            let shape = kernels::Attention { past, ..shape };
+            kernels::attention(shape, &queries[part.clone()], &keys, &values, &mut out[part]);
+            start = end;
+        }
+        Ok(())
+    })
+}
+
+/// Rotates the halves of each head against each other and appends the result.
+fn rotate(x: &[f32], rotation: &[f32], out: &mut Vec<f32>) {
+    let half = rotation.len() / 2;
+    let (cos, sin) = rotation.split_at(half);
+    for head in x.chunks_exact(2 * half) {
+        let (low, high) = head.split_at(half);
+        out.extend((0..half).map(|i| low[i] * cos[i] - high[i] * sin[i]));
+        out.extend((0..half).map(|i| low[i] * sin[i] + high[i] * cos[i]));
+    }
+}

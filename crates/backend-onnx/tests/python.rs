@@ -1,0 +1,56 @@
+//! What we export is what the tools of ONNX accept and what onnxruntime in Python computes.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{cases, exported, fixtures, largest_difference, open, whole};
+use ternion_formats::onnx::{Options, Variant};
+
+#[test]
+fn python_accepts_the_portable_variant_and_gives_the_same_logits() {
+    let Some(library) = common::library() else { return };
+    let imports = ["-c", "import numpy, onnx, onnxruntime"];
+    if !Command::new("python3").args(imports).output().is_ok_and(|out| out.status.success()) {
+        eprintln!("skipped: `pip install onnx onnxruntime numpy` first");
+        return;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/portable.py");
+    for name in ["tiny-packed", "llama-ternary", "1bitllm", "nano-master"] {
+        let checkpoint = fixtures().join(name);
+        let file = exported(&checkpoint, &Options::new(Variant::Portable));
+        let mut model = open(&library, &file.path, 2);
+        for case in cases(&checkpoint).iter().filter(|case| case.strict && case.ids.len() > 8).take(2) {
+            let (ids, target) = (file.folder.path().join("ids.json"), file.folder.path().join("logits.bin"));
+            std::fs::write(&ids, serde_json::to_string(&case.ids).unwrap()).unwrap();
+            let out =
+                Command::new("python3").arg(&script).args([&file.path, &ids, &target]).output().unwrap();
+            assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+            let theirs: Vec<f32> = std::fs::read(&target)
+                .unwrap()
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect();
+            let difference = largest_difference(&whole(&mut model, &case.ids), &theirs);
+            println!("{name} {}: {difference:.1e}", case.name);
+            assert!(difference <= 1e-4, "{name} {}: {difference}", case.name);
+        }
+    }
+}
+
+#[test]
+fn python_finds_both_variants_well_formed() {
+    if !Command::new("python3").args(["-c", "import onnx"]).output().is_ok_and(|out| out.status.success()) {
+        eprintln!("skipped: `pip install onnx` first");
+        return;
+    }
+    for variant in [Variant::Fast, Variant::Portable] {
+        let file = exported(&fixtures().join("tiny-packed"), &Options::new(variant));
+        let program = "import onnx, sys; onnx.checker.check_model(sys.argv[1])";
+        let model = file.path.join("model.onnx");
+        let out = Command::new("python3").args(["-c", program]).arg(model).output().unwrap();
+        assert!(out.status.success(), "{variant:?}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+}

@@ -1,0 +1,219 @@
+//! The fast variant: a graph of a few operators of our own, which read the weights as they lie in the mapped file.
+//!
+//! Domain [`DOMAIN`], version 1. `T` is the number of tokens of a step, of all its sequences together; floats are f32.
+//!
+//! | operator | inputs | output | attributes |
+//! | --- | --- | --- | --- |
+//! | [`EMBEDDING`] | ids `[T]`, table `[vocabulary, width]` | `[T, width]` | |
+//! | [`ROTATIONS`] | positions `[T]`, frequencies `[head_dim / 2]` | `[T, head_dim]`: cosines, then sines | |
+//! | [`TERNARY_LINEAR`] | x `[T, K]`, codes of one to three matrices, norm `[K]` | `[T, sum of rows]` | `scales`, `layout`, `epsilon` |
+//! | [`DENSE_LINEAR`] | x `[T, K]`, weights `[N, K]`, norm `[K]` | `[T, N]` | `epsilon` |
+//! | [`RMS_NORM`] | x `[T, K]`, norm `[K]` | `[T, K]` | `epsilon` |
+//! | [`GATED_UNIT`] | gate and up `[T, 2 F]` | `[T, F]` | `activation`: `relu2` or `silu` |
+//! | [`ATTENTION`] | q, k and v `[T, (heads + 2 kv_heads) * head_dim]`, rotations, positions `[T]`, sequences `[T]` | `[T, heads * head_dim]` | `layer`, `heads`, `kv_heads`, `head_dim` |
+//!
+//! A linear operator normalises its input where `norm` is given, then (the ternary one) quantises it once for all of its
+//! matrices. Codes are `[rows / 4, K]` bytes in the layout that the checkpoint has them in, `quarters` or `i2s`
+//! ([`TernaryLayout`]). Tables and dense weights are f32, f16 or bf16.
+//!
+//! The KV cache is not in the graph: [`ATTENTION`] appends to the cache that the runtime keeps for each of `sequences`, and
+//! attends over it. So several sequences are computed in one step, and no past is ever copied.
+//!
+//! The graph has the inputs [`IDS`], [`POSITIONS`], [`SEQUENCES`] (all `[T]`, int64) and [`ROWS`] (the tokens whose logits
+//! are wanted), and the output [`LOGITS`] `[rows, vocabulary]`. The tokens of a sequence follow each other.
+
+use ternion_core::{Error, Result};
+use ternion_kernels::TernaryLayout;
+
+use super::Element;
+use super::graph::{Builder, Dim, Operator, onnx};
+use super::proto::Attribute;
+use crate::{Activation, Checkpoint, DenseTensor, Linear, RmsNorm, Weights};
+
+/// The domain of the operators.
+pub const DOMAIN: &str = "ai.ternion";
+/// Its version.
+pub const VERSION: u32 = 1;
+/// Rows of a table.
+pub const EMBEDDING: &str = "Embedding";
+/// Cosines and sines of the rotary embedding.
+pub const ROTATIONS: &str = "Rotations";
+/// W1.58A8 products.
+pub const TERNARY_LINEAR: &str = "TernaryLinear";
+/// Plain products.
+pub const DENSE_LINEAR: &str = "DenseLinear";
+/// RMS normalisation.
+pub const RMS_NORM: &str = "RmsNorm";
+/// `activation(gate) * up`.
+pub const GATED_UNIT: &str = "GatedUnit";
+/// Causal attention over a KV cache of the runtime.
+pub const ATTENTION: &str = "CachedAttention";
+
+/// Input: the tokens.
+pub const IDS: &str = "input_ids";
+/// Input: each token's position in its sequence.
+pub const POSITIONS: &str = "position_ids";
+/// Input: each token's sequence.
+pub const SEQUENCES: &str = "sequence_ids";
+/// Input: the tokens whose logits are wanted, by their place in the step.
+pub const ROWS: &str = "logits_rows";
+/// Output: the logits of those.
+pub const LOGITS: &str = "logits";
+
+/// The names by which [`GATED_UNIT`] knows the activations.
+pub fn activation_name(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Relu2 => "relu2",
+        Activation::Silu => "silu",
+    }
+}
+
+/// The names by which [`TERNARY_LINEAR`] knows the layouts of codes.
+pub const LAYOUTS: [(TernaryLayout, &str); 2] =
+    [(TernaryLayout::Quarters, "quarters"), (TernaryLayout::I2s, "i2s")];
+
+const fn own(name: &str) -> Operator<'_> {
+    Operator { domain: DOMAIN, name }
+}
+
+/// Builds the graph; `progress` is called after each layer with the bytes that have been written.
+pub(super) fn build(checkpoint: &Checkpoint, b: &mut Builder, progress: &mut dyn FnMut(u64)) -> Result<()> {
+    let spec = &checkpoint.spec;
+    for name in [IDS, POSITIONS, SEQUENCES] {
+        b.input(name, Element::I64, &[Dim::Named("tokens")]);
+    }
+    b.input(ROWS, Element::I64, &[Dim::Named("rows")]);
+    b.output(LOGITS, Element::F32, &[Dim::Named("rows"), Dim::Known(spec.vocab_size)]);
+
+    dense_tensor(b, "embedding", &checkpoint.embed)?;
+    b.floats("frequencies", &[spec.head_dim / 2], &spec.rope.frequencies(spec.head_dim))?;
+    let rotations = b.node("rotations", own(ROTATIONS), &[POSITIONS, "frequencies"], Vec::new());
+    let mut h = b.node("embedded", own(EMBEDDING), &[IDS, "embedding"], Vec::new());
+    for (index, layer) in checkpoint.layers.iter().enumerate() {
+        let name = |part: &str| format!("layers.{index}.{part}");
+        let qkv = projections(b, &name("qkv"), &h, Some(&layer.input_norm), &[&layer.q, &layer.k, &layer.v])?;
+        let sizes = [
+            ("layer", index),
+            ("heads", spec.heads),
+            ("kv_heads", spec.kv_heads),
+            ("head_dim", spec.head_dim),
+        ];
+        let attended = b.node(
+            name("attention"),
+            own(ATTENTION),
+            &[&qkv, &rotations, POSITIONS, SEQUENCES],
+            sizes.map(|(key, value)| Attribute::int(key, value as i64)).to_vec(),
+        );
+        let o = projections(b, &name("o"), &attended, layer.attn_sub_norm.as_ref(), &[&layer.o])?;
+        h = b.node(name("attention_residual"), onnx("Add"), &[&h, &o], Vec::new());
+        let both = [&layer.gate, &layer.up];
+        let gate_up = projections(b, &name("gate_up"), &h, Some(&layer.post_attention_norm), &both)?;
+        let activation = Attribute::text("activation", activation_name(spec.activation));
+        let gated = b.node(name("gated"), own(GATED_UNIT), &[&gate_up], vec![activation]);
+        let down = projections(b, &name("down"), &gated, layer.ffn_sub_norm.as_ref(), &[&layer.down])?;
+        h = b.node(name("residual"), onnx("Add"), &[&h, &down], Vec::new());
+        progress(b.written());
+    }
+    let rows = b.node("rows", onnx("Gather"), &[&h, ROWS], vec![Attribute::int("axis", 0)]);
+    let head = match &checkpoint.head {
+        Some(head) => {
+            dense_tensor(b, "head", head)?;
+            "head"
+        }
+        None => "embedding",
+    };
+    norm_tensor(b, "final_norm", &checkpoint.final_norm)?;
+    let epsilon = Attribute::float("epsilon", checkpoint.final_norm.eps);
+    b.node(LOGITS, own(DENSE_LINEAR), &[&rows, head, "final_norm"], vec![epsilon]);
+    progress(b.written());
+    Ok(())
+}
+
+/// Projections of the same input side by side: one node where all are ternary, else one for each.
+fn projections(
+    b: &mut Builder,
+    name: &str,
+    x: &str,
+    norm: Option<&RmsNorm>,
+    parts: &[&Linear],
+) -> Result<String> {
+    let layout = |part: &&Linear| match &part.weights {
+        Weights::Ternary(t) if part.input_norm.is_none() => Some(t.layout),
+        _ => None,
+    };
+    if layout(&parts[0]).is_some() && parts.iter().all(|part| layout(part) == layout(&parts[0])) {
+        return ternary(b, name, x, norm, parts);
+    }
+    // A norm of one part's own acts on what the common norm has made.
+    let normed = match norm {
+        Some(norm) => {
+            let weight = format!("{name}.norm");
+            norm_tensor(b, &weight, norm)?;
+            let epsilon = Attribute::float("epsilon", norm.eps);
+            b.node(format!("{name}.normed"), own(RMS_NORM), &[x, &weight], vec![epsilon])
+        }
+        None => x.to_owned(),
+    };
+    let mut outputs = Vec::with_capacity(parts.len());
+    for (i, part) in parts.iter().enumerate() {
+        let name = if parts.len() == 1 { name.to_owned() } else { format!("{name}.{i}") };
+        outputs.push(match &part.weights {
+            Weights::Ternary(_) => ternary(b, &name, &normed, part.input_norm.as_ref(), &[part])?,
+            Weights::Dense(dense) => {
+                let weights = format!("{name}.weight");
+                dense_tensor(b, &weights, dense)?;
+                let (norm, attributes) = norm_input(b, &name, part.input_norm.as_ref())?;
+                b.node(name, own(DENSE_LINEAR), &[&normed, &weights, &norm], attributes)
+            }
+        });
+    }
+    if let [only] = &mut *outputs {
+        return Ok(std::mem::take(only));
+    }
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    Ok(b.node(name, onnx("Concat"), &outputs, vec![Attribute::int("axis", -1)]))
+}
+
+fn ternary(
+    b: &mut Builder,
+    name: &str,
+    x: &str,
+    norm: Option<&RmsNorm>,
+    parts: &[&Linear],
+) -> Result<String> {
+    let (norm, mut attributes) = norm_input(b, name, norm)?;
+    let mut inputs = vec![x.to_owned()];
+    let (mut scales, mut layout) = (Vec::new(), "");
+    for (i, part) in parts.iter().enumerate() {
+        let Weights::Ternary(t) = &part.weights else { continue };
+        layout = LAYOUTS.iter().find(|(layout, _)| *layout == t.layout).map(|(_, name)| *name).ok_or_else(
+            || Error::unsupported(format!("codes in the layout {:?} cannot be written", t.layout)),
+        )?;
+        let codes = format!("{name}.codes.{i}");
+        b.tensor(&codes, Element::U8, &[t.rows / 4, t.cols], &t.codes)?;
+        inputs.push(codes);
+        scales.push(t.scale);
+    }
+    inputs.resize(4, String::new());
+    inputs.push(norm);
+    attributes.push(Attribute::floats("scales", scales));
+    attributes.push(Attribute::text("layout", layout));
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    Ok(b.node(name, own(TERNARY_LINEAR), &inputs, attributes))
+}
+
+/// The input for an optional norm and the attribute that goes with it.
+fn norm_input(b: &mut Builder, name: &str, norm: Option<&RmsNorm>) -> Result<(String, Vec<Attribute>)> {
+    let Some(norm) = norm else { return Ok((String::new(), Vec::new())) };
+    let weight = format!("{name}.norm");
+    norm_tensor(b, &weight, norm)?;
+    Ok((weight, vec![Attribute::float("epsilon", norm.eps)]))
+}
+
+fn norm_tensor(b: &mut Builder, name: &str, norm: &RmsNorm) -> Result<()> {
+    b.floats(name, &[norm.weight.len()], &norm.weight)
+}
+
+fn dense_tensor(b: &mut Builder, name: &str, tensor: &DenseTensor) -> Result<()> {
+    b.tensor(name, tensor.dtype.into(), &tensor.shape, &tensor.bytes)
+}

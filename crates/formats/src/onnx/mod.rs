@@ -1,0 +1,28 @@
+//! ONNX: writing a checkpoint as a graph, and reading what a graph of anyone's needs before a runtime may see it.
+//!
+//! [`export`] writes one of two variants. The *portable* one uses the operators of the ONNX standard and of ONNX Runtime
+//! (`com.microsoft`) alone and has the inputs and outputs that exports of Hugging Face models have. The *fast* one is made
+//! of a few operators of our own ([`fast`]), which `ternion-backend-onnx` brings along. Both compute W1.58A8 exactly.
+//!
+//! [`Summary`] reads any file, trusting none of its bytes: external data that leaves the folder, tensors that are not what
+//! their shapes say, and malformed messages are errors.
+
+mod bits;
+mod check;
+mod element;
+mod export;
+pub mod fast;
+mod graph;
+mod host;
+mod portable;
+mod proto;
+mod summary;
+mod wire;
+
+pub use element::Element;
+pub use export::{Head, Options, Variant, export};
+pub use host::Host;
+pub use summary::{Attribute, Initializer, Node, Size, Summary, Value};
+
+/// Where tensors begin in the data file: a page, so that a runtime can map them.
+const ALIGNMENT: u64 = 4096;

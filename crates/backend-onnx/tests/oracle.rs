@@ -24,7 +24,7 @@ fn the_fast_variant_is_candle() {
         assert!(model.is_fast());
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let options = DecoderOptions::new(&checkpoint.spec);
-        let mut candle = Candle::new(checkpoint, options).unwrap();
+        let mut candle = Candle::new(checkpoint, Candle::threads(2).unwrap(), options).unwrap();
         let vocab = model.vocab_size();
         for case in cases(&folder) {
             let logits = whole(&mut model, &case.ids);

@@ -2,7 +2,7 @@
 //!
 //! candle carries the hidden states, the residual stream and the rotary embedding. What candle has no operation for
 //! comes in as custom operations ([`ops`]): the W1.58A8 products, which read the packed weights where they lie in the
-//! mapped file, and attention over a paged KV cache ([`kv`]), which neither copies itself on append nor repeats the
+//! mapped file, and attention over a paged KV cache ([`kv`](ternion_core::kv)), which neither copies itself on append nor repeats the
 //! key/value heads. All the arithmetic of those is in `ternion-kernels`.
 //!
 //! Hidden states are f32 throughout: squared ReLU passes the range of f16, and the answers are held to those of
@@ -12,7 +12,6 @@
 mod backend;
 mod config;
 mod head;
-mod kv;
 mod model;
 mod ops;
 

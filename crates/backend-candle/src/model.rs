@@ -5,13 +5,15 @@ use std::{cell::RefCell, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use candle_nn::rotary_emb::rope_thd;
-use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput};
+use ternion_core::{
+    CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput,
+    kv::{KvCache, Layout},
+};
 use ternion_formats::{Activation, Checkpoint, DenseTensor, LayerTensors, ModelSpec};
 
 use crate::{
     HeadPrecision,
     head::Head,
-    kv::{KvCache, Layout},
     ops::{self, CachedAttention, GatedUnit, Norm, Projections, Span},
 };
 

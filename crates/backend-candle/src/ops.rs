@@ -3,11 +3,14 @@
 use std::cell::RefCell;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use ternion_core::SequenceId;
+use ternion_core::{
+    SequenceId,
+    kv::{self, KvCache},
+};
 use ternion_formats::{Activation, DenseTensor, Linear, RmsNorm, Weights};
 use ternion_kernels as kernels;
 
-use crate::kv::KvCache;
+const _: () = assert!(kv::BLOCK == kernels::BLOCK, "attention takes the blocks of the cache");
 
 /// The floats of a contiguous f32 tensor.
 pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

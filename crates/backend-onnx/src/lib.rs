@@ -2,8 +2,8 @@
 //!
 //! Two kinds of files run. Exports in the layout of Hugging Face models, whoever made them, are driven through the names
 //! and shapes that they declare (modules `layout` and `exported`). Files of the fast variant, which
-//! [`export`](ternion_formats::onnx::export) writes, are made of operators that this crate brings along (`ops`): they
-//! read ternary weights where the runtime has mapped them and attend over a paged KV cache of our own (`kv`), so that
+//! [`convert`](ternion_formats::convert) writes, are made of operators that this crate brings along (`ops`): they
+//! read ternary weights where the runtime has mapped them and attend over a paged KV cache of our own ([`kv`](ternion_core::kv)), so that
 //! several sequences are computed in one step and no past is ever copied (`fast`).
 //!
 //! Nothing of a file reaches the runtime before [`Summary`](ternion_formats::onnx::Summary) has looked at it.
@@ -15,7 +15,6 @@ mod batch;
 mod config;
 mod exported;
 mod fast;
-mod kv;
 mod layout;
 mod library;
 mod model;

@@ -13,11 +13,12 @@ use ort::operator::{
 };
 use ort::value::{DynTensorValueType, PrimitiveTensorElementType, TensorElementType, ValueRef};
 use ternion_core::SequenceId;
+use ternion_core::kv::{self, KvCache};
 use ternion_formats::Activation;
 use ternion_formats::onnx::fast;
 use ternion_kernels as kernels;
 
-use crate::kv::KvCache;
+const _: () = assert!(kv::BLOCK == kernels::BLOCK, "attention takes the blocks of the cache");
 
 /// What the operators of a session share.
 pub(crate) struct State {

@@ -9,10 +9,10 @@ use common::{Exported, exported, feed, fixtures, try_open};
 use serde_json::Value;
 use ternion_backend_onnx::{DecoderOptions, Library};
 use ternion_core::CausalLm;
-use ternion_formats::onnx::{Options, Variant};
+use ternion_formats::convert::{Options, Target};
 
 fn fast() -> Exported {
-    exported(&fixtures().join("nano-packed"), &Options::new(Variant::Fast))
+    exported(&fixtures().join("nano-packed"), &Options::new(Target::OnnxFast))
 }
 
 fn error(library: &Library, path: &Path) -> String {

@@ -9,7 +9,7 @@ use common::{cases, checkpoints, exported, largest_difference, open, same_argmax
 use ternion_backend_candle::{Decoder as Candle, DecoderOptions};
 use ternion_core::CausalLm;
 use ternion_formats::Checkpoint;
-use ternion_formats::onnx::{Head, Options, Variant};
+use ternion_formats::convert::{Embedding, Options, Target};
 
 /// What strict cases are held to against transformers, absolutely: as every engine.
 const TOLERANCE: f32 = 1e-3;
@@ -19,7 +19,7 @@ fn the_fast_variant_is_candle() {
     let Some(library) = common::library() else { return };
     let mut strict = 0;
     for folder in checkpoints() {
-        let file = exported(&folder, &Options::new(Variant::Fast));
+        let file = exported(&folder, &Options::new(Target::OnnxFast));
         let mut model = open(&library, &file.path, 2);
         assert!(model.is_fast());
         let checkpoint = Checkpoint::open(&folder).unwrap();
@@ -50,7 +50,7 @@ fn the_portable_variant_is_transformers() {
     let Some(library) = common::library() else { return };
     let mut strict = 0;
     for folder in checkpoints() {
-        let file = exported(&folder, &Options::new(Variant::Portable));
+        let file = exported(&folder, &Options::new(Target::Onnx));
         let mut model = open(&library, &file.path, 2);
         assert!(!model.is_fast());
         let vocab = model.vocab_size();
@@ -76,7 +76,9 @@ fn the_portable_variant_is_transformers() {
 fn a_head_of_8_bits_moves_logits_by_little() {
     let Some(library) = common::library() else { return };
     for folder in checkpoints() {
-        let file = exported(&folder, &Options::new(Variant::Portable).with_head(Head::Bits8));
+        let mut options = Options::new(Target::Onnx);
+        options.embedding = Some(Embedding::Q8_0);
+        let file = exported(&folder, &options);
         let mut model = open(&library, &file.path, 2);
         let vocab = model.vocab_size();
         for case in cases(&folder).iter().filter(|case| case.strict) {

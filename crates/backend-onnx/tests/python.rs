@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{cases, exported, fixtures, largest_difference, open, whole};
-use ternion_formats::onnx::{Options, Variant};
+use ternion_formats::convert::{Options, Target};
 
 #[test]
 fn python_accepts_the_portable_variant_and_gives_the_same_logits() {
@@ -20,7 +20,7 @@ fn python_accepts_the_portable_variant_and_gives_the_same_logits() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/portable.py");
     for name in ["tiny-packed", "llama-ternary", "1bitllm", "nano-master"] {
         let checkpoint = fixtures().join(name);
-        let file = exported(&checkpoint, &Options::new(Variant::Portable));
+        let file = exported(&checkpoint, &Options::new(Target::Onnx));
         let mut model = open(&library, &file.path, 2);
         for case in cases(&checkpoint).iter().filter(|case| case.strict && case.ids.len() > 8).take(2) {
             let (ids, target) = (file.folder.path().join("ids.json"), file.folder.path().join("logits.bin"));
@@ -46,7 +46,7 @@ fn python_finds_both_variants_well_formed() {
         eprintln!("skipped: `pip install onnx` first");
         return;
     }
-    for variant in [Variant::Fast, Variant::Portable] {
+    for variant in [Target::OnnxFast, Target::Onnx] {
         let file = exported(&fixtures().join("tiny-packed"), &Options::new(variant));
         let program = "import onnx, sys; onnx.checker.check_model(sys.argv[1])";
         let model = file.path.join("model.onnx");

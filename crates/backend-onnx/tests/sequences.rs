@@ -6,7 +6,7 @@ mod common;
 use common::{cases, checkpoints, exported, feed, fixtures, largest_difference, open, whole};
 use ternion_backend_onnx::Decoder;
 use ternion_core::{CausalLm, ErrorKind, LogitsWanted, SequenceInput};
-use ternion_formats::onnx::{Options, Variant};
+use ternion_formats::convert::{Options, Target};
 
 /// The fast variant computes each token alike whatever is computed with it. ONNX Runtime does not promise that: products
 /// of one row and of several go different ways, which differ in the last bits.
@@ -18,7 +18,7 @@ fn tolerance(model: &Decoder) -> f32 {
 fn chunks_and_kept_prefixes_change_nothing() {
     let Some(library) = common::library() else { return };
     for folder in checkpoints() {
-        for variant in [Variant::Fast, Variant::Portable] {
+        for variant in [Target::OnnxFast, Target::Onnx] {
             let file = exported(&folder, &Options::new(variant));
             let mut model = open(&library, &file.path, 2);
             let mut single = open(&library, &file.path, 1);
@@ -57,7 +57,7 @@ fn chunks_and_kept_prefixes_change_nothing() {
 fn sequences_side_by_side_do_not_disturb_each_other() {
     let Some(library) = common::library() else { return };
     let folder = fixtures().join("tiny-packed");
-    for variant in [Variant::Fast, Variant::Portable] {
+    for variant in [Target::OnnxFast, Target::Onnx] {
         let file = exported(&folder, &Options::new(variant));
         let mut model = open(&library, &file.path, 2);
         let (vocab, tolerance) = (model.vocab_size(), tolerance(&model));
@@ -94,7 +94,7 @@ fn sequences_side_by_side_do_not_disturb_each_other() {
 #[test]
 fn a_batch_that_is_refused_changes_nothing() {
     let Some(library) = common::library() else { return };
-    for variant in [Variant::Fast, Variant::Portable] {
+    for variant in [Target::OnnxFast, Target::Onnx] {
         let file = exported(&fixtures().join("nano-packed"), &Options::new(variant));
         let mut model = open(&library, &file.path, 1);
         let (a, b) = (model.new_sequence().unwrap(), model.new_sequence().unwrap());

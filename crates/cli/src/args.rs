@@ -249,7 +249,7 @@ pub(crate) struct SynthArgs {
     /// The folder to write, or the file for GGUF.
     #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
-    /// The format: safetensors, gguf-i2s, gguf-tq1 or gguf-tq2.
+    /// The format: safetensors, gguf-i2s, gguf-tq1, gguf-tq2, onnx (for any ONNX Runtime) or onnx-fast (our own operators).
     #[arg(long, default_value = "safetensors")]
     pub(crate) format: Target,
     /// Chooses the weights.
@@ -264,13 +264,13 @@ pub(crate) struct SynthArgs {
 pub(crate) struct ConvertArgs {
     /// The checkpoint: a folder, a .gguf file or a .safetensors file.
     pub(crate) source: PathBuf,
-    /// The format: safetensors, gguf-i2s, gguf-tq1 or gguf-tq2.
+    /// The format: safetensors, gguf-i2s, gguf-tq1, gguf-tq2, onnx (for any ONNX Runtime) or onnx-fast (our own operators).
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: Target,
     /// The folder to write, or the file for GGUF.
     #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
-    /// The type of the embedding: f16, bf16, f32, and for GGUF q8_0 and q6_k. Default: the source's.
+    /// The type of the embedding: f16, bf16, f32, for GGUF also q8_0 and q6_k, for onnx q8_0 alone. Default: the source's.
     #[arg(long, value_name = "TYPE")]
     pub(crate) embedding: Option<Embedding>,
     /// Replace what is there, if it is a file (for GGUF) or a checkpoint's folder.

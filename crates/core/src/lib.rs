@@ -7,6 +7,7 @@
 //!   can differ in their logits and in nothing else.
 //! * [`text`] holds the preprocessing: tokenizer, token counting, chat templates, incremental detokenizing.
 //! * [`config`] and [`registry`] turn a configuration file into a backend.
+//! * [`kv`] is a paged KV cache for engines that keep keys and values themselves.
 //! * [`echo`] is a backend without a model, for the tests of hosts.
 //!
 //! This crate has no native dependency and no unsafe code.
@@ -20,6 +21,7 @@ pub mod engine;
 mod error;
 mod event;
 mod info;
+pub mod kv;
 pub mod registry;
 mod request;
 pub mod text;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use ternion_core::ErrorKind;
 use ternion_formats::Checkpoint;
-use ternion_formats::onnx::{Head, Host, Options, Size, Summary, Variant, export, fast};
+use ternion_formats::convert::{Embedding, Options, Target, convert};
+use ternion_formats::onnx::{Host, Size, Summary, fast};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
@@ -26,11 +27,11 @@ const MODELS: [&str; 5] = ["tiny-packed", "llama-ternary", "1bitllm", "nano-pack
 fn both_variants_of_every_family_pass_our_own_checks() {
     for name in MODELS {
         let checkpoint = Checkpoint::open(fixture(name)).unwrap();
-        for (variant, runtime) in [(Variant::Fast, 17), (Variant::Portable, 24)] {
+        for (variant, runtime) in [(Target::OnnxFast, 17), (Target::Onnx, 24)] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("new/model");
             let mut seen = Vec::new();
-            export(&checkpoint, &path, &Options::new(variant), &mut |done, total| seen.push((done, total)))
+            convert(&checkpoint, &path, &Options::new(variant), &mut |done, total| seen.push((done, total)))
                 .unwrap();
             let total = seen[0].1;
             assert!(seen.windows(2).all(|w| w[0].0 <= w[1].0 && w[1].1 == total), "{seen:?}");
@@ -45,7 +46,7 @@ fn both_variants_of_every_family_pass_our_own_checks() {
             let vocab = summary.output("logits").unwrap().dims.as_ref().unwrap().last().cloned();
             assert_eq!(vocab, Some(Size::Known(spec.vocab_size as i64)));
             let own = summary.nodes.iter().filter(|node| node.domain == fast::DOMAIN).count();
-            assert_eq!(own > 0, variant == Variant::Fast);
+            assert_eq!(own > 0, variant == Target::OnnxFast);
             // The folder stands alone.
             assert_eq!((host.vocab_size, host.layers), (Some(spec.vocab_size), Some(spec.layers)));
             assert_eq!((host.kv_heads, host.heads), (Some(spec.kv_heads), Some(spec.heads)));
@@ -66,7 +67,7 @@ fn packed_codes_go_into_the_data_file_unchanged() {
     let checkpoint = Checkpoint::open(fixture("tiny-packed")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
-    export(&checkpoint, &path, &Options::new(Variant::Fast), &mut |_, _| {}).unwrap();
+    convert(&checkpoint, &path, &Options::new(Target::OnnxFast), &mut |_, _| {}).unwrap();
     let data = std::fs::read(path.join("model.onnx.data")).unwrap();
     for linear in checkpoint.layers.iter().flat_map(ternion_formats::LayerTensors::linears) {
         let codes = &linear.bytes()[..];
@@ -79,13 +80,15 @@ fn packed_codes_go_into_the_data_file_unchanged() {
 fn a_smaller_head_is_smaller() {
     let checkpoint = Checkpoint::open(fixture("tiny-packed")).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let size = |head: Head, name: &str| {
+    let size = |embedding: Option<Embedding>, name: &str| {
         let path = folder.path().join(name);
-        export(&checkpoint, &path, &Options::new(Variant::Portable).with_head(head), &mut |_, _| {}).unwrap();
+        let mut options = Options::new(Target::Onnx);
+        options.embedding = embedding;
+        convert(&checkpoint, &path, &options, &mut |_, _| {}).unwrap();
         std::fs::metadata(path.join("model.onnx.data")).unwrap().len() as usize
     };
     let weights = checkpoint.embed.elements();
-    let saved = size(Head::Full, "full") - size(Head::Bits8, "bits8");
+    let saved = size(None, "full") - size(Some(Embedding::Q8_0), "bits8");
     assert!((2 * weights..4 * weights).contains(&saved), "{saved} of {weights} weights");
 }
 
@@ -96,14 +99,14 @@ fn what_exists_is_not_overwritten() {
     let path = folder.path().join("model");
     std::fs::create_dir(&path).unwrap();
     std::fs::write(path.join("precious"), "x").unwrap();
-    let options = Options::default();
-    let error = export(&checkpoint, &path, &options, &mut |_, _| {}).unwrap_err();
+    let options = Options::new(Target::Onnx);
+    let error = convert(&checkpoint, &path, &options, &mut |_, _| {}).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidRequest);
-    assert!(error.to_string().contains("exists already"), "{error}");
+    assert!(error.to_string().contains("is no checkpoint"), "{error}");
     assert_eq!((entries(&path), entries(folder.path())), (vec!["precious".into()], vec!["model".into()]));
 
     std::fs::remove_file(path.join("precious")).unwrap();
-    export(&checkpoint, &path, &options, &mut |_, _| {}).unwrap();
+    convert(&checkpoint, &path, &options, &mut |_, _| {}).unwrap();
     assert!(entries(&path).contains(&"model.onnx".to_owned()));
     assert_eq!(entries(folder.path()), ["model"]);
 }
@@ -115,14 +118,16 @@ fn a_failure_leaves_nothing_behind() {
     // Without a tokenizer, the model could not be run.
     checkpoint.folder = folder.path().join("nowhere");
     let error =
-        export(&checkpoint, folder.path().join("model"), &Options::default(), &mut |_, _| {}).unwrap_err();
+        convert(&checkpoint, &folder.path().join("model"), &Options::new(Target::Onnx), &mut |_, _| {})
+            .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("tokenizer.json"), "{error}");
 
     let mut checkpoint = Checkpoint::open(fixture("nano-packed")).unwrap();
     checkpoint.spec.head_dim = 24;
     let error =
-        export(&checkpoint, folder.path().join("model"), &Options::default(), &mut |_, _| {}).unwrap_err();
+        convert(&checkpoint, &folder.path().join("model"), &Options::new(Target::Onnx), &mut |_, _| {})
+            .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("multiple of 16"), "{error}");
     assert!(entries(folder.path()).is_empty());

@@ -8,7 +8,8 @@ use serde_json::Value;
 use ternion_backend_onnx::{Decoder, DecoderOptions, Library};
 use ternion_core::{CausalLm, LogitsWanted, Result, SequenceId, SequenceInput};
 use ternion_formats::Checkpoint;
-use ternion_formats::onnx::{Host, Options, Summary, export};
+use ternion_formats::convert::{Options, convert};
+use ternion_formats::onnx::{Host, Summary};
 
 pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
@@ -83,7 +84,7 @@ pub(crate) struct Exported {
 pub(crate) fn exported(checkpoint: &Path, options: &Options) -> Exported {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
-    export(&Checkpoint::open(checkpoint).unwrap(), &path, options, &mut |_, _| {})
+    convert(&Checkpoint::open(checkpoint).unwrap(), &path, options, &mut |_, _| {})
         .unwrap_or_else(|e| panic!("{}: {e}", checkpoint.display()));
     Exported { folder, path }
 }

@@ -1,4 +1,4 @@
-//! From any checkpoint to any format: packed safetensors, or GGUF with I2_S, TQ1_0 or TQ2_0.
+//! From any checkpoint to any format: packed safetensors, GGUF with I2_S, TQ1_0 or TQ2_0, or ONNX.
 //!
 //! Trits and scales come out bit by bit as they went in, whatever the layouts. What is written appears under its name only
 //! when it is whole and on the disk.
@@ -18,6 +18,7 @@ use ternion_core::{Error, ErrorKind, Result, ResultExt};
 use crate::Checkpoint;
 use crate::checkpoint::Progress;
 use crate::gguf::TensorType;
+use crate::onnx::{self, Head, Variant};
 use crate::unfinished::Unfinished;
 
 /// Bytes that are converted and written at a time.
@@ -35,25 +36,27 @@ pub enum Target {
     GgufTq1,
     /// A GGUF file with llama.cpp's TQ2_0, 2.06 bits a weight. Rows in a multiple of 256.
     GgufTq2,
+    /// A folder with an ONNX file of the operators of the ONNX standard and of ONNX Runtime: runs in any of 1.24 or newer.
+    Onnx,
+    /// A folder with an ONNX file of our own operators ([`fast`](crate::onnx::fast)): runs in `ternion-backend-onnx` alone,
+    /// several times faster.
+    OnnxFast,
 }
 
 impl Target {
     /// All of them with their names.
-    pub const ALL: [(&'static str, Self); 4] = [
+    pub const ALL: [(&'static str, Self); 6] = [
         ("safetensors", Self::Safetensors),
         ("gguf-i2s", Self::GgufI2s),
         ("gguf-tq1", Self::GgufTq1),
         ("gguf-tq2", Self::GgufTq2),
+        ("onnx", Self::Onnx),
+        ("onnx-fast", Self::OnnxFast),
     ];
 
-    /// The type of ternary tensors in GGUF; `None` for safetensors.
-    fn ternary(self) -> Option<TensorType> {
-        match self {
-            Self::Safetensors => None,
-            Self::GgufI2s => Some(TensorType::I2S),
-            Self::GgufTq1 => Some(TensorType::Tq1_0),
-            Self::GgufTq2 => Some(TensorType::Tq2_0),
-        }
+    /// Whether it is a file rather than a folder.
+    fn is_file(self) -> bool {
+        matches!(self, Self::GgufI2s | Self::GgufTq1 | Self::GgufTq2)
     }
 }
 
@@ -65,7 +68,7 @@ pub enum Embedding {
     F32,
     F16,
     Bf16,
-    /// GGUF only.
+    /// GGUF, and the head in portable ONNX.
     Q8_0,
     /// GGUF only; the width of the model must be a multiple of 256.
     Q6K,
@@ -137,7 +140,7 @@ impl Options {
     }
 }
 
-/// Converts `checkpoint` to `out`: a folder for safetensors, a file for GGUF. `progress` is told the bytes that have
+/// Converts `checkpoint` to `out`: a file for GGUF, a folder for the others. `progress` is told the bytes that have
 /// been written of the tensors, and their sum.
 ///
 /// # Errors
@@ -155,10 +158,22 @@ pub fn convert(
 
 fn write(checkpoint: &Checkpoint, out: &Path, options: &Options, progress: &mut Progress<'_>) -> Result<()> {
     check_output(out, options)?;
-    let Some(ternary) = options.target.ternary() else {
-        let unfinished = Unfinished::folder(out)?;
-        safetensors::write(checkpoint, unfinished.path(), options, progress)?;
-        return unfinished.finish();
+    let ternary = match options.target {
+        Target::GgufI2s => TensorType::I2S,
+        Target::GgufTq1 => TensorType::Tq1_0,
+        Target::GgufTq2 => TensorType::Tq2_0,
+        Target::Safetensors => {
+            let unfinished = Unfinished::folder(out)?;
+            safetensors::write(checkpoint, unfinished.path(), options, progress)?;
+            return unfinished.finish();
+        }
+        Target::Onnx | Target::OnnxFast => {
+            let onnx = onnx_options(options)?;
+            let unfinished = Unfinished::folder(out)?;
+            onnx::write(checkpoint, unfinished.path(), &onnx, progress)?;
+            safetensors::beside(checkpoint, unfinished.path())?;
+            return unfinished.finish();
+        }
     };
     let plan = gguf::Plan::new(checkpoint, ternary, options)?;
     if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -169,10 +184,26 @@ fn write(checkpoint: &Checkpoint, out: &Path, options: &Options, progress: &mut 
     unfinished.finish()
 }
 
+fn onnx_options(options: &Options) -> Result<onnx::Options> {
+    let portable = options.target == Target::Onnx;
+    let variant = if portable { Variant::Portable } else { Variant::Fast };
+    match options.embedding {
+        None => Ok(onnx::Options::new(variant)),
+        Some(Embedding::Q8_0) if portable => Ok(onnx::Options::new(variant).with_head(Head::Bits8)),
+        Some(other) => {
+            let expected = if portable { "q8_0, or none for full precision" } else { "none" };
+            Err(Error::invalid_request(format!(
+                "{} cannot hold an embedding of {other}; expected {expected}",
+                options.target
+            )))
+        }
+    }
+}
+
 fn check_output(out: &Path, options: &Options) -> Result<()> {
     let taken = |why: &str| Err(Error::invalid_request(why).with("path", out.display()));
     let Ok(metadata) = fs::symlink_metadata(out) else { return Ok(()) };
-    if options.target != Target::Safetensors {
+    if options.target.is_file() {
         return match (metadata.is_file(), options.overwrite) {
             (true, true) => Ok(()),
             (true, false) => taken("the output exists, expected a new name"),

@@ -1,22 +1,20 @@
-//! Writing a checkpoint as a folder with an ONNX model that stands alone.
+//! Writing a checkpoint as an ONNX model with its data beside it.
 
 use std::path::Path;
 
-use ternion_core::{Error, Result, ResultExt};
+use ternion_core::Result;
 
 use super::graph::Builder;
 use super::{fast, portable};
 use crate::Checkpoint;
 use crate::checkpoint::Progress;
-use crate::convert::safetensors;
-use crate::unfinished::Unfinished;
 
 const MODEL: &str = "model.onnx";
 const DATA: &str = "model.onnx.data";
 
 /// Which operators a file uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Variant {
+pub(crate) enum Variant {
     /// Those of the ONNX standard and of ONNX Runtime 1.24 and newer: runs anywhere.
     #[default]
     Portable,
@@ -26,7 +24,7 @@ pub enum Variant {
 
 /// How the portable variant holds the head. The fast one holds it as the checkpoint does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Head {
+pub(crate) enum Head {
     /// In single precision: exact.
     #[default]
     Full,
@@ -37,64 +35,29 @@ pub enum Head {
 
 /// How a checkpoint is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Options {
+pub(crate) struct Options {
     /// Which operators are used.
-    pub variant: Variant,
+    pub(crate) variant: Variant,
     /// How the portable variant holds the head.
-    pub head: Head,
+    pub(crate) head: Head,
 }
 
 impl Options {
     /// The options for a variant.
-    pub fn new(variant: Variant) -> Self {
+    pub(crate) fn new(variant: Variant) -> Self {
         Self { variant, ..Self::default() }
     }
 
     /// The same with this head.
-    pub fn with_head(mut self, head: Head) -> Self {
+    pub(crate) fn with_head(mut self, head: Head) -> Self {
         self.head = head;
         self
     }
 }
 
-/// Writes `checkpoint` into the new folder `folder`: the model, its data beside it, configuration, tokenizer and template.
-///
-/// Everything is written into a folder beside it, which takes its name when it is whole. `progress` gets the bytes of
-/// data that have been written and about how many there will be.
-///
-/// # Errors
-/// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) where `folder` exists and is not empty,
-/// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for what the variant cannot express, [`Io`](ternion_core::ErrorKind::Io).
-pub fn export(
-    checkpoint: &Checkpoint,
-    folder: impl AsRef<Path>,
-    options: &Options,
-    progress: &mut Progress<'_>,
-) -> Result<()> {
-    let folder = folder.as_ref();
-    write(checkpoint, folder, options, progress).with("folder", folder.display()).during("export")
-}
-
-fn write(
-    checkpoint: &Checkpoint,
-    folder: &Path,
-    options: &Options,
-    progress: &mut Progress<'_>,
-) -> Result<()> {
-    let is_empty =
-        |folder: &Path| std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
-    let exists = std::fs::symlink_metadata(folder).is_ok();
-    if exists && !is_empty(folder) {
-        return Err(Error::invalid_request("exists already; a new or an empty folder expected"));
-    }
-    let unfinished = Unfinished::folder(folder)?;
-    build(checkpoint, unfinished.path(), options, progress)?;
-    safetensors::beside(checkpoint, unfinished.path())?;
-    unfinished.finish()
-}
-
-fn build(
+/// Writes the model and its data into `folder`. `progress` gets the bytes of data that have been written and about how
+/// many there will be.
+pub(crate) fn write(
     checkpoint: &Checkpoint,
     folder: &Path,
     options: &Options,

@@ -1,6 +1,6 @@
 //! ONNX: writing a checkpoint as a graph, and reading what a graph of anyone's needs before a runtime may see it.
 //!
-//! [`export`] writes one of two variants. The *portable* one uses the operators of the ONNX standard and of ONNX Runtime
+//! [`convert`](crate::convert) writes one of two variants. The *portable* one uses the operators of the ONNX standard and of ONNX Runtime
 //! (`com.microsoft`) alone and has the inputs and outputs that exports of Hugging Face models have. The *fast* one is made
 //! of a few operators of our own ([`fast`]), which `ternion-backend-onnx` brings along. Both compute W1.58A8 exactly.
 //!
@@ -20,7 +20,7 @@ mod summary;
 mod wire;
 
 pub use element::Element;
-pub use export::{Head, Options, Variant, export};
+pub(crate) use export::{Head, Options, Variant, write};
 pub use host::Host;
 pub use summary::{Attribute, Initializer, Node, Size, Summary, Value};
 

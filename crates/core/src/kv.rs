@@ -1,4 +1,4 @@
-//! The paged KV cache.
+//! A paged KV cache, for engines that keep keys and values themselves.
 //!
 //! A sequence is a list of blocks of [`BLOCK`] positions. Appending fills the last block and adds new ones, so nothing
 //! is ever moved; a fork shares its full blocks with its source and copies one only when it writes to it. A block
@@ -6,15 +6,20 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ternion_core::{Error, ErrorKind, Result, SequenceId};
-use ternion_kernels::BLOCK;
+use crate::{Error, ErrorKind, Result, SequenceId};
 
-/// Where things lie in a block.
+/// Positions in a block. `ternion_kernels::attention` takes blocks of the same size.
+pub const BLOCK: usize = 64;
+
+/// What a block holds for each position.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Layout {
-    pub(crate) layers: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
+pub struct Layout {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Heads of keys and values in each.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
 }
 
 impl Layout {
@@ -29,7 +34,7 @@ impl Layout {
 type Block = Vec<f32>;
 
 /// The keys, or the values, of one layer: a part of each block.
-type Planes<'a> = Vec<&'a [f32]>;
+pub type Planes<'a> = Vec<&'a [f32]>;
 
 #[derive(Default)]
 struct Sequence {
@@ -38,28 +43,31 @@ struct Sequence {
 }
 
 /// The KV caches of all sequences.
-pub(crate) struct KvCache {
+pub struct KvCache {
     layout: Layout,
     sequences: BTreeMap<SequenceId, Sequence>,
     next: u32,
 }
 
 impl KvCache {
-    pub(crate) fn new(layout: Layout) -> Self {
+    /// A cache without sequences.
+    pub fn new(layout: Layout) -> Self {
         Self { layout, sequences: BTreeMap::new(), next: 0 }
     }
 
     /// Whether there is such a layer, with such heads.
-    pub(crate) fn has(&self, layer: usize, kv_heads: usize, head_dim: usize) -> bool {
+    pub fn has(&self, layer: usize, kv_heads: usize, head_dim: usize) -> bool {
         let own = &self.layout;
         layer < own.layers && (kv_heads, head_dim) == (own.kv_heads, own.head_dim)
     }
 
-    pub(crate) fn sequences(&self) -> usize {
+    /// How many sequences there are.
+    pub fn sequences(&self) -> usize {
         self.sequences.len()
     }
 
-    pub(crate) fn create(&mut self) -> SequenceId {
+    /// Makes an empty sequence.
+    pub fn create(&mut self) -> SequenceId {
         self.insert(Sequence::default())
     }
 
@@ -74,11 +82,12 @@ impl KvCache {
     }
 
     /// Positions in use; `None` for a sequence that does not exist.
-    pub(crate) fn length(&self, id: SequenceId) -> Option<usize> {
+    pub fn length(&self, id: SequenceId) -> Option<usize> {
         self.sequences.get(&id).map(|s| s.length)
     }
 
-    pub(crate) fn truncate(&mut self, id: SequenceId, length: usize) {
+    /// Forgets the positions from `length` on, if there are any.
+    pub fn truncate(&mut self, id: SequenceId, length: usize) {
         if let Some(s) = self.sequences.get_mut(&id) {
             s.length = s.length.min(length);
             s.blocks.truncate(s.length.div_ceil(BLOCK));
@@ -86,19 +95,26 @@ impl KvCache {
     }
 
     /// A new sequence that shares the first `length` positions of `id`.
-    pub(crate) fn fork(&mut self, id: SequenceId, length: usize) -> Result<SequenceId> {
+    ///
+    /// # Errors
+    /// If `id` does not exist.
+    pub fn fork(&mut self, id: SequenceId, length: usize) -> Result<SequenceId> {
         let source = self.sequences.get(&id).ok_or_else(|| no_such(id))?;
         let length = length.min(source.length);
         let blocks = source.blocks[..length.div_ceil(BLOCK)].to_vec();
         Ok(self.insert(Sequence { blocks, length }))
     }
 
-    pub(crate) fn free(&mut self, id: SequenceId) {
+    /// Removes a sequence; nothing happens if it does not exist.
+    pub fn free(&mut self, id: SequenceId) {
         self.sequences.remove(&id);
     }
 
     /// Makes room for `count` more positions and sees to it that they may be written to.
-    pub(crate) fn reserve(&mut self, id: SequenceId, count: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// If `id` does not exist; [`ResourceExhausted`](ErrorKind::ResourceExhausted) without memory.
+    pub fn reserve(&mut self, id: SequenceId, count: usize) -> Result<()> {
         let floats = 2 * self.layout.layers * self.layout.plane();
         let s = self.sequences.get_mut(&id).ok_or_else(|| no_such(id))?;
         let first = s.length / BLOCK;
@@ -116,7 +132,7 @@ impl KvCache {
     }
 
     /// Counts `count` positions that have been written in every layer.
-    pub(crate) fn advance(&mut self, id: SequenceId, count: usize) {
+    pub fn advance(&mut self, id: SequenceId, count: usize) {
         if let Some(s) = self.sequences.get_mut(&id) {
             s.length += count;
         }
@@ -124,7 +140,10 @@ impl KvCache {
 
     /// Writes the keys and values of new positions, `[count, kv_heads, head_dim]` each, behind those in use.
     /// [`reserve`](Self::reserve) must have made room.
-    pub(crate) fn write(&mut self, id: SequenceId, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
+    ///
+    /// # Errors
+    /// If `id` does not exist or has no room.
+    pub fn write(&mut self, id: SequenceId, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
         let Layout { kv_heads, head_dim, .. } = self.layout;
         let plane = self.layout.plane();
         let s = self.sequences.get_mut(&id).ok_or_else(|| no_such(id))?;
@@ -146,7 +165,10 @@ impl KvCache {
     }
 
     /// The keys and the values of one layer, block by block.
-    pub(crate) fn layer(&self, id: SequenceId, layer: usize) -> Result<(Planes<'_>, Planes<'_>)> {
+    ///
+    /// # Errors
+    /// If `id` does not exist.
+    pub fn layer(&self, id: SequenceId, layer: usize) -> Result<(Planes<'_>, Planes<'_>)> {
         let plane = self.layout.plane();
         let s = self.sequences.get(&id).ok_or_else(|| no_such(id))?;
         Ok(s.blocks.iter().map(|block| block[2 * layer * plane..][..2 * plane].split_at(plane)).unzip())

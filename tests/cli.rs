@@ -229,6 +229,45 @@ fn ctrl_c_ends_the_answer_with_its_line_and_130() {
 
 #[cfg(unix)]
 #[test]
+fn ctrl_c_ends_the_wait_for_standard_input() {
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ternion"))
+        .args(["generate", "-", "--backend", "echo"])
+        .current_dir(fixture(""))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // There is no sign of its waiting but that it does not end; the signal's handler stands within milliseconds.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none());
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let started = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(started.elapsed().as_secs() < 20, "the first Ctrl-C was lost");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let code = child.wait().unwrap();
+    // The handler's exit, or the system's where the signal came before it.
+    assert!(code.code() == Some(130) || code.code().is_none(), "{code:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_standard_error_does_not_change_the_exit_code() {
+    use std::process::Command;
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = Command::new(env!("CARGO_BIN_EXE_ternion"))
+        .args(["count", "hi", "--model", "/no/such/model"])
+        .stderr(full())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(3));
+}
+
+#[cfg(unix)]
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     use std::process::{Command, Stdio};
     let mut child = Command::new(env!("CARGO_BIN_EXE_ternion"))

@@ -282,3 +282,59 @@ fn bench_measures_everything_it_names() {
     );
     failure(ternion(&["bench", "--backend", "echo"]), 3, &["vocabulary"]);
 }
+
+#[test]
+fn a_converted_model_is_used_like_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let convert = |args: &[&str]| ternion_in(folder.path(), &[&["convert"], args].concat());
+    let tiny = fixture_arg("tiny-packed");
+    let done = json(convert(&[&tiny, "--to", "gguf-i2s", "--out", "tiny.gguf", "--json"]));
+    assert_eq!((&done["format"], &done["out"]), (&json!("gguf-i2s"), &json!("tiny.gguf")));
+    assert_eq!(done["bytes"], std::fs::metadata(folder.path().join("tiny.gguf")).unwrap().len());
+    failure(convert(&[&tiny, "--to", "gguf-i2s", "--out", "tiny.gguf"]), 2, &["tiny.gguf", "exists"]);
+    success(convert(&[&tiny, "--to", "gguf-tq2", "--out", "tiny.gguf", "--embedding", "q8_0", "--force"]));
+    let nano = fixture_arg("nano-packed");
+    failure(convert(&[&nano, "--to", "gguf-tq1", "--out", "n.gguf"]), 3, &["attn_q", "multiple of 256"]);
+    let mut wrong = convert(&[&nano, "--to", "gguf-q4", "--out", "n.gguf"]);
+    assert!(stderr(&wrong.output().unwrap()).contains("gguf-i2s, gguf-tq1, gguf-tq2"));
+
+    let inspect = json(ternion_in(folder.path(), &["inspect", "--json", "--model", "tiny.gguf"]));
+    assert_eq!((&inspect["format"], &inspect["name"]), (&json!("GGUF (TQ2_0)"), &json!("tiny")));
+    let original = json(ternion(&["inspect", "--json", "--model", &tiny]));
+    for key in ["parameters", "layers", "activation", "rope_theta", "eos", "sampling", "tokenizer", "tied"] {
+        assert_eq!(inspect[key], original[key], "{key}");
+    }
+    let text = "How many days are in a week?";
+    let count = |model: &str| {
+        json(ternion_in(folder.path(), &["count", text, "--chat", "--json", "--ids", "--model", model]))
+    };
+    assert_eq!(count("tiny.gguf"), count(&tiny));
+
+    success(convert(&["tiny.gguf", "--to", "safetensors", "--out", "back", "--embedding", "bf16"]));
+    let generate = |model: &str| {
+        let args =
+            ["generate", text, "--temperature", "0", "--max-tokens", "12", "--ignore-eos", "--model", model];
+        stdout(&success(ternion_in(folder.path(), &args)))
+    };
+    success(convert(&[&tiny, "--to", "gguf-i2s", "--out", "exact.gguf"]));
+    assert_eq!(generate("exact.gguf"), generate(&tiny));
+    assert!(!generate("back").is_empty());
+}
+
+#[test]
+fn synthetic_models_are_written_as_gguf_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let synth = |args: &[&str]| {
+        ternion_in(folder.path(), &[&["synth", "--shape", "tiny", "--seed", "3"], args].concat())
+    };
+    success(synth(&["--out", "folder"]));
+    success(synth(&["--out", "x.gguf", "--format", "gguf-i2s"]));
+    failure(synth(&["--out", "x.gguf", "--format", "gguf-i2s"]), 2, &["x.gguf", "--force"]);
+    failure(synth(&["--out", "folder", "--format", "gguf-i2s", "--force"]), 2, &["folder", "no file"]);
+    success(synth(&["--out", "x.gguf", "--format", "gguf-tq1", "--force"]));
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    let inspect = |model: &str| json(ternion_in(folder.path(), &["inspect", "--json", "--model", model]));
+    assert_eq!(inspect("x.gguf")["format"], "GGUF (TQ1_0)");
+    assert_eq!(inspect("x.gguf")["ternary_parameters"], inspect("folder")["ternary_parameters"]);
+}

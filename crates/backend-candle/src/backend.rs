@@ -24,7 +24,7 @@ impl BackendFactory for CandleFactory {
     }
 
     fn description(&self) -> &'static str {
-        "pure Rust, safetensors checkpoints"
+        "pure Rust, safetensors and GGUF checkpoints"
     }
 
     async fn load(
@@ -45,17 +45,19 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     let CandleOptions { head } = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| {
         Error::invalid_config(format!(
-            "model `{name}` has no `path`; a folder or a .safetensors file expected"
+            "model `{name}` has no `path`; a folder, a .gguf or a .safetensors file expected"
         ))
     })?;
-    let checkpoint = Checkpoint::open_with(path, &mut |done, total| {
-        progress.report(LoadProgress::new("weights", done, total));
+    let pool = Decoder::threads(config.threads.unwrap_or(0))?;
+    let checkpoint = pool.install(|| {
+        Checkpoint::open_with(path, &mut |done, total| {
+            progress.report(LoadProgress::new("weights", done, total));
+        })
     })?;
     let tokenizer = checkpoint.tokenizer()?;
 
     let mut options = DecoderOptions::new(&checkpoint.spec);
     options.head = head;
-    options.threads = config.threads.unwrap_or(0);
     options.context = config.context.unwrap_or(options.context);
     options.max_sequences = config.max_sequences.unwrap_or(options.max_sequences);
     options.prefill_chunk = config.prefill_chunk.unwrap_or(options.prefill_chunk);
@@ -72,7 +74,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     engine.sampling = config.sampling.clone();
     engine.max_queued = config.max_queued.unwrap_or(engine.max_queued);
 
-    let decoder = Decoder::new(checkpoint, options)?;
-    tracing::info!(model = name, threads = options.threads, context = options.context, "loaded");
+    let decoder = Decoder::new(checkpoint, pool, options)?;
+    tracing::info!(model = name, context = options.context, "loaded");
     Ok(Arc::new(Engine::start(Box::new(decoder), tokenizer, engine)?))
 }

@@ -1,4 +1,4 @@
-//! The embedded engine: runs ternary decoders on candle tensors, in pure Rust, from safetensors checkpoints.
+//! The embedded engine: runs ternary decoders on candle tensors, in pure Rust, from checkpoints in safetensors and GGUF.
 //!
 //! candle carries the hidden states, the residual stream and the rotary embedding. What candle has no operation for
 //! comes in as custom operations ([`ops`]): the W1.58A8 products, which read the packed weights where they lie in the

@@ -19,8 +19,6 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct DecoderOptions {
-    /// Threads that compute; 0 takes one for each core.
-    pub threads: usize,
     /// Tokens that a sequence may hold.
     pub context: usize,
     /// Sequences that may exist at the same time.
@@ -32,10 +30,9 @@ pub struct DecoderOptions {
 }
 
 impl DecoderOptions {
-    /// All cores, the model's whole context, 4 sequences, prefill in chunks of 128 tokens.
+    /// The model's whole context, 4 sequences, prefill in chunks of 128 tokens.
     pub fn new(spec: &ModelSpec) -> Self {
         Self {
-            threads: 0,
             context: spec.context_length,
             max_sequences: 4,
             prefill_chunk: 128,
@@ -91,11 +88,28 @@ impl Layer {
 }
 
 impl Decoder {
+    /// The threads that a decoder computes with; 0 takes one for each core.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ResourceExhausted`] where they cannot be started.
+    pub fn threads(count: usize) -> Result<Arc<rayon::ThreadPool>> {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(count)
+            .thread_name(|i| format!("ternion-compute-{i}"))
+            .build()
+            .map(Arc::new)
+            .map_err(|e| Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e))
+    }
+
     /// A decoder on the tensors of `checkpoint`; none of the mapped ones is copied.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`] for a size that is 0 or a context beyond the model's.
-    pub fn new(checkpoint: Checkpoint, options: DecoderOptions) -> Result<Self> {
+    pub fn new(
+        checkpoint: Checkpoint,
+        pool: Arc<rayon::ThreadPool>,
+        options: DecoderOptions,
+    ) -> Result<Self> {
         let spec = &checkpoint.spec;
         let positive = [
             ("context", options.context),
@@ -111,13 +125,6 @@ impl Decoder {
                 options.context, spec.context_length
             )));
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .thread_name(|i| format!("ternion-compute-{i}"))
-            .build()
-            .map_err(|e| {
-                Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e)
-            })?;
         let head = checkpoint.head.clone().unwrap_or_else(|| checkpoint.embed.clone());
         let head = pool.install(|| Head::new(head, options.head == HeadPrecision::Int8));
         Ok(Self {
@@ -139,7 +146,7 @@ impl Decoder {
             head,
             embed: checkpoint.embed,
             final_norm: Norm(checkpoint.final_norm),
-            pool: Arc::new(pool),
+            pool,
         })
     }
 

@@ -46,7 +46,8 @@ impl CustomOp1 for Projections {
         let x = floats(storage, layout)?;
         let (tokens, cols) = layout.shape().dims2()?;
         let mut out = vec![0.0; tokens * self.rows];
-        let mut shared = None;
+        // Those that take the input as it is are computed together.
+        let mut together = Vec::new();
         let mut offset = 0;
         for part in &self.parts {
             if part.cols() != cols {
@@ -59,18 +60,19 @@ impl CustomOp1 for Projections {
                     dense_matmul(dense, input, &mut out[offset..], self.rows);
                 }
                 Weights::Ternary(ternary) => {
-                    let own;
-                    let quantized = if normed.is_some() {
-                        own = quantize(input, cols);
-                        &own
+                    let weights = ternary.view().map_err(candle_core::Error::wrap)?;
+                    let product = kernels::Product { weights, scale: ternary.scale, offset };
+                    if normed.is_some() {
+                        kernels::matmul_all(&[product], &quantize(input, cols), &mut out, self.rows);
                     } else {
-                        &*shared.get_or_insert_with(|| quantize(x, cols))
-                    };
-                    let codes = ternary.view().map_err(candle_core::Error::wrap)?;
-                    kernels::matmul(codes, ternary.scale, quantized, &mut out[offset..], self.rows);
+                        together.push(product);
+                    }
                 }
             }
             offset += part.rows();
+        }
+        if !together.is_empty() {
+            kernels::matmul_all(&together, &quantize(x, cols), &mut out, self.rows);
         }
         Ok((CpuStorage::F32(out), Shape::from((tokens, self.rows))))
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ternion::Sampling;
+use ternion::formats::convert::{Embedding, Target};
 
 /// Chat with, inspect, verify and measure ternary language models on plain CPUs.
 #[derive(Debug, Parser)]
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Logits(LogitsArgs),
     /// Write a valid checkpoint with random ternary weights, for measurements.
     Synth(SynthArgs),
+    /// Write a checkpoint in another format: packed safetensors, or GGUF with I2_S, TQ1_0 or TQ2_0.
+    Convert(ConvertArgs),
     /// Measure load time, prefill and decode speed, memory, and the machine's memory bandwidth.
     Bench(BenchArgs),
     /// Print the JSON schema of the configuration.
@@ -59,7 +62,7 @@ pub(crate) struct OutputArgs {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// A checkpoint's folder or file, or a configuration (.toml, .json, .yaml). Default: $TERNION_MODEL,
+    /// A checkpoint's folder or file (.gguf, .safetensors), or a configuration (.toml, .json, .yaml). Default: $TERNION_MODEL,
     /// $TERNION_CONFIG, ./ternion.toml, then the small test model of the source tree.
     #[arg(short, long, value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
@@ -243,13 +246,34 @@ pub(crate) struct SynthArgs {
     /// The shape's name, such as bitnet-2b4t.
     #[arg(long)]
     pub(crate) shape: String,
-    /// The folder to write.
-    #[arg(long, value_name = "DIR")]
+    /// The folder to write, or the file for GGUF.
+    #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
+    /// The format: safetensors, gguf-i2s, gguf-tq1 or gguf-tq2.
+    #[arg(long, default_value = "safetensors")]
+    pub(crate) format: Target,
     /// Chooses the weights.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Write into a folder that is not empty.
+    /// Replace what is there, if it is a checkpoint.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// The checkpoint: a folder, a .gguf file or a .safetensors file.
+    pub(crate) source: PathBuf,
+    /// The format: safetensors, gguf-i2s, gguf-tq1 or gguf-tq2.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: Target,
+    /// The folder to write, or the file for GGUF.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) out: PathBuf,
+    /// The type of the embedding: f16, bf16, f32, and for GGUF q8_0 and q6_k. Default: the source's.
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) embedding: Option<Embedding>,
+    /// Replace what is there, if it is a file (for GGUF) or a checkpoint's folder.
     #[arg(long)]
     pub(crate) force: bool,
 }

@@ -1,4 +1,5 @@
-//! Ctrl-C: the first cancels what is going on, the second ends the process.
+//! Ctrl-C: the first cancels what is going on, the second ends the process. Where nothing is going on that can be
+//! cancelled, such as reading standard input, the first ends it.
 //!
 //! At the prompt of a conversation the line editor reads Ctrl-C as a key, so no signal comes here then.
 
@@ -16,6 +17,7 @@ impl Interrupts {
     /// Starts to listen. Must be called within the runtime.
     pub(crate) fn listen() -> Self {
         let interrupts = Self::default();
+        interrupts.idle();
         let listener = interrupts.clone();
         tokio::spawn(async move {
             // Where signals cannot be had, Ctrl-C keeps what the system makes of it.
@@ -34,6 +36,11 @@ impl Interrupts {
         let token = CancellationToken::new();
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = token.clone();
         token
+    }
+
+    /// Nothing that looks at a token is going on.
+    pub(crate) fn idle(&self) {
+        self.renew().cancel();
     }
 
     /// The token of the current piece of work.

@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 use args::{Cli, Command};
 use failure::Outcome;
 use interrupt::Interrupts;
-use output::Output;
+use output::{Output, complain};
 
 /// What every command gets.
 struct App {
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            eprintln!("error: the runtime cannot be started: {e}");
+            complain(&format!("the runtime cannot be started: {e}"));
             return ExitCode::from(4);
         }
     };
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(message) = failure.message() {
-                eprintln!("error: {message}");
+                complain(&message);
             }
             ExitCode::from(failure.exit_code())
         }
@@ -66,6 +66,7 @@ async fn run(app: &App, command: Command) -> Outcome {
         Command::Verify(args) => commands::verify::run(app, &args).await,
         Command::Logits(args) => commands::logits::run(app, &args).await,
         Command::Synth(args) => commands::synth::run(app, &args),
+        Command::Convert(args) => commands::convert::run(app, &args),
         Command::Bench(args) => commands::bench::run(app, &args).await,
         Command::Schema => commands::schema::run(app),
     }

@@ -15,7 +15,7 @@ use crate::failure::{Failure, Outcome};
 const DEFAULT_MODEL: &str = "fixtures/tiny-packed";
 const CONFIG_FILE: &str = "ternion.toml";
 const EXPECTED: &str =
-    "expected a checkpoint's folder, a .safetensors file or a configuration (.toml, .json, .yaml)";
+    "expected a checkpoint's folder, a .gguf or .safetensors file, or a configuration (.toml, .json, .yaml)";
 
 /// A configuration and the one model of it that is meant.
 #[derive(Debug, Clone)]
@@ -168,7 +168,9 @@ fn choose(flag: Option<PathBuf>, var: impl Fn(&str) -> Option<OsString>, has_con
 fn default_model() -> Option<PathBuf> {
     // The tree that this program was built in; it may have moved, then the current directory is tried.
     let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(DEFAULT_MODEL);
-    [built_in, PathBuf::from(DEFAULT_MODEL)].into_iter().find(|path| path.is_dir())
+    let found = [built_in, PathBuf::from(DEFAULT_MODEL)].into_iter().find(|path| path.is_dir())?;
+    // For the messages that name it.
+    Some(found.canonicalize().unwrap_or(found))
 }
 
 /// A configuration is a file by its extension; `model.safetensors.index.json` is a checkpoint's.

@@ -90,6 +90,11 @@ impl Output {
     }
 }
 
+/// An error, for the person at the terminal. A closed standard error does not change how the command ends.
+pub(crate) fn complain(message: &str) {
+    let _ = writeln!(io::stderr(), "error: {message}");
+}
+
 /// A progress bar, or nothing where none is wanted. It is gone from the screen when it is dropped or cleared.
 #[derive(Debug, Clone)]
 pub(crate) struct Bar(Option<ProgressBar>);

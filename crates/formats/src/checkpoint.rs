@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ternion_core::text::{Tokenizer, TokenizerParts};
-use ternion_core::{Result, ResultExt, SamplingDefaults};
+use ternion_core::{Error, Result, ResultExt, SamplingDefaults};
 
-use crate::{DenseTensor, LayerTensors, ModelSpec, RmsNorm, huggingface};
+use crate::{DenseTensor, LayerTensors, ModelSpec, RmsNorm, gguf, huggingface};
+
+const TOKENIZER: &str = "tokenizer.json";
 
 /// Called while a checkpoint is opened, with the bytes of weights that have been read and their sum.
 pub type Progress<'a> = dyn FnMut(u64, u64) + 'a;
@@ -39,13 +41,17 @@ pub struct Checkpoint {
     pub files: Vec<PathBuf>,
     /// The folder that it was read from; the tokenizer's files are there.
     pub folder: PathBuf,
+    /// The GGUF file, where it was one.
+    pub(crate) gguf: Option<gguf::File>,
 }
 
 impl Checkpoint {
-    /// Opens a folder, a `.safetensors` file or a `.safetensors.index.json`; the configuration is read from the same folder.
+    /// Opens a `.gguf` file, a `.safetensors` file or a `.safetensors.index.json`, with the configuration in the same folder,
+    /// or a folder with one of these.
     ///
-    /// Packed ternary weights, the embedding and the head stay in the mapped files; float masters are quantised. All
-    /// of the ternary codes are looked at once, on all threads of the current rayon pool.
+    /// Packed ternary weights, the embedding and the head stay in the mapped files as far as their layout is one that is
+    /// computed with; float masters are quantised. All of the ternary codes are looked at once, on all threads of the
+    /// current rayon pool.
     ///
     /// # Errors
     /// [`NotFound`](ternion_core::ErrorKind::NotFound) where a file is missing,
@@ -62,7 +68,12 @@ impl Checkpoint {
     /// Those of [`open`](Self::open).
     pub fn open_with(path: impl AsRef<Path>, progress: &mut Progress<'_>) -> Result<Self> {
         let start = Instant::now();
-        let checkpoint = huggingface::open(path.as_ref(), progress).during("load")?;
+        let path = path.as_ref();
+        let checkpoint = match gguf_file(path)? {
+            Some(file) => gguf::open(&file, progress),
+            None => huggingface::open(path, progress),
+        };
+        let checkpoint = checkpoint.during("load")?;
         tracing::info!(
             name = checkpoint.name,
             format = checkpoint.format,
@@ -72,17 +83,17 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The facts that an engine needs.
-    pub fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
-    /// Reads the tokenizer's files, with the vocabulary's size as a limit of the token ids.
+    /// Reads the tokenizer's files, or where there is no `tokenizer.json` beside a GGUF file what is in that, with the
+    /// vocabulary's size as a limit of the token ids.
     ///
     /// # Errors
-    /// Those of [`TokenizerParts::from_folder`].
+    /// Those of [`TokenizerParts::from_folder`] and [`gguf::tokenizer_parts`].
     pub fn tokenizer_parts(&self) -> Result<TokenizerParts> {
-        let mut parts = TokenizerParts::from_folder(&self.folder).during("load")?;
+        let mut parts = match self.gguf.as_ref().filter(|_| !self.folder.join(TOKENIZER).exists()) {
+            Some(file) => gguf::tokenizer_parts(file),
+            None => TokenizerParts::from_folder(&self.folder),
+        }
+        .during("load")?;
         parts.vocab_limit = Some(self.spec.vocab_size);
         Ok(parts)
     }
@@ -96,8 +107,60 @@ impl Checkpoint {
         Tokenizer::from_parts(self.tokenizer_parts()?).during("load").with("folder", self.folder.display())
     }
 
+    /// The tokenizer of the checkpoint at `path`, without a look at its weights.
+    ///
+    /// # Errors
+    /// Those of [`tokenizer_parts`](Self::tokenizer_parts), and of reading a GGUF file's metadata.
+    pub fn tokenizer_parts_at(path: impl AsRef<Path>) -> Result<TokenizerParts> {
+        let path = path.as_ref();
+        let file = gguf_file(path)?;
+        let is_file = path.is_file();
+        let folder = match path.parent() {
+            Some(parent) if is_file && parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) if is_file => parent,
+            _ => path,
+        };
+        match file.filter(|_| !folder.join(TOKENIZER).exists()) {
+            Some(file) => gguf::tokenizer_parts(&gguf::File::open(&file)?),
+            None => TokenizerParts::from_folder(folder),
+        }
+        .during("load")
+    }
+
     /// The matrix that turns hidden states into logits: the head, or the embedding where they are tied.
     pub fn head_or_embed(&self) -> &DenseTensor {
         self.head.as_ref().unwrap_or(&self.embed)
+    }
+}
+
+/// The GGUF file that `path` means, if it means one: itself, or the only one in a folder without safetensors.
+///
+/// # Errors
+/// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for a folder with several, and those of reading the folder.
+pub fn gguf_file(path: &Path) -> Result<Option<PathBuf>> {
+    let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    if !path.is_dir() {
+        return Ok(is_gguf(path).then(|| path.to_owned()));
+    }
+    let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let file = entry.map_err(|e| Error::io(path, e))?.path();
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") {
+            return Ok(None);
+        }
+        if is_gguf(&file) && file.is_file() {
+            found.push(file);
+        }
+    }
+    match &found[..] {
+        [] => Ok(None),
+        [file] => Ok(Some(file.clone())),
+        several => Err(Error::unsupported(format!(
+            "the folder holds {} GGUF files, expected one; name the file instead",
+            several.len()
+        ))
+        .with("folder", path.display())),
     }
 }

@@ -15,20 +15,22 @@ pub(crate) fn read(path: &Path, cap: u64) -> Result<(SamplingDefaults, Option<Ve
         return Ok((sampling, None));
     }
     let file = Object::read(path, cap)?;
-    let neutral = SamplingDefaults::default();
-    sampling.repetition_penalty =
-        file.number("repetition_penalty", f32::MIN_POSITIVE..=100.0)?.unwrap_or(neutral.repetition_penalty);
-    let temperature = file.number("temperature", 0.0..=100.0)?.unwrap_or(1.0);
-    let top_k = file.integer("top_k", 0..=u64::from(u32::MAX))?.unwrap_or(neutral.top_k);
-    let top_p = file.number("top_p", f32::MIN_POSITIVE..=1.0)?.unwrap_or(neutral.top_p);
-    let min_p = file.number("min_p", 0.0..=1.0)?.unwrap_or(neutral.min_p);
+    if let Some(penalty) = file.number("repetition_penalty", f32::MIN_POSITIVE..=100.0)? {
+        sampling.repetition_penalty = penalty;
+    }
+    // What is not used is not looked at: published files have `top_k` -1 and the like beside greedy decoding.
     if file.boolean("do_sample")? == Some(true) {
-        sampling.temperature = temperature;
-        sampling.top_k = top_k;
-        sampling.top_p = top_p;
-        sampling.min_p = min_p;
-    } else {
-        sampling.temperature = 0.0;
+        sampling.temperature = file.number("temperature", 0.0..=100.0)?.unwrap_or(1.0);
+        if let Some(top_p) = file.number("top_p", f32::MIN_POSITIVE..=1.0)? {
+            sampling.top_p = top_p;
+        }
+        if let Some(min_p) = file.number("min_p", 0.0..=1.0)? {
+            sampling.min_p = min_p;
+        }
+        let keeps_all = file.value("top_k").and_then(serde_json::Value::as_i64) == Some(-1);
+        if !keeps_all && let Some(top_k) = file.integer("top_k", 0..=u64::from(u32::MAX))? {
+            sampling.top_k = top_k;
+        }
     }
     Ok((sampling, file.token_ids("eos_token_id")?))
 }
@@ -50,12 +52,13 @@ mod tests {
             r#"{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [128001, 128009]}"#;
         let (sampling, eos) = parse(text).unwrap();
         assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (0.6, 0.9, 0));
+        assert_eq!(parse(r#"{"do_sample": true, "top_k": -1}"#).unwrap().0.top_k, 0, "-1 keeps all");
         assert_eq!(eos, Some(vec![128_001, 128_009]));
     }
 
     #[test]
     fn without_do_sample_it_is_greedy() {
-        let (sampling, eos) = parse(r#"{"temperature": 0.7, "top_k": 5, "eos_token_id": 2}"#).unwrap();
+        let (sampling, eos) = parse(r#"{"temperature": 0.7, "top_k": -3, "eos_token_id": 2}"#).unwrap();
         assert_eq!(sampling, SamplingDefaults::default());
         assert_eq!((sampling.temperature, eos), (0.0, Some(vec![2])));
     }
@@ -64,10 +67,11 @@ mod tests {
     fn absent_file_and_bad_values() {
         assert_eq!(read(Path::new("/no/such/file"), 9).unwrap(), (SamplingDefaults::default(), None));
         for (text, key) in [
-            (r#"{"temperature": -1}"#, "temperature"),
-            (r#"{"top_p": 0}"#, "top_p"),
-            (r#"{"top_p": 1.5}"#, "top_p"),
-            (r#"{"top_k": -3}"#, "top_k"),
+            (r#"{"do_sample": true, "temperature": -1}"#, "temperature"),
+            (r#"{"do_sample": true, "top_p": 0}"#, "top_p"),
+            (r#"{"do_sample": true, "top_p": 1.5}"#, "top_p"),
+            (r#"{"do_sample": true, "top_k": -3}"#, "top_k"),
+            (r#"{"repetition_penalty": 0}"#, "repetition_penalty"),
             (r#"{"do_sample": 1}"#, "do_sample"),
             (r#"{"eos_token_id": "</s>"}"#, "eos_token_id"),
         ] {

@@ -46,7 +46,19 @@ pub(crate) fn open(path: &Path, progress: &mut Progress<'_>) -> Result<Checkpoin
 
     let format = describe(packed, layers_are_dense(&layers), &embed);
     let name = name_of(path, &folder);
-    Ok(Checkpoint { spec, embed, layers, final_norm, head, sampling, format, name, files, folder })
+    Ok(Checkpoint {
+        spec,
+        embed,
+        layers,
+        final_norm,
+        head,
+        sampling,
+        format,
+        name,
+        files,
+        folder,
+        gguf: None,
+    })
 }
 
 fn layers_are_dense(layers: &[crate::LayerTensors]) -> bool {
@@ -73,13 +85,13 @@ fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
                 return Ok((path.to_owned(), file));
             }
         }
-        let message = format!("the folder holds no weights, expected `{WEIGHTS}` or `{INDEX}`");
+        let message = format!("the folder holds no weights, expected `{WEIGHTS}`, `{INDEX}` or a .gguf file");
         return Err(Error::new(ErrorKind::NotFound, message).with("folder", path.display()));
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if !name.ends_with(".safetensors") && !name.ends_with(".safetensors.index.json") {
         return Err(Error::unsupported(
-            "is not a format that can be read; expected a folder, a .safetensors file or a .safetensors.index.json",
+            "is not a format that can be read; expected a folder, a .gguf file, a .safetensors file or a .safetensors.index.json",
         )
         .with("file", path.display()));
     }

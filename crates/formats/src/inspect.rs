@@ -1,12 +1,10 @@
 //! What a checkpoint consists of and what it takes, for people who want to know before they run it.
 
-use std::fmt;
-
 use serde::Serialize;
 
 use crate::{Checkpoint, DenseTensor, Linear, RmsNorm, Weights};
 
-/// What a checkpoint is: its tensors and sums over them. Serialises to JSON; `Display` prints a table.
+/// What a checkpoint is: its tensors and sums over them. Serialises to JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -155,40 +153,5 @@ impl Checkpoint {
             kv_bytes_per_token: self.spec.kv_bytes_per_token(),
             tensors,
         }
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MIB: f64 = (1 << 20) as f64;
-        writeln!(f, "{}: {} ({}), {}", self.name, self.family, self.architecture, self.format)?;
-        writeln!(
-            f,
-            "{} layers, hidden {}, vocabulary {}, context {}",
-            self.layers, self.hidden_size, self.vocab_size, self.context_length
-        )?;
-        writeln!(f, "{} parameters, {} of them ternary", self.parameters, self.ternary_parameters)?;
-        writeln!(
-            f,
-            "weights: {:.1} MiB mapped, {:.1} MiB in memory; KV cache: {} bytes a token, {:.1} MiB at full context",
-            self.mapped_bytes as f64 / MIB,
-            self.owned_bytes as f64 / MIB,
-            self.kv_bytes_per_token,
-            self.kv_bytes_per_token as f64 * self.context_length as f64 / MIB
-        )?;
-        let width = self.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
-        for tensor in &self.tensors {
-            let shape = format!("{:?}", tensor.shape);
-            write!(
-                f,
-                "{:width$}  {:7}  {:5}  {shape:16}  {:>10}",
-                tensor.name, tensor.kind, tensor.dtype, tensor.bytes
-            )?;
-            match tensor.scale {
-                Some(scale) => writeln!(f, "  scale {scale}")?,
-                None => writeln!(f)?,
-            }
-        }
-        Ok(())
     }
 }

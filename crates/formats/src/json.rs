@@ -191,6 +191,11 @@ pub(crate) fn cause(error: impl fmt::Display) -> String {
     cut(&error, SHOWN_CAUSE)
 }
 
+/// A text as a message shows it: short, on one line.
+pub(crate) fn shorten(text: &dyn fmt::Display) -> String {
+    cut(text, SHOWN)
+}
+
 fn cut(text: &dyn fmt::Display, length: usize) -> String {
     let text = text.to_string();
     let mut shown: String = text.chars().take(length).map(|c| if c.is_control() { ' ' } else { c }).collect();

@@ -9,17 +9,14 @@ use std::path::Path;
 use ::safetensors::Dtype;
 use rayon::prelude::*;
 use ternion_core::{Error, Result};
-use ternion_kernels::TernaryLayout;
+use ternion_kernels::{MAX_COLS, TernaryLayout};
 
 use crate::checkpoint::Progress;
 use crate::safetensors::RawTensor;
 use crate::{
-    DenseTensor, LayerTensors, Linear, ModelSpec, RmsNorm, ScaleUse, SharedBytes, TernaryTensor, Weights,
-    config,
+    DenseTensor, DenseType, LayerTensors, Linear, ModelSpec, RmsNorm, ScaleUse, SharedBytes, TernaryTensor,
+    Weights, config,
 };
-
-/// The widest input for which a product of int8 activations and trits is exact in single precision.
-const MAX_TERNARY_COLS: usize = 131_072;
 
 const EMBED: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";
@@ -222,19 +219,19 @@ fn check_shape(tensor: &RawTensor, name: &str, expected: &[usize]) -> Result<()>
 }
 
 fn finite_dense(tensor: &RawTensor, name: &str, shape: &[usize]) -> Result<DenseTensor> {
-    // A large piece to a thread, and an even number of bytes.
-    const PIECE: usize = 1 << 20;
     check_shape(tensor, name, shape)?;
     let dense = tensor.dense(name)?;
-    let pieces = dense.bytes.len().div_ceil(PIECE);
-    let finite = (0..pieces).into_par_iter().all(|i| {
-        let range = i * PIECE..((i + 1) * PIECE).min(dense.bytes.len());
-        dense.dtype.is_finite(&dense.bytes[range])
-    });
-    if finite {
+    if all_finite(dense.dtype, &dense.bytes) {
         return Ok(dense);
     }
     Err(tensor.invalid(name, "a value is infinite or not a number, expected finite numbers"))
+}
+
+/// Whether no element is infinite or not a number; looked at on all threads.
+pub(crate) fn all_finite(dtype: DenseType, bytes: &[u8]) -> bool {
+    // A large piece to a thread, and a whole number of elements.
+    const PIECE: usize = 1 << 20;
+    bytes.par_chunks(PIECE).all(|piece| dtype.is_finite(piece))
 }
 
 fn check_ternary_shape(tensor: &RawTensor, name: &str, rows: usize, cols: usize) -> Result<()> {
@@ -243,8 +240,8 @@ fn check_ternary_shape(tensor: &RawTensor, name: &str, rows: usize, cols: usize)
             format!("the projection has {rows} rows, expected a multiple of 4 for the packed layout");
         return Err(tensor.invalid(name, message));
     }
-    if cols > MAX_TERNARY_COLS {
-        let message = format!("the projection has {cols} columns, expected at most {MAX_TERNARY_COLS}");
+    if cols > MAX_COLS {
+        let message = format!("the projection has {cols} columns, expected at most {MAX_COLS}");
         return Err(tensor.invalid(name, message));
     }
     Ok(())

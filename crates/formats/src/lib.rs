@@ -13,7 +13,9 @@
 mod bytes;
 mod checkpoint;
 mod config;
+pub mod convert;
 mod generation;
+pub mod gguf;
 mod huggingface;
 mod inspect;
 mod json;
@@ -22,9 +24,10 @@ mod safetensors;
 mod spec;
 pub mod synth;
 mod tensors;
+mod unfinished;
 
 pub use bytes::SharedBytes;
-pub use checkpoint::{Checkpoint, Progress};
+pub use checkpoint::{Checkpoint, Progress, gguf_file};
 pub use inspect::{Report, TensorReport};
 pub use spec::{Activation, Family, ModelSpec, Quantization, RopeScaling, RopeSpec, ScaleUse};
 pub use tensors::{DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, TernaryTensor, Weights};

@@ -46,11 +46,6 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
-    /// Query heads per key-value head.
-    pub fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
     /// Bytes that one token takes in a KV cache of 32-bit floats.
     pub fn kv_bytes_per_token(&self) -> u64 {
         2 * 4 * (self.layers * self.kv_heads * self.head_dim) as u64
@@ -118,6 +113,8 @@ pub enum RopeScaling {
         /// The context length before scaling.
         original_context: usize,
     },
+    /// Frequency `i` is divided by factor `i` of `head_dim / 2` positive ones: how GGUF files describe any of these.
+    Factors(Vec<f32>),
 }
 
 impl RopeSpec {
@@ -126,10 +123,11 @@ impl RopeSpec {
         // The power in f64: single-precision powers differ between mathematical libraries, and positions multiply that.
         let power = |i: usize| f64::from(self.theta).powf(f64::from((2 * i) as f32 / head_dim as f32)) as f32;
         let base = (0..head_dim / 2).map(|i| 1.0 / power(i));
-        match self.scaling {
+        match &self.scaling {
             RopeScaling::None => base.collect(),
             RopeScaling::Linear { factor } => base.map(|f| f / factor).collect(),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            RopeScaling::Factors(factors) => base.zip(factors).map(|(f, factor)| f / factor).collect(),
+            &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 let original = original_context as f32;
                 let (long, short) = (original / low_freq_factor, original / high_freq_factor);
                 base.map(|f| {

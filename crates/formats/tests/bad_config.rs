@@ -131,8 +131,9 @@ fn missing_files_are_named() {
     fs::copy(fixture("nano-packed").join("model.safetensors"), folder.path().join("model.safetensors"))
         .unwrap();
     assert_says(&open_error(folder.path()), NotFound, &["config.json"]);
-    fs::write(folder.path().join("model.gguf"), b"GGUF").unwrap();
-    assert_says(&open_error(&folder.path().join("model.gguf")), Unsupported, &["model.gguf", ".safetensors"]);
+    fs::write(folder.path().join("model.onnx"), b"ONNX").unwrap();
+    let words = ["model.onnx", ".safetensors", ".gguf"];
+    assert_says(&open_error(&folder.path().join("model.onnx")), Unsupported, &words);
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn it_opens_and_is_plausible() {
     write(&dir, &Shape::named("tiny").unwrap(), 7, &mut |done, total| last = (done, total)).unwrap();
     assert!(last.0 == last.1 && last.0 > 0);
     let checkpoint = Checkpoint::open(&dir).unwrap();
-    let spec = checkpoint.spec();
+    let spec = &checkpoint.spec;
     assert_eq!((spec.hidden_size, spec.layers, spec.heads, spec.kv_heads), (256, 3, 4, 2));
     assert_eq!((spec.activation, spec.sub_norms, spec.bos), (Activation::Relu2, true, Some(496)));
     assert_eq!(spec.eos, [497, 505]);

@@ -44,7 +44,7 @@ pub use float::{relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};
 pub use int8::Int8Matrix;
 pub use isa::Isa;
 pub use master::quantize_master;
-pub use matmul::{accumulate, matmul, matmul_part, matmul_with};
+pub use matmul::{Product, accumulate, matmul, matmul_all, matmul_part, matmul_with};
 pub use quantize::Quantized;
 pub use ternary::{
     MAX_COLS, TernaryLayout, TernaryRef, WeightsError, find_invalid_code, pack, repack, unpack,

@@ -28,7 +28,29 @@ pub fn matmul(w: TernaryRef<'_>, scale: f32, x: &Quantized, out: &mut [f32], str
 /// # Panics
 /// As [`matmul`], and if the CPU does not have them.
 pub fn matmul_with(isa: Isa, w: TernaryRef<'_>, scale: f32, x: &Quantized, out: &mut [f32], stride: usize) {
-    run(isa, w, x, out, stride, &scaled(scale, x));
+    let finish = scaled(scale, x);
+    run(isa, &[(w, 0)], x, out, stride, &|_, token, acc| finish(token, acc));
+}
+
+/// Several products of the same activations, as one piece of work for the threads.
+#[derive(Debug, Clone, Copy)]
+pub struct Product<'a> {
+    /// The weights.
+    pub weights: TernaryRef<'a>,
+    /// What its integer product is multiplied by.
+    pub scale: f32,
+    /// Where in each token's output its rows begin.
+    pub offset: usize,
+}
+
+/// [`matmul`] for each of `products`, which is faster than one after the other.
+///
+/// # Panics
+/// As [`matmul`], and if a product's rows begin before those of the one before it end.
+pub fn matmul_all(products: &[Product<'_>], x: &Quantized, out: &mut [f32], stride: usize) {
+    let finish: Vec<_> = products.iter().map(|p| scaled(p.scale, x)).collect();
+    let parts: Vec<_> = products.iter().map(|p| (p.weights, p.offset)).collect();
+    run(Isa::detect(), &parts, x, out, stride, &|part, token, acc| finish[part](token, acc));
 }
 
 /// Computes the part `part` of `of` of a [`matmul`] on the calling thread; the parts together are the whole.
@@ -66,7 +88,7 @@ fn scaled(scale: f32, x: &Quantized) -> impl Fn(usize, i32) -> f32 + Sync {
 /// As [`matmul_with`].
 pub fn accumulate(isa: Isa, w: TernaryRef<'_>, x: &Quantized) -> Vec<i32> {
     let mut out = vec![0; x.tokens() * w.rows];
-    run(isa, w, x, &mut out, w.rows, &|_, acc| acc);
+    run(isa, &[(w, 0)], x, &mut out, w.rows, &|_, _, acc| acc);
     out
 }
 
@@ -83,35 +105,63 @@ pub(crate) trait Sink: Fn(usize, usize, [i32; 4]) {}
 
 impl<F: Fn(usize, usize, [i32; 4])> Sink for F {}
 
+/// Products with weights whose rows begin at an offset in the output; `finish` is told which of them a sum is of.
 fn run<T: Send>(
     isa: Isa,
-    weights: TernaryRef<'_>,
+    parts: &[(TernaryRef<'_>, usize)],
     x: &Quantized,
     out: &mut [T],
     stride: usize,
-    finish: &(impl Fn(usize, i32) -> T + Sync),
+    finish: &(impl Fn(usize, usize, i32) -> T + Sync),
 ) {
+    let mut end = 0;
+    for (weights, offset) in parts {
+        assert!(*offset >= end, "the rows of two products overlap");
+        end = offset + weights.rows;
+    }
     let Some(last) = x.tokens().checked_sub(1) else { return };
-    assert!(stride >= weights.rows && last * stride + weights.rows <= out.len(), "the output is too short");
+    assert!(stride >= end && last * stride + end <= out.len(), "the output is too short");
     let out = SharedOut { at: out.as_mut_ptr(), stride };
-    let units = weights.rows / 4;
-    // SAFETY: The length was checked, and each unit belongs to one of the calls.
-    let compute = |range| unsafe { compute(isa, weights, x, range, &out, finish) };
+    let compute = |part: usize, units| {
+        let (weights, offset) = parts[part];
+        // SAFETY: Within the length that was checked.
+        let out = unsafe { out.behind(offset) };
+        // SAFETY: The length was checked, no rows overlap, and each unit belongs to one of the calls.
+        unsafe { compute(isa, weights, x, units, &out, &|token, acc| finish(part, token, acc)) };
+    };
     let threads = rayon::current_num_threads();
-    let work = weights.rows.saturating_mul(weights.cols).saturating_mul(x.tokens());
+    let work: usize = parts.iter().map(|(w, _)| w.codes.len().saturating_mul(4 * x.tokens())).sum();
     if threads == 1 || work < PARALLEL {
-        compute(0..units);
+        for (part, (weights, _)) in parts.iter().enumerate() {
+            compute(part, 0..weights.rows / 4);
+        }
         return;
     }
     // A few tasks for each thread, so that one that is held up does not hold up the others for long.
-    let step = units.div_ceil(threads * 4).max(1);
-    (0..units.div_ceil(step)).into_par_iter().for_each(|i| compute(i * step..units.min((i + 1) * step)));
+    let step = (end / 4).div_ceil(threads * 4).max(1);
+    let mut tasks = Vec::new();
+    for (part, (weights, _)) in parts.iter().enumerate() {
+        let units = weights.rows / 4;
+        tasks.extend((0..units).step_by(step).map(|first| (part, first..units.min(first + step))));
+    }
+    tasks.into_par_iter().for_each(|(part, units)| compute(part, units));
 }
 
 /// The output, which several threads write to in different places.
 struct SharedOut<T> {
     at: *mut T,
     stride: usize,
+}
+
+impl<T> SharedOut<T> {
+    /// The same output from `offset` on.
+    ///
+    /// # Safety
+    /// `offset` lies within the output.
+    unsafe fn behind(&self, offset: usize) -> Self {
+        // SAFETY: The caller's promise.
+        Self { at: unsafe { self.at.add(offset) }, stride: self.stride }
+    }
 }
 
 // SAFETY: Each place is written by one thread: `compute` asks for that.

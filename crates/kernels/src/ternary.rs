@@ -1,7 +1,5 @@
 //! Packed ternary weights: the layouts, their checks, packing and unpacking.
 
-use std::fmt;
-
 use rayon::prelude::*;
 
 /// The widest input for which a product is exact in int32: codes are used times 64, and 64 * 2 * 128 * 131072 = 2^31.
@@ -11,7 +9,8 @@ pub const MAX_COLS: usize = 131_072;
 const CHECK_CHUNK: usize = 1 << 20;
 
 /// Why weights cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
 pub struct WeightsError(String);
 
 impl WeightsError {
@@ -19,14 +18,6 @@ impl WeightsError {
         Self(message.into())
     }
 }
-
-impl fmt::Display for WeightsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for WeightsError {}
 
 /// How the codes `w + 1` of a ternary matrix `[rows, cols]` lie in bytes, four to a byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

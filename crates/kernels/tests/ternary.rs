@@ -3,8 +3,8 @@
 
 use proptest::prelude::*;
 use ternion_kernels::{
-    Isa, MAX_COLS, Quantized, TernaryLayout, TernaryRef, accumulate, matmul, matmul_part, matmul_with, pack,
-    unpack,
+    Isa, MAX_COLS, Product, Quantized, TernaryLayout, TernaryRef, accumulate, matmul, matmul_all,
+    matmul_part, matmul_with, pack, unpack,
 };
 
 /// Activations whose quantised values are these: the first of each token must be 127 or -127 or all 0.
@@ -243,6 +243,48 @@ fn parts_make_the_whole() {
             assert_eq!(out, expected, "{layout:?} in {of} parts");
         }
     }
+}
+
+/// Products side by side are those that come one after the other, and what lies between them stays.
+#[test]
+fn products_together_are_products_alone() {
+    let (cols, tokens, stride) = (384, 4, 900);
+    let mut noise = Noise(13);
+    let x = quantized(&noise.values(tokens, cols), cols);
+    let shapes = [
+        (TernaryLayout::Quarters, 512, 0),
+        (TernaryLayout::I2s, 64, 520),
+        (TernaryLayout::Quarters, 300, 584),
+    ];
+    let codes: Vec<Vec<u8>> = shapes
+        .iter()
+        .map(|&(layout, rows, _)| pack(layout, &noise.trits(rows * cols), rows, cols).unwrap())
+        .collect();
+    let products: Vec<Product<'_>> = (codes.iter().zip(&shapes))
+        .map(|(codes, &(layout, rows, offset))| {
+            let weights = TernaryRef::new(layout, codes, rows, cols).unwrap();
+            Product { weights, scale: rows as f32, offset }
+        })
+        .collect();
+    let mut expected = vec![7.0; tokens * stride];
+    for p in &products {
+        matmul(p.weights, p.scale, &x, &mut expected[p.offset..], stride);
+    }
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut out = vec![7.0; tokens * stride];
+        pool.install(|| matmul_all(&products, &x, &mut out, stride));
+        assert_eq!(out, expected, "{threads} threads");
+    }
+}
+
+#[test]
+#[should_panic(expected = "overlap")]
+fn products_that_overlap_are_refused() {
+    let codes = pack(TernaryLayout::Quarters, &[1; 8 * 4], 8, 4).unwrap();
+    let weights = TernaryRef::new(TernaryLayout::Quarters, &codes, 8, 4).unwrap();
+    let products = [0, 7].map(|offset| Product { weights, scale: 1.0, offset });
+    matmul_all(&products, &quantized(&[127; 4], 4), &mut [0.0; 20], 20);
 }
 
 /// A map of a file can end where the next page is not there: nothing may be read behind the codes.

@@ -21,7 +21,7 @@
 //!
 //! # Features
 //!
-//! * `candle` (default): the engine in pure Rust, for safetensors checkpoints.
+//! * `candle` (default): the engine in pure Rust, for checkpoints in safetensors and GGUF.
 //! * `llama-cpp`: llama.cpp, for ternary checkpoints and for all GGUF models that it knows. Building it takes CMake, a C++
 //!   compiler and libclang.
 #![forbid(unsafe_code)]

@@ -72,6 +72,7 @@ pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
     let load_time = start.elapsed();
 
     let runs = repeat(app, &*backend, args).await?;
+    app.interrupts.idle();
     let memory = rss::memory();
 
     // The files are mapped once more for this, so it comes after the look at the memory.

@@ -12,6 +12,7 @@ use crate::App;
 use crate::args::ChatArgs;
 use crate::failure::{Failure, Outcome};
 use crate::input::write_atomically;
+use crate::output::complain;
 
 const HELP: &str = "\
 /help          this text
@@ -75,7 +76,7 @@ pub(crate) async fn run(app: &App, backend: &dyn LlmBackend, args: &ChatArgs) ->
             }
             Input::Save(file) => match save(file, &messages) {
                 Ok(()) => app.output.notice(&format!("saved {file}")),
-                Err(failure) => eprintln!("error: {failure}"),
+                Err(failure) => complain(&failure.to_string()),
             },
             Input::Quit => break,
             Input::Unknown(command) => {
@@ -89,7 +90,6 @@ pub(crate) async fn run(app: &App, backend: &dyn LlmBackend, args: &ChatArgs) ->
             }
         }
     }
-    reader.save();
     Ok(())
 }
 
@@ -112,7 +112,7 @@ async fn answer_to(
         Err(failure @ (Failure::BrokenPipe | Failure::Interrupted)) => return Err(failure),
         Err(failure) => {
             messages.pop();
-            eprintln!("error: {failure}");
+            complain(&failure.to_string());
             if matches!(&failure, Failure::Error(e) if e.kind() == ErrorKind::ContextOverflow) {
                 app.output.notice("/reset forgets the conversation and makes room");
             }
@@ -168,8 +168,7 @@ impl Reader {
                     }
                     text.push_str(&line);
                     if !text.trim().is_empty() {
-                        // A history that cannot grow is no reason to stop.
-                        let _ = self.editor.add_history_entry(&text);
+                        self.remember(&text);
                     }
                     return Ok(Some(text));
                 }
@@ -185,13 +184,16 @@ impl Reader {
         }
     }
 
-    fn save(&mut self) {
-        if let Some(path) = &self.history {
-            if let Some(folder) = path.parent() {
-                let _ = std::fs::create_dir_all(folder);
-            }
-            if let Err(e) = self.editor.save_history(path) {
-                eprintln!("warning: the history cannot be saved to {}: {e}", path.display());
+    /// Adds a message to the history and to its file at once, so that it is there however the conversation ends.
+    fn remember(&mut self, text: &str) {
+        // A history that cannot grow is no reason to stop.
+        let _ = self.editor.add_history_entry(text);
+        if let Some(path) = self.history.take() {
+            let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+            match folder.map_err(ReadlineError::from).and_then(|()| self.editor.append_history(&path)) {
+                Ok(()) => self.history = Some(path),
+                // Told once; from then on there is no file.
+                Err(e) => complain(&format!("the history cannot be saved to {}: {e}", path.display())),
             }
         }
     }

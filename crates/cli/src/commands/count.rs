@@ -1,18 +1,19 @@
 //! `ternion count`: exact token counts. Reads the tokenizer's files and nothing else of a checkpoint.
 
 use ternion::Message;
-use ternion::text::{Tokenizer, TokenizerParts};
+use ternion::formats::Checkpoint;
+use ternion::text::Tokenizer;
 
 use crate::App;
 use crate::args::CountArgs;
 use crate::failure::Outcome;
 use crate::input::TextSource;
-use crate::model::{Selected, folder_of};
+use crate::model::Selected;
 
 pub(crate) fn run(app: &App, args: &CountArgs) -> Outcome {
     let selected = Selected::for_files(&args.model)?;
     let text = TextSource::new(args.text.as_deref(), args.file.as_deref()).read("text")?;
-    let tokenizer = Tokenizer::from_parts(TokenizerParts::from_folder(folder_of(selected.path()?))?)?;
+    let tokenizer = Tokenizer::from_parts(Checkpoint::tokenizer_parts_at(selected.path()?)?)?;
 
     let plain = tokenizer.encode_plain(&text)?;
     let of_text = plain.len();

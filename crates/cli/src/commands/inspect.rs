@@ -243,9 +243,10 @@ fn activation(spec: &ModelSpec) -> &'static str {
 }
 
 fn rope_scaling(spec: &ModelSpec) -> String {
-    match spec.rope.scaling {
+    match &spec.rope.scaling {
         RopeScaling::None => String::new(),
         RopeScaling::Linear { factor } => format!(", linear scaling by {factor}"),
+        RopeScaling::Factors(_) => ", each frequency divided by a factor of its own".into(),
         RopeScaling::Llama3 { factor, original_context, .. } => {
             format!(", Llama 3 scaling by {factor} from {original_context} positions")
         }

@@ -4,6 +4,7 @@ pub(crate) mod answer;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod conversation;
+pub(crate) mod convert;
 pub(crate) mod count;
 pub(crate) mod expectation;
 pub(crate) mod generate;
@@ -25,7 +26,7 @@ use crate::model::Selected;
 pub(crate) async fn load(app: &App, selected: &Selected) -> Outcome<Arc<dyn LlmBackend>> {
     let interrupted = app.interrupts.renew();
     let bar = app.output.bytes("load");
-    let result = tokio::select! {
+    let loaded = tokio::select! {
         result = ternion::load_with_progress(&selected.config, Some(&selected.name), bar.progress()) => result,
         () = interrupted.cancelled() => {
             bar.clear();
@@ -33,12 +34,12 @@ pub(crate) async fn load(app: &App, selected: &Selected) -> Outcome<Arc<dyn LlmB
         }
     };
     bar.clear();
-    Ok(result?)
+    app.interrupts.idle();
+    Ok(loaded?)
 }
 
 /// Runs blocking work of a command that only reads or writes files, so that Ctrl-C ends it as it ends any program.
 pub(crate) fn blocking<T>(app: &App, work: impl FnOnce() -> T) -> T {
-    // The listener takes the signal; as nothing looks at the token here, the work is ended from there.
-    app.interrupts.renew().cancel();
+    app.interrupts.idle();
     tokio::task::block_in_place(work)
 }

@@ -4,6 +4,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ternion::Error;
+use ternion::formats::Checkpoint;
+use ternion::formats::convert::{Options, Target, convert};
 use ternion::formats::synth::{self, Shape};
 
 use super::blocking;
@@ -14,6 +16,7 @@ use crate::failure::{Failure, Outcome};
 pub(crate) fn run(app: &App, args: &SynthArgs) -> Outcome {
     let shape = Shape::named(&args.shape)?;
     match state(&args.out)? {
+        _ if args.format != Target::Safetensors => write_gguf(app, &shape, args)?,
         State::Free => write(app, &args.out, &shape, args)?,
         // The old one stays until the new one is complete.
         State::Checkpoint if args.force => {
@@ -32,6 +35,7 @@ pub(crate) fn run(app: &App, args: &SynthArgs) -> Outcome {
             "out": args.out.to_string_lossy(),
             "shape": args.shape,
             "seed": args.seed,
+            "format": args.format.to_string(),
         }));
     }
     app.output.notice(&format!("{}: random weights in the shape of {}", args.out.display(), args.shape));
@@ -44,6 +48,36 @@ fn write(app: &App, folder: &Path, shape: &Shape, args: &SynthArgs) -> Outcome {
         blocking(app, || synth::write(folder, shape, args.seed, &mut |done, total| bar.set(done, total)));
     bar.clear();
     Ok(result?)
+}
+
+/// GGUF by way of a folder of safetensors beside it, which is gone afterwards: weights, metadata and tokenizer are then
+/// those of any other conversion.
+fn write_gguf(app: &App, shape: &Shape, args: &SynthArgs) -> Outcome {
+    if args.out.exists() && !(args.force && args.out.is_file()) {
+        let why = if args.out.is_file() {
+            "exists; --force replaces it"
+        } else {
+            "exists and is no file; name a new one"
+        };
+        return Err(taken(&args.out, why));
+    }
+    let folder = beside(&args.out, "synth")?;
+    let result = write(app, &folder, shape, args).and_then(|()| {
+        let bar = app.output.bytes("convert");
+        let mut options = Options::new(args.format);
+        options.overwrite = args.force;
+        let result = blocking(app, || {
+            let mut checkpoint = Checkpoint::open(&folder)?;
+            checkpoint.name.clone_from(&args.shape);
+            convert(&checkpoint, &args.out, &options, &mut |done, total| bar.set(done, total))
+        });
+        bar.clear();
+        Ok(result?)
+    });
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+    }
+    result
 }
 
 fn beside(path: &Path, what: &str) -> Outcome<PathBuf> {

@@ -9,14 +9,16 @@ mod tokenizer;
 mod weights;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use ternion_core::{Error, ErrorKind, Result, ResultExt};
 
 pub use shape::Shape;
+pub(crate) use tokenizer::CHAT_TEMPLATE;
 
 use crate::checkpoint::Progress;
+use crate::unfinished::Unfinished;
 
 /// Writes a packed BitNet checkpoint of this shape to the folder `dir`, which must not exist or be empty.
 ///
@@ -40,39 +42,14 @@ fn write_folder(dir: &Path, shape: &Shape, seed: u64, progress: &mut Progress<'_
                 .with_source(e)
         })?;
     }
-    let unfinished = Unfinished::create(dir)?;
-    let folder = &unfinished.0;
+    let unfinished = Unfinished::folder(dir)?;
+    let folder = unfinished.path();
     write_json(&folder.join("config.json"), &config(shape))?;
     write_json(&folder.join("generation_config.json"), &generation_config(shape))?;
     write_json(&folder.join("tokenizer.json"), &tokenizer::tokenizer(shape))?;
     write_json(&folder.join("tokenizer_config.json"), &tokenizer::config(shape))?;
     weights::write(&folder.join("model.safetensors"), shape, seed, progress)?;
-    fs::rename(folder, dir).map_err(|e| Error::io(dir, e))
-}
-
-/// A folder under a temporary name, which is removed where it has not been renamed.
-struct Unfinished(PathBuf);
-
-impl Unfinished {
-    fn create(dir: &Path) -> Result<Self> {
-        let name = dir.file_name().ok_or_else(|| {
-            Error::invalid_request("the output has no name, expected a new folder")
-                .with("path", dir.display())
-        })?;
-        let partial = format!("{}.partial-{}", name.to_string_lossy(), std::process::id());
-        let path = dir.with_file_name(partial);
-        fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if self.0.exists() {
-            // Nothing better can be done with a failure here: the error that led here is already on its way.
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    unfinished.finish()
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

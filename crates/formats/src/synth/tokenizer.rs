@@ -10,7 +10,7 @@ pub(super) const END_OF_TEXT: usize = 1;
 pub(super) const END_OF_TURN: usize = 9;
 
 /// 2B4T's chat template: roles with a capital, an end-of-turn token after each message.
-const CHAT_TEMPLATE: &str = "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = \
+pub(crate) const CHAT_TEMPLATE: &str = "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = \
     message['role'] | capitalize + ': '+ message['content'] | trim + '<|eot_id|>' %}{{ content }}{% endfor %}\
     {% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}";
 

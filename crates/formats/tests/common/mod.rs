@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
+pub(crate) mod gguf;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -123,4 +125,9 @@ pub(crate) fn with_header(header: &[u8], data: &[u8]) -> Vec<u8> {
 /// bf16 bytes of these values.
 pub(crate) fn bf16(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect()
+}
+
+/// The weights of a ternary tensor, row by row.
+pub(crate) fn trits(tensor: &ternion_formats::TernaryTensor) -> Vec<i8> {
+    ternion_kernels::unpack(tensor.view().unwrap())
 }

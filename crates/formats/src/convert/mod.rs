@@ -1,0 +1,202 @@
+//! From any checkpoint to any format: packed safetensors, or GGUF with I2_S, TQ1_0 or TQ2_0.
+//!
+//! Trits and scales come out bit by bit as they went in, whatever the layouts. What is written appears under its name only
+//! when it is whole and on the disk.
+
+mod gguf;
+mod metadata;
+mod safetensors;
+mod vocabulary;
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::str::FromStr;
+
+use ternion_core::{Error, ErrorKind, Result, ResultExt};
+
+use crate::Checkpoint;
+use crate::checkpoint::Progress;
+use crate::gguf::TensorType;
+use crate::unfinished::Unfinished;
+
+/// Bytes that are converted and written at a time.
+const PIECE: usize = 8 << 20;
+
+/// A format that can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Target {
+    /// A folder as Hugging Face has it, with ternary weights of two bits in a `model.safetensors`.
+    Safetensors,
+    /// A GGUF file as Microsoft's official one: I2_S. Rows in a multiple of 128.
+    GgufI2s,
+    /// A GGUF file with llama.cpp's TQ1_0, 1.69 bits a weight. Rows in a multiple of 256.
+    GgufTq1,
+    /// A GGUF file with llama.cpp's TQ2_0, 2.06 bits a weight. Rows in a multiple of 256.
+    GgufTq2,
+}
+
+impl Target {
+    /// All of them with their names.
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("safetensors", Self::Safetensors),
+        ("gguf-i2s", Self::GgufI2s),
+        ("gguf-tq1", Self::GgufTq1),
+        ("gguf-tq2", Self::GgufTq2),
+    ];
+
+    /// The type of ternary tensors in GGUF; `None` for safetensors.
+    fn ternary(self) -> Option<TensorType> {
+        match self {
+            Self::Safetensors => None,
+            Self::GgufI2s => Some(TensorType::I2S),
+            Self::GgufTq1 => Some(TensorType::Tq1_0),
+            Self::GgufTq2 => Some(TensorType::Tq2_0),
+        }
+    }
+}
+
+/// The element type of the embedding and of a head of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the names are those of the types")]
+pub enum Embedding {
+    F32,
+    F16,
+    Bf16,
+    /// GGUF only.
+    Q8_0,
+    /// GGUF only; the width of the model must be a multiple of 256.
+    Q6K,
+}
+
+impl Embedding {
+    /// All of them with their names.
+    pub const ALL: [(&'static str, Self); 5] = [
+        ("f16", Self::F16),
+        ("q8_0", Self::Q8_0),
+        ("q6_k", Self::Q6K),
+        ("bf16", Self::Bf16),
+        ("f32", Self::F32),
+    ];
+
+    fn kind(self) -> TensorType {
+        match self {
+            Self::F32 => TensorType::F32,
+            Self::F16 => TensorType::F16,
+            Self::Bf16 => TensorType::Bf16,
+            Self::Q8_0 => TensorType::Q8_0,
+            Self::Q6K => TensorType::Q6K,
+        }
+    }
+}
+
+macro_rules! named {
+    ($type:ty, $what:literal) => {
+        impl FromStr for $type {
+            type Err = Error;
+
+            fn from_str(name: &str) -> Result<Self> {
+                let found = Self::ALL.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| *value).ok_or_else(|| {
+                    let known = Self::ALL.map(|(known, _)| known).join(", ");
+                    Error::invalid_request(format!("unknown {} `{name}`; known: {known}", $what))
+                })
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let found = Self::ALL.iter().find(|(_, value)| value == self);
+                f.write_str(found.expect("invariant: ALL has every value").0)
+            }
+        }
+    };
+}
+
+named!(Target, "format");
+named!(Embedding, "embedding type");
+
+/// How a checkpoint is to be converted.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// The format.
+    pub target: Target,
+    /// The type of the embedding; `None` keeps the source's.
+    pub embedding: Option<Embedding>,
+    /// Whether a file or a checkpoint's folder that is in the place of the output is replaced.
+    pub overwrite: bool,
+}
+
+impl Options {
+    /// To `target`, keeping the type of the embedding, never replacing anything.
+    pub fn new(target: Target) -> Self {
+        Self { target, embedding: None, overwrite: false }
+    }
+}
+
+/// Converts `checkpoint` to `out`: a folder for safetensors, a file for GGUF. `progress` is told the bytes that have
+/// been written of the tensors, and their sum.
+///
+/// # Errors
+/// [`InvalidRequest`](ErrorKind::InvalidRequest) where the output exists (or may not be replaced) or the embedding does
+/// not fit into its type; [`InvalidModel`](ErrorKind::InvalidModel) or [`Unsupported`](ErrorKind::Unsupported) where the
+/// format cannot hold the model, naming the tensor; [`Io`](ErrorKind::Io) where writing fails.
+pub fn convert(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    options: &Options,
+    progress: &mut Progress<'_>,
+) -> Result<()> {
+    write(checkpoint, out, options, progress).during("convert")
+}
+
+fn write(checkpoint: &Checkpoint, out: &Path, options: &Options, progress: &mut Progress<'_>) -> Result<()> {
+    check_output(out, options)?;
+    let Some(ternary) = options.target.ternary() else {
+        let unfinished = Unfinished::folder(out)?;
+        safetensors::write(checkpoint, unfinished.path(), options, progress)?;
+        return unfinished.finish();
+    };
+    let plan = gguf::Plan::new(checkpoint, ternary, options)?;
+    if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+    }
+    let unfinished = Unfinished::new(out)?;
+    plan.write(unfinished.path(), progress)?;
+    unfinished.finish()
+}
+
+fn check_output(out: &Path, options: &Options) -> Result<()> {
+    let taken = |why: &str| Err(Error::invalid_request(why).with("path", out.display()));
+    let Ok(metadata) = fs::symlink_metadata(out) else { return Ok(()) };
+    if options.target != Target::Safetensors {
+        return match (metadata.is_file(), options.overwrite) {
+            (true, true) => Ok(()),
+            (true, false) => taken("the output exists, expected a new name"),
+            (false, _) => taken("the output is no regular file, expected a new name"),
+        };
+    }
+    if !metadata.is_dir() {
+        return taken("the output is no folder, expected a new or empty folder");
+    }
+    let (mut empty, mut only_files) = (true, true);
+    for entry in fs::read_dir(out).map_err(|e| Error::io(out, e))? {
+        let kind = entry.and_then(|entry| entry.file_type()).map_err(|e| Error::io(out, e))?;
+        empty = false;
+        only_files &= !kind.is_dir();
+    }
+    match (empty, only_files && out.join("config.json").is_file()) {
+        (true, _) => Ok(()),
+        (false, true) if options.overwrite => Ok(()),
+        (false, true) => taken("the output exists, expected a new or empty folder"),
+        // That could be anybody's folder.
+        (false, false) => taken("the output exists and is no checkpoint, expected a new or empty folder"),
+    }
+}
+
+fn not_written(path: &Path, source: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, "cannot be written").with("path", path.display()).with_source(source)
+}

@@ -1,0 +1,32 @@
+//! GGUF, the format of llama.cpp: its container, read and written, and the ternary checkpoints in it.
+//!
+//! [`File`] reads any GGUF file, whatever model it holds, and believes none of its numbers before they are checked;
+//! [`preflight()`] checks on top of that what llama.cpp only asserts. [`Writer`] writes one.
+//!
+//! Layout: `GGUF`, version, number of tensors, number of metadata pairs; the pairs; the table of tensors; padding; the
+//! data of the tensors in the table's order, each at a multiple of the alignment. All numbers are little-endian.
+
+mod dense;
+mod file;
+pub(crate) mod keys;
+mod open;
+mod pre_tokenizer;
+mod preflight;
+pub(crate) mod rows;
+mod spec;
+pub(crate) mod ternary;
+mod tokenizer;
+mod types;
+mod value;
+mod write;
+
+pub use dense::{decode, encode, is_dense};
+pub use file::{File, TensorInfo};
+pub(crate) use open::open;
+pub(crate) use pre_tokenizer::PreTokenizer;
+pub use preflight::preflight;
+pub(crate) use tokenizer::token_type;
+pub use tokenizer::tokenizer_parts;
+pub use types::{I2S_GROUP, I2S_TRAILER, TensorType};
+pub use value::{Array, Value, ValueType};
+pub use write::{DataWriter, Writer};

@@ -1,0 +1,284 @@
+//! What llama.cpp asserts, or does not check at all, looked at before it sees a file: a failed assertion there ends the
+//! whole process. The checks are for any architecture; they say nothing about whether llama.cpp implements it.
+//!
+//! Read in llama.cpp's `llama-model.cpp` (`load_hparams`), `llama-vocab.cpp` (`load`) and `llama-hparams.cpp`.
+
+use std::path::PathBuf;
+
+use ternion_core::{Error, ErrorKind, Result};
+
+use super::file::duplicate;
+use super::keys::{self, Keys};
+use super::{File, TensorType, Value};
+
+/// `LLAMA_MAX_LAYERS` and `LLAMA_MAX_EXPERTS`.
+const MAX_LAYERS: u64 = 512;
+const MAX_EXPERTS: u64 = 1024;
+const MAX_U32: u64 = u32::MAX as u64;
+const MAX_WIDTH: u64 = 1 << 24;
+const MAX_CONTEXT: u64 = 1 << 30;
+const MAX_TOKEN: usize = 1 << 16;
+const MAX_PARTS: u64 = 1 << 12;
+
+/// Token ids that llama.cpp takes from metadata.
+const SPECIAL: [&str; 14] = [
+    "bos",
+    "eos",
+    "eot",
+    "eom",
+    "unknown",
+    "seperator",
+    "padding",
+    "mask",
+    "fim_pre",
+    "fim_suf",
+    "fim_mid",
+    "fim_pad",
+    "fim_rep",
+    "fim_sep",
+];
+
+/// Checks a file for llama.cpp, beyond what [`File::open`] has checked. Of a model in several parts, `file` is the first,
+/// and the others are opened too.
+///
+/// # Errors
+/// [`Unsupported`](ErrorKind::Unsupported) for an element type that llama.cpp does not have,
+/// [`NotFound`](ErrorKind::NotFound) where a part is missing, [`InvalidModel`](ErrorKind::InvalidModel) for the rest; the
+/// message names the key or tensor, what was found and what was expected.
+pub fn preflight(file: &File) -> Result<()> {
+    sizes(file)?;
+    vocabulary(file)?;
+    types(file)?;
+    parts(file)
+}
+
+/// Whether each of the values of a key is within `range`: there may be one for all layers or an array with one for each.
+fn per_layer(file: &File, key: &str, layers: u64, range: std::ops::RangeInclusive<u64>) -> Result<Vec<u64>> {
+    let expected = || format!("integers from {} to {}, one or {layers} of them", range.start(), range.end());
+    let Some(value) = file.value(key) else { return Ok(Vec::new()) };
+    let values: Vec<i128> = match value.as_array() {
+        None => value.as_integer().into_iter().collect(),
+        Some(array) if array.len() as u64 == layers => array.as_integers().into_iter().flatten().collect(),
+        Some(_) => Vec::new(),
+    };
+    let values: Option<Vec<u64>> =
+        values.into_iter().map(|n| u64::try_from(n).ok().filter(|n| range.contains(n))).collect();
+    values.filter(|values| !values.is_empty()).ok_or_else(|| file.invalid(key, &expected()))
+}
+
+fn sizes(file: &File) -> Result<()> {
+    let architecture = file.architecture()?;
+    let keys = Keys::new(architecture);
+    if architecture == "clip" {
+        return Err(file.unsupported(keys::ARCHITECTURE, "language models"));
+    }
+    let layers = file.required_integer(&keys.of("block_count"), 1..=MAX_LAYERS)?;
+    file.required_integer(&keys.of("context_length"), 1..=MAX_CONTEXT)?;
+    let width = file.required_integer(&keys.of("embedding_length"), 1..=MAX_WIDTH)?;
+    file.integer(&keys.of("nextn_predict_layers"), 0..=layers)?;
+    experts(file, &keys, layers)?;
+
+    per_layer(file, &keys.of("feed_forward_length"), layers, 0..=MAX_WIDTH)?;
+    // 0 heads: a layer (or a model) without attention.
+    let head_key = keys.of("attention.head_count");
+    let heads = per_layer(file, &head_key, layers, 0..=MAX_WIDTH)?;
+    let kv_key = keys.of("attention.head_count_kv");
+    let kv_heads = per_layer(file, &kv_key, layers, 0..=MAX_WIDTH)?;
+    for layer in 0..layers as usize {
+        let of = |list: &[u64]| list.get(layer).or(list.first()).copied();
+        let (Some(heads), Some(kv_heads)) = (of(&heads), of(&kv_heads)) else { continue };
+        if kv_heads > 0 && heads % kv_heads != 0 {
+            return Err(
+                file.invalid(&kv_key, &format!("divisors of `{head_key}` ({heads} in layer {layer})"))
+            );
+        }
+    }
+    let attends = |layer: usize| {
+        ["attn_q", "attn_qkv"].iter().any(|part| file.tensor(&format!("blk.{layer}.{part}.weight")).is_some())
+    };
+    if let Some(layer) = (0..layers as usize)
+        .find(|&layer| heads.get(layer).or(heads.first()).is_none_or(|heads| *heads == 0) && attends(layer))
+    {
+        return Err(file.invalid(&head_key, &format!("at least 1 for layer {layer}, which has attention")));
+    }
+    let key_length = file.integer(&keys.of("attention.key_length"), 1..=MAX_WIDTH)?;
+    file.integer(&keys.of("attention.value_length"), 1..=MAX_WIDTH)?;
+    if let Some(&heads) = heads.first().filter(|heads| **heads > 0)
+        && key_length.is_none()
+        && width / heads == 0
+    {
+        return Err(file.invalid(&head_key, &format!("at most `embedding_length` ({width})")));
+    }
+    file.integer(&keys.of("rope.dimension_count"), 0..=MAX_WIDTH)?;
+    let scaling = keys.of("rope.scaling.type");
+    if let Some(kind) = file.string(&scaling)?
+        && !["none", "linear", "yarn", "longrope"].contains(&kind)
+    {
+        return Err(file.invalid(&scaling, "none, linear, yarn or longrope"));
+    }
+    file.number(&keys.of("rope.freq_base"), f32::MIN_POSITIVE..=f32::MAX)?;
+    file.number(&keys.of("rope.scaling.factor"), 0.0..=f32::MAX)?;
+    Ok(())
+}
+
+fn experts(file: &File, keys: &Keys, layers: u64) -> Result<()> {
+    let count = file.integer(&keys.of("expert_count"), 0..=MAX_EXPERTS)?.unwrap_or(0);
+    let used_key = keys.of("expert_used_count");
+    let used = per_layer(file, &used_key, layers, 0..=count)?.into_iter().max().unwrap_or(0);
+    let groups_key = keys.of("expert_group_count");
+    let groups = file.integer(&groups_key, 0..=count.saturating_sub(1))?.unwrap_or(0);
+    if count == 0 {
+        return Ok(());
+    }
+    if used == 0 {
+        return Err(file.invalid(&used_key, &format!("from 1 to `expert_count` ({count})")));
+    }
+    if groups > 1 {
+        if count % groups != 0 {
+            return Err(file.invalid(&groups_key, &format!("a divisor of `expert_count` ({count})")));
+        }
+        file.required_integer(&keys.of("expert_group_used_count"), 1..=groups - 1)?;
+    }
+    Ok(())
+}
+
+fn vocabulary(file: &File) -> Result<()> {
+    let keys = Keys::new(file.architecture()?);
+    let model = file.string(keys::TOKENIZER)?;
+    let stated = file.integer(&keys.of("vocab_size"), 1..=MAX_U32)?;
+    if matches!(model, None | Some("none" | "no_vocab")) {
+        return match model {
+            None => Err(file.invalid(keys::TOKENIZER, "a string")),
+            Some(_) => Ok(()),
+        };
+    }
+    let list = file.array(keys::TOKENS)?.and_then(|tokens| tokens.as_strings());
+    let tokens: Vec<&str> = list.ok_or_else(|| file.invalid(keys::TOKENS, "an array of strings"))?.collect();
+    let wrong = |message: String| Error::invalid_model(message).with("file", file.path().display());
+    if tokens.is_empty() {
+        return Err(file.invalid(keys::TOKENS, "at least one token"));
+    }
+    if let Some((id, text)) = duplicate(tokens.iter().copied()) {
+        let (key, text) = (keys::TOKENS, crate::json::shorten(&text));
+        return Err(wrong(format!("token {id} of `{key}` is `{text}`, which another token is too")));
+    }
+    if let Some((id, text)) = tokens.iter().enumerate().find(|(_, text)| text.len() > MAX_TOKEN) {
+        let (key, length) = (keys::TOKENS, text.len());
+        return Err(wrong(format!("token {id} of `{key}` has {length} bytes, expected at most {MAX_TOKEN}")));
+    }
+    // The names that llama.cpp gives to empty tokens must not be in use either.
+    if tokens.iter().filter(|text| text.is_empty()).count() > 0
+        && tokens.iter().any(|t| t.starts_with("[EMPTY_"))
+    {
+        return Err(wrong(format!("`{}` has an empty token and one named `[EMPTY_...]`", keys::TOKENS)));
+    }
+    let count = tokens.len() as u64;
+    if let Some(size) = stated.filter(|size| *size > count) {
+        return Err(wrong(format!(
+            "`{}` has {count} tokens, expected {size} as `{}` says",
+            keys::TOKENS,
+            keys.of("vocab_size")
+        )));
+    }
+    if let Some(embedding) = file.tensor(keys::EMBED)
+        && embedding.dims.get(1).is_some_and(|rows| *rows != count)
+    {
+        return Err(wrong(format!(
+            "the tensor `{}` has the dimensions {:?}, expected {count} rows, one for each token",
+            keys::EMBED,
+            embedding.dims
+        )));
+    }
+    for key in [keys::TOKEN_TYPES, keys::SCORES] {
+        if file.array(key)?.is_some_and(|array| (array.len() as u64) < count || array.as_scalars().is_none())
+        {
+            return Err(file.invalid(key, &format!("{count} numbers, one for each token")));
+        }
+    }
+    if file.array(keys::MERGES)?.is_some_and(|merges| merges.as_strings().is_none()) {
+        return Err(file.invalid(keys::MERGES, "an array of strings"));
+    }
+    for name in SPECIAL {
+        file.integer(&format!("tokenizer.ggml.{name}_token_id"), 0..=count - 1).or_else(|error| {
+            // Some converters write -1, or 2^32 - 1, for "none".
+            let value = file.value(&format!("tokenizer.ggml.{name}_token_id")).and_then(Value::as_integer);
+            if value == Some(-1) || value == Some(MAX_U32.into()) { Ok(None) } else { Err(error) }
+        })?;
+    }
+    for (flag, id) in [(keys::ADD_BOS, keys::BOS), (keys::ADD_EOS, keys::EOS)] {
+        // It would assert when it adds a token that is not there.
+        if file.boolean(flag)? == Some(true) && file.value(id).is_some_and(|v| v.as_integer() < Some(0)) {
+            return Err(file.invalid(id, &format!("a token, which `{flag}` wants")));
+        }
+    }
+    Ok(())
+}
+
+fn types(file: &File) -> Result<()> {
+    for tensor in file.tensors() {
+        // Of ggml's types these are no weights: intermediate forms, and integers.
+        let refused = matches!(
+            tensor.kind,
+            TensorType::I2S | TensorType::Q8_1 | TensorType::Q8K | TensorType::I64 | TensorType::F64
+        );
+        if refused {
+            return Err(Error::unsupported(format!(
+                "llama.cpp has no use for the element type {}",
+                tensor.kind
+            ))
+            .with("tensor", &tensor.name)
+            .with("file", file.path().display()));
+        }
+    }
+    Ok(())
+}
+
+/// The other parts of a model that is split: `name-00001-of-00003.gguf` and so on.
+fn parts(file: &File) -> Result<()> {
+    let count = file.integer(keys::SPLIT_COUNT, 0..=MAX_PARTS)?.unwrap_or(0);
+    if count <= 1 {
+        return Ok(());
+    }
+    if file.integer("split.no", 0..=MAX_PARTS)?.unwrap_or(0) != 0 {
+        return Err(file.invalid("split.no", "0: name the first part"));
+    }
+    let paths = part_paths(file, count)?;
+    let mut tensors = file.tensors().len() as u64;
+    let mut names: Vec<String> = file.tensors().iter().map(|t| t.name.clone()).collect();
+    for (index, path) in paths.iter().enumerate().skip(1) {
+        let part = File::open(path).map_err(|e| e.with("part", format!("{} of {count}", index + 1)))?;
+        if part.integer("split.no", 0..=MAX_PARTS)? != Some(index as u64) {
+            return Err(part.invalid("split.no", &index.to_string()));
+        }
+        types(&part)?;
+        tensors += part.tensors().len() as u64;
+        names.extend(part.tensors().iter().map(|t| t.name.clone()));
+    }
+    if let Some((_, name)) = duplicate(names.iter().map(String::as_str)) {
+        return Err(Error::invalid_model("the tensor occurs in two parts")
+            .with("tensor", name)
+            .with("file", file.path().display()));
+    }
+    if let Some(expected) = file.integer("split.tensors.count", 0..=MAX_U32)?
+        && expected != tensors
+    {
+        return Err(file.invalid("split.tensors.count", &format!("{tensors}, as many as the parts have")));
+    }
+    Ok(())
+}
+
+fn part_paths(file: &File, count: u64) -> Result<Vec<PathBuf>> {
+    let path = file.path();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let suffix = format!("-00001-of-{count:05}.gguf");
+    let Some(prefix) = name.strip_suffix(&suffix) else {
+        return Err(Error::new(
+            ErrorKind::InvalidModel,
+            format!("the file is the first of {count} parts, expected a name that ends with `{suffix}`"),
+        )
+        .with("file", path.display()));
+    };
+    Ok((1..=count)
+        .map(|part| path.with_file_name(format!("{prefix}-{part:05}-of-{count:05}.gguf")))
+        .collect())
+}

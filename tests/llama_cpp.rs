@@ -22,6 +22,10 @@ use ternion::{
     Completion, Error, ErrorKind, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, LogitsRequest,
     Sampling,
     config::{Config, ModelConfig},
+    formats::{
+        Checkpoint,
+        convert::{Options, Target, convert},
+    },
 };
 
 /// What strict cases are held to with a KV cache of floats, absolutely.
@@ -265,17 +269,39 @@ async fn what_cannot_be_loaded_says_why() {
     assert!(error.to_string().contains("expected `GGUF`"), "{error}");
     assert!(error.to_string().contains("model.gguf"), "{error}");
 
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(fixture("gguf-llama").join(name), folder.path().join(name)).unwrap();
-    }
-    // Whole for Ternion's check of the header, but not for llama.cpp, whose words are passed on.
+    // Whole for Ternion's check, but not for llama.cpp, whose words are passed on.
     let mut bytes = std::fs::read(fixture("gguf-llama").join("model.gguf")).unwrap();
-    let at = bytes.windows(5).position(|w| w == b"llama").unwrap();
-    bytes[at..at + 5].copy_from_slice(b"lhama");
+    for i in 0..bytes.len() - 6 {
+        if bytes[i..].starts_with(b"llama.") || bytes[i..].starts_with(b"llama\x14") {
+            bytes[i + 1] = b'h';
+        }
+    }
     std::fs::write(&file, bytes).unwrap();
     let error = try_load(&file, |_| {}).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::InvalidModel);
     assert!(error.to_string().contains("unknown model architecture: 'lhama'"), "{error}");
+}
+
+/// Ternary GGUF files are read by Ternion, and no differently computed than what they were made of.
+#[tokio::test]
+async fn ternary_gguf_files_run_in_the_same_arithmetic() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    let mut strict = 0;
+    for path in checkpoints() {
+        let mut options = Options::new(Target::GgufI2s);
+        options.overwrite = true;
+        convert(&Checkpoint::open(&path).unwrap(), &file, &options, &mut |_, _| {}).unwrap();
+        let model = load(&file, floats).await;
+        assert!(model.info().format.contains("I2_S"), "{}", model.info().format);
+        for case in cases(&path).iter().filter(|c| c.strict) {
+            strict += 1;
+            let logits = model.logits(LogitsRequest::new(case.ids.clone())).await.unwrap();
+            let difference = largest_difference(&logits, &case.logits);
+            assert!(difference <= TOLERANCE, "{} {}: {difference}", path.display(), case.name);
+        }
+    }
+    assert!(strict >= 30, "only {strict} strict cases");
 }
 
 /// A GGUF file of a dense model, written by the Python package `gguf`, by llama.cpp's own loader and arithmetic. Its
@@ -302,4 +328,12 @@ async fn other_gguf_models_run() {
     assert_eq!(answer.tokens[0] as usize, argmax(&expected[24]));
     let answer = model.complete("How many days", 6).await.unwrap();
     assert!(answer.usage.generated_tokens > 0);
+
+    // The file alone, with the tokenizer that is in it.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture("gguf-llama").join("model.gguf"), folder.path().join("alone.gguf")).unwrap();
+    let alone = load(folder.path(), |_| {}).await;
+    let tokens =
+        |model: &Arc<dyn LlmBackend>| model.tokenizer().unwrap().encode("How many days?", true).unwrap();
+    assert_eq!(tokens(&alone), tokens(&model));
 }

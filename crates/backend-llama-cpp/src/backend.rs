@@ -8,7 +8,7 @@ use ternion_core::{
     config::ModelConfig,
     engine::{Engine, EngineOptions},
     registry::{BackendFactory, LoadProgress, Progress},
-    text::{Tokenizer, TokenizerParts},
+    text::Tokenizer,
 };
 use ternion_formats::Checkpoint;
 
@@ -68,7 +68,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
 
     let Loaded { model, tokenizer, mut engine } = match preflight::loader(path)? {
         Loader::Ternion => load_checkpoint(path, name, &options, progress)?,
-        Loader::LlamaCpp => load_gguf(path, name, &options, progress)?,
+        Loader::LlamaCpp(file) => load_gguf(&file, name, &options, progress)?,
     };
     engine.sampling = config.sampling.clone();
     engine.max_queued = config.max_queued.unwrap_or(engine.max_queued);
@@ -95,13 +95,12 @@ fn load_checkpoint(path: &Path, name: &str, options: &ModelOptions, progress: &P
     Ok(Loaded { model, tokenizer, engine })
 }
 
-/// Another GGUF model, in llama.cpp's arithmetic. Its tokenizer is the one in the files beside it.
+/// Another GGUF model, in llama.cpp's arithmetic.
 fn load_gguf(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut parts = TokenizerParts::from_folder(folder)?;
+    let mut parts = Checkpoint::tokenizer_parts_at(path)?;
     let gguf::Loaded { model, info, eos } = gguf::load(path, name, options, progress)?;
     parts.vocab_limit = Some(model.vocab_size());
-    let tokenizer = Tokenizer::from_parts(parts).with("folder", folder.display())?;
+    let tokenizer = Tokenizer::from_parts(parts).with("file", path.display())?;
     let mut engine = EngineOptions::new(info);
     engine.eos_tokens = eos;
     Ok(Loaded { model, tokenizer, engine })

@@ -127,8 +127,9 @@ impl Parts<'_> {
                     self.heads, self.head_dim, self.hidden_size
                 ));
             }
-            if matches!(self.rope.scaling, RopeScaling::Llama3 { .. }) {
-                return unsupported("rotary scaling `llama3` together with sub-norms".to_owned());
+            if matches!(self.rope.scaling, RopeScaling::Llama3 { .. } | RopeScaling::Factors(_)) {
+                let message = "rotary frequencies that are scaled one by one, together with sub-norms";
+                return unsupported(message.to_owned());
             }
         }
         Ok(())

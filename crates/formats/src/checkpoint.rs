@@ -133,8 +133,11 @@ impl Checkpoint {
     }
 }
 
-/// The GGUF file that `path` means: itself, or the only one in a folder without safetensors.
-fn gguf_file(path: &Path) -> Result<Option<PathBuf>> {
+/// The GGUF file that `path` means, if it means one: itself, or the only one in a folder without safetensors.
+///
+/// # Errors
+/// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for a folder with several, and those of reading the folder.
+pub fn gguf_file(path: &Path) -> Result<Option<PathBuf>> {
     let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     if !path.is_dir() {
         return Ok(is_gguf(path).then(|| path.to_owned()));

@@ -28,7 +28,7 @@ mod tensors;
 mod unfinished;
 
 pub use bytes::SharedBytes;
-pub use checkpoint::{Checkpoint, Progress};
+pub use checkpoint::{Checkpoint, Progress, gguf_file};
 pub use inspect::{Report, TensorReport};
 pub use spec::{Activation, Family, ModelSpec, Quantization, RopeScaling, RopeSpec, ScaleUse};
 pub use tensors::{DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, TernaryTensor, Weights};

@@ -102,9 +102,18 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// Always the most probable token, without penalties, whatever the model's defaults are.
+    /// Always the most probable token, without penalties, whatever the configuration's and the model's defaults are.
+    ///
+    /// The configuration's biases still apply: they say what the model may answer, not how a token is chosen. A bias
+    /// of 0 in [`logit_bias`](Self::logit_bias) takes one of them away.
     pub fn greedy() -> Self {
-        Self { temperature: Some(0.0), repetition_penalty: Some(1.0), ..Self::default() }
+        Self {
+            temperature: Some(0.0),
+            repetition_penalty: Some(1.0),
+            presence_penalty: Some(0.0),
+            frequency_penalty: Some(0.0),
+            ..Self::default()
+        }
     }
 }
 

@@ -167,6 +167,32 @@ async fn a_seed_gives_the_same_tokens_alone_and_in_company() {
 }
 
 #[tokio::test]
+async fn greedy_ignores_the_configured_penalties_but_not_the_biases() {
+    let configured = Sampling {
+        temperature: Some(1.0),
+        repetition_penalty: Some(2.0),
+        presence_penalty: Some(50.0),
+        frequency_penalty: Some(50.0),
+        ..Sampling::default()
+    };
+    // The same token again and again, which every penalty would end.
+    let script = [5; 4];
+    let engine = Toy::scripted(VOCAB, PROMPT.len(), &script).start_with(|o| o.sampling = configured.clone());
+    let mut request = tokens(&PROMPT).with_max_tokens(script.len());
+    request.ignore_eos = true;
+    let answer = engine.generate(request.clone()).await.unwrap().collect().await.unwrap();
+    assert_eq!(answer.tokens, script);
+
+    let forbidden = Sampling { logit_bias: [(5, f32::NEG_INFINITY)].into(), ..configured };
+    let engine = Toy::scripted(VOCAB, PROMPT.len(), &script).start_with(|o| o.sampling = forbidden);
+    let answer = engine.generate(request.clone()).await.unwrap().collect().await.unwrap();
+    assert!(!answer.tokens.contains(&5));
+    request.sampling.logit_bias.insert(5, 0.0);
+    let answer = engine.generate(request).await.unwrap().collect().await.unwrap();
+    assert_eq!(answer.tokens, script);
+}
+
+#[tokio::test]
 async fn score_gives_the_log_probabilities_of_the_raw_logits() {
     let sequence: Vec<u32> = (10..40).collect();
     let engine = Toy::new(VOCAB).start();

@@ -125,7 +125,8 @@ pub struct GenerateRequest {
     pub prompt: Prompt,
     /// At least 1; `None` generates until the model ends or the context is full.
     pub max_tokens: Option<usize>,
-    /// The answer ends before the first occurrence of any of these; none may be empty.
+    /// The answer ends before the one of these that is complete first, of several that end at the same place before
+    /// the longest, however the text is cut into tokens. None may be empty.
     pub stop: Vec<String>,
     /// Go on past the model's end-of-sequence tokens (for measurements).
     pub ignore_eos: bool,

@@ -77,6 +77,9 @@ impl From<Vec<Message>> for Prompt {
 /// ([`SamplingDefaults`](crate::SamplingDefaults)).
 ///
 /// The order is: logit bias, repetition/presence/frequency penalties, temperature, top-k, top-p, min-p, draw.
+///
+/// The ranges stand at the fields, and a value outside is an error that names them. All values within work together:
+/// a logit that bias or penalties would carry out of the range of f32 becomes its largest or smallest number.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
@@ -94,7 +97,8 @@ pub struct Sampling {
     pub presence_penalty: Option<f32>,
     /// Subtracted for each occurrence of a token in the answer; from -100 to 100, default 0.
     pub frequency_penalty: Option<f32>,
-    /// Added to the logits of these token ids; no NaN. `-inf` forbids a token.
+    /// Added to the logits of these token ids; finite, or `-inf`, which forbids a token. Files and variables cannot
+    /// say `-inf`; there a bias of -1e30 does the same.
     pub logit_bias: BTreeMap<u32, f32>,
     /// The same seed with the same prompt gives the same tokens, whatever else runs. `None` draws a seed, which the
     /// final event reports.

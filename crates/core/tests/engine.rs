@@ -323,6 +323,8 @@ async fn a_cancel_token_ends_prefill_decode_and_waiting() {
     waiting_cancel.cancel();
     let answer = waiting.collect().await.unwrap();
     assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Cancelled, 0));
+    assert!(answer.timing.queued >= Duration::from_millis(2), "it has only waited: {:?}", answer.timing);
+    assert_eq!(answer.timing.prefill, Duration::ZERO);
     cancel.cancel();
     let answer = stream.collect().await.unwrap();
     assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Cancelled, 0));

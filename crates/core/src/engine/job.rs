@@ -25,7 +25,8 @@ pub(super) struct Job {
     pub(super) work: Work,
     cancel: CancellationToken,
     accepted: Instant,
-    started: Instant,
+    /// `None` while it waits for a sequence.
+    started: Option<Instant>,
     /// Prompt tokens that did not have to be computed.
     cached: usize,
     admission: Admission,
@@ -72,12 +73,12 @@ impl Job {
         admission: Admission,
         accepted: Instant,
     ) -> Self {
-        Self { tokens, work, cancel, accepted, started: accepted, cached: 0, admission }
+        Self { tokens, work, cancel, accepted, started: None, cached: 0, admission }
     }
 
     /// Work begins, with the first `cached` tokens in the KV cache already.
     pub(super) fn start(&mut self, cached: usize) {
-        self.started = Instant::now();
+        self.started = Some(Instant::now());
         self.cached = cached;
     }
 
@@ -149,10 +150,11 @@ impl Job {
         match self.work {
             Work::Generate(mut g) => {
                 let ended = Instant::now();
+                let started = self.started.unwrap_or(ended);
                 let first = g.first_token.unwrap_or(ended);
                 let timing = Timing {
-                    queued: self.started - self.accepted,
-                    prefill: first - self.started,
+                    queued: started - self.accepted,
+                    prefill: first - started,
                     decode: ended - first,
                     first_token: g.first_token.map(|t| t - self.accepted),
                 };

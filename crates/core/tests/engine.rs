@@ -351,6 +351,22 @@ async fn a_cancel_token_ends_prefill_decode_and_waiting() {
 }
 
 #[tokio::test]
+async fn a_cancelled_answer_says_so_whatever_its_last_bytes_become() {
+    // Of a character of four bytes only a part comes; as text, that is the stop string.
+    let script = tokenizer().encode("🎉", false).unwrap();
+    assert_eq!(script.len(), 4, "one token for each byte");
+    let mut toy = Toy::scripted(VOCAB, PROMPT.len(), &script[..3]);
+    toy.delay = Duration::from_millis(100);
+    let cancel = CancellationToken::new();
+    let request = tokens(&PROMPT).with_stop(["\u{FFFD}"]).with_cancel(cancel.clone());
+    let mut stream = toy.start().generate(request).await.unwrap();
+    while !matches!(stream.next().await, Some(Ok(Event::Token { .. }))) {}
+    cancel.cancel();
+    let answer = stream.collect().await.unwrap();
+    assert_eq!((answer.finish_reason, answer.text.as_str()), (FinishReason::Cancelled, ""));
+}
+
+#[tokio::test]
 async fn a_slow_reader_stops_only_itself() {
     let mut toy = Toy::new(VOCAB);
     toy.context = 2000;

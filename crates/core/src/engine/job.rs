@@ -307,9 +307,11 @@ impl Generation {
         if matches!(reason, FinishReason::StopString(_)) {
             return Ok((reason, String::new()));
         }
-        // The last bytes may complete a stop string after which no token comes.
+        // The last bytes may complete a stop string after which no token comes. It is cut off here as well, but whoever
+        // cancelled is told so.
         match self.stop.push(&self.decoder.finish()?) {
-            (text, Some(stop)) => Ok((FinishReason::StopString(stop), text)),
+            (text, Some(stop)) if reason != FinishReason::Cancelled => Ok((FinishReason::StopString(stop), text)),
+            (text, Some(_)) => Ok((reason, text)),
             (text, None) => Ok((reason, text + &self.stop.finish())),
         }
     }

@@ -214,6 +214,25 @@ async fn score_gives_the_log_probabilities_of_the_raw_logits() {
 }
 
 #[tokio::test]
+async fn score_computes_nothing_that_scores_nothing() {
+    for chunk in [1, 4, 64] {
+        let mut toy = Toy::new(VOCAB);
+        toy.chunk = chunk;
+        let probe = Arc::clone(&toy.probe);
+        let engine = toy.start();
+        for sequence in [vec![10, 11], (20..36).collect()] {
+            let before = probe.fed.load(Ordering::SeqCst);
+            let last = sequence.len() - 1;
+            let score = engine.score(ScoreRequest::new(sequence.clone(), last)).await.unwrap();
+            assert_eq!(probe.fed.load(Ordering::SeqCst) - before, last, "chunk {chunk}");
+            let logits = hashed_logits(&sequence[..last], VOCAB);
+            let expected = log_softmax_at(&logits, sequence[last] as usize);
+            assert_eq!(score.tokens.iter().map(|t| t.logprob).collect::<Vec<_>>(), [expected]);
+        }
+    }
+}
+
+#[tokio::test]
 async fn generated_logprobs_equal_scored_ones() {
     let engine = Toy::new(VOCAB).start();
     let sampling = Sampling {

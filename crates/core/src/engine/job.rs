@@ -20,7 +20,7 @@ use crate::{
 
 /// One request on the engine's thread.
 pub(super) struct Job {
-    /// All tokens of the sequence: the prompt, then what is generated.
+    /// All tokens to feed: the prompt, then what is generated. For scores all but the last, which nothing follows.
     pub(super) tokens: Vec<u32>,
     pub(super) work: Work,
     cancel: CancellationToken,
@@ -321,19 +321,21 @@ impl Generation {
 pub(super) struct Scoring {
     result: oneshot::Sender<Result<Score>>,
     start: usize,
+    /// The last token, which is scored but not fed.
+    last: u32,
     top: usize,
     scores: Vec<TokenScore>,
 }
 
 impl Scoring {
-    pub(super) fn new(result: oneshot::Sender<Result<Score>>, start: usize, top: usize) -> Self {
-        Self { result, start, top, scores: Vec::new() }
+    pub(super) fn new(result: oneshot::Sender<Result<Score>>, start: usize, last: u32, top: usize) -> Self {
+        Self { result, start, last, top, scores: Vec::new() }
     }
 
-    /// Scores as many tokens as there are rows; the row after the last token scores nothing.
+    /// Scores as many tokens as there are rows; `tokens` are those that are fed.
     fn take(&mut self, tokens: &[u32], logits: &[f32], vocab_size: usize) -> Result<()> {
         for row in logits.chunks_exact(vocab_size) {
-            let Some(&id) = tokens.get(self.start + self.scores.len()) else { break };
+            let id = tokens.get(self.start + self.scores.len()).copied().unwrap_or(self.last);
             check_finite(row)?;
             self.scores.push(score_token(row, id, self.top));
         }

@@ -255,13 +255,14 @@ impl LlmBackend for Engine {
         start().during("generate")
     }
 
-    async fn score(&self, request: ScoreRequest) -> Result<Score> {
+    async fn score(&self, mut request: ScoreRequest) -> Result<Score> {
         let accepted = Instant::now();
         let run = async {
             validate::score(&request, &self.info.limits)?;
+            let last = request.tokens.pop().expect("invariant: a valid request has at least two tokens");
             let admission = self.admit()?;
             let (sender, result) = oneshot::channel();
-            let work = Work::Score(job::Scoring::new(sender, request.start, request.top));
+            let work = Work::Score(job::Scoring::new(sender, request.start, last, request.top));
             self.run(Job::new(request.tokens, work, request.cancel, admission, accepted), result).await
         };
         run.await.during("score")

@@ -76,7 +76,8 @@ pub trait LlmBackend: Send + Sync {
     /// For checks and measurements: a row has `vocab_size` floats. Backends that cannot see logits do not have it.
     ///
     /// # Errors
-    /// As [`score`](Self::score).
+    /// As [`score`](Self::score); [`ResourceExhausted`](crate::ErrorKind::ResourceExhausted) where there is no memory
+    /// for so many rows.
     ///
     /// # Cancellation
     /// As [`score`](Self::score).

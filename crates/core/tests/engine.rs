@@ -450,6 +450,20 @@ async fn memory_is_made_by_forgetting_idle_sequences() {
 }
 
 #[tokio::test]
+async fn logits_that_no_memory_holds_are_an_error() {
+    let mut toy = Toy::new(usize::MAX / 16);
+    toy.max_sequences = 1;
+    let engine = toy.start();
+    for _ in 0..2 {
+        let error = engine.logits(LogitsRequest::new(PROMPT.to_vec()).with_start(1)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");
+        assert!(error.message().contains("4 rows"), "{error}");
+    }
+    // Its sequence is free again.
+    assert_eq!((engine.stats().active, engine.stats().queued), (0, 0));
+}
+
+#[tokio::test]
 async fn the_model_goes_with_the_last_stream() {
     let toy = Toy::new(VOCAB);
     let probe = Arc::clone(&toy.probe);

@@ -77,9 +77,13 @@ impl Job {
     }
 
     /// Work begins, with the first `cached` tokens in the KV cache already.
-    pub(super) fn start(&mut self, cached: usize) {
+    pub(super) fn start(&mut self, cached: usize, model: &ModelFacts) -> Result<()> {
         self.started = Some(Instant::now());
         self.cached = cached;
+        match &mut self.work {
+            Work::Logits(rows) => rows.reserve(self.tokens.len(), model.vocab_size),
+            Work::Generate(_) | Work::Score(_) => Ok(()),
+        }
     }
 
     /// The first position whose logits are wanted; what lies before it may come from a kept prefix.
@@ -374,5 +378,15 @@ pub(super) struct Rows {
 impl Rows {
     pub(super) fn new(result: oneshot::Sender<Result<Vec<f32>>>, start: usize) -> Self {
         Self { result, start, rows: Vec::new() }
+    }
+
+    /// Takes the memory of all rows at once: a vector that grows would abort the process where there is none, and
+    /// would hold everything twice on the way.
+    fn reserve(&mut self, length: usize, vocab_size: usize) -> Result<()> {
+        let count = length - self.start;
+        self.rows.try_reserve_exact(count.saturating_mul(vocab_size)).map_err(|e| {
+            let message = format!("no memory for {count} rows of {vocab_size} logits; ask for fewer");
+            Error::new(ErrorKind::ResourceExhausted, message).with_source(e)
+        })
     }
 }

@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -524,6 +525,49 @@ async fn requests_out_of_range_name_the_field() {
         assert!(error.kind() == ErrorKind::InvalidRequest && error.message().starts_with(field), "{error}");
     }
     assert_eq!(engine.stats().active, 0);
+}
+
+#[tokio::test]
+async fn a_long_prompt_does_not_hold_up_the_runtime() {
+    let mut toy = Toy::new(VOCAB);
+    toy.max_sequences = 1;
+    let engine = toy.start_with(|o| o.max_queued = 0);
+    let long = "word and number ".repeat(20_000);
+    for prompt in [Prompt::from(long.clone()), Prompt::from(vec![Message::user(long)])] {
+        // The runtime has one thread, so this task runs only while `generate` waits.
+        let others = tokio::spawn(async {});
+        let error = engine.generate(GenerateRequest::new(prompt)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ContextOverflow);
+        assert!(others.is_finished(), "the thread was held");
+    }
+    let stats = engine.stats();
+    assert_eq!((stats.queued, stats.finished), (0, 0), "refused requests are not among the accepted ones");
+}
+
+#[tokio::test]
+async fn prompts_are_prepared_only_for_requests_that_have_a_place() {
+    let mut toy = Toy::new(VOCAB);
+    toy.max_sequences = 1;
+    toy.delay = Duration::from_millis(1);
+    let engine = toy.start_with(|o| o.max_queued = 0);
+    let running = engine.generate(tokens(&PROMPT).with_max_tokens(20)).await.unwrap();
+    let too_long = GenerateRequest::new("word and number ".repeat(1000));
+    assert_eq!(engine.generate(too_long.clone()).await.unwrap_err().kind(), ErrorKind::Busy);
+    running.collect().await.unwrap();
+    for _ in 0..3 {
+        let error = engine.generate(too_long.clone()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ContextOverflow, "the place is given back");
+    }
+}
+
+#[test]
+fn text_without_a_runtime_is_an_error() {
+    let engine = Toy::new(VOCAB).start();
+    let mut context = Context::from_waker(Waker::noop());
+    let mut future = engine.generate(GenerateRequest::new("hi"));
+    let Poll::Ready(Err(error)) = future.as_mut().poll(&mut context) else { panic!("it needs a runtime") };
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("tokio runtime"), "{error}");
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ pub(super) struct Job {
     started: Option<Instant>,
     /// Prompt tokens that did not have to be computed.
     cached: usize,
-    admission: Admission,
+    pub(super) admission: Admission,
 }
 
 /// What the jobs need to know of the model.
@@ -314,7 +314,9 @@ impl Generation {
         // The last bytes may complete a stop string after which no token comes. It is cut off here as well, but whoever
         // cancelled is told so.
         match self.stop.push(&self.decoder.finish()?) {
-            (text, Some(stop)) if reason != FinishReason::Cancelled => Ok((FinishReason::StopString(stop), text)),
+            (text, Some(stop)) if reason != FinishReason::Cancelled => {
+                Ok((FinishReason::StopString(stop), text))
+            }
             (text, Some(_)) => Ok((reason, text)),
             (text, None) => Ok((reason, text + &self.stop.finish())),
         }

@@ -10,7 +10,8 @@ use crate::{
 };
 
 /// A language model that a host can talk to, whatever runs it. Used as `Arc<dyn LlmBackend>`; cheap to share, and
-/// all methods may be called at the same time from many tasks.
+/// all methods may be called at the same time from many tasks. The futures and streams need a tokio runtime, which
+/// none of them blocks.
 #[async_trait]
 pub trait LlmBackend: Send + Sync {
     /// What the model is, its limits and its capabilities.
@@ -37,8 +38,11 @@ pub trait LlmBackend: Send + Sync {
     /// prompt with at least one token and fewer than `context_length`.
     ///
     /// # Behavior
-    /// Returns when the request is accepted, before any work is done. The events come in order; the last is
-    /// [`Event::Done`](crate::Event::Done). A slow reader slows its own generation down and nobody else's.
+    /// Returns when the prompt's tokens are known and the request is accepted, before the model does any work. Must be
+    /// awaited in a tokio runtime: template and tokenizer run on its threads for blocking work. A request has its
+    /// place in the queue from before that, so that a full queue refuses it at once.
+    ///
+    /// The events come in order; the last is [`Event::Done`](crate::Event::Done). A slow reader slows its own generation down and nobody else's.
     ///
     /// # Errors
     /// Here: [`InvalidRequest`](crate::ErrorKind::InvalidRequest) naming the field and its range,
@@ -47,7 +51,7 @@ pub trait LlmBackend: Send + Sync {
     ///
     /// # Cancellation
     /// Dropping the stream, or cancelling the request's token, ends the work within one token or one prefill chunk
-    /// and frees the sequence. With the token, the stream still ends with `Done` and
+    /// and frees the sequence. Dropping the future gives the request up; the tokenizer may go on in the background. With the token, the stream still ends with `Done` and
     /// [`FinishReason::Cancelled`](crate::FinishReason::Cancelled).
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream>;
 
@@ -76,7 +80,8 @@ pub trait LlmBackend: Send + Sync {
     /// For checks and measurements: a row has `vocab_size` floats. Backends that cannot see logits do not have it.
     ///
     /// # Errors
-    /// As [`score`](Self::score).
+    /// As [`score`](Self::score); [`ResourceExhausted`](crate::ErrorKind::ResourceExhausted) where there is no memory
+    /// for so many rows.
     ///
     /// # Cancellation
     /// As [`score`](Self::score).

@@ -35,7 +35,8 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct EchoOptions {
-    /// Milliseconds before each word.
+    /// Milliseconds before each word. With any, the stream must be read in a tokio runtime with its timer enabled;
+    /// elsewhere it panics.
     pub delay_ms: u64,
     /// Answer this to everything.
     pub reply: Option<String>,

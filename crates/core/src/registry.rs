@@ -28,7 +28,8 @@ pub trait BackendFactory: Send + Sync {
     /// `config` has passed [`ModelConfig::validate`].
     ///
     /// # Behavior
-    /// Does not block the runtime. Refuses options that it does not know. Calls `progress` from any thread.
+    /// Must be awaited in a tokio runtime, which it does not block; outside of one it may panic. Refuses options that it
+    /// does not know. Calls `progress` from any thread.
     ///
     /// # Errors
     /// [`NotFound`](crate::ErrorKind::NotFound), [`InvalidModel`](crate::ErrorKind::InvalidModel) or
@@ -111,7 +112,8 @@ impl Registry {
         self.factories.values().map(|factory| (factory.name(), factory.description()))
     }
 
-    /// Loads a model of a configuration: the one that is named, else its default.
+    /// Loads a model of a configuration: the one that is named, else its default. Must be awaited in a tokio runtime;
+    /// outside of one, the loading of most backends panics.
     ///
     /// # Errors
     /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) for an unknown model or backend, and what

@@ -77,6 +77,9 @@ impl From<Vec<Message>> for Prompt {
 /// ([`SamplingDefaults`](crate::SamplingDefaults)).
 ///
 /// The order is: logit bias, repetition/presence/frequency penalties, temperature, top-k, top-p, min-p, draw.
+///
+/// The ranges stand at the fields, and a value outside is an error that names them. All values within work together:
+/// a logit that bias or penalties would carry out of the range of f32 becomes its largest or smallest number.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
@@ -94,7 +97,8 @@ pub struct Sampling {
     pub presence_penalty: Option<f32>,
     /// Subtracted for each occurrence of a token in the answer; from -100 to 100, default 0.
     pub frequency_penalty: Option<f32>,
-    /// Added to the logits of these token ids; no NaN. `-inf` forbids a token.
+    /// Added to the logits of these token ids; finite, or `-inf`, which forbids a token. Files and variables cannot
+    /// say `-inf`; there a bias of -1e30 does the same.
     pub logit_bias: BTreeMap<u32, f32>,
     /// The same seed with the same prompt gives the same tokens, whatever else runs. `None` draws a seed, which the
     /// final event reports.
@@ -102,9 +106,18 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// Always the most probable token, without penalties, whatever the model's defaults are.
+    /// Always the most probable token, without penalties, whatever the configuration's and the model's defaults are.
+    ///
+    /// The configuration's biases still apply: they say what the model may answer, not how a token is chosen. A bias
+    /// of 0 in [`logit_bias`](Self::logit_bias) takes one of them away.
     pub fn greedy() -> Self {
-        Self { temperature: Some(0.0), repetition_penalty: Some(1.0), ..Self::default() }
+        Self {
+            temperature: Some(0.0),
+            repetition_penalty: Some(1.0),
+            presence_penalty: Some(0.0),
+            frequency_penalty: Some(0.0),
+            ..Self::default()
+        }
     }
 }
 
@@ -116,7 +129,8 @@ pub struct GenerateRequest {
     pub prompt: Prompt,
     /// At least 1; `None` generates until the model ends or the context is full.
     pub max_tokens: Option<usize>,
-    /// The answer ends before the first occurrence of any of these; none may be empty.
+    /// The answer ends before the one of these that is complete first, of several that end at the same place before
+    /// the longest, however the text is cut into tokens. None may be empty.
     pub stop: Vec<String>,
     /// Go on past the model's end-of-sequence tokens (for measurements).
     pub ignore_eos: bool,

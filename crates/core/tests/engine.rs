@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -167,6 +168,32 @@ async fn a_seed_gives_the_same_tokens_alone_and_in_company() {
 }
 
 #[tokio::test]
+async fn greedy_ignores_the_configured_penalties_but_not_the_biases() {
+    let configured = Sampling {
+        temperature: Some(1.0),
+        repetition_penalty: Some(2.0),
+        presence_penalty: Some(50.0),
+        frequency_penalty: Some(50.0),
+        ..Sampling::default()
+    };
+    // The same token again and again, which every penalty would end.
+    let script = [5; 4];
+    let engine = Toy::scripted(VOCAB, PROMPT.len(), &script).start_with(|o| o.sampling = configured.clone());
+    let mut request = tokens(&PROMPT).with_max_tokens(script.len());
+    request.ignore_eos = true;
+    let answer = engine.generate(request.clone()).await.unwrap().collect().await.unwrap();
+    assert_eq!(answer.tokens, script);
+
+    let forbidden = Sampling { logit_bias: [(5, f32::NEG_INFINITY)].into(), ..configured };
+    let engine = Toy::scripted(VOCAB, PROMPT.len(), &script).start_with(|o| o.sampling = forbidden);
+    let answer = engine.generate(request.clone()).await.unwrap().collect().await.unwrap();
+    assert!(!answer.tokens.contains(&5));
+    request.sampling.logit_bias.insert(5, 0.0);
+    let answer = engine.generate(request).await.unwrap().collect().await.unwrap();
+    assert_eq!(answer.tokens, script);
+}
+
+#[tokio::test]
 async fn score_gives_the_log_probabilities_of_the_raw_logits() {
     let sequence: Vec<u32> = (10..40).collect();
     let engine = Toy::new(VOCAB).start();
@@ -185,6 +212,25 @@ async fn score_gives_the_log_probabilities_of_the_raw_logits() {
     let rows = engine.logits(LogitsRequest::new(sequence.clone()).with_start(4)).await.unwrap();
     let expected: Vec<f32> = (5..=30).flat_map(|n| hashed_logits(&sequence[..n], VOCAB)).collect();
     assert_eq!(rows, expected);
+}
+
+#[tokio::test]
+async fn score_computes_nothing_that_scores_nothing() {
+    for chunk in [1, 4, 64] {
+        let mut toy = Toy::new(VOCAB);
+        toy.chunk = chunk;
+        let probe = Arc::clone(&toy.probe);
+        let engine = toy.start();
+        for sequence in [vec![10, 11], (20..36).collect()] {
+            let before = probe.fed.load(Ordering::SeqCst);
+            let last = sequence.len() - 1;
+            let score = engine.score(ScoreRequest::new(sequence.clone(), last)).await.unwrap();
+            assert_eq!(probe.fed.load(Ordering::SeqCst) - before, last, "chunk {chunk}");
+            let logits = hashed_logits(&sequence[..last], VOCAB);
+            let expected = log_softmax_at(&logits, sequence[last] as usize);
+            assert_eq!(score.tokens.iter().map(|t| t.logprob).collect::<Vec<_>>(), [expected]);
+        }
+    }
 }
 
 #[tokio::test]
@@ -297,6 +343,8 @@ async fn a_cancel_token_ends_prefill_decode_and_waiting() {
     waiting_cancel.cancel();
     let answer = waiting.collect().await.unwrap();
     assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Cancelled, 0));
+    assert!(answer.timing.queued >= Duration::from_millis(2), "it has only waited: {:?}", answer.timing);
+    assert_eq!(answer.timing.prefill, Duration::ZERO);
     cancel.cancel();
     let answer = stream.collect().await.unwrap();
     assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Cancelled, 0));
@@ -320,6 +368,22 @@ async fn a_cancel_token_ends_prefill_decode_and_waiting() {
     request.cancel.cancel();
     request.tokens.truncate(50);
     assert_eq!(engine.score(request).await.unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+#[tokio::test]
+async fn a_cancelled_answer_says_so_whatever_its_last_bytes_become() {
+    // Of a character of four bytes only a part comes; as text, that is the stop string.
+    let script = tokenizer().encode("🎉", false).unwrap();
+    assert_eq!(script.len(), 4, "one token for each byte");
+    let mut toy = Toy::scripted(VOCAB, PROMPT.len(), &script[..3]);
+    toy.delay = Duration::from_millis(100);
+    let cancel = CancellationToken::new();
+    let request = tokens(&PROMPT).with_stop(["\u{FFFD}"]).with_cancel(cancel.clone());
+    let mut stream = toy.start().generate(request).await.unwrap();
+    while !matches!(stream.next().await, Some(Ok(Event::Token { .. }))) {}
+    cancel.cancel();
+    let answer = stream.collect().await.unwrap();
+    assert_eq!((answer.finish_reason, answer.text.as_str()), (FinishReason::Cancelled, ""));
 }
 
 #[tokio::test]
@@ -387,6 +451,20 @@ async fn memory_is_made_by_forgetting_idle_sequences() {
 }
 
 #[tokio::test]
+async fn logits_that_no_memory_holds_are_an_error() {
+    let mut toy = Toy::new(usize::MAX / 16);
+    toy.max_sequences = 1;
+    let engine = toy.start();
+    for _ in 0..2 {
+        let error = engine.logits(LogitsRequest::new(PROMPT.to_vec()).with_start(1)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");
+        assert!(error.message().contains("4 rows"), "{error}");
+    }
+    // Its sequence is free again.
+    assert_eq!((engine.stats().active, engine.stats().queued), (0, 0));
+}
+
+#[tokio::test]
 async fn the_model_goes_with_the_last_stream() {
     let toy = Toy::new(VOCAB);
     let probe = Arc::clone(&toy.probe);
@@ -447,6 +525,49 @@ async fn requests_out_of_range_name_the_field() {
         assert!(error.kind() == ErrorKind::InvalidRequest && error.message().starts_with(field), "{error}");
     }
     assert_eq!(engine.stats().active, 0);
+}
+
+#[tokio::test]
+async fn a_long_prompt_does_not_hold_up_the_runtime() {
+    let mut toy = Toy::new(VOCAB);
+    toy.max_sequences = 1;
+    let engine = toy.start_with(|o| o.max_queued = 0);
+    let long = "word and number ".repeat(20_000);
+    for prompt in [Prompt::from(long.clone()), Prompt::from(vec![Message::user(long)])] {
+        // The runtime has one thread, so this task runs only while `generate` waits.
+        let others = tokio::spawn(async {});
+        let error = engine.generate(GenerateRequest::new(prompt)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ContextOverflow);
+        assert!(others.is_finished(), "the thread was held");
+    }
+    let stats = engine.stats();
+    assert_eq!((stats.queued, stats.finished), (0, 0), "refused requests are not among the accepted ones");
+}
+
+#[tokio::test]
+async fn prompts_are_prepared_only_for_requests_that_have_a_place() {
+    let mut toy = Toy::new(VOCAB);
+    toy.max_sequences = 1;
+    toy.delay = Duration::from_millis(1);
+    let engine = toy.start_with(|o| o.max_queued = 0);
+    let running = engine.generate(tokens(&PROMPT).with_max_tokens(20)).await.unwrap();
+    let too_long = GenerateRequest::new("word and number ".repeat(1000));
+    assert_eq!(engine.generate(too_long.clone()).await.unwrap_err().kind(), ErrorKind::Busy);
+    running.collect().await.unwrap();
+    for _ in 0..3 {
+        let error = engine.generate(too_long.clone()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ContextOverflow, "the place is given back");
+    }
+}
+
+#[test]
+fn text_without_a_runtime_is_an_error() {
+    let engine = Toy::new(VOCAB).start();
+    let mut context = Context::from_waker(Waker::noop());
+    let mut future = engine.generate(GenerateRequest::new("hi"));
+    let Poll::Ready(Err(error)) = future.as_mut().poll(&mut context) else { panic!("it needs a runtime") };
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("tokio runtime"), "{error}");
 }
 
 #[tokio::test]

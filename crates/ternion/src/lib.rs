@@ -19,6 +19,9 @@
 //! # }
 //! ```
 //!
+//! Loading and generating are awaited in a tokio runtime: what would block it runs on its threads for blocking work.
+//! Outside of one, loading panics and `generate` returns an error.
+//!
 //! # Features
 //!
 //! * `candle` (default): the engine in pure Rust, for checkpoints in safetensors and GGUF.
@@ -54,7 +57,7 @@ pub fn registry() -> Registry {
     registry
 }
 
-/// Loads a model of a configuration: the one that is named, else its default.
+/// Loads a model of a configuration: the one that is named, else its default. Must be awaited in a tokio runtime.
 ///
 /// # Errors
 /// What [`Registry::load`] returns: an unknown model or backend, or a model that cannot be loaded.
@@ -75,6 +78,7 @@ pub async fn load_with_progress(
 }
 
 /// Reads a configuration file (TOML, JSON or YAML), with the overrides of the environment, and loads its default model.
+/// Must be awaited in a tokio runtime.
 ///
 /// # Errors
 /// As [`Config::load`] and [`load`].
@@ -82,7 +86,7 @@ pub async fn load_file(path: impl AsRef<Path>) -> Result<Arc<dyn LlmBackend>> {
     load(&Config::load(path.as_ref())?, None).await
 }
 
-/// Loads the checkpoint in a folder or file with default options.
+/// Loads the checkpoint in a folder or file with default options. Must be awaited in a tokio runtime.
 ///
 /// # Errors
 /// As [`load`].

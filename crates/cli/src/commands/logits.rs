@@ -56,12 +56,15 @@ fn read_ids(path: &Path) -> Outcome<Vec<u32>> {
     Ok(ids)
 }
 
-fn write(path: &Path, logits: Vec<f32>, tokens: usize, vocab: usize) -> Outcome {
-    let bytes: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
-    // A row of a real model is half a megabyte: two copies of all rows are enough.
-    drop(logits);
+fn write(path: &Path, mut logits: Vec<f32>, tokens: usize, vocab: usize) -> Outcome {
+    // All rows may be as much as the memory holds once, so they are written from where they are. The file is
+    // little-endian; where the machine is as well, nothing changes here.
+    for logit in &mut logits {
+        *logit = f32::from_bits(logit.to_bits().to_le());
+    }
+    let bytes: &[u8] = bytemuck::cast_slice(&logits);
     write_atomically(path, |temporary| {
-        let view = TensorView::new(Dtype::F32, vec![tokens, vocab], &bytes)?;
+        let view = TensorView::new(Dtype::F32, vec![tokens, vocab], bytes)?;
         safetensors::serialize_to_file([("logits", view)], None, temporary)
     })
 }

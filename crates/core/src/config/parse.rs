@@ -60,7 +60,14 @@ pub(super) fn strict<T: DeserializeOwned + JsonSchema>(value: Value, place: &str
 pub(super) fn child<'a>(schema: &'a Value, root: &'a Value, key: &str) -> Option<&'a Value> {
     let schema = target(schema, root);
     let property = schema.get("properties").and_then(|p| p.get(key));
-    property.or_else(|| schema.get("additionalProperties").filter(|s| s.is_object()))
+    let id =
+        || numbered(schema).filter(|_| key.bytes().all(|b| b.is_ascii_digit()) && key.parse::<u32>().is_ok());
+    property.or_else(id).or_else(|| schema.get("additionalProperties").filter(|s| s.is_object()))
+}
+
+/// The schema of all values of a map whose keys are numbers: the only maps here that a schema describes by a pattern.
+fn numbered(schema: &Value) -> Option<&Value> {
+    schema.get("patternProperties")?.as_object()?.values().next()
 }
 
 /// Whether this schema describes a text.
@@ -94,7 +101,9 @@ fn refuse_unknown_keys(value: &Value, schema: &Value, root: &Value, place: &str)
             suggest(&mut message, key, known.iter().copied());
             if message.len() == plain {
                 message += "; ";
-                message += &if known.is_empty() {
+                message += &if numbered(target(schema, root)).is_some() {
+                    format!("a whole number from 0 to {} expected", u32::MAX)
+                } else if known.is_empty() {
                     "there are none here".to_owned()
                 } else {
                     format!("known: {}", known.join(", "))
@@ -143,4 +152,58 @@ fn line_and_column(text: &str, at: usize) -> String {
 /// The libraries' messages may go on with a picture of the place; errors here are one line.
 fn one_line(message: &str) -> &str {
     message.lines().find(|line| !line.trim().is_empty()).unwrap_or("").trim()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use crate::config::{Config, Format};
+
+    fn biases(config: &Config) -> Vec<(u32, f32)> {
+        config.models["m"].sampling.logit_bias.clone().into_iter().collect()
+    }
+
+    #[test]
+    fn a_logit_bias_can_be_set_in_every_format() {
+        for (text, format) in [
+            ("[models.m.sampling.logit_bias]\n42 = -5.0\n7 = 2", Format::Toml),
+            (r#"{"models": {"m": {"sampling": {"logit_bias": {"42": -5.0, "7": 2}}}}}"#, Format::Json),
+            (
+                "models:\n  m:\n    sampling:\n      logit_bias:\n        42: -5.0\n        \"7\": 2\n",
+                Format::Yaml,
+            ),
+        ] {
+            let config = Config::from_str(text, format).unwrap();
+            assert_eq!(biases(&config), [(7, 2.0), (42, -5.0)], "{format:?}");
+        }
+    }
+
+    #[test]
+    fn a_logit_bias_can_be_set_by_the_environment() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ternion.toml");
+        std::fs::write(&path, "[models.m.sampling.logit_bias]\n7 = 2.0\n").unwrap();
+        let variable: (OsString, OsString) =
+            ("TERNION_MODELS__M__SAMPLING__LOGIT_BIAS__42".into(), "-5".into());
+        let config = Config::load_with_env(&path, [variable]).unwrap();
+        assert_eq!(biases(&config), [(7, 2.0), (42, -5.0)]);
+    }
+
+    #[test]
+    fn what_is_no_token_id_or_no_bias_is_refused_with_its_place() {
+        for (entry, place) in [
+            (
+                "x = 1.0",
+                "unknown key `models.m.sampling.logit_bias.x`; a whole number from 0 to 4294967295 expected",
+            ),
+            ("4294967296 = 1.0", "unknown key `models.m.sampling.logit_bias.4294967296`"),
+            ("-1 = 1.0", "unknown key `models.m.sampling.logit_bias.-1`"),
+            ("1 = \"much\"", "models.m.sampling.logit_bias"),
+        ] {
+            let text = format!("[models.m.sampling.logit_bias]\n{entry}");
+            let error = Config::from_str(&text, Format::Toml).unwrap_err().to_string();
+            assert!(error.contains(place), "{error}");
+        }
+    }
 }

@@ -20,15 +20,16 @@ use crate::{
 
 /// One request on the engine's thread.
 pub(super) struct Job {
-    /// All tokens of the sequence: the prompt, then what is generated.
+    /// All tokens to feed: the prompt, then what is generated. For scores all but the last, which nothing follows.
     pub(super) tokens: Vec<u32>,
     pub(super) work: Work,
     cancel: CancellationToken,
     accepted: Instant,
-    started: Instant,
+    /// `None` while it waits for a sequence.
+    started: Option<Instant>,
     /// Prompt tokens that did not have to be computed.
     cached: usize,
-    admission: Admission,
+    pub(super) admission: Admission,
 }
 
 /// What the jobs need to know of the model.
@@ -72,13 +73,17 @@ impl Job {
         admission: Admission,
         accepted: Instant,
     ) -> Self {
-        Self { tokens, work, cancel, accepted, started: accepted, cached: 0, admission }
+        Self { tokens, work, cancel, accepted, started: None, cached: 0, admission }
     }
 
     /// Work begins, with the first `cached` tokens in the KV cache already.
-    pub(super) fn start(&mut self, cached: usize) {
-        self.started = Instant::now();
+    pub(super) fn start(&mut self, cached: usize, model: &ModelFacts) -> Result<()> {
+        self.started = Some(Instant::now());
         self.cached = cached;
+        match &mut self.work {
+            Work::Logits(rows) => rows.reserve(self.tokens.len(), model.vocab_size),
+            Work::Generate(_) | Work::Score(_) => Ok(()),
+        }
     }
 
     /// The first position whose logits are wanted; what lies before it may come from a kept prefix.
@@ -149,10 +154,11 @@ impl Job {
         match self.work {
             Work::Generate(mut g) => {
                 let ended = Instant::now();
+                let started = self.started.unwrap_or(ended);
                 let first = g.first_token.unwrap_or(ended);
                 let timing = Timing {
-                    queued: self.started - self.accepted,
-                    prefill: first - self.started,
+                    queued: started - self.accepted,
+                    prefill: first - started,
                     decode: ended - first,
                     first_token: g.first_token.map(|t| t - self.accepted),
                 };
@@ -305,9 +311,13 @@ impl Generation {
         if matches!(reason, FinishReason::StopString(_)) {
             return Ok((reason, String::new()));
         }
-        // The last bytes may complete a stop string after which no token comes.
+        // The last bytes may complete a stop string after which no token comes. It is cut off here as well, but whoever
+        // cancelled is told so.
         match self.stop.push(&self.decoder.finish()?) {
-            (text, Some(stop)) => Ok((FinishReason::StopString(stop), text)),
+            (text, Some(stop)) if reason != FinishReason::Cancelled => {
+                Ok((FinishReason::StopString(stop), text))
+            }
+            (text, Some(_)) => Ok((reason, text)),
             (text, None) => Ok((reason, text + &self.stop.finish())),
         }
     }
@@ -317,19 +327,21 @@ impl Generation {
 pub(super) struct Scoring {
     result: oneshot::Sender<Result<Score>>,
     start: usize,
+    /// The last token, which is scored but not fed.
+    last: u32,
     top: usize,
     scores: Vec<TokenScore>,
 }
 
 impl Scoring {
-    pub(super) fn new(result: oneshot::Sender<Result<Score>>, start: usize, top: usize) -> Self {
-        Self { result, start, top, scores: Vec::new() }
+    pub(super) fn new(result: oneshot::Sender<Result<Score>>, start: usize, last: u32, top: usize) -> Self {
+        Self { result, start, last, top, scores: Vec::new() }
     }
 
-    /// Scores as many tokens as there are rows; the row after the last token scores nothing.
+    /// Scores as many tokens as there are rows; `tokens` are those that are fed.
     fn take(&mut self, tokens: &[u32], logits: &[f32], vocab_size: usize) -> Result<()> {
         for row in logits.chunks_exact(vocab_size) {
-            let Some(&id) = tokens.get(self.start + self.scores.len()) else { break };
+            let id = tokens.get(self.start + self.scores.len()).copied().unwrap_or(self.last);
             check_finite(row)?;
             self.scores.push(score_token(row, id, self.top));
         }
@@ -368,5 +380,15 @@ pub(super) struct Rows {
 impl Rows {
     pub(super) fn new(result: oneshot::Sender<Result<Vec<f32>>>, start: usize) -> Self {
         Self { result, start, rows: Vec::new() }
+    }
+
+    /// Takes the memory of all rows at once: a vector that grows would abort the process where there is none, and
+    /// would hold everything twice on the way.
+    fn reserve(&mut self, length: usize, vocab_size: usize) -> Result<()> {
+        let count = length - self.start;
+        self.rows.try_reserve_exact(count.saturating_mul(vocab_size)).map_err(|e| {
+            let message = format!("no memory for {count} rows of {vocab_size} logits; ask for fewer");
+            Error::new(ErrorKind::ResourceExhausted, message).with_source(e)
+        })
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The model lives on a thread of its own, which works on all requests together: each step feeds one token of every
 //! sequence that is decoding and one chunk of one prompt. Requests come over a queue and events go back over one
-//! bounded channel per request, so nothing here blocks the host's async runtime, and a slow reader stops only its
-//! own sequence.
+//! bounded channel per request, and prompts become tokens on the runtime's threads for blocking work, so nothing here
+//! blocks the host's async runtime, and a slow reader stops only its own sequence.
 
 mod job;
 mod sampler;
@@ -25,7 +25,10 @@ use std::{
 
 use async_trait::async_trait;
 use futures_core::Stream;
-use tokio::sync::{mpsc as channel, oneshot};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc as channel, oneshot},
+};
 
 use crate::{
     CausalLm, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo,
@@ -93,13 +96,19 @@ struct Shared {
     generated_tokens: AtomicU64,
 }
 
-/// A place among the accepted requests, given back when the job is dropped, in whatever way it ends.
-struct Admission(Arc<Shared>);
+/// A place among the accepted requests, given back when the job is dropped, in whatever way it ends, or before it is
+/// submitted, when its prompt turns out to be refused.
+struct Admission {
+    shared: Arc<Shared>,
+    submitted: bool,
+}
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.0.accepted.fetch_sub(1, Ordering::AcqRel);
-        self.0.finished.fetch_add(1, Ordering::Relaxed);
+        self.shared.accepted.fetch_sub(1, Ordering::AcqRel);
+        if self.submitted {
+            self.shared.finished.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -156,19 +165,40 @@ impl Engine {
         })
     }
 
-    fn tokens_of(&self, prompt: Prompt) -> Result<Vec<u32>> {
-        let tokens = match prompt {
-            Prompt::Text(text) => self.tokenizer.encode(&text, true)?,
-            Prompt::Tokens(tokens) => tokens,
-            Prompt::Chat(messages) => {
-                if messages.is_empty() {
-                    return Err(Error::invalid_request("prompt: no messages; at least one expected"));
-                }
-                self.tokenizer.encode_chat(&messages, true)?
-            }
+    /// The tokens of a prompt, which fit into the context, with the place that its request keeps meanwhile.
+    ///
+    /// A template and a tokenizer may take seconds for megabytes, so they run where blocking is allowed. The place is
+    /// taken before and held until they are done, even if nobody waits any more: that bounds how many run.
+    async fn prepare(&self, prompt: Prompt) -> Result<(Admission, Vec<u32>)> {
+        let limits = self.info.limits.clone();
+        let checked = move |tokens: Vec<u32>| -> Result<Vec<u32>> {
+            validate::tokens("prompt", &tokens, limits.vocab_size)?;
+            validate::prompt_fits(tokens.len(), limits.context_length)?;
+            Ok(tokens)
         };
-        validate::tokens("prompt", &tokens, self.info.limits.vocab_size)?;
-        Ok(tokens)
+        if let Prompt::Tokens(tokens) = prompt {
+            let tokens = checked(tokens)?;
+            return Ok((self.admit()?, tokens));
+        }
+        if matches!(&prompt, Prompt::Chat(messages) if messages.is_empty()) {
+            return Err(Error::invalid_request("prompt: no messages; at least one expected"));
+        }
+        let runtime = Handle::try_current().map_err(|e| {
+            Error::unsupported("text and chats need a tokio runtime to be awaited in").with_source(e)
+        })?;
+        let admission = self.admit()?;
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let prepared = runtime.spawn_blocking(move || {
+            let tokens = match prompt {
+                Prompt::Text(text) => tokenizer.encode(&text, true)?,
+                Prompt::Tokens(tokens) => tokens,
+                Prompt::Chat(messages) => tokenizer.encode_chat(&messages, true)?,
+            };
+            Ok((admission, checked(tokens)?))
+        });
+        prepared.await.unwrap_or_else(|e| {
+            Err(Error::new(ErrorKind::Closed, "the prompt's tokens were given up").with_source(e))
+        })
     }
 
     fn admit(&self) -> Result<Admission> {
@@ -177,7 +207,7 @@ impl Engine {
         self.shared
             .accepted
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < room).then_some(n + 1))
-            .map(|_| Admission(Arc::clone(&self.shared)))
+            .map(|_| Admission { shared: Arc::clone(&self.shared), submitted: false })
             .map_err(|_| {
                 Error::new(ErrorKind::Busy, "the queue is full; try again later")
                     .with("active", limits.max_sequences)
@@ -185,7 +215,8 @@ impl Engine {
             })
     }
 
-    fn submit(&self, job: Job) -> Result<()> {
+    fn submit(&self, mut job: Job) -> Result<()> {
+        job.admission.submitted = true;
         self.commands
             .send(Command::Submit(Box::new(job)))
             .map_err(|_| Error::new(ErrorKind::Closed, "the engine's thread has stopped"))
@@ -225,11 +256,9 @@ impl LlmBackend for Engine {
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
         let accepted = Instant::now();
-        let start = || -> Result<GenerateStream> {
+        let start = async {
             validate::generate(&request, self.info.limits.vocab_size)?;
-            let tokens = self.tokens_of(request.prompt)?;
-            validate::prompt_fits(tokens.len(), self.info.limits.context_length)?;
-            let admission = self.admit()?;
+            let (admission, tokens) = self.prepare(request.prompt).await?;
             let sampling = request.sampling.or(&self.sampling);
             let (sender, events) = channel::channel(EVENT_CAPACITY);
             let generation = job::Generation::new(
@@ -252,16 +281,17 @@ impl LlmBackend for Engine {
             let commands = Some(self.commands.clone());
             Ok(GenerateStream::new(Events { events, commands, shared: Arc::clone(&self.shared) }))
         };
-        start().during("generate")
+        start.await.during("generate")
     }
 
-    async fn score(&self, request: ScoreRequest) -> Result<Score> {
+    async fn score(&self, mut request: ScoreRequest) -> Result<Score> {
         let accepted = Instant::now();
         let run = async {
             validate::score(&request, &self.info.limits)?;
+            let last = request.tokens.pop().expect("invariant: a valid request has at least two tokens");
             let admission = self.admit()?;
             let (sender, result) = oneshot::channel();
-            let work = Work::Score(job::Scoring::new(sender, request.start, request.top));
+            let work = Work::Score(job::Scoring::new(sender, request.start, last, request.top));
             self.run(Job::new(request.tokens, work, request.cancel, admission, accepted), result).await
         };
         run.await.during("score")

@@ -110,20 +110,20 @@ impl Sampler {
     }
 
     fn penalize(&self, logits: &mut [f32]) {
-        for (&token, bias) in &self.bias {
+        for (&token, &bias) in &self.bias {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit += bias;
+                *logit = if bias == f32::NEG_INFINITY { bias } else { finite(*logit, *logit + bias) };
             }
         }
         let penalty = self.params.repetition_penalty;
         for &token in &self.seen {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                *logit = finite(*logit, if *logit > 0.0 { *logit / penalty } else { *logit * penalty });
             }
         }
         for (&token, &count) in &self.answer {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit -= self.presence + self.frequency * count as f32;
+                *logit = finite(*logit, *logit - (self.presence + self.frequency * count as f32));
             }
         }
     }
@@ -139,8 +139,8 @@ impl Sampler {
         candidates.extend(
             logits.iter().enumerate().map(|(id, &l)| (id as u32, weight(l))).filter(|&(_, w)| w > 0.0),
         );
-        // A tiny temperature may overflow the quotient of equal logits into NaN only if max is infinite, which
-        // `check_finite` has excluded; at least the largest survives.
+        // No weight is NaN, for max is finite: a difference or quotient that overflows is -inf and weighs 0. The
+        // largest logit weighs 1, so at least that candidate survives the filters.
         if top_k > 0 && top_k < candidates.len() {
             candidates.select_nth_unstable_by(top_k - 1, by_weight);
             candidates.truncate(top_k);
@@ -164,6 +164,12 @@ impl Sampler {
         }
         candidates.last().map(|&(id, _)| id)
     }
+}
+
+/// `changed`, held in the range of f32, so that no setting makes a forbidden token of a possible one, or a weight of
+/// infinite minus infinite. What the model itself has forbidden stays so.
+fn finite(logit: f32, changed: f32) -> f32 {
+    if logit == f32::NEG_INFINITY { logit } else { changed.clamp(f32::MIN, f32::MAX) }
 }
 
 /// Larger weights first; equal ones by id, so that a cut among equals is always the same.
@@ -243,6 +249,7 @@ pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::validate;
 
     fn sampler(sampling: Sampling) -> Sampler {
         Sampler::new(&sampling, &SamplingDefaults::default())
@@ -350,6 +357,55 @@ mod tests {
             let token = drawn(Sampling { temperature: Some(t), ..hot(3) }, &[-100.0, 1.0, 100.0], 10);
             assert!(token.keys().all(|&id| id < 3), "{t}");
         }
+    }
+
+    #[test]
+    fn all_settings_within_their_ranges_work_together() {
+        let tiny = f32::from_bits(1);
+        let rows = [[-3.0, 1.0, 0.0, 2.0], [f32::MIN, f32::MAX, f32::NEG_INFINITY, 1e30]];
+        for (row, temperature) in rows.iter().flat_map(|r| [0.0, tiny, 1.0, f32::MAX].map(|t| (r, t))) {
+            for repetition in [tiny, 1e-38, 0.5, f32::MAX] {
+                for (penalty, bias) in [(-100.0, f32::MAX), (0.0, 3e38), (100.0, -3e38), (100.0, f32::MIN)] {
+                    let sampling = Sampling {
+                        temperature: Some(temperature),
+                        top_p: Some(0.9),
+                        min_p: Some(0.1),
+                        repetition_penalty: Some(repetition),
+                        presence_penalty: Some(penalty),
+                        frequency_penalty: Some(penalty),
+                        logit_bias: [(0, bias), (1, bias), (2, bias)].into(),
+                        seed: Some(1),
+                        ..Sampling::default()
+                    };
+                    validate::sampling(&sampling, 4).unwrap();
+                    let mut s = sampler(sampling.clone());
+                    s.observe_prompt(&[0, 1, 2, 3]);
+                    for _ in 0..8 {
+                        let token =
+                            s.sample(&mut row.to_vec()).unwrap_or_else(|e| panic!("{sampling:?}: {e}"));
+                        assert!(
+                            row[token as usize] > f32::NEG_INFINITY,
+                            "{sampling:?}: {token} is forbidden"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_setting_forbids_a_token_only_where_it_says_so() {
+        let mut s = sampler(Sampling { repetition_penalty: Some(f32::MAX), ..hot(1) });
+        s.observe_prompt(&[0, 1]);
+        let mut logits = [-5.0, -4.0];
+        s.penalize(&mut logits);
+        assert_eq!(logits, [f32::MIN; 2]);
+        assert!(s.sample(&mut [-5.0, -4.0]).is_ok());
+
+        let s = sampler(Sampling { logit_bias: [(0, f32::NEG_INFINITY)].into(), ..hot(1) });
+        let mut logits = [f32::MAX, 0.0];
+        s.penalize(&mut logits);
+        assert_eq!(logits, [f32::NEG_INFINITY, 0.0]);
     }
 
     #[test]

@@ -19,12 +19,13 @@ impl StopMatcher {
             return (piece.to_owned(), None);
         }
         self.held.push_str(piece);
-        // The earliest match counts; of several at one place, the one that the caller listed first.
+        // The match that is complete first counts; of several with one end, the longest. That is what one would find
+        // character by character, so it does not depend on how the text is cut into pieces.
         let found = self
             .stops
             .iter()
             .filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at, stop)))
-            .min_by_key(|(at, _)| *at);
+            .min_by_key(|&(at, stop)| (at + stop.len(), at));
         if let Some((at, stop)) = found {
             let stop = stop.clone();
             self.held.truncate(at);
@@ -82,6 +83,10 @@ mod tests {
             assert_eq!(run(&["ab", "c"], "xaac", size), ("xaa".into(), Some("c".into())), "{size}");
             assert_eq!(run(&["aab"], "aaab", size), ("a".into(), Some("aab".into())), "{size}");
             assert_eq!(run(&["été"], "un été", size), ("un ".into(), Some("été".into())), "{size}");
+            let (long, short) = ("a b c d", "b c");
+            let first_complete = ("a ".into(), Some(short.into()));
+            assert_eq!(run(&[long, short], "a b c d", size), first_complete, "{size}");
+            assert_eq!(run(&["c", "b c"], "a b c", size), first_complete, "{size}");
             assert_eq!(run(&["stop"], "sto", size), ("sto".into(), None), "{size}");
         }
     }

@@ -141,10 +141,13 @@ impl Worker {
             && let Some(mut job) = self.queue.pop_front()
         {
             match self.slots.acquire(&mut *self.model, &job.tokens, job.first_wanted()) {
-                Ok((sequence, cached)) => {
-                    job.start(cached);
-                    self.active.push(Active { job, sequence, length: cached });
-                }
+                Ok((sequence, cached)) => match job.start(cached, &self.facts) {
+                    Ok(()) => self.active.push(Active { job, sequence, length: cached }),
+                    Err(error) => {
+                        self.slots.release(sequence);
+                        job.finish(End::Failed(error));
+                    }
+                },
                 Err(error) => {
                     job.finish(End::Failed(error));
                 }

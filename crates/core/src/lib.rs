@@ -7,6 +7,7 @@
 //!   can differ in their logits and in nothing else.
 //! * [`text`] holds the preprocessing: tokenizer, token counting, chat templates, incremental detokenizing.
 //! * [`config`] and [`registry`] turn a configuration file into a backend.
+//! * [`file`] reads small files within a bound.
 //! * [`echo`] is a backend without a model, for the tests of hosts.
 //!
 //! This crate has no native dependency and no unsafe code.
@@ -19,6 +20,7 @@ pub mod echo;
 pub mod engine;
 mod error;
 mod event;
+pub mod file;
 mod info;
 pub mod registry;
 mod request;

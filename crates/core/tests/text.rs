@@ -421,3 +421,38 @@ fn flags_of_the_config_replace_the_post_processor() {
     let error = Tokenizer::from_parts(parts).unwrap_err();
     assert!(error.to_string().contains("`eos_token` is `no such token`"), "{error}");
 }
+
+/// Nothing writes into these pipes, so that a reader which opened one would wait for ever.
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    let pipe = |name: &str| {
+        let made = std::process::Command::new("mkfifo").arg(path.join(name)).status().unwrap();
+        assert!(made.success());
+    };
+    let (answer, answers) = std::sync::mpsc::channel();
+    let within = |work: Box<dyn FnOnce() -> ternion_core::Error + Send>| {
+        let answer = answer.clone();
+        std::thread::spawn(move || answer.send(work()));
+        answers.recv_timeout(std::time::Duration::from_secs(10)).expect("the reader waits for the pipe")
+    };
+    let load = || {
+        let path = path.clone();
+        within(Box::new(move || TokenizerParts::from_folder(path).unwrap_err()))
+    };
+    pipe("tokenizer.json");
+    let error = load();
+    assert_eq!(error.kind(), ErrorKind::InvalidModel, "{error}");
+    fs::remove_file(path.join("tokenizer.json")).unwrap();
+    fs::copy(fixtures().join("nano-packed/tokenizer.json"), path.join("tokenizer.json")).unwrap();
+    pipe("chat_template.jinja");
+    let error = load();
+    assert!(error.to_string().contains("chat_template.jinja"), "{error}");
+
+    pipe("models.toml");
+    let config = path.join("models.toml");
+    let error = within(Box::new(move || ternion_core::config::Config::load(config).unwrap_err()));
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+}

@@ -306,6 +306,24 @@ fn a_token_beyond_the_models_vocabulary_is_refused() {
 }
 
 #[test]
+fn a_post_processor_with_an_id_beyond_the_vocabulary_is_refused() {
+    let mut parts = TokenizerParts::from_folder(fixtures().join("nano-packed")).unwrap();
+    (parts.add_bos_token, parts.add_eos_token) = (None, None);
+    assert!(Tokenizer::from_parts(parts.clone()).is_ok());
+    let mut json: Value = serde_json::from_slice(&parts.tokenizer_json).unwrap();
+    let tokens = json.pointer_mut("/post_processor/processors/1/special_tokens").unwrap();
+    for token in tokens.as_object_mut().unwrap().values_mut() {
+        token["ids"] = json!([99_999]);
+    }
+    parts.tokenizer_json = json.to_string().into_bytes();
+    for parts in [parts.clone(), parts.with_vocab_limit(320)] {
+        let error = Tokenizer::from_parts(parts).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidModel);
+        assert!(error.to_string().contains("tokenizer.json: the post-processor adds id 99999"), "{error}");
+    }
+}
+
+#[test]
 fn damaged_tokenizers_are_errors() {
     let good = fs::read(fixtures().join("nano-packed/tokenizer.json")).unwrap();
     let load = |bytes: Vec<u8>| Tokenizer::from_parts(TokenizerParts::new(bytes));

@@ -134,7 +134,7 @@ impl Tokenizer {
                 wanted(parts.add_eos_token, "eos_token", eos_id)?,
             )
         } else {
-            added_around(&inner)?
+            added_around(&inner, parts.vocab_limit.unwrap_or(vocab_size))?
         };
         let template = parts.chat_template.map(|source| ChatTemplate::new(&source, parts.special_tokens));
         Ok(Self {
@@ -453,11 +453,16 @@ fn check_ids(inner: &tokenizers::Tokenizer, added: &[HeadToken], limit: Option<u
     }
 }
 
-/// What the post-processor adds before and after a text.
-fn added_around(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
+/// What the post-processor adds before and after a text, after the check that its ids are below `limit`.
+fn added_around(inner: &tokenizers::Tokenizer, limit: usize) -> Result<(Vec<u32>, Vec<u32>)> {
     let with = inner.encode_fast("a", true).map_err(unreadable)?;
     let without = inner.encode_fast("a", false).map_err(unreadable)?;
     let (with, without) = (with.get_ids(), without.get_ids());
+    if let Some(id) = with.iter().find(|&&id| id as usize >= limit) {
+        return Err(Error::invalid_model(format!(
+            "tokenizer.json: the post-processor adds id {id}, but the vocabulary has {limit} entries"
+        )));
+    }
     let start = (0..=with.len().saturating_sub(without.len())).find(|&at| with[at..].starts_with(without));
     Ok(start.map_or_else(Default::default, |at| (with[..at].to_vec(), with[at + without.len()..].to_vec())))
 }

@@ -305,6 +305,76 @@ fn a_token_beyond_the_models_vocabulary_is_refused() {
     );
 }
 
+/// What these make of two letters, or of a file of a few megabytes, would not fit into memory.
+#[test]
+fn what_grows_without_bound_is_refused() {
+    let good: Value =
+        serde_json::from_slice(&fs::read(fixtures().join("nano-packed/tokenizer.json")).unwrap()).unwrap();
+    let load = |key: &str, part: Value| {
+        let mut json = good.clone();
+        json[key] = part;
+        Tokenizer::from_parts(TokenizerParts::new(json.to_string()))
+    };
+    let repeated = |count: usize, kind: &str, part: Value| {
+        let mut sequence = json!({"type": "Sequence"});
+        sequence[kind] = vec![part; count].into();
+        sequence
+    };
+    let regex = json!({"type": "Replace", "pattern": {"Regex": "."}, "content": "abcdefghij"});
+    let string = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"});
+    let spaces = json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"});
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let twice = json!({"type": "TemplateProcessing", "special_tokens": {},
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}]});
+    let long = json!({"type": "Precompiled", "precompiled_charsmap": "AAAAAGE".to_owned() + &"YWFh".repeat(300) + "A"});
+    for (key, part) in [
+        ("normalizer", repeated(9, "normalizers", regex.clone())),
+        ("normalizer", repeated(9, "normalizers", string.clone())),
+        ("normalizer", repeated(3, "normalizers", repeated(3, "normalizers", string.clone()))),
+        ("normalizer", repeated(40, "normalizers", json!({"type": "ByteLevel"}))),
+        ("normalizer", json!({"type": "Prepend", "prepend": "a".repeat(1 << 20)})),
+        ("normalizer", long),
+        ("pre_tokenizer", repeated(40, "pretokenizers", bytes)),
+        ("post_processor", repeated(40, "processors", twice)),
+        ("decoder", repeated(9, "decoders", string.clone())),
+    ] {
+        let error = load(key, part).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidModel, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("`{key}` may make a text more than 256 times as long")), "{text}");
+    }
+    for normalizer in [regex, string, repeated(3, "normalizers", spaces)] {
+        load("normalizer", normalizer).unwrap();
+    }
+    let many = || vec![0; 4 << 20];
+    for (key, part) in [("x", json!(many())), ("model", json!({"type": "BPE", "x": many()}))] {
+        let mut json = good.clone();
+        json[key] = vec![part; 2].into();
+        let error = Tokenizer::from_parts(TokenizerParts::new(json.to_string())).unwrap_err();
+        assert!(error.to_string().contains("values, expected at most"), "{error}");
+    }
+}
+
+#[test]
+fn a_post_processor_with_an_id_beyond_the_vocabulary_is_refused() {
+    let mut parts = TokenizerParts::from_folder(fixtures().join("nano-packed")).unwrap();
+    (parts.add_bos_token, parts.add_eos_token) = (None, None);
+    assert!(Tokenizer::from_parts(parts.clone()).is_ok());
+    let mut json: Value = serde_json::from_slice(&parts.tokenizer_json).unwrap();
+    let tokens = json.pointer_mut("/post_processor/processors/1/special_tokens").unwrap();
+    for token in tokens.as_object_mut().unwrap().values_mut() {
+        token["ids"] = json!([99_999]);
+    }
+    parts.tokenizer_json = json.to_string().into_bytes();
+    for parts in [parts.clone(), parts.with_vocab_limit(320)] {
+        let error = Tokenizer::from_parts(parts).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidModel);
+        assert!(error.to_string().contains("tokenizer.json: the post-processor adds id 99999"), "{error}");
+    }
+}
+
 #[test]
 fn damaged_tokenizers_are_errors() {
     let good = fs::read(fixtures().join("nano-packed/tokenizer.json")).unwrap();
@@ -420,4 +490,39 @@ fn flags_of_the_config_replace_the_post_processor() {
     parts.special_tokens.insert("eos_token".into(), "no such token".into());
     let error = Tokenizer::from_parts(parts).unwrap_err();
     assert!(error.to_string().contains("`eos_token` is `no such token`"), "{error}");
+}
+
+/// Nothing writes into these pipes, so that a reader which opened one would wait for ever.
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    let pipe = |name: &str| {
+        let made = std::process::Command::new("mkfifo").arg(path.join(name)).status().unwrap();
+        assert!(made.success());
+    };
+    let (answer, answers) = std::sync::mpsc::channel();
+    let within = |work: Box<dyn FnOnce() -> ternion_core::Error + Send>| {
+        let answer = answer.clone();
+        std::thread::spawn(move || answer.send(work()));
+        answers.recv_timeout(std::time::Duration::from_secs(10)).expect("the reader waits for the pipe")
+    };
+    let load = || {
+        let path = path.clone();
+        within(Box::new(move || TokenizerParts::from_folder(path).unwrap_err()))
+    };
+    pipe("tokenizer.json");
+    let error = load();
+    assert_eq!(error.kind(), ErrorKind::InvalidModel, "{error}");
+    fs::remove_file(path.join("tokenizer.json")).unwrap();
+    fs::copy(fixtures().join("nano-packed/tokenizer.json"), path.join("tokenizer.json")).unwrap();
+    pipe("chat_template.jinja");
+    let error = load();
+    assert!(error.to_string().contains("chat_template.jinja"), "{error}");
+
+    pipe("models.toml");
+    let config = path.join("models.toml");
+    let error = within(Box::new(move || ternion_core::config::Config::load(config).unwrap_err()));
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
 }

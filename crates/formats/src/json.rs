@@ -3,15 +3,13 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
-use ternion_core::{Error, Result};
+use ternion_core::{Error, ErrorKind, Result};
 
 /// Characters of a value that are repeated in a message.
 const SHOWN: usize = 60;
@@ -24,26 +22,7 @@ const MAX_NAME: usize = 256;
 
 /// Reads a whole file of at most `cap` bytes.
 pub(crate) fn read_capped(path: &Path, cap: u64) -> Result<Vec<u8>> {
-    let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !metadata.is_file() {
-        return Err(
-            Error::invalid_model("is not a file, expected a regular file").with("file", path.display())
-        );
-    }
-    let too_large = |found: u64| {
-        Error::invalid_model(format!("the file has {found} bytes, expected at most {cap}"))
-            .with("file", path.display())
-    };
-    if metadata.len() > cap {
-        return Err(too_large(metadata.len()));
-    }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    file.take(cap + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    if bytes.len() as u64 > cap {
-        return Err(too_large(bytes.len() as u64));
-    }
-    Ok(bytes)
+    ternion_core::file::read_capped(path, cap, ErrorKind::InvalidModel)
 }
 
 /// A JSON object of a file, or an object within it.

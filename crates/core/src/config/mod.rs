@@ -29,7 +29,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Error, ErrorKind, Result, ResultExt, Sampling, engine::validate};
+use crate::{Error, ErrorKind, Result, ResultExt, Sampling, engine::validate, file::read_capped};
 
 /// No configuration is larger than this, and a file that is was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
@@ -136,8 +136,8 @@ impl Config {
     /// the environment gives is relative to the working directory.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] or [`ErrorKind::Io`] if it cannot be read, [`ErrorKind::InvalidConfig`] naming the
-    /// place if it is not valid.
+    /// [`ErrorKind::NotFound`] or [`ErrorKind::Io`] if it cannot be read, [`ErrorKind::InvalidConfig`] if it
+    /// is no regular file, or naming the place if it is not valid.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         Self::load_with_env(path, std::env::vars_os())
     }
@@ -153,11 +153,8 @@ impl Config {
         let path = path.as_ref();
         let load = || -> Result<Self> {
             let format = Format::of_path(path)?;
-            let length = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-            if length > MAX_BYTES {
-                return Err(Error::invalid_config(format!("{length} bytes; at most {MAX_BYTES} expected")));
-            }
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            let text = String::from_utf8(read_capped(path, MAX_BYTES, ErrorKind::InvalidConfig)?)
+                .map_err(|e| Error::invalid_config(format!("not UTF-8: {e}")))?;
             let mut value = parse::to_value(&text, format)?;
             parse::resolve_paths(&mut value, path.parent().unwrap_or(Path::new("")));
             env::apply(&mut value, variables)?;

@@ -1,11 +1,11 @@
 //! What a tokenizer is made of, as it lies in a model's folder: `tokenizer.json` beside two small files of facts that
 //! were added over the years, and a chat template that is in one of two places.
 
-use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Map, Value};
 
-use crate::{Error, ErrorKind, Result, ResultExt};
+use crate::{Error, ErrorKind, Result, ResultExt, file::read_capped};
 
 /// Real files have up to 35 MB (a vocabulary of 256 thousand tokens).
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
@@ -44,7 +44,8 @@ impl TokenizerParts {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) without `tokenizer.json`, [`Io`](ErrorKind::Io) where a file cannot be read,
-    /// [`InvalidModel`](ErrorKind::InvalidModel) where one is too large, no JSON or has a key of the wrong type.
+    /// [`InvalidModel`](ErrorKind::InvalidModel) where one is no regular file, too large, no
+    /// JSON or has a key of the wrong type.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let path = folder.join("tokenizer.json");
@@ -155,17 +156,8 @@ fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
     }
 }
 
-/// The bytes of a file that has at most `limit` bytes.
-fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    if bytes.len() as u64 > limit {
-        return Err(
-            Error::invalid_model(format!("has more than {} MiB", limit >> 20)).with("file", path.display())
-        );
-    }
-    Ok(bytes)
+fn read(path: &Path, cap: u64) -> Result<Vec<u8>> {
+    read_capped(path, cap, ErrorKind::InvalidModel)
 }
 
 fn optional<T>(result: Result<T>) -> Result<Option<T>> {

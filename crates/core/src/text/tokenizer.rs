@@ -1,11 +1,6 @@
 //! The tokenizer of a model: text to ids, ids to text, and conversations to prompts.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashSet},
-    panic::AssertUnwindSafe,
-    sync::Arc,
-};
+use std::{borrow::Cow, collections::HashSet, panic::AssertUnwindSafe, sync::Arc};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -14,6 +9,7 @@ use tokenizers::{AddedVocabulary, OffsetReferential, OffsetType, PreTokenizer, P
 use super::{
     IncrementalDecoder, TokenizerParts,
     control::{ControlTokens, choose_sentinel, mark},
+    growth,
     stream::{Stage, stages},
     template::ChatTemplate,
 };
@@ -60,8 +56,6 @@ struct Head {
     #[serde(default)]
     added_tokens: Vec<HeadToken>,
     model: HeadModel,
-    #[serde(flatten)]
-    _rest: BTreeMap<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -88,6 +82,7 @@ impl Tokenizer {
     }
 
     fn build(parts: TokenizerParts) -> Result<Self> {
+        growth::check(&parts.tokenizer_json)?;
         let head: Head = serde_json::from_slice(&parts.tokenizer_json)
             .map_err(|e| Error::invalid_model("tokenizer.json is damaged").with_source(e))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&parts.tokenizer_json)
@@ -134,7 +129,7 @@ impl Tokenizer {
                 wanted(parts.add_eos_token, "eos_token", eos_id)?,
             )
         } else {
-            added_around(&inner)?
+            added_around(&inner, parts.vocab_limit.unwrap_or(vocab_size))?
         };
         let template = parts.chat_template.map(|source| ChatTemplate::new(&source, parts.special_tokens));
         Ok(Self {
@@ -453,11 +448,16 @@ fn check_ids(inner: &tokenizers::Tokenizer, added: &[HeadToken], limit: Option<u
     }
 }
 
-/// What the post-processor adds before and after a text.
-fn added_around(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
+/// What the post-processor adds before and after a text, after the check that its ids are below `limit`.
+fn added_around(inner: &tokenizers::Tokenizer, limit: usize) -> Result<(Vec<u32>, Vec<u32>)> {
     let with = inner.encode_fast("a", true).map_err(unreadable)?;
     let without = inner.encode_fast("a", false).map_err(unreadable)?;
     let (with, without) = (with.get_ids(), without.get_ids());
+    if let Some(id) = with.iter().find(|&&id| id as usize >= limit) {
+        return Err(Error::invalid_model(format!(
+            "tokenizer.json: the post-processor adds id {id}, but the vocabulary has {limit} entries"
+        )));
+    }
     let start = (0..=with.len().saturating_sub(without.len())).find(|&at| with[at..].starts_with(without));
     Ok(start.map_or_else(Default::default, |at| (with[..at].to_vec(), with[at + without.len()..].to_vec())))
 }
@@ -478,11 +478,11 @@ fn never_prepend(json: &mut Value) -> bool {
     }
 }
 
-fn json_of<T: serde::Serialize>(part: Option<&T>) -> Result<Option<Value>> {
+pub(super) fn json_of<T: serde::Serialize>(part: Option<&T>) -> Result<Option<Value>> {
     part.map(serde_json::to_value).transpose().map_err(unreadable)
 }
 
-fn unreadable(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+pub(super) fn unreadable(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::invalid_model("tokenizer.json is not understood").with_source(source)
 }
 

@@ -73,6 +73,7 @@ fn bounded<T: DeserializeOwned + serde::Serialize>(name: &str, part: Option<&Raw
 }
 
 /// By how much a part may lengthen a text, rounded up.
+#[allow(clippy::match_same_arms, reason = "each arm is a fact of its own")]
 fn factor(part: &Value) -> usize {
     let length = |key: &str| part.get(key).and_then(Value::as_str).map_or(0, str::len);
     match part.get("type").and_then(Value::as_str).unwrap_or_default() {

@@ -1,7 +1,7 @@
 //! The embedded engine: runs ternary decoders on candle tensors, in pure Rust, from checkpoints in safetensors and GGUF.
 //!
 //! candle carries the hidden states, the residual stream and the rotary embedding. What candle has no operation for
-//! comes in as custom operations ([`ops`]): the W1.58A8 products, which read the packed weights where they lie in the
+//! comes in as custom operations (`ops`): the W1.58A8 products, which read the packed weights where they lie in the
 //! mapped file, and attention over a paged KV cache ([`kv`](ternion_core::kv)), which neither copies itself on append nor repeats the
 //! key/value heads. All the arithmetic of those is in `ternion-kernels`.
 //!

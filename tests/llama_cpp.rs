@@ -51,10 +51,6 @@ fn option(config: &mut ModelConfig, key: &str, value: impl Into<Value>) {
     config.options.insert(key.to_owned(), value.into());
 }
 
-fn floats(config: &mut ModelConfig) {
-    option(config, "kv_type", "f32");
-}
-
 async fn greedy(model: &dyn LlmBackend, prompt: Vec<u32>, count: usize) -> Completion {
     let mut request = GenerateRequest::new(prompt).with_max_tokens(count).with_sampling(Sampling::greedy());
     request.ignore_eos = true;
@@ -66,11 +62,7 @@ async fn greedy(model: &dyn LlmBackend, prompt: Vec<u32>, count: usize) -> Compl
 async fn logits_are_those_of_transformers() {
     let mut strict = 0;
     for checkpoint in checkpoints() {
-        let model = load(&checkpoint, |c| {
-            floats(c);
-            c.threads = Some(2);
-        })
-        .await;
+        let model = load(&checkpoint, |c| c.threads = Some(2)).await;
         let vocab = model.info().limits.vocab_size;
         for case in cases(&checkpoint) {
             let logits = model.logits(LogitsRequest::new(case.ids.clone())).await.unwrap();
@@ -153,7 +145,6 @@ async fn chunks_and_kept_prefixes_change_nothing() {
             let place = format!("{} {}", checkpoint.display(), case.name);
             for chunk in [1, 3, 64] {
                 let model = load(&checkpoint, |c| {
-                    floats(c);
                     c.prefill_chunk = Some(chunk);
                 })
                 .await;

@@ -91,7 +91,7 @@ impl LlamaCpp {
             head_dim: spec.head_dim,
             context_length: spec.context_length,
         };
-        let (context_length, sizes) = sizes(&shape, options)?;
+        let (context_length, sizes) = sizes(&shape, options, KvType::F32)?;
         runtime::start_hooked()?;
         let (model, hook) = Parts::from(checkpoint).load()?;
         let mut this = Self::start(model, Some(hook), Some(checkpoint.embed.clone()), context_length, sizes)?;
@@ -106,7 +106,7 @@ impl LlamaCpp {
         can_cut: bool,
         options: &ModelOptions,
     ) -> Result<Self> {
-        let (context_length, sizes) = sizes(shape, options)?;
+        let (context_length, sizes) = sizes(shape, options, KvType::F16)?;
         let mut this = Self::start(model, None, None, context_length, sizes)?;
         this.can_cut = can_cut;
         this.prefill_chunk = options.prefill_chunk;
@@ -299,11 +299,11 @@ impl CausalLm for LlamaCpp {
 }
 
 /// The context's length, and sizes that llama.cpp takes without ending the process.
-fn sizes(shape: &KvShape, options: &ModelOptions) -> Result<(usize, ContextSizes)> {
+fn sizes(shape: &KvShape, options: &ModelOptions, default_kv_type: KvType) -> Result<(usize, ContextSizes)> {
     let out_of_range = |key: &str, value: usize, expected: String| {
         Err(Error::invalid_config(format!("{key}: {value} is out of range; {expected} expected")))
     };
-    let kv_type = options.llama_cpp.kv_type;
+    let kv_type = options.llama_cpp.kv_type.unwrap_or(default_kv_type);
     let per_token = shape.bytes_per_token(kv_type).max(1);
     let own = shape.context_length;
     let fits = usize::try_from(DEFAULT_KV_BYTES / per_token).unwrap_or(usize::MAX);

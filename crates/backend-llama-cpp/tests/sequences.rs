@@ -15,7 +15,7 @@ const TOLERANCE: f32 = 0.1;
 fn open(change: impl FnOnce(&mut ModelOptions)) -> LlamaCpp {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny-packed");
     let mut options = ModelOptions::default();
-    options.llama_cpp.kv_type = KvType::F32;
+    options.llama_cpp.kv_type = Some(KvType::F32);
     options.threads = 1; // tests run side by side
     options.context = Some(128);
     options.max_sequences = 3;

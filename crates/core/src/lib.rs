@@ -8,7 +8,7 @@
 //! * [`text`] holds the preprocessing: tokenizer, token counting, chat templates, incremental detokenizing.
 //! * [`config`] and [`registry`] turn a configuration file into a backend.
 //! * [`kv`] is a paged KV cache for engines that keep keys and values themselves.
-//! * [`file`] reads small files within a bound.
+//! * [`mod@file`] reads small files within a bound.
 //! * [`echo`] is a backend without a model, for the tests of hosts.
 //!
 //! This crate has no native dependency and no unsafe code.

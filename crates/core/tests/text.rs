@@ -305,6 +305,58 @@ fn a_token_beyond_the_models_vocabulary_is_refused() {
     );
 }
 
+/// What these make of two letters, or of a file of a few megabytes, would not fit into memory.
+#[test]
+fn what_grows_without_bound_is_refused() {
+    let good: Value =
+        serde_json::from_slice(&fs::read(fixtures().join("nano-packed/tokenizer.json")).unwrap()).unwrap();
+    let load = |key: &str, part: Value| {
+        let mut json = good.clone();
+        json[key] = part;
+        Tokenizer::from_parts(TokenizerParts::new(json.to_string()))
+    };
+    let repeated = |count: usize, kind: &str, part: Value| {
+        let mut sequence = json!({"type": "Sequence"});
+        sequence[kind] = vec![part; count].into();
+        sequence
+    };
+    let regex = json!({"type": "Replace", "pattern": {"Regex": "."}, "content": "abcdefghij"});
+    let string = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"});
+    let spaces = json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"});
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let twice = json!({"type": "TemplateProcessing", "special_tokens": {},
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}]});
+    let long = json!({"type": "Precompiled", "precompiled_charsmap": "AAAAAGE".to_owned() + &"YWFh".repeat(300) + "A"});
+    for (key, part) in [
+        ("normalizer", repeated(9, "normalizers", regex.clone())),
+        ("normalizer", repeated(9, "normalizers", string.clone())),
+        ("normalizer", repeated(3, "normalizers", repeated(3, "normalizers", string.clone()))),
+        ("normalizer", repeated(40, "normalizers", json!({"type": "ByteLevel"}))),
+        ("normalizer", json!({"type": "Prepend", "prepend": "a".repeat(1 << 20)})),
+        ("normalizer", long),
+        ("pre_tokenizer", repeated(40, "pretokenizers", bytes)),
+        ("post_processor", repeated(40, "processors", twice)),
+        ("decoder", repeated(9, "decoders", string.clone())),
+    ] {
+        let error = load(key, part).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidModel, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("`{key}` may make a text more than 256 times as long")), "{text}");
+    }
+    for normalizer in [regex, string, repeated(3, "normalizers", spaces)] {
+        load("normalizer", normalizer).unwrap();
+    }
+    let many = || vec![0; 4 << 20];
+    for (key, part) in [("x", json!(many())), ("model", json!({"type": "BPE", "x": many()}))] {
+        let mut json = good.clone();
+        json[key] = vec![part; 2].into();
+        let error = Tokenizer::from_parts(TokenizerParts::new(json.to_string())).unwrap_err();
+        assert!(error.to_string().contains("values, expected at most"), "{error}");
+    }
+}
+
 #[test]
 fn a_post_processor_with_an_id_beyond_the_vocabulary_is_refused() {
     let mut parts = TokenizerParts::from_folder(fixtures().join("nano-packed")).unwrap();

@@ -5,6 +5,7 @@
 //! untrusted, and special tokens written in it stay plain text (see [`Tokenizer::encode_chat`]).
 
 mod control;
+mod growth;
 mod parts;
 mod python;
 mod stream;

@@ -1,11 +1,6 @@
 //! The tokenizer of a model: text to ids, ids to text, and conversations to prompts.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashSet},
-    panic::AssertUnwindSafe,
-    sync::Arc,
-};
+use std::{borrow::Cow, collections::HashSet, panic::AssertUnwindSafe, sync::Arc};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -14,6 +9,7 @@ use tokenizers::{AddedVocabulary, OffsetReferential, OffsetType, PreTokenizer, P
 use super::{
     IncrementalDecoder, TokenizerParts,
     control::{ControlTokens, choose_sentinel, mark},
+    growth,
     stream::{Stage, stages},
     template::ChatTemplate,
 };
@@ -60,8 +56,6 @@ struct Head {
     #[serde(default)]
     added_tokens: Vec<HeadToken>,
     model: HeadModel,
-    #[serde(flatten)]
-    _rest: BTreeMap<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -88,6 +82,7 @@ impl Tokenizer {
     }
 
     fn build(parts: TokenizerParts) -> Result<Self> {
+        growth::check(&parts.tokenizer_json)?;
         let head: Head = serde_json::from_slice(&parts.tokenizer_json)
             .map_err(|e| Error::invalid_model("tokenizer.json is damaged").with_source(e))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&parts.tokenizer_json)
@@ -483,11 +478,11 @@ fn never_prepend(json: &mut Value) -> bool {
     }
 }
 
-fn json_of<T: serde::Serialize>(part: Option<&T>) -> Result<Option<Value>> {
+pub(super) fn json_of<T: serde::Serialize>(part: Option<&T>) -> Result<Option<Value>> {
     part.map(serde_json::to_value).transpose().map_err(unreadable)
 }
 
-fn unreadable(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+pub(super) fn unreadable(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::invalid_model("tokenizer.json is not understood").with_source(source)
 }
 

@@ -251,6 +251,38 @@ fn sentencepiece_segments_are_encoded_as_in_the_whole() {
     }
 }
 
+/// As tokenizer.json of the first Llama 2: a `Prepend` normalizer, and special tokens that are searched for in what it
+/// makes. The ids are those of the Python package tokenizers 0.23.3.
+#[test]
+fn special_tokens_in_normalized_text_are_found_as_in_the_whole() {
+    let mut json = sentencepiece("never", "BPE");
+    json["pre_tokenizer"] = json!(null);
+    json["normalizer"] = json!({"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]});
+    for token in json["added_tokens"].as_array_mut().unwrap() {
+        token["normalized"] = true.into();
+    }
+    let template = "{% for m in messages %}{{ bos_token if loop.first else ' ' ~ bos_token }}{{ m.content }} {{ eos_token }}{% endfor %}";
+    let tokenizer = Tokenizer::from_parts(TokenizerParts {
+        tokenizer_json: json.to_string().into_bytes(),
+        chat_template: Some(template.to_owned()),
+        ..sentencepiece_parts("never", "BPE")
+    })
+    .unwrap();
+    let encode = |texts: &[&str]| {
+        let messages: Vec<_> = texts.iter().map(|text| Message::user(*text)).collect();
+        tokenizer.encode_chat(&messages, true).unwrap()
+    };
+    assert_eq!(encode(&["ab c"]), [1, 260, 261, 259, 262, 2]);
+    // Suspicious by its ends, without a control token in it.
+    let ids = [1, 268, 270, 259, 260, 261, 262, 2, 1, 260, 259, 261, 259, 269, 2, 1, 261, 260, 263, 2];
+    assert_eq!(encode(&["s> abc", "a b <", "bad"]), ids);
+    // Written by a stranger, a special token is the text that its characters are.
+    let (bos, eos) = ([259, 269, 268, 270], [259, 269, 271, 268, 270]);
+    assert_eq!(encode(&["ab <s>c </s>"]), [&[1, 260, 261][..], &bos, &[262], &eos, &[2]].concat());
+    assert_eq!(encode(&[" <s>", "a"]), [&[1][..], &bos, &[2, 1, 260, 2]].concat());
+}
+
 #[test]
 fn control_tokens_in_the_models_own_vocabulary_stay_text() {
     for model in ["BPE", "Unigram"] {

@@ -4,7 +4,9 @@ use std::{borrow::Cow, collections::HashSet, panic::AssertUnwindSafe, sync::Arc}
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::{AddedVocabulary, OffsetReferential, OffsetType, PreTokenizer, PreTokenizerWrapper};
+use tokenizers::{
+    AddedVocabulary, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper,
+};
 
 use super::{
     IncrementalDecoder, TokenizerParts,
@@ -331,19 +333,67 @@ impl Tokenizer {
     fn encode_marked(&self, marked: &str, sentinel: char) -> Result<Vec<u32>> {
         let added = self.inner.get_added_vocabulary();
         let splits = added.extract_and_normalize(self.inner.get_normalizer(), marked);
-        let mut ids = Vec::new();
+        let mut genuine = Vec::new();
         let mut done = 0;
         for (_, (start, end), tokens) in splits.get_splits(OffsetReferential::Original, OffsetType::Byte) {
             let Some([token]) = tokens.as_deref() else { continue };
-            if start < done || !self.is_genuine(marked, start, end, token.id, sentinel) {
-                continue;
+            if start >= done && self.is_genuine(marked, start, end, token.id, sentinel) {
+                genuine.push((start, end, token.id));
+                done = end;
             }
+        }
+        if self.always_mark
+            && let Some(ids) = self.encode_normalized(marked, &genuine, sentinel)?
+        {
+            return Ok(ids);
+        }
+        let mut ids = Vec::new();
+        let mut done = 0;
+        for (start, end, id) in genuine {
             ids.extend(self.encode_text(&marked[done..start], done == 0, sentinel)?);
-            ids.push(token.id);
+            ids.push(id);
             done = end;
         }
         ids.extend(self.encode_text(&marked[done..], done == 0, sentinel)?);
         Ok(ids)
+    }
+
+    /// The ids where special tokens are found in text that is already normalized: the text around a token must not be
+    /// normalized once more on its own, which for a `Prepend` would put its prefix behind each token. `None` where a
+    /// token of the template cannot be told from text this way.
+    fn encode_normalized(
+        &self,
+        marked: &str,
+        genuine: &[(usize, usize, u32)],
+        sentinel: char,
+    ) -> Result<Option<Vec<u32>>> {
+        let clean = marked.replace(sentinel, "");
+        let before = |at: usize| at - marked[..at].matches(sentinel).count() * sentinel.len_utf8();
+        let expected = genuine.iter().filter(|(.., id)| self.is_control(*id)).count();
+        let mut genuine = genuine.iter().map(|&(start, end, id)| (before(start), before(end), id)).peekable();
+
+        let added = self.inner.get_added_vocabulary();
+        let splits = added.extract_and_normalize(self.inner.get_normalizer(), &clean);
+        let mut ids = Vec::new();
+        let mut run = String::new();
+        let mut first = true;
+        for (text, (start, end), tokens) in splits.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+            let id = match tokens.as_deref() {
+                Some([token]) if !self.is_special(token.id) => token.id,
+                Some([token]) if genuine.next_if_eq(&(start, end, token.id)).is_some() => token.id,
+                _ => {
+                    run.push_str(text);
+                    continue;
+                }
+            };
+            ids.extend(self.encode_parts(std::mem::take(&mut run).into(), first)?);
+            ids.push(id);
+            first = false;
+        }
+        ids.extend(self.encode_parts(run.into(), first)?);
+        let control = ids.iter().filter(|&&id| self.is_control(id)).count();
+        let all_found = genuine.peek().is_none();
+        Ok((all_found && control == expected).then_some(ids))
     }
 
     /// Whether the special token that was found at `start..end` was written by the template.
@@ -388,7 +438,11 @@ impl Tokenizer {
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        let mut parts = self.plain_added.extract_and_normalize(self.inner.get_normalizer(), text);
+        self.encode_parts(self.plain_added.extract_and_normalize(self.inner.get_normalizer(), text), first)
+    }
+
+    /// The ids of text that is normalized.
+    fn encode_parts(&self, mut parts: PreTokenizedString, first: bool) -> Result<Vec<u32>> {
         let pre_tokenizer = match &self.pre_tokenizer_within {
             Some(within) if !first => Some(within),
             _ => self.inner.get_pre_tokenizer(),

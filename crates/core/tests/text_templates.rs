@@ -164,3 +164,184 @@ fn without_a_template_chats_are_unsupported() {
     );
     assert_eq!(tokenizer.count_chat(&[Message::user("x")]).unwrap_err().kind(), ErrorKind::Unsupported);
 }
+
+/// Values with more items than there is memory or time for: shared many times over, or without an end.
+#[test]
+fn values_without_bound_end_with_an_error() {
+    let doubled = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}";
+    let flat = "{% set ns = namespace(x=[1], e=[]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% set ns.e = ns.e + ns.e %}{% endfor %}";
+    let straight = format!("{{% set a = [1] %}}{}", "{% set a = [a, a] %}".repeat(60));
+    let recursive = "{% macro f(x, n) %}{% if n %}{{ f([x, x], n - 1) }}{% else %}{{ x ~ '' }}{% endif %}{% endmacro %}{{ f([1], 60) }}";
+    let block = format!("{straight}{{% block b %}}{{% set c = [a, a] ~ '' %}}{{% endblock %}}");
+    let uses = [
+        "{{ A }}",
+        "{{ A ~ '' }}",
+        "{{ '' ~ A }}",
+        "{{ A == B }}",
+        "{{ A != B }}",
+        "{{ A < B }}",
+        "{{ 0 in [A == B] }}",
+        "{{ A in [B] }}",
+        "{{ [A] in 'abc' }}",
+        "{{ A in 'abc' }}",
+        "{{ 1 if A == B == A }}",
+        "{{ {A: 1} }}",
+        "{{ {'a': 1}[A] }}",
+        "{{ {'a': 1}.get(A) }}",
+        "{{ [B].index(A) }}",
+        "{{ [B].count(A) }}",
+        "{{ ', '.join(A) }}",
+        "{{ 'a'.replace(A, 'b') }}",
+        "{{ A | string }}",
+        "{{ A | string | length }}",
+        "{{ A | join }}",
+        "{{ [A, B] | sort }}",
+        "{{ [A, B] | unique | list }}",
+        "{{ [A, B] | max }}",
+        "{{ A | trim }}",
+        "{{ A | upper }}",
+        "{{ A | pprint }}",
+        "{{ A | urlencode }}",
+        "{{ A | tojson }}",
+        "{{ [A] | map('string') | list | length }}",
+        "{{ [A] | select('equalto', B) | list }}",
+        "{{ A is eq(B) }}",
+        "{{ A is in([B]) }}",
+        "{{ A is sameas(B) }}{{ A }}",
+        "{{ '%s' | format(A) }}",
+        "{{ A | replace('1', '2') }}",
+        "{{ {'a': A} | dictsort(by='value') }}{{ A }}",
+        "{{ [{'a': A}, {'a': B}] | groupby('a') }}",
+        "{{ raise_exception(A) }}",
+        "{% set t %}{{ A }}{% endset %}",
+        "{% filter upper %}{{ A }}{% endfilter %}",
+        "{{ '' | tojson(separators=[A, A]) }}",
+        "{{ [A, B] | sum(start=[]) ~ '' }}",
+        "{{ 'a' | default(A) | string | list }}{{ A }}",
+        "{{ A.no_such() }}{{ A }}",
+        "{{ A - 1 }}",
+        "{{ A / A }}",
+        "{{ -A }}",
+        "{{ A ** A }}",
+        "{{ A % A }}",
+    ];
+    let mut sources: Vec<String> = Vec::new();
+    for text in uses {
+        let straight_use = text.replace('A', "a").replace('B', "([] + a)");
+        sources.push(format!("{straight}{straight_use}"));
+        sources.push(format!("{doubled}{}", text.replace('A', "ns.x").replace('B', "ns.y")));
+    }
+    sources.extend(
+        [
+            "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
+            "{% set ns = namespace() %}{% set ns.x = [{'a': ns}] %}",
+            "{% set ns = namespace() %}{% set m = namespace(x=ns) %}{% set ns.x = m %}{{ ns == m }}",
+            "{% set ns = namespace(x=[1]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x ~ '' }}",
+            "{% set ns = namespace(x=[1, 2]) %}{% for i in range(90000) %}{% set ns.x = ns.x[0:] %}{% endfor %}{{ ns.x | length }}{{ range(99999999) }}",
+            "{% set ns = namespace(x=['a']) %}{% for i in range(60) %}{% set ns.x = ns.x | zip(ns.x) | list %}{% endfor %}{{ ns.x ~ '' }}",
+            "{% set ns = namespace(x=['a']) %}{% for i in range(60) %}{% set ns.x = ns.x | chain(ns.x) %}{% endfor %}{{ ns.x | length }}",
+            "{{ [1] * 1000000000000 ~ '' }}",
+            "{{ ([1] * 1000000000000) | length }}",
+            "{{ 1000000000 * [1] ~ '' }}",
+            "{{ [[[[1] * 999] * 999] * 999] * 999 == 1 }}{{ [[[[1] * 999] * 999] * 999] * 999 }}",
+            "{% set x = [1] %}{{ x * 1000000000000 ~ '' }}",
+            "{{ (1, 2) * 1000000000 }}",
+            "{{ debug() }}",
+            recursive,
+            &block,
+        ]
+        .map(String::from),
+    );
+    sources
+        .extend(["{{ ns.x | length }}", "{{ ns.x }}", "{{ ns.x[0] }}"].map(|text| format!("{flat}{text}")));
+    for source in sources {
+        let started = std::time::Instant::now();
+        let error = match render(&source, &[Message::user("x")]) {
+            Ok(text) => panic!("{source} gives {} bytes after {:?}", text.len(), started.elapsed()),
+            Err(error) => error,
+        };
+        assert!(started.elapsed().as_secs() < 5, "{source}: {:?}", started.elapsed());
+        let message = error.to_string();
+        assert!(!message.contains('\n') && message.len() < 1000, "{source}: {message}");
+    }
+}
+
+/// Texts that are the product of two long ones.
+#[test]
+fn texts_without_bound_end_with_an_error() {
+    let set = "{% set s = 'a' * 1000000 %}{% set t = 'b' * 1000000 %}{% set l = range(90000) | list %}";
+    for text in [
+        "{{ s.replace('a', t) | length }}",
+        "{{ s.replace('', t) | length }}",
+        "{{ s | replace('a', t) | length }}",
+        "{{ t.join(l) | length }}",
+        "{{ t.join(s) | length }}",
+        "{{ l | join(t) | length }}",
+        "{{ s | list | join(t) | length }}",
+        "{{ '%999999999s' | format('a') | length }}",
+        "{{ ('%s' * 20000) | format(*([t] * 20000)) | length }}",
+        "{{ '{:>9999999999}'.format(1) | length }}",
+        "{{ ('{0}' * 20000).format(t) | length }}",
+        "{{ '{:{}}'.format('a', 9999999999) }}",
+        "{{ '{:{w}}'.format('a', w=9999999999) }}",
+        "{{ '{:.9999999999f}'.format(1.5) }}",
+        "{{ 'a'.zfill(9999999999) }}{{ 'a'.ljust(9999999999) }}{{ 'a'.center(9999999999) }}",
+        "{{ ('\\n' * 1000000) | indent(1000000) | length }}",
+        "{{ l | map('replace', '0', t) | list | length }}",
+        "{{ l | map('default', t) | map('string') | join(t) | length }}",
+        "{{ l | map('join', t) | list | length }}",
+        "{{ [l] * 90000 | join }}",
+    ] {
+        let started = std::time::Instant::now();
+        let result = render(&format!("{set}{text}"), &[Message::user("x")]);
+        assert!(result.is_err(), "{text} gives {result:?} after {:?}", started.elapsed());
+        assert!(started.elapsed().as_secs() < 5, "{text}: {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn operations_on_lists_and_maps_are_those_of_jinja() {
+    for (source, expected) in [
+        ("{{ ([1, 2] * 2 + [3])[1:] }} {{ 2 * [1] }}", "[2, 1, 2, 3] [1, 1]"),
+        (
+            "{{ {'b': [1], 'a': {'c': none}} }} {{ {} }} {{ {'a': 1, 'a': 2} }}",
+            "{'b': [1], 'a': {'c': None}} {} {'a': 2}",
+        ),
+        (
+            "{{ [1, [2]] == [1, [2]] }} {{ {'a': 1} != {'a': 1} }} {{ 1 < 2 < 3 }} {{ [1] in [[1]] }}",
+            "True False True True",
+        ),
+        (
+            "{% set ns = namespace(l=[]) %}{% for m in messages %}{% set ns.l = ns.l + [m.role] %}{% endfor %}{{ ns.l | join('+') }}",
+            "user+user",
+        ),
+        (
+            "{{ messages[1:] | map(attribute='content') | list }}{{ messages | selectattr('content', 'in', ['x']) | list | length }}",
+            "['y']1",
+        ),
+        (
+            "{% for m in messages[::-1] if m.content != 'x' %}{{ loop.index * 2 }}{{ m.content ~ 1 }}{% else %}none{% endfor %}",
+            "2y1",
+        ),
+        (
+            "{% macro f(a, b=2) %}{{ a * b }}{{ caller() if caller }}{% endmacro %}{{ f(3) }}{% call f(*[1, 2]) %}c{% endcall %}",
+            "62c",
+        ),
+        (
+            "{% for x in [1, [2, [3]]] recursive %}{{ loop(x) if x is iterable else x }},{% endfor %}",
+            "1,2,3,,,",
+        ),
+        (
+            "{{ '=' * 3 }}{{ 2 ** 3 * 2 }}{{ -2 * 3 }}{{ 'a,b'.split(',')[1] }}{{ (1, 2) * 2 }}",
+            "===16-6b(1, 2, 1, 2)",
+        ),
+        ("{% block b %}{{ [1] + [2] }}{% endblock %}{{ 'x' in messages[0].values() }}", "[1, 2]True"),
+        (
+            "{{ messages[0].get('role') }}{{ 'ab'.startswith('a') }}{{ 'ab' is startingwith('b') }}",
+            "userTrueFalse",
+        ),
+    ] {
+        let messages = [Message::user("x"), Message::user("y")];
+        assert_eq!(render(source, &messages).expect(source), expected, "{source}");
+    }
+}

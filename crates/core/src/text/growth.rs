@@ -73,7 +73,6 @@ fn bounded<T: DeserializeOwned + serde::Serialize>(name: &str, part: Option<&Raw
 }
 
 /// By how much a part may lengthen a text, rounded up.
-#[allow(clippy::match_same_arms, reason = "each arm is a fact of its own")]
 fn factor(part: &Value) -> usize {
     let length = |key: &str| part.get(key).and_then(Value::as_str).map_or(0, str::len);
     match part.get("type").and_then(Value::as_str).unwrap_or_default() {
@@ -88,21 +87,19 @@ fn factor(part: &Value) -> usize {
             pattern => length("content").div_ceil(pattern).max(1),
         },
         "Prepend" => 1 + length("prepend"),
-        // Of the Unicode FAQ on normalization, for UTF-8.
-        "NFC" | "NFD" => 3,
+        // Normal forms as in the Unicode FAQ, for UTF-8; the two processors add tokens at both ends.
+        "NFC" | "NFD" | "BertProcessing" | "RobertaProcessing" => 3,
         "NFKC" | "NFKD" => 11,
-        "Lowercase" => 2,
         // Spaces around a character, then NFD and lower case.
         "BertNormalizer" => 12,
         "Precompiled" => longest_replacement(part),
         // Bytes become letters of up to two bytes, with a space in front.
         "ByteLevel" if part.get("add_prefix_space") == Some(&Value::Bool(true)) => 4,
-        "ByteLevel" => 2,
+        "ByteLevel" | "Lowercase" => 2,
         "Metaspace" => 1 + length("replacement"),
         // As decoders: a space or a joiner for each token.
         "WordPiece" => 1 + length("prefix"),
         "BPEDecoder" => 1 + length("suffix"),
-        "BertProcessing" | "RobertaProcessing" => 3,
         "TemplateProcessing" => template_tokens(part, "single").max(template_tokens(part, "pair")),
         _ => 1,
     }

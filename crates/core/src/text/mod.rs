@@ -6,6 +6,7 @@
 
 mod control;
 mod growth;
+mod guard;
 mod parts;
 mod python;
 mod stream;

@@ -55,6 +55,11 @@ fn string_method(state: &State, text: &str, method: &str, args: &[Value]) -> Opt
         "removesuffix" => {
             from_args(args).map(|(affix,): (&str,)| Value::from(text.strip_suffix(affix).unwrap_or(text)))
         }
+        // Priced here, then done by minijinja-contrib.
+        "format" => match pay_for_format(state, text, args) {
+            Ok(()) => return None,
+            Err(e) => Err(e),
+        },
         "rsplit" if !args.is_empty() => {
             from_args(args).and_then(|(separator, limit)| rsplit(text, separator, limit))
         }
@@ -64,6 +69,29 @@ fn string_method(state: &State, text: &str, method: &str, args: &[Value]) -> Opt
         _ => return None,
     };
     Some(result)
+}
+
+/// Takes fuel for the most that `str.format` may give: in each field the longest argument, padded to the largest number.
+fn pay_for_format(state: &State, text: &str, args: &[Value]) -> Result<(), Error> {
+    // A width may be an argument: `{:{}}`.
+    let has_nested = text.split('{').skip(1).any(|field| !field.is_empty() && !field.contains('}'));
+    let mut width = largest_number(text);
+    let mut longest = 0;
+    for arg in args {
+        let arg = arg.to_string();
+        longest = longest.max(arg.len() as u64);
+        if has_nested {
+            width = width.max(largest_number(&arg));
+        }
+    }
+    let fields = text.matches('{').count() as u64;
+    state.consume_fuel(fields.saturating_mul(longest.saturating_add(width)) / 64)
+}
+
+/// The largest of the numbers that are written in a text.
+fn largest_number(text: &str) -> u64 {
+    let numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    numbers.map(|digits| digits.parse().unwrap_or(u64::MAX)).max().unwrap_or(0)
 }
 
 /// Capitalizes each run of cased letters, also behind an apostrophe.
@@ -136,7 +164,15 @@ fn to_json(state: &State, value: &Value, positional: Rest<Value>, options: Kwarg
         }
     };
     let (item, key) = match separators {
-        Some(pair) => (pair.get_item_by_index(0)?.to_string(), pair.get_item_by_index(1)?.to_string()),
+        Some(pair) => {
+            let separator = |index| {
+                let text = pair.get_item_by_index(index)?;
+                text.as_str().map(str::to_owned).ok_or_else(|| {
+                    Error::new(ErrorKind::InvalidOperation, "tojson: a separator is no string")
+                })
+            };
+            (separator(0)?, separator(1)?)
+        }
         None => ((if indent.is_some() { "," } else { ", " }).to_owned(), ": ".to_owned()),
     };
     let (ascii, sort) = (is_true(ascii), is_true(sort));

@@ -1,14 +1,16 @@
 //! Chat templates: Jinja as transformers compiles it, run by minijinja within limits.
 //!
-//! A template is a program from a model's repository, so it gets no loader, a budget of work, a bound on its output
-//! and a stack of its own. What minijinja does not bound is printing or comparing a value that contains itself, or
-//! another one many times over.
+//! A template is a program from a model's repository, so it gets no loader, a budget of work (which bounds its time and
+//! its memory), a bound on its output and a stack of its own. What minijinja does outside of the budget is brought into
+//! it by [`guard`](super::guard).
 
-use std::{collections::BTreeMap, fmt, io};
+use std::{collections::BTreeMap, fmt};
 
-use minijinja::{AutoEscape, Environment, ErrorKind as JinjaErrorKind, Value, syntax::SyntaxConfig};
+use minijinja::{
+    AutoEscape, Environment, ErrorKind as JinjaErrorKind, State, Value, machinery, syntax::SyntaxConfig,
+};
 
-use super::python;
+use super::{guard, python};
 use crate::{Error, Message, Result, ResultExt};
 
 const NAME: &str = "chat_template";
@@ -49,14 +51,18 @@ impl ChatTemplate {
         }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| Error::invalid_model(e.to_string()))?);
+        let syntax = syntax.map_err(|e| Error::invalid_model(e.to_string()))?;
+        environment.set_syntax(syntax.clone());
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         python::install(&mut environment);
+        guard::install(&mut environment);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         let environment = on_deep_stack(move || {
+            let source = without_generation_tags(source);
+            let source = guard::without_constant_products(&source, &syntax).into_owned();
             environment
-                .add_template_owned(NAME, without_generation_tags(source))
+                .add_template_owned(NAME, source)
                 .map_err(|e| Error::invalid_model(format!("chat template: {}", one_line(&e))))?;
             Ok(environment)
         })?;
@@ -95,19 +101,34 @@ impl ChatTemplate {
         context
             .extend(self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str().into())));
 
-        let mut output = Capped { bytes: Vec::new(), limit: BASE_OUTPUT_BYTES + OUTPUT_PER_BYTE * bytes };
-        if let Err(e) = template.render_captured_to(Value::from_pairs(context), &mut output) {
-            return Err(match e.kind() {
-                JinjaErrorKind::WriteFailure => Error::invalid_model(format!(
-                    "chat template: the prompt has more than {} bytes, far more than its messages",
-                    output.limit
-                )),
-                _ => render_error(&e, messages, fuel),
-            });
+        let mut prompt = String::new();
+        run(&environment, &template, Value::from_pairs(context), &mut prompt)
+            .map_err(|e| render_error(&e, messages, fuel))?;
+        // Fuel has bounded it to a few times as much.
+        let limit = BASE_OUTPUT_BYTES + OUTPUT_PER_BYTE * bytes;
+        if prompt.len() > limit {
+            return Err(Error::invalid_model(format!(
+                "chat template: the prompt has {} bytes, far more than its messages; expected at most {limit}",
+                prompt.len()
+            )));
         }
-        String::from_utf8(output.bytes)
-            .map_err(|e| Error::invalid_model("chat template: the prompt is not UTF-8").with_source(e))
+        Ok(prompt)
     }
+}
+
+/// Evaluates a template under guard.
+fn run<'env>(
+    environment: &'env Environment<'env>,
+    template: &minijinja::Template<'env, 'env>,
+    context: Value,
+    prompt: &mut String,
+) -> Result<(), minijinja::Error> {
+    let compiled = machinery::get_compiled_template(template);
+    let instructions = guard::rewrite(&compiled.instructions)?;
+    let blocks = compiled.blocks.iter().map(|(name, block)| Ok((*name, guard::rewrite(block)?)));
+    let blocks = blocks.collect::<Result<BTreeMap<_, _>, minijinja::Error>>()?;
+    let mut output = machinery::make_string_output(prompt);
+    machinery::eval(environment, &instructions, context, &blocks, &mut output, AutoEscape::None).map(drop)
 }
 
 /// What `raise_exception` was given; kept as the source of the engine's error, to be found again.
@@ -122,7 +143,9 @@ impl fmt::Display for Raised {
 
 impl std::error::Error for Raised {}
 
-fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
+fn raise_exception(state: &State, message: Value) -> Result<Value, minijinja::Error> {
+    guard::walk(state, &message)?;
+    let message = message.to_string();
     Err(minijinja::Error::new(JinjaErrorKind::InvalidOperation, "raise_exception")
         .with_source(Raised(message)))
 }
@@ -209,24 +232,4 @@ fn without_generation_tags(source: &str) -> String {
     }
     result.push_str(rest);
     result
-}
-
-/// A writer that takes at most `limit` bytes.
-struct Capped {
-    bytes: Vec<u8>,
-    limit: usize,
-}
-
-impl io::Write for Capped {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + bytes.len() > self.limit {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

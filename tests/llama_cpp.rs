@@ -84,7 +84,7 @@ async fn logits_are_those_of_transformers() {
 #[tokio::test]
 async fn greedy_continuations_are_those_of_transformers() {
     for checkpoint in checkpoints() {
-        let model = load(&checkpoint, floats).await;
+        let model = load(&checkpoint, |_| {}).await;
         for case in cases(&checkpoint).iter().filter(|c| c.strict && c.golden["greedy_strict"] == true) {
             let expected = ids(&case.golden["greedy_f32"]);
             let answer = greedy(&*model, case.ids.clone(), expected.len()).await;
@@ -153,7 +153,7 @@ async fn chunks_and_kept_prefixes_change_nothing() {
                 println!("{place}: chunks of {chunk}: {difference:.1e}");
                 assert!(difference <= TOLERANCE, "{place}: chunks of {chunk}: {difference}");
             }
-            let model = load(&checkpoint, floats).await;
+            let model = load(&checkpoint, |_| {}).await;
             let half = case.ids.len() / 2;
             let vocab = model.info().limits.vocab_size;
             model.logits(LogitsRequest::new(case.ids[..half].to_vec())).await.unwrap();
@@ -169,7 +169,7 @@ async fn chunks_and_kept_prefixes_change_nothing() {
 #[tokio::test]
 async fn conversations_at_the_same_time_do_not_disturb_each_other() {
     let checkpoint = fixture("nano-packed");
-    let model = load(&checkpoint, floats).await;
+    let model = load(&checkpoint, |_| {}).await;
     let cases = cases(&checkpoint);
     let case = cases.iter().find(|c| c.strict && c.golden["greedy_strict"] == true).unwrap();
     let expected = ids(&case.golden["greedy_f32"]);
@@ -283,7 +283,7 @@ async fn ternary_gguf_files_run_in_the_same_arithmetic() {
         let mut options = Options::new(Target::GgufI2s);
         options.overwrite = true;
         convert(&Checkpoint::open(&path).unwrap(), &file, &options, &mut |_, _| {}).unwrap();
-        let model = load(&file, floats).await;
+        let model = load(&file, |_| {}).await;
         assert!(model.info().format.contains("I2_S"), "{}", model.info().format);
         for case in cases(&path).iter().filter(|c| c.strict) {
             strict += 1;

@@ -21,7 +21,7 @@ pub enum HeadPrecision {
     #[default]
     Exact,
     /// An int8 copy of them, made when the model is loaded: half the bytes to read for each token, which for
-    /// BitNet 2B4T makes decoding a third faster. The 64 largest logits are exact all the same, so greedy answers stay
+    /// BitNet 2B4T makes decoding a fifth faster. The 64 largest logits are exact all the same, so greedy answers stay
     /// what they are as far as the best token is among these; the others are off by 1 % of their spread (KL divergence 3e-5
     /// with random weights of that shape).
     Int8,

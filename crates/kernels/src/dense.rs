@@ -13,6 +13,8 @@ use crate::{
 /// Rows and tokens of a tile: 16 vectors of sums.
 const TILE: usize = 4;
 
+const CACHE_LINE: usize = 64;
+
 /// Rows that one task computes: enough to be worth it, and a multiple of [`TILE`].
 const TASK_ROWS: usize = 256;
 
@@ -269,7 +271,15 @@ fn tile<W: Weight, const R: usize, const T: usize, const FMA: bool>(
     let inputs: [Split<'_, f32>; T] =
         std::array::from_fn(|t| x[t * cols..(t + 1) * cols].as_chunks::<LANES>());
     let mut sums = [[[0.0; LANES]; T]; R];
+    let steps_per_line = (CACHE_LINE / (LANES * size_of::<W::Bytes>())).max(1);
     for k in 0..cols / LANES {
+        // The streams of several rows are more than the hardware's prefetching follows: each line is asked for while the
+        // same place of the rows before is computed.
+        if k % steps_per_line == 0 {
+            for r in 0..R {
+                lanes::prefetch(w.as_ptr().wrapping_add((R + r) * cols + k * LANES));
+            }
+        }
         for r in 0..R {
             let mut wide = [0.0; LANES];
             for i in 0..LANES {

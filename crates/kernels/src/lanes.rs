@@ -31,6 +31,19 @@ pub(crate) fn accumulate<const FMA: bool>(sum: &mut Lanes, a: &Lanes, b: &Lanes)
     }
 }
 
+/// Asks for the cache line at an address, which may be any.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of x86-64, and a prefetch of an address that is not mapped does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Adds up the lanes, by halves.
 #[inline(always)]
 pub(crate) fn sum(mut lanes: Lanes) -> f32 {

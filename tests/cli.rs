@@ -253,6 +253,34 @@ fn ctrl_c_ends_the_wait_for_standard_input() {
     assert!(code.code() == Some(130) || code.code().is_none(), "{code:?}");
 }
 
+/// Ctrl-C at any time while a file is written leaves neither it nor a part of it.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_nothing_half_written() {
+    use std::process::{Command, Stdio};
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ternion"))
+        .args(["synth", "--shape", "bitnet-large", "--format", "gguf-tq1", "--out", "large.gguf"])
+        .current_dir(folder.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let entries = || -> Vec<String> {
+        let names = std::fs::read_dir(folder.path()).unwrap();
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let started = std::time::Instant::now();
+    while !entries().iter().any(|name| name.contains(".partial-")) {
+        assert!(child.try_wait().unwrap().is_none() && started.elapsed().as_secs() < 60, "{:?}", entries());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(entries().is_empty(), "{:?}", entries());
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_standard_error_does_not_change_the_exit_code() {

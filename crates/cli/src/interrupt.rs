@@ -3,7 +3,10 @@
 //!
 //! At the prompt of a conversation the line editor reads Ctrl-C as a key, so no signal comes here then.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use ternion::formats::partial_path;
 
 use tokio_util::sync::CancellationToken;
 
@@ -11,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Default)]
 pub(crate) struct Interrupts {
     current: Arc<Mutex<CancellationToken>>,
+    leftovers: Arc<Mutex<Vec<PathBuf>>>,
 }
 
 impl Interrupts {
@@ -23,6 +27,7 @@ impl Interrupts {
             // Where signals cannot be had, Ctrl-C keeps what the system makes of it.
             while tokio::signal::ctrl_c().await.is_ok() {
                 if listener.is_cancelled() {
+                    listener.remove_leftovers();
                     std::process::exit(130);
                 }
                 listener.current().cancel();
@@ -41,6 +46,30 @@ impl Interrupts {
     /// Nothing that looks at a token is going on.
     pub(crate) fn idle(&self) {
         self.renew().cancel();
+    }
+
+    /// While `work` writes to `target`, an end by Ctrl-C removes what has been written of it.
+    pub(crate) fn writing<T>(&self, target: &Path, work: impl FnOnce() -> T) -> T {
+        match partial_path(target) {
+            Some(path) => self.using(&path, work),
+            None => work(),
+        }
+    }
+
+    /// While `work` needs the file or folder `path`, an end by Ctrl-C removes it.
+    pub(crate) fn using<T>(&self, path: &Path, work: impl FnOnce() -> T) -> T {
+        let leftovers = || self.leftovers.lock().unwrap_or_else(PoisonError::into_inner);
+        leftovers().push(path.to_owned());
+        let result = work();
+        leftovers().retain(|left| left != path);
+        result
+    }
+
+    fn remove_leftovers(&self) {
+        for path in &*self.leftovers.lock().unwrap_or_else(PoisonError::into_inner) {
+            // It may not be there yet, and there is nobody left to tell that it cannot be removed.
+            let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        }
     }
 
     /// The token of the current piece of work.

@@ -73,7 +73,8 @@ async fn run(app: &App, command: Command) -> Outcome {
 }
 
 fn log_to_stderr(verbose: u8) {
-    let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
+    // ONNX Runtime warns of what files are made like on purpose.
+    let level = ["warn,ort=error", "info", "debug", "trace"][usize::from(verbose.min(3))];
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -5,6 +5,13 @@ use std::path::{Path, PathBuf};
 
 use ternion_core::{Error, Result};
 
+/// Where what is written to `target` lies until it is whole; `None` where `target` has no name. A process that is ended
+/// in the middle leaves it there.
+pub fn partial_path(target: &Path) -> Option<PathBuf> {
+    let name = target.file_name()?.to_string_lossy();
+    Some(target.with_file_name(format!("{name}.partial-{}", std::process::id())))
+}
+
 /// A file or folder that is being written.
 pub(crate) struct Unfinished {
     path: PathBuf,
@@ -14,12 +21,11 @@ pub(crate) struct Unfinished {
 impl Unfinished {
     /// A temporary name beside `target`, where nothing is yet.
     pub(crate) fn new(target: &Path) -> Result<Self> {
-        let name = target.file_name().ok_or_else(|| {
+        let path = partial_path(target).ok_or_else(|| {
             Error::invalid_request("the output has no name, expected a new one")
                 .with("path", target.display())
         })?;
-        let partial = format!("{}.partial-{}", name.to_string_lossy(), std::process::id());
-        Ok(Self { path: target.with_file_name(partial), target: target.to_owned() })
+        Ok(Self { path, target: target.to_owned() })
     }
 
     /// A new folder, with the folders above it.

@@ -17,7 +17,9 @@ pub(crate) fn run(app: &App, args: &ConvertArgs) -> Outcome {
         let mut options = Options::new(args.to);
         options.embedding = args.embedding;
         options.overwrite = args.force;
-        convert::convert(&checkpoint, &args.out, &options, &mut |done, total| bar.set(done, total))?;
+        app.interrupts.writing(&args.out, || {
+            convert::convert(&checkpoint, &args.out, &options, &mut |done, total| bar.set(done, total))
+        })?;
         Ok::<_, Failure>(checkpoint)
     });
     bar.clear();

@@ -44,8 +44,11 @@ pub(crate) fn run(app: &App, args: &SynthArgs) -> Outcome {
 
 fn write(app: &App, folder: &Path, shape: &Shape, args: &SynthArgs) -> Outcome {
     let bar = app.output.bytes("write");
-    let result =
-        blocking(app, || synth::write(folder, shape, args.seed, &mut |done, total| bar.set(done, total)));
+    let result = blocking(app, || {
+        app.interrupts.writing(folder, || {
+            synth::write(folder, shape, args.seed, &mut |done, total| bar.set(done, total))
+        })
+    });
     bar.clear();
     Ok(result?)
 }
@@ -62,18 +65,22 @@ fn write_gguf(app: &App, shape: &Shape, args: &SynthArgs) -> Outcome {
         return Err(taken(&args.out, why));
     }
     let folder = beside(&args.out, "synth")?;
-    let result = write(app, &folder, shape, args).and_then(|()| {
+    let through_folder = || {
+        write(app, &folder, shape, args)?;
         let bar = app.output.bytes("convert");
         let mut options = Options::new(args.format);
         options.overwrite = args.force;
         let result = blocking(app, || {
             let mut checkpoint = Checkpoint::open(&folder)?;
             checkpoint.name.clone_from(&args.shape);
-            convert(&checkpoint, &args.out, &options, &mut |done, total| bar.set(done, total))
+            app.interrupts.writing(&args.out, || {
+                convert(&checkpoint, &args.out, &options, &mut |done, total| bar.set(done, total))
+            })
         });
         bar.clear();
         Ok(result?)
-    });
+    };
+    let result = app.interrupts.using(&folder, through_folder);
     if folder.exists() {
         std::fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
     }

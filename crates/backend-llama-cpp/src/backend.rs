@@ -4,10 +4,10 @@ use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use ternion_core::{
-    CausalLm, Error, ErrorKind, LlmBackend, ModelInfo, Result, ResultExt,
+    CausalLm, Error, LlmBackend, ModelInfo, Result, ResultExt,
     config::ModelConfig,
     engine::{Engine, EngineOptions},
-    registry::{BackendFactory, LoadProgress, Progress},
+    registry::{BackendFactory, LoadProgress, Progress, load_blocking},
     text::Tokenizer,
 };
 use ternion_formats::Checkpoint;
@@ -39,11 +39,7 @@ impl BackendFactory for LlamaCppFactory {
         config: &ModelConfig,
         progress: Progress,
     ) -> Result<Arc<dyn LlmBackend>> {
-        let (name, config) = (name.to_owned(), config.clone());
-        tokio::task::spawn_blocking(move || load(&name, &config, &progress))
-            .await
-            .map_err(|e| Error::new(ErrorKind::Backend, "loading was interrupted").with_source(e))?
-            .during("load")
+        load_blocking(name, config, progress, load).await
     }
 }
 

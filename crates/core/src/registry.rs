@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
-    Error, LlmBackend, Result, ResultExt,
+    Error, ErrorKind, LlmBackend, Result, ResultExt,
     config::{Config, ModelConfig, suggest},
     echo::EchoFactory,
 };
@@ -39,6 +39,24 @@ pub trait BackendFactory: Send + Sync {
     /// Dropping the future gives the model up; what has been started may go on in the background until it is done.
     async fn load(&self, name: &str, config: &ModelConfig, progress: Progress)
     -> Result<Arc<dyn LlmBackend>>;
+}
+
+/// Runs the `load` of a backend whose loading blocks, on tokio's threads for such work: what most factories'
+/// [`load`](BackendFactory::load) is.
+///
+/// # Errors
+/// What `load` returns; [`Backend`](ErrorKind::Backend) if it panics.
+pub async fn load_blocking(
+    name: &str,
+    config: &ModelConfig,
+    progress: Progress,
+    load: fn(&str, &ModelConfig, &Progress) -> Result<Arc<dyn LlmBackend>>,
+) -> Result<Arc<dyn LlmBackend>> {
+    let (name, config) = (name.to_owned(), config.clone());
+    tokio::task::spawn_blocking(move || load(&name, &config, &progress))
+        .await
+        .map_err(|e| Error::new(ErrorKind::Backend, "loading was interrupted").with_source(e))?
+        .during("load")
 }
 
 /// How far the loading of a model is.

@@ -1,6 +1,6 @@
 //! The smallest embedding: load a checkpoint, stream one chat answer.
 //!
-//! `cargo run --release --example embed -- path/to/checkpoint "How many days are in a week?"`
+//! `cargo run --release -p ternion --example embed -- path/to/checkpoint "How many days are in a week?"`
 
 use std::io::Write;
 

@@ -1,9 +1,9 @@
 //! A host that swaps its model by changing its configuration file and nothing else.
 //!
 //! ```console
-//! $ cargo run --release --example swap -- examples/hosts/bitnet.toml
-//! $ cargo run --release --example swap -- examples/hosts/llama.yaml
-//! $ TERNION_DEFAULT_MODEL=parrot cargo run --release --example swap -- examples/hosts/bitnet.toml
+//! $ cargo run --release -p ternion --example swap -- examples/hosts/bitnet.toml
+//! $ cargo run --release -p ternion --example swap -- examples/hosts/llama.yaml
+//! $ TERNION_DEFAULT_MODEL=parrot cargo run --release -p ternion --example swap -- examples/hosts/bitnet.toml
 //! ```
 
 use std::sync::Arc;

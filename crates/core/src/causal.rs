@@ -72,7 +72,8 @@ pub trait CausalLm: Send {
     /// # Behavior
     /// `logits` is cleared, then holds the wanted rows `[rows, vocab_size]`, row after row, in the order of the
     /// inputs and of the tokens within each. The logits of a sequence do not depend on how its tokens are divided
-    /// over calls, nor on the other sequences of a call.
+    /// over calls, nor on the other sequences of a call, beyond the rounding of float sums in another order; an engine that
+    /// can avoids that too.
     ///
     /// # Errors
     /// After an error every sequence of the call has the length that it had before.

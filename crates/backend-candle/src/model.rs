@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use candle_nn::rotary_emb::rope_thd;
 use ternion_core::{
     CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput,
+    batch::{self, Span},
     kv::{KvCache, Layout},
 };
 use ternion_formats::{Activation, Checkpoint, DenseTensor, LayerTensors, ModelSpec};
@@ -14,7 +15,7 @@ use ternion_formats::{Activation, Checkpoint, DenseTensor, LayerTensors, ModelSp
 use crate::{
     HeadPrecision,
     head::Head,
-    ops::{self, CachedAttention, GatedUnit, Norm, Projections, Span},
+    ops::{self, CachedAttention, GatedUnit, Norm, Projections},
 };
 
 /// Sizes that a host may set.
@@ -152,53 +153,12 @@ impl Decoder {
         })
     }
 
-    /// Checks a batch and says where each sequence's tokens lie in it.
-    fn spans(&self, batch: &[SequenceInput<'_>]) -> Result<Vec<Span>> {
-        let mut spans: Vec<Span> = Vec::with_capacity(batch.len());
-        let mut start = 0;
-        for input in batch {
-            let sequence = input.sequence;
-            let past = self
-                .cache
-                .length(sequence)
-                .ok_or_else(|| Error::backend(format!("sequence {} does not exist", sequence.0)))?;
-            let count = input.tokens.len();
-            if count == 0 || spans.iter().any(|s| s.sequence == sequence) {
-                return Err(Error::backend(format!(
-                    "sequence {} is in the batch twice or without tokens",
-                    sequence.0
-                )));
-            }
-            if past + count > self.options.context {
-                let context = self.options.context;
-                return Err(Error::new(
-                    ErrorKind::ContextOverflow,
-                    format!("{past} tokens and {count} more; at most {context} fit into the context"),
-                ));
-            }
-            if let Some(token) = input.tokens.iter().find(|&&t| t as usize >= self.vocab_size) {
-                return Err(Error::backend(format!("token {token} is not below {}", self.vocab_size)));
-            }
-            spans.push(Span { sequence, start, count, past });
-            start += count;
-        }
-        Ok(spans)
-    }
-
     fn run(&mut self, batch: &[SequenceInput<'_>], spans: &[Span], logits: &mut Vec<f32>) -> Result<()> {
         for span in spans {
             self.cache.reserve(span.sequence, span.count)?;
         }
         let h = self.hidden_states(batch, spans).map_err(candle_error)?;
         self.head(&h, batch, spans, logits).map_err(candle_error)
-    }
-
-    fn room_for_one(&self) -> Result<()> {
-        if self.cache.sequences() < self.options.max_sequences {
-            return Ok(());
-        }
-        let most = self.options.max_sequences;
-        Err(Error::new(ErrorKind::ResourceExhausted, format!("all {most} sequences are in use")))
     }
 
     /// The hidden states after the last layer, `[T, hidden]`.
@@ -306,13 +266,14 @@ impl CausalLm for Decoder {
     }
 
     fn new_sequence(&mut self) -> Result<SequenceId> {
-        self.room_for_one()?;
+        batch::room_for_one(self.cache.sequences(), self.options.max_sequences)?;
         Ok(self.cache.create())
     }
 
     fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
         logits.clear();
-        let spans = self.spans(batch)?;
+        let length = |id| self.cache.length(id);
+        let spans = batch::spans(batch, length, self.options.context, self.vocab_size)?;
         let pool = Arc::clone(&self.pool);
         let outcome = pool.install(|| self.run(batch, &spans, logits));
         for span in &spans {
@@ -334,7 +295,7 @@ impl CausalLm for Decoder {
     }
 
     fn fork(&mut self, sequence: SequenceId, length: usize) -> Result<SequenceId> {
-        self.room_for_one()?;
+        batch::room_for_one(self.cache.sequences(), self.options.max_sequences)?;
         self.cache.fork(sequence, length)
     }
 

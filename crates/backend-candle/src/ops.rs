@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use ternion_core::{
-    SequenceId,
+    batch::Span,
     kv::{self, KvCache},
 };
 use ternion_formats::{Activation, DenseTensor, Linear, RmsNorm, Weights};
@@ -140,17 +140,6 @@ impl CustomOp1 for GatedUnit {
         unit(x, width, &mut out);
         Ok((CpuStorage::F32(out), Shape::from((tokens, width))))
     }
-}
-
-/// One sequence's part of a batch.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Span {
-    pub(crate) sequence: SequenceId,
-    /// Its first token in the batch.
-    pub(crate) start: usize,
-    pub(crate) count: usize,
-    /// Tokens in the KV cache before.
-    pub(crate) past: usize,
 }
 
 /// Appends keys and values to the KV cache of one layer and attends: queries `[T, heads * head_dim]`, keys and values

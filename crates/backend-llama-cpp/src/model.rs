@@ -1,5 +1,6 @@
 //! [`CausalLm`] on a context of llama.cpp.
 
+use ternion_core::batch;
 use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, ResultExt, SequenceId, SequenceInput};
 use ternion_formats::{Checkpoint, DenseTensor};
 
@@ -134,35 +135,6 @@ impl LlamaCpp {
         self.lengths.get(sequence.0 as usize).copied().flatten()
     }
 
-    /// Checks what llama.cpp would abort for, or what would leave a call half done.
-    fn check(&self, batch: &[SequenceInput<'_>]) -> Result<()> {
-        for (i, input) in batch.iter().enumerate() {
-            let sequence = input.sequence;
-            let past = self
-                .length(sequence)
-                .ok_or_else(|| Error::backend(format!("sequence {} does not exist", sequence.0)))?;
-            let count = input.tokens.len();
-            if count == 0 || batch[..i].iter().any(|other| other.sequence == sequence) {
-                return Err(Error::backend(format!(
-                    "sequence {} is in the batch twice or without tokens",
-                    sequence.0
-                )));
-            }
-            if past + count > self.context_length {
-                let context = self.context_length;
-                return Err(Error::new(
-                    ErrorKind::ContextOverflow,
-                    format!("{past} tokens and {count} more; at most {context} fit into the context"),
-                ));
-            }
-            let vocab_size = self.context.vocab_size();
-            if let Some(token) = input.tokens.iter().find(|&&t| t as usize >= vocab_size) {
-                return Err(Error::backend(format!("token {token} is not below {vocab_size}")));
-            }
-        }
-        Ok(())
-    }
-
     fn run(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
         let tokens: Vec<(u32, usize, u32, bool)> = batch
             .iter()
@@ -237,7 +209,8 @@ impl CausalLm for LlamaCpp {
 
     fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
         logits.clear();
-        self.check(batch)?;
+        // Also what llama.cpp would abort for, or what would leave a call half done.
+        batch::spans(batch, |id| self.length(id), self.context_length, self.context.vocab_size())?;
         let outcome = self.run(batch, logits);
         for input in batch {
             let index = input.sequence.0 as usize;
@@ -274,9 +247,7 @@ impl CausalLm for LlamaCpp {
     }
 
     fn fork(&mut self, sequence: SequenceId, length: usize) -> Result<SequenceId> {
-        let current = self
-            .length(sequence)
-            .ok_or_else(|| Error::backend(format!("sequence {} does not exist", sequence.0)))?;
+        let current = self.length(sequence).ok_or_else(|| batch::no_such(sequence))?;
         let length = length.min(current);
         if !self.can_cut && length < current {
             return Err(Error::unsupported("the model's state cannot be cut to a shorter text"));

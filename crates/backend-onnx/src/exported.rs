@@ -14,10 +14,10 @@ use ort::memory::Allocator;
 use ort::session::IoBinding;
 use ort::session::Session;
 use ort::value::{DynTensor, PrimitiveTensorElementType, Tensor, TensorElementType};
+use ternion_core::batch::{self, Span};
 use ternion_core::{CausalLm, Error, Result, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Summary};
 
-use crate::batch::{self, Span};
 use crate::layout::{Cache, Integers, Layout};
 use crate::library::Library;
 use crate::model::{Sizes, engine_error, session_builder};

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use ort::session::Session;
 use ort::value::Tensor;
+use ternion_core::batch::{self, Span};
 use ternion_core::kv::{KvCache, Layout};
 use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Node, Size, Summary, fast};
 
-use crate::batch::{self, Span};
 use crate::library::Library;
 use crate::model::{Sizes, engine_error, session_builder};
 use crate::ops::{self, Shared};

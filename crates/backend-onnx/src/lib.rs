@@ -11,7 +11,6 @@
 //! `unsafe` is where the native library is looked at (`library`) and where weights of 16 bits are seen as bytes (`ops`).
 
 mod backend;
-mod batch;
 mod config;
 mod exported;
 mod fast;

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::{Error, ErrorKind, Result, SequenceId};
+use crate::{Error, ErrorKind, Result, SequenceId, batch::no_such};
 
 /// Positions in a block. `ternion_kernels::attention` takes blocks of the same size.
 pub const BLOCK: usize = 64;
@@ -183,10 +183,6 @@ fn allocate(floats: usize) -> Result<Block> {
     })?;
     block.resize(floats, 0.0);
     Ok(block)
-}
-
-fn no_such(id: SequenceId) -> Error {
-    Error::backend(format!("sequence {} does not exist", id.0))
 }
 
 fn no_room(id: SequenceId) -> Error {

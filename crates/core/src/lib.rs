@@ -7,6 +7,7 @@
 //!   can differ in their logits and in nothing else.
 //! * [`text`] holds the preprocessing: tokenizer, token counting, chat templates, incremental detokenizing.
 //! * [`config`] and [`registry`] turn a configuration file into a backend.
+//! * [`batch`] holds the checks that every engine makes of a batch.
 //! * [`kv`] is a paged KV cache for engines that keep keys and values themselves.
 //! * [`mod@file`] reads small files within a bound.
 //! * [`echo`] is a backend without a model, for the tests of hosts.
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+pub mod batch;
 mod causal;
 pub mod config;
 pub mod echo;

@@ -46,6 +46,4 @@ pub use isa::Isa;
 pub use master::quantize_master;
 pub use matmul::{Product, accumulate, matmul, matmul_all, matmul_part, matmul_with};
 pub use quantize::Quantized;
-pub use ternary::{
-    MAX_COLS, TernaryLayout, TernaryRef, WeightsError, find_invalid_code, pack, repack, unpack,
-};
+pub use ternary::{MAX_COLS, TernaryLayout, TernaryRef, WeightsError, find_invalid_code, pack, unpack};

@@ -178,35 +178,6 @@ pub fn unpack(weights: TernaryRef<'_>) -> Vec<i8> {
     trits
 }
 
-/// The codes of `weights` in another layout.
-///
-/// # Errors
-/// If the shape is none that the layout can hold.
-pub fn repack(weights: TernaryRef<'_>, layout: TernaryLayout) -> Result<Vec<u8>, WeightsError> {
-    if weights.layout == layout {
-        return Ok(weights.codes.to_vec());
-    }
-    let TernaryRef { rows, cols, .. } = weights;
-    check_shape(layout, rows, cols)?;
-    let target = TernaryRef { layout, codes: &[], rows, cols };
-    let mut codes = vec![0; rows / 4 * cols];
-    codes.par_chunks_exact_mut(cols).enumerate().for_each(|(u, unit)| {
-        for i in 0..4 {
-            let row = target.row_of(u, i);
-            let (from, j) = match weights.layout {
-                TernaryLayout::Quarters => (row % (rows / 4), row / (rows / 4)),
-                TernaryLayout::I2s => (row / 4, row % 4),
-            };
-            let from = weights.unit(from);
-            for k in 0..cols {
-                let ((source, down), (byte, up)) = (weights.place(j, k), target.place(i, k));
-                unit[byte] |= ((from[source] >> down) & 3) << up;
-            }
-        }
-    });
-    Ok(codes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,26 +204,6 @@ mod tests {
         assert!(codes[32..].iter().all(|byte| *byte == 0x55));
         assert_eq!(unpack(TernaryRef::new(TernaryLayout::I2s, &codes, 4, 128).unwrap()), trits);
         assert!(TernaryRef::new(TernaryLayout::I2s, &codes, 8, 64).is_err());
-    }
-
-    #[test]
-    fn repacking_keeps_every_weight() {
-        let (rows, cols) = (12, 256);
-        let trits: Vec<i8> = (0..rows * cols).map(|i| (i * 7 % 11 % 3) as i8 - 1).collect();
-        for from in [TernaryLayout::Quarters, TernaryLayout::I2s] {
-            let codes = pack(from, &trits, rows, cols).unwrap();
-            let weights = TernaryRef::new(from, &codes, rows, cols).unwrap();
-            for to in [TernaryLayout::Quarters, TernaryLayout::I2s] {
-                assert_eq!(
-                    repack(weights, to).unwrap(),
-                    pack(to, &trits, rows, cols).unwrap(),
-                    "{from:?} {to:?}"
-                );
-            }
-        }
-        let codes = pack(TernaryLayout::Quarters, &[1; 4 * 40], 4, 40).unwrap();
-        let narrow = TernaryRef::new(TernaryLayout::Quarters, &codes, 4, 40).unwrap();
-        assert!(repack(narrow, TernaryLayout::I2s).unwrap_err().to_string().contains("multiple of 128"));
     }
 
     #[test]

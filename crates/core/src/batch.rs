@@ -1,20 +1,27 @@
-//! What both kinds of decoders check of a batch before they compute it.
+//! What every [`CausalLm`](crate::CausalLm) checks of a batch before it computes it, so that all refuse alike.
 
-use ternion_core::{Error, ErrorKind, Result, SequenceId, SequenceInput};
+use crate::{Error, ErrorKind, Result, SequenceId, SequenceInput};
 
 /// One sequence's part of a batch.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Span {
-    pub(crate) sequence: SequenceId,
+pub struct Span {
+    /// The sequence.
+    pub sequence: SequenceId,
     /// Its first token in the batch.
-    pub(crate) start: usize,
-    pub(crate) count: usize,
+    pub start: usize,
+    /// How many tokens there are.
+    pub count: usize,
     /// Tokens in the KV cache before.
-    pub(crate) past: usize,
+    pub past: usize,
 }
 
-/// Checks a batch and says where each sequence's tokens lie in it. `length` is that of a sequence, if it exists.
-pub(crate) fn spans(
+/// Checks what [`CausalLm::forward`](crate::CausalLm::forward) requires of a batch, and says where each sequence's tokens
+/// lie in it. `length` is that of a sequence, if it exists.
+///
+/// # Errors
+/// [`ContextOverflow`](ErrorKind::ContextOverflow) where a sequence would grow beyond `context`,
+/// [`Backend`](ErrorKind::Backend) for the rest, which a caller gets wrong.
+pub fn spans(
     batch: &[SequenceInput<'_>],
     length: impl Fn(SequenceId) -> Option<usize>,
     context: usize,
@@ -47,12 +54,16 @@ pub(crate) fn spans(
     Ok(spans)
 }
 
-pub(crate) fn no_such(sequence: SequenceId) -> Error {
+/// The error about a sequence that does not exist.
+pub fn no_such(sequence: SequenceId) -> Error {
     Error::backend(format!("sequence {} does not exist", sequence.0))
 }
 
-/// An error where all sequences are in use.
-pub(crate) fn room_for_one(used: usize, most: usize) -> Result<()> {
+/// Checks that one more sequence than the `used` may exist.
+///
+/// # Errors
+/// [`ResourceExhausted`](ErrorKind::ResourceExhausted) where all `most` are in use.
+pub fn room_for_one(used: usize, most: usize) -> Result<()> {
     if used < most {
         return Ok(());
     }

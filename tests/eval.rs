@@ -40,8 +40,8 @@ struct GoldenItem {
     loglikelihood: Option<f64>,
 }
 
-fn golden() -> Golden {
-    serde_json::from_slice(&std::fs::read(fixture("eval/golden.json")).unwrap()).unwrap()
+fn golden(name: &str) -> Golden {
+    serde_json::from_slice(&std::fs::read(fixture("eval").join(name)).unwrap()).unwrap()
 }
 
 /// The model of the golden file with a context of one more token, which is scored and not fed.
@@ -74,7 +74,7 @@ fn prompt(item: &Item) -> String {
 
 #[tokio::test]
 async fn gsm8k_has_the_prompts_answers_and_scores_of_lm_eval() {
-    let golden = golden();
+    let golden = golden("golden.json");
     let model = model(&golden).await;
     for (kind, name) in [(Kind::Gsm8k, "gsm8k"), (Kind::Gsm8kCot, "gsm8k_cot")] {
         let expected = &golden.tasks[name];
@@ -101,7 +101,7 @@ async fn gsm8k_has_the_prompts_answers_and_scores_of_lm_eval() {
 
 #[tokio::test]
 async fn mmlu_has_the_prompts_loglikelihoods_and_scores_of_lm_eval() {
-    let golden = golden();
+    let golden = golden("golden.json");
     let model = model(&golden).await;
     let task = open(Kind::Mmlu, "mmlu");
     let items = task.items(&model).unwrap();
@@ -130,15 +130,50 @@ async fn mmlu_has_the_prompts_loglikelihoods_and_scores_of_lm_eval() {
     assert_eq!(compared, run.records.len());
 }
 
+/// With the chat template the white space before the answer belongs to the continuation.
+#[tokio::test]
+async fn chats_have_the_loglikelihoods_of_lm_eval() {
+    let golden = golden("golden-chat.json");
+    let model = model(&golden).await;
+    let settings = Settings { chat: true, ..Settings::default() };
+    let task = Task::open(Kind::Mmlu, &fixture("eval/mmlu"), &settings).unwrap();
+    let run = run(&model, &task).await;
+    for (name, expected) in &golden.tasks {
+        let subject = name.strip_prefix("mmlu_").unwrap();
+        let records = run.records.iter().filter(|r| r.group == subject);
+        let mut compared = 0;
+        for (record, expected) in records.zip(&expected.items) {
+            assert_eq!(expected.continuations, ["A", "B", "C", "D"]);
+            let Outcome::Chosen { loglikelihoods, .. } = &record.outcome else { panic!() };
+            for (found, expected) in loglikelihoods.iter().zip(&expected.loglikelihoods) {
+                close(*found, *expected, 1e-4, &record.id);
+            }
+            compared += 1;
+        }
+        assert_eq!(compared, expected.items.len());
+    }
+}
+
 #[tokio::test]
 async fn texts_have_the_loglikelihoods_and_perplexities_of_lm_eval() {
-    let golden = golden();
-    let model = model(&golden).await;
+    // In one window each, and in windows of 63 tokens.
+    for (name, windows) in [("golden.json", 2), ("golden-windows.json", 5)] {
+        texts_are_those_of(&golden(name), windows).await;
+    }
+}
+
+async fn texts_are_those_of(golden: &Golden, windows: usize) {
+    let model = model(golden).await;
     let expected = &golden.tasks["text"];
     let run = run(&model, &open(Kind::Perplexity, "text")).await;
-    for (record, expected) in run.records.iter().zip(&expected.items) {
-        let Outcome::Scored { loglikelihood, .. } = record.outcome else { panic!() };
-        close(loglikelihood, expected.loglikelihood.unwrap(), 1e-4, &record.id);
+    assert!(run.records.len() >= windows, "{}", run.records.len());
+    for (document, expected) in run.documents.iter().zip(&expected.items) {
+        let windows = run.records.iter().filter(|r| r.group == document.name);
+        let total = windows.map(|r| match r.outcome {
+            Outcome::Scored { loglikelihood, .. } => loglikelihood,
+            _ => panic!("{} is not scored", r.id),
+        });
+        close(total.sum(), expected.loglikelihood.unwrap(), 1e-4, &document.name);
     }
     let found = Report::new(&run).perplexity.unwrap();
     close(found.bits_per_byte, expected.scores["bits_per_byte,none"], 1e-4, "bits per byte");

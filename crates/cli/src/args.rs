@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use ternion::Sampling;
 use ternion::formats::convert::{Embedding, Target};
 
+use crate::args_eval::EvalArgs;
+
 /// Chat with, inspect, verify and measure ternary language models on plain CPUs.
 #[derive(Debug, Parser)]
 #[command(name = "ternion", version, propagate_version = true, arg_required_else_help = true)]
@@ -40,6 +42,8 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     /// Measure load time, prefill and decode speed, memory, and the machine's memory bandwidth.
     Bench(BenchArgs),
+    /// Measure how good the answers are (GSM8K, MMLU, perplexity), of one model or of two in comparison.
+    Eval(EvalArgs),
     /// Print the JSON schema of the configuration.
     Schema,
 }

@@ -96,8 +96,12 @@ impl Comparison {
     /// Compares two runs of one task on the same data.
     ///
     /// # Errors
-    /// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) where they have no item in common.
+    /// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) where they are not of one task on the same data, or have no
+    /// item in common.
     pub fn new(a: &Evaluation, b: &Evaluation) -> Result<Self> {
+        if a.task.name != b.task.name || a.data != b.data {
+            return Err(Error::invalid_request("the two runs are not of one task on the same data"));
+        }
         let of_b: HashMap<&str, &Record> = b.records.iter().map(|r| (r.id.as_str(), r)).collect();
         let pairs: Vec<(&Record, &Record)> =
             a.records.iter().filter_map(|r| Some((r, *of_b.get(r.id.as_str())?))).collect();
@@ -107,7 +111,7 @@ impl Comparison {
             Kind::Perplexity => &[],
         };
         let perplexity = if metrics.is_empty() { paired_difference(a, b, &pairs) } else { None };
-        if a.task.name != b.task.name || (perplexity.is_none() && (pairs.is_empty() || metrics.is_empty())) {
+        if perplexity.is_none() && (pairs.is_empty() || metrics.is_empty()) {
             return Err(Error::invalid_request("the two runs have no item in common to compare"));
         }
         let name = |run: &Evaluation| format!("{} ({})", run.model.name, run.model.backend);

@@ -114,7 +114,6 @@ impl Report {
             }
             Kind::Mmlu => report.add_mmlu(&run.records),
             Kind::Perplexity => {
-                report.task.shots = 0;
                 report.perplexity = perplexity(run);
             }
         }
@@ -145,11 +144,15 @@ impl Report {
 
     /// The report as lines for a person.
     pub fn text(&self) -> String {
+        let shots = match self.task.name {
+            Kind::Perplexity => String::new(),
+            _ => {
+                format!(", {} shots{}", self.task.shots, if self.task.chat { ", chat template" } else { "" })
+            }
+        };
         let mut lines = vec![format!(
-            "{}, {} shots{}: {} ({}, {})",
+            "{}{shots}: {} ({}, {})",
             self.task.name.name(),
-            self.task.shots,
-            if self.task.chat { ", chat template" } else { "" },
             self.model,
             self.backend,
             self.format

@@ -14,7 +14,7 @@ use crate::{
     model::{Fingerprint, Model},
     perplexity,
     records::{Header, Outcome, Record, Records},
-    task::{Document, Item, Task, TaskId, Work},
+    task::{DataId, Document, Item, Task, TaskId, Work},
 };
 
 /// Is told how far a run is.
@@ -53,6 +53,8 @@ pub struct Progress {
 pub struct Evaluation {
     /// The task and its settings.
     pub task: TaskId,
+    /// The data.
+    pub data: DataId,
     /// The model.
     pub model: Fingerprint,
     /// The texts of the perplexity task.
@@ -131,6 +133,7 @@ async fn run(model: &Model, task: &Task, options: RunOptions) -> Result<Evaluati
         task.documents.iter().map(|d| items.iter().filter(|i| i.group == d.name).map(scored).sum()).collect();
     Ok(Evaluation {
         task: header.task,
+        data: header.data,
         model: header.model,
         documents: task.documents.clone(),
         document_tokens,

@@ -35,7 +35,7 @@ def mmlu_rows(folder, split):
                 yield {"question": question, "subject": subject, "choices": choices, "answer": "ABCD".index(letter)}
 
 
-def write_parquet(folder, out):
+def write_mmlu_parquet(folder, out):
     """The layout of the data set `cais/mmlu`, configuration `all`."""
     schema = pa.schema([
         ("question", pa.string()), ("subject", pa.string()), ("choices", pa.list_(pa.string())), ("answer", pa.int64()),
@@ -44,6 +44,15 @@ def write_parquet(folder, out):
     for split in ("dev", "test"):
         table = pa.Table.from_pylist(list(mmlu_rows(folder, split)), schema=schema)
         pq.write_table(table, out / "all" / f"{split}-00000-of-00001.parquet")
+
+
+def write_gsm8k_parquet(folder, out):
+    """The layout of the data set `openai/gsm8k`, configuration `main`."""
+    (out / "main").mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        lines = (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        table = pa.Table.from_pylist([json.loads(line) for line in lines])
+        pq.write_table(table, out / "main" / f"{split}-00000-of-00001.parquet")
 
 
 def tasks(data, scratch):
@@ -57,13 +66,14 @@ def tasks(data, scratch):
 
     gsm8k = data / "gsm8k"
     if gsm8k.is_dir():
+        write_gsm8k_parquet(gsm8k, data / "gsm8k-parquet")
         files = {split: str(gsm8k / f"{split}.jsonl") for split in ("train", "test")}
         local = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}}
         yield write("gsm8k", include=str(own / "gsm8k" / "gsm8k.yaml"), **local)
         yield write("gsm8k_cot", include=str(own / "gsm8k" / "gsm8k-cot.yaml"), **local)
     mmlu = data / "mmlu"
     if mmlu.is_dir():
-        write_parquet(mmlu, data / "mmlu-parquet")
+        write_mmlu_parquet(mmlu, data / "mmlu-parquet")
         for subject in sorted({row["subject"] for row in mmlu_rows(mmlu, "test")}):
             files = {}
             for split in ("dev", "test"):

@@ -136,7 +136,7 @@ impl Report {
         if let Some(value) = mean(&values) {
             let errors: Option<Vec<f64>> = self.subjects.iter().map(|s| s.stderr).collect();
             let stderr = errors.and_then(|e| unweighted_standard_error(&e));
-            let interval = stderr.map(|e| normal_interval(value, e));
+            let interval = stderr.map(|e| normal_interval(value, e)).map(|(a, b)| (a.max(0.0), b.min(1.0)));
             let name = "acc, mean of subjects".to_owned();
             self.metrics.push(Metric { name, value, stderr, interval, items: self.items });
         }

@@ -6,8 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::Value;
 use ternion_core::echo::{Echo, EchoOptions};
-use ternion_eval::{Item, Kind, Model, Settings, Task, Work};
+use ternion_eval::{Item, Kind, Model, Outcome, RunOptions, Settings, Task, Work, evaluate};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/eval").join(name)
@@ -74,4 +75,33 @@ fn a_folder_for_each_subject_is_one_data_set_too() {
         }
     }
     assert_eq!(id(&folder.path().join("archive")), expected);
+}
+
+/// `make_answers.py` has asked lm-evaluation-harness's own filters and comparison.
+#[tokio::test]
+async fn answers_are_found_and_compared_as_lm_eval_does() {
+    let cases: Vec<Value> = serde_json::from_slice(&fs::read(fixture("answers.json")).unwrap()).unwrap();
+    assert!(cases.len() > 50);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("test.jsonl");
+    for case in cases {
+        let problem = serde_json::json!({"question": "?", "answer": case["gold"]});
+        fs::write(&path, problem.to_string()).unwrap();
+        let kind = if case["task"] == "gsm8k" { Kind::Gsm8k } else { Kind::Gsm8kCot };
+        let task = Task::open(kind, &path, &Settings { shots: Some(0), ..Settings::default() }).unwrap();
+        let mut options = EchoOptions::default();
+        options.reply = case["text"].as_str().map(str::to_owned);
+        let model = Model::new(Arc::new(Echo::new("echo", options))).unwrap();
+        let run = evaluate(&model, &task, RunOptions::default()).await.unwrap();
+        let Outcome::Generated { strict, flexible, strict_match, flexible_match, .. } =
+            &run.records[0].outcome
+        else {
+            panic!()
+        };
+        let of = |right: &bool| Value::from(f64::from(u8::from(*right)));
+        assert_eq!(case["found"]["strict-match"], **strict, "{case}");
+        assert_eq!(case["found"]["flexible-extract"], **flexible, "{case}");
+        assert_eq!(case["match"]["strict-match"], of(strict_match), "{case}");
+        assert_eq!(case["match"]["flexible-extract"], of(flexible_match), "{case}");
+    }
 }

@@ -1,7 +1,15 @@
 """Writes what lm-evaluation-harness makes of the data in `fixtures/eval`: prompts, log-likelihoods, answers, scores.
 
     pip install lm-eval==0.4.13 torch transformers accelerate
-    python crates/eval/tests/golden.py CHECKPOINT DATA GOLDEN [--max-length N] [--limit N]
+    python crates/eval/tests/golden.py CHECKPOINT DATA GOLDEN [--max-length N] [--limit N] [--chat] [--only TASK] [--double]
+
+The files in `fixtures/eval` are of these runs, `dense` being made by `make_dense.py` beside it:
+
+    golden.py fixtures/eval/dense fixtures/eval fixtures/eval/golden.json
+    golden.py fixtures/eval/dense fixtures/eval fixtures/eval/golden-windows.json --only text --max-length 63
+    golden.py fixtures/eval/dense fixtures/eval fixtures/eval/golden-chat.json --only mmlu_a --chat
+    golden.py fixtures/tiny-packed fixtures/eval fixtures/eval/golden-ternary.json --only mmlu
+    golden.py fixtures/tiny-packed fixtures/eval fixtures/eval/golden-ternary-double.json --only mmlu --double
 
 CHECKPOINT is a folder that transformers can load, DATA a folder with `gsm8k/{train,test}.jsonl`, `mmlu/{dev,test}/*.csv` and
 `text/*.txt` (what is missing is left out), GOLDEN the file to write. The parquet files beside the CSV files are written
@@ -109,14 +117,15 @@ def main():
     parser.add_argument("--max-length", type=int, default=2047)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--chat", action="store_true", help="apply the chat template")
+    parser.add_argument("--double", action="store_true", help="compute in float64")
     parser.add_argument("--only", help="tasks whose names begin with this")
     args = parser.parse_args()
 
-    # All in float32: the packed format's loader makes its weights bfloat16 whatever it is asked for.
+    # In one precision: the packed format's loader makes its weights bfloat16 whatever it is asked for.
     network = AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype="float32", attn_implementation="eager")
     for tensor in itertools.chain(network.parameters(), network.buffers()):
         if tensor.is_floating_point():
-            tensor.data = tensor.data.float()
+            tensor.data = tensor.data.double() if args.double else tensor.data.float()
     tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
     model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=1, max_length=args.max_length)
     with tempfile.TemporaryDirectory() as scratch:

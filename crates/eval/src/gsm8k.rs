@@ -50,7 +50,7 @@ struct Example {
 /// The items of the data set at `path`.
 pub(crate) fn read(path: &Path, task: &TaskId) -> Result<(Vec<Item>, DataId)> {
     let cot = task.name == crate::task::Kind::Gsm8kCot;
-    let (files, folder) = locate(path)?;
+    let (files, train) = locate(path)?;
     let tests = problems(&data::read(&files)?)?;
     let mut hash = DataHash::default();
     for (question, answer) in &tests {
@@ -63,7 +63,7 @@ pub(crate) fn read(path: &Path, task: &TaskId) -> Result<(Vec<Item>, DataId)> {
     let pool: Vec<Shot> = if cot {
         examples()?.into_iter().map(|e| Shot { question: ask(&e.question), answer: e.target }).collect()
     } else if task.shots > 0 {
-        let train = problems(&data::read(&train_files(&folder)?)?)?;
+        let train = problems(&data::read(&train_files(&train)?)?)?;
         train.into_iter().map(|(question, answer)| Shot { question: ask(&question), answer }).collect()
     } else {
         Vec::new()
@@ -101,11 +101,14 @@ pub(crate) fn read(path: &Path, task: &TaskId) -> Result<(Vec<Item>, DataId)> {
     Ok((items.collect(), data))
 }
 
-/// The files with the questions, and the folder where the examples' file is.
+/// The files with the questions, and the file or folder from which the examples are drawn.
 fn locate(path: &Path) -> Result<(Vec<PathBuf>, PathBuf)> {
     if !path.is_dir() {
+        // `NAME_train.jsonl` beside `NAME.jsonl`, else what the folder has.
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let own = path.with_file_name(format!("{stem}_train.{}", data::extension(path)));
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-        return Ok((vec![path.to_owned()], folder));
+        return Ok((vec![path.to_owned()], if own.is_file() { own } else { folder }));
     }
     // As it is, as the hub has it, as the authors' repository has it.
     for folder in [path.to_owned(), path.join("main"), path.join("grade_school_math/data")] {
@@ -121,6 +124,9 @@ fn locate(path: &Path) -> Result<(Vec<PathBuf>, PathBuf)> {
 }
 
 fn train_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    if folder.is_file() {
+        return Ok(vec![folder.to_owned()]);
+    }
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let files = data::split_files(folder, "train")?;
     if files.is_empty() {

@@ -30,8 +30,11 @@ fn jsonl_and_parquet_and_the_file_itself_are_one_data_set() {
     assert_eq!(lines, items(&fixture("gsm8k-parquet"), &settings));
     assert_eq!(lines, items(&fixture("gsm8k-parquet/main"), &settings));
     assert_eq!(lines, items(&fixture("gsm8k-parquet/main/test-00000-of-00001.parquet"), &settings));
-    // As the authors' repository has it.
     let folder = tempfile::tempdir().unwrap();
+    fs::copy(fixture("gsm8k/train.jsonl"), folder.path().join("small_train.jsonl")).unwrap();
+    fs::copy(fixture("gsm8k/test.jsonl"), folder.path().join("small.jsonl")).unwrap();
+    assert_eq!(lines, items(&folder.path().join("small.jsonl"), &settings));
+    // As the authors' repository has it.
     let inner = folder.path().join("grade_school_math/data");
     fs::create_dir_all(&inner).unwrap();
     for name in ["train.jsonl", "test.jsonl"] {

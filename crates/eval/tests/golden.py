@@ -12,8 +12,8 @@ The files in `fixtures/eval` are of these runs, `dense` being made by `make_dens
     golden.py fixtures/tiny-packed fixtures/eval fixtures/eval/golden-ternary-double.json --only mmlu --double
 
 CHECKPOINT is a folder that transformers can load, DATA a folder with `gsm8k/{train,test}.jsonl`, `mmlu/{dev,test}/*.csv` and
-`text/*.txt` (what is missing is left out), GOLDEN the file to write. The parquet files beside the CSV files are written
-as well, as `datasets` would. It is lm-eval's own code that builds the prompts, runs the model and scores it: only the place
+`text/*.txt` (what is missing is left out), or with `gsm8k.jsonl` and `gsm8k_train.jsonl`, GOLDEN the file to write. With a
+folder `gsm8k` the data sets are written as parquet files as well, as `datasets` would. It is lm-eval's own code that builds the prompts, runs the model and scores it: only the place
 of the data differs from its own tasks. The tests read GOLDEN; they need neither Python nor this script.
 """
 
@@ -73,15 +73,20 @@ def tasks(data, scratch):
         return name, str(path)
 
     gsm8k = data / "gsm8k"
+    files = {}
     if gsm8k.is_dir():
         write_gsm8k_parquet(gsm8k, data / "gsm8k-parquet")
         files = {split: str(gsm8k / f"{split}.jsonl") for split in ("train", "test")}
+    elif (data / "gsm8k.jsonl").is_file():
+        files = {"train": str(data / "gsm8k_train.jsonl"), "test": str(data / "gsm8k.jsonl")}
+    if files:
         local = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}}
         yield write("gsm8k", include=str(own / "gsm8k" / "gsm8k.yaml"), **local)
         yield write("gsm8k_cot", include=str(own / "gsm8k" / "gsm8k-cot.yaml"), **local)
     mmlu = data / "mmlu"
     if mmlu.is_dir():
-        write_mmlu_parquet(mmlu, data / "mmlu-parquet")
+        if gsm8k.is_dir():
+            write_mmlu_parquet(mmlu, data / "mmlu-parquet")
         for subject in sorted({row["subject"] for row in mmlu_rows(mmlu, "test")}):
             files = {}
             for split in ("dev", "test"):

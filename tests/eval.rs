@@ -20,6 +20,9 @@ struct Golden {
     checkpoint: String,
     max_length: usize,
     tasks: BTreeMap<String, GoldenTask>,
+    /// Averages over MMLU's subjects.
+    #[serde(default)]
+    mmlu: BTreeMap<String, f64>,
 }
 
 #[derive(Deserialize)]
@@ -131,6 +134,10 @@ async fn mmlu_has_the_prompts_loglikelihoods_and_scores_of_lm_eval() {
         close(metric.stderr.unwrap(), expected.scores["acc_stderr,none"], 1e-9, subject);
     }
     assert_eq!(compared, run.records.len());
+    for (metric, name) in report.metrics.iter().zip(["acc", "mean"]) {
+        close(metric.value, golden.mmlu[name], 1e-9, name);
+        close(metric.stderr.unwrap(), golden.mmlu[&format!("{name}_stderr")], 1e-9, name);
+    }
 }
 
 /// With the chat template the white space before the answer belongs to the continuation.

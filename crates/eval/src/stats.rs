@@ -40,7 +40,10 @@ pub(crate) fn wilson(successes: usize, n: usize) -> Option<(f64, f64)> {
     let center = p + z2 / (2.0 * n);
     let half = Z95 * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
     let scale = 1.0 + z2 / n;
-    Some((((center - half) / scale).max(0.0), ((center + half) / scale).min(1.0)))
+    // The ends are exact; what rounding leaves there would look odd.
+    let low = if successes == 0 { 0.0 } else { (center - half) / scale };
+    let high = if p >= 1.0 { 1.0 } else { (center + half) / scale };
+    Some((low, high))
 }
 
 /// The 95 % interval around `value` with this standard error.
@@ -103,6 +106,8 @@ mod tests {
         assert!((low - 0.0624).abs() < 5e-5 && (high - 0.1605).abs() < 5e-5, "{low} {high}");
         let (low, high) = wilson(0, 20).unwrap();
         assert!(low == 0.0 && (high - 0.1611).abs() < 5e-5, "{high}");
+        assert_eq!(wilson(6, 6).unwrap().1, 1.0);
+        assert_eq!(wilson(0, 6).unwrap().0, 0.0);
         assert!(wilson(0, 0).is_none());
     }
 

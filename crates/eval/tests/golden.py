@@ -30,6 +30,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # eager
 import lm_eval.tasks
 import pyarrow as pa
 import pyarrow.parquet as pq
+from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr, unweighted_mean_stderr
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -114,6 +115,18 @@ def tasks(data, scratch):
         )
 
 
+def averages(subjects):
+    """The figures of the group, by lm-eval's own functions."""
+    scores, errors = ([s["scores"][key] for s in subjects] for key in ("acc,none", "acc_stderr,none"))
+    sizes = [len(s["items"]) for s in subjects]
+    return {
+        "acc": aggregate_subtask_metrics(scores, sizes),
+        "acc_stderr": float(pooled_sample_stderr(errors, sizes)),
+        "mean": aggregate_subtask_metrics(scores, sizes, weight_by_size=False),
+        "mean_stderr": float(unweighted_mean_stderr(errors)),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=pathlib.Path)
@@ -160,6 +173,9 @@ def main():
                 item["loglikelihood"] = float(sample["resps"][0][0])
         scores = {k: v for k, v in results["results"][task].items() if isinstance(v, float)}
         golden["tasks"][task] = {"scores": scores, "items": [items[i] for i in sorted(items)]}
+    subjects = [golden["tasks"][t] for t in sorted(golden["tasks"]) if t.startswith("mmlu_")]
+    if subjects:
+        golden["mmlu"] = averages(subjects)
     args.golden.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,2 @@
+//! Conformance (placeholder until the suite is merged).
+pub mod compare;

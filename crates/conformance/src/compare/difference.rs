@@ -292,7 +292,8 @@ mod tests {
             alternatives: vec![vec![(1, -0.1), (5, -3.0)], vec![(2, -0.5), (3, -0.75)]],
         };
         let with = |tokens: &[u32]| GreedyAnswer { tokens: tokens.to_vec(), ..reference.clone() };
-        let gap_to = |tokens: &[u32]| greedy(&[reference.clone()], &[with(tokens)]).unwrap().largest_gap;
+        let gap_to =
+            |tokens: &[u32]| greedy(std::slice::from_ref(&reference), &[with(tokens)]).unwrap().largest_gap;
         assert_eq!(gap_to(&[1, 2]), 0.0);
         assert_eq!(gap_to(&[1, 3]), 0.25);
         assert_eq!(gap_to(&[9, 2]), f32::INFINITY);

@@ -98,6 +98,16 @@ fn a_coarser_head_and_a_missing_template_are_differences() {
 }
 
 #[test]
+fn one_model_alone_is_tried_on_the_contract() {
+    let report = json(ternion(&["conformance", "--config", &fixture_arg("nano-packed"), "--json"]));
+    assert_eq!(report["passed"], true);
+    let checks = report["checks"].as_array().unwrap();
+    let passed = checks.iter().filter(|check| check["outcome"] == "pass").count();
+    assert!(passed > 40, "{passed} of {}", checks.len());
+    assert!(checks.iter().all(|check| check["sentence"].as_str().is_some_and(|s| s.contains("::"))));
+}
+
+#[test]
 fn what_cannot_be_compared_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let config = configuration(folder.path());

@@ -33,7 +33,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Compare a model with known file hashes, logits and text (default: BitNet b1.58 2B4T).
     Verify(VerifyArgs),
-    /// Compare models that should be the same one: in other formats, on other engines, with other options.
+    /// Compare models that should be the same one: in other formats, on other engines, with other options. With one model, try
+    /// whether its backend keeps the contract.
     Conformance(ConformanceArgs),
     /// Write the logits at every position of a sequence of tokens.
     Logits(LogitsArgs),

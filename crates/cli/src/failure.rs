@@ -13,7 +13,7 @@ pub(crate) enum Failure {
     Usage(String),
     /// A check found a difference, which has been printed.
     Mismatch,
-    /// Models differ by more than is allowed, which has been printed.
+    /// Models differ by more than is allowed, or a backend breaks its contract, which has been printed.
     Beyond,
     /// Ctrl-C.
     Interrupted,

@@ -1,4 +1,5 @@
-//! `ternion conformance`: whether models that should be the same one are, and how far they are apart.
+//! `ternion conformance`: whether models that should be the same one are, and how far they are apart; of one model alone,
+//! whether its backend keeps the contract.
 
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use serde::Serialize;
 use ternion::ModelInfo;
 use ternion_conformance::compare::{Answers, Comparison, Finding, Inputs, Questions, Tolerances};
 
-use super::load;
+use super::{contract, load};
 use crate::App;
 use crate::args::{ConformanceArgs, ModelArgs};
 use crate::failure::{Failure, Outcome};
@@ -31,7 +32,10 @@ struct Compared {
 }
 
 pub(crate) async fn run(app: &App, args: &ConformanceArgs) -> Outcome {
-    let models = select(args)?;
+    let mut models = select(args)?;
+    if models.len() == 1 {
+        return contract::run(app, models.remove(0)).await;
+    }
     let inputs = inputs(args)?;
     let mut asked: Option<(Questions, Answers)> = None;
     let mut compared = Vec::new();
@@ -81,23 +85,13 @@ fn select(args: &ConformanceArgs) -> Outcome<Vec<Selected>> {
     let model = |path: &Path, name: Option<&String>| {
         Selected::for_files(&ModelArgs { model: Some(path.to_owned()), name: name.cloned() })
     };
-    let models = match (&args.configs[..], &args.names[..]) {
-        ([config], names) => {
-            names.iter().map(|name| model(config, Some(name))).collect::<Outcome<Vec<_>>>()?
-        }
-        (configs, []) => configs.iter().map(|config| model(config, None)).collect::<Outcome<Vec<_>>>()?,
-        _ => {
-            return Err(Failure::usage(
-                "--name chooses among the models of one configuration; several of --config take the default model of each",
-            ));
-        }
-    };
-    if models.len() < 2 {
-        return Err(Failure::usage(
-            "nothing to compare with; at least two of --config, or one with at least two of --name expected",
-        ));
+    match (&args.configs[..], &args.names[..]) {
+        (configs, []) => configs.iter().map(|config| model(config, None)).collect(),
+        ([config], names) => names.iter().map(|name| model(config, Some(name))).collect(),
+        _ => Err(Failure::usage(
+            "--name chooses among the models of one configuration; several of --config take the default model of each",
+        )),
     }
-    Ok(models)
 }
 
 fn inputs(args: &ConformanceArgs) -> Outcome<Inputs> {

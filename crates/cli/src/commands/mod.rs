@@ -4,6 +4,7 @@ pub(crate) mod answer;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod conformance;
+pub(crate) mod contract;
 pub(crate) mod conversation;
 pub(crate) mod convert;
 pub(crate) mod count;

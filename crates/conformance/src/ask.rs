@@ -19,7 +19,7 @@ use crate::{Failure, Sentence};
 pub(crate) const SHORT: usize = 12;
 
 /// How long a backend may take to notice what it should notice within a token or a chunk.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// A prompt whose beginning is its own, so that no check finds another's prefix in a KV cache. A backend that repeats
 /// what it is told has some words to say.
@@ -205,4 +205,29 @@ pub(crate) async fn soon<T>(
 pub(crate) async fn reason(stream: GenerateStream, sentence: Sentence) -> Result<FinishReason, Failure> {
     let end = soon("the stream", sentence, stream.collect()).await?;
     Ok(end.map_err(sentence.refused("the stream"))?.finish_reason)
+}
+
+/// Requests that are at work and not read, so that they hold their sequences and places.
+#[derive(Default)]
+pub(crate) struct Held(Vec<(GenerateRequest, GenerateStream)>);
+
+impl Held {
+    pub(crate) fn add(&mut self, request: GenerateRequest, stream: GenerateStream) {
+        self.0.push((request, stream));
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Cancels all of them and waits until nothing is left. Not by dropping: that is a check of its own.
+    pub(crate) async fn let_go(self, model: &dyn LlmBackend, sentence: Sentence) -> Result<(), Failure> {
+        for (request, _) in &self.0 {
+            request.cancel.cancel();
+        }
+        for (_, stream) in self.0 {
+            reason(stream, sentence).await?;
+        }
+        idle(model, sentence).await
+    }
 }

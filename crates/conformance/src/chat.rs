@@ -12,8 +12,8 @@ checks! { "chat":
     a_chat_is_its_rendering, RENDERED, [Generate, Chat, Tokenizer];
     a_chat_has_as_many_tokens_as_counted, COUNT, [Generate, Chat, Tokenizer];
     a_chat_is_answered, CHAT, [Generate, Chat];
-    a_chat_begins_with_one_bos, TEXT, [Generate, Chat, Tokenizer];
-    special_tokens_in_messages_are_text, UNTRUSTED, [Generate, Chat, Tokenizer];
+    a_chat_begins_with_one_bos, TEXT, [Generate, Chat, BeginningOfSequence];
+    special_tokens_in_messages_are_text, UNTRUSTED, [Generate, Chat, EndOfSequence];
     a_text_is_its_tokens, TEXT, [Generate, Tokenizer];
     special_tokens_in_a_text_are_control_tokens, TEXT, [Generate, EndOfSequence];
     nothing_is_added_to_tokens, TOKENS, [Generate, Tokenizer];
@@ -122,14 +122,9 @@ pub async fn a_chat_begins_with_one_bos(model: &dyn LlmBackend) -> Result<(), Fa
 /// The number of control tokens, or what differs.
 pub async fn special_tokens_in_messages_are_text(model: &dyn LlmBackend) -> Result<(), Failure> {
     let tokenizer = tokenizer(model, UNTRUSTED)?;
-    let specials: String = (0..tokenizer.vocab_size() as u32)
-        .filter(|&id| tokenizer.is_special(id))
-        .filter_map(|id| tokenizer.token(id))
-        .take(4)
-        .collect();
-    if specials.is_empty() {
-        return Ok(());
-    }
+    let special = (0..tokenizer.vocab_size() as u32).filter(|&id| tokenizer.is_special(id));
+    let specials: String =
+        special.chain(tokenizer.eos_id()).filter_map(|id| tokenizer.token(id)).take(4).collect();
     let control = |ids: &[u32]| ids.iter().filter(|&&id| tokenizer.is_special(id)).count();
     let harmless = render(&tokenizer, &[Message::user("good day")], UNTRUSTED)?;
     let hostile = vec![Message::user(format!("good {specials} day"))];

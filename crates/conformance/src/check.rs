@@ -104,6 +104,10 @@ pub(crate) enum Need {
     Tokenizer,
     /// The tokenizer names a token that ends a sequence.
     EndOfSequence,
+    /// The tokenizer names a token that begins a sequence.
+    BeginningOfSequence,
+    /// More than one sequence, so that requests run beside each other.
+    SeveralSequences,
     /// So few sequences and places in the queue that a check can take them all.
     SmallQueue,
     /// So few sequences that a check can take them all.
@@ -133,6 +137,11 @@ impl Need {
                 let eos = model.tokenizer().and_then(|t| t.eos_id());
                 (eos.is_some(), "no token that ends a sequence is known on this side")
             }
+            Self::BeginningOfSequence => {
+                let bos = model.tokenizer().and_then(|t| t.bos_id());
+                (bos.is_some(), "no token that begins a sequence is known on this side")
+            }
+            Self::SeveralSequences => (limits.max_sequences > 1, "there is one sequence"),
             Self::SmallQueue => {
                 let small = (1..=MOST_REQUESTS).contains(&places);
                 return (!small)

@@ -13,7 +13,7 @@ use crate::{
 checks! { "concurrency":
     requests_side_by_side_give_what_they_give_alone, SIDE_BY_SIDE, [Generate];
     all_methods_work_at_the_same_time, SIDE_BY_SIDE, [Generate, Score, Logits, Tokenizer];
-    a_slow_reader_slows_nobody_else, SLOW, [Generate];
+    a_slow_reader_slows_nobody_else, SLOW, [Generate, SeveralSequences];
     a_kept_prefix_does_not_show, PREFIX, [Generate];
     a_common_prefix_is_computed_once, PREFIX, [Generate, PrefixReuse, Tokenizer];
     no_more_sequences_than_promised, SEQUENCES, [Generate, SmallQueue];
@@ -100,10 +100,6 @@ pub async fn all_methods_work_at_the_same_time(model: &dyn LlmBackend) -> Result
 /// # Errors
 /// An answer that does not come, or differs.
 pub async fn a_slow_reader_slows_nobody_else(model: &dyn LlmBackend) -> Result<(), Failure> {
-    let limits = model.info().limits.clone();
-    if limits.max_sequences < 2 {
-        return Ok(()); // Nothing else can run beside it.
-    }
     let request = endless(prompt("slow"));
     let mut expected = start(model, request.clone(), SLOW).await?;
     first_token(&mut expected, SLOW).await?;

@@ -6,7 +6,7 @@ use ternion_core::{LlmBackend, Stats};
 
 use crate::{
     Failure, Sentence,
-    ask::{SHORT, answer, endless, first_token, greedy, idle, prompt, start, tokenizer},
+    ask::{Held, SHORT, answer, endless, first_token, greedy, idle, prompt, reason, start, tokenizer},
     check::checks,
 };
 
@@ -83,17 +83,19 @@ pub async fn the_vocabulary_has_all_tokens(model: &dyn LlmBackend) -> Result<(),
 /// # Errors
 /// The time that they took.
 pub async fn asking_never_blocks(model: &dyn LlmBackend) -> Result<(), Failure> {
-    let mut stream = start(model, endless(prompt("asking")), BLOCKS).await?;
+    let request = endless(prompt("asking"));
+    let mut stream = start(model, request.clone(), BLOCKS).await?;
     first_token(&mut stream, BLOCKS).await?;
+    let mut held = Held::default();
+    held.add(request, stream);
     let mut fastest = Duration::MAX;
     for _ in 0..10 {
         let asked = Instant::now();
         let _ = (model.info(), model.tokenizer(), model.stats());
         fastest = fastest.min(asked.elapsed());
     }
-    drop(stream);
-    BLOCKS.require(fastest < Duration::from_millis(20), format_args!("{fastest:?}"), "an answer at once")?;
-    idle(model, BLOCKS).await
+    held.let_go(model, BLOCKS).await?;
+    BLOCKS.require(fastest < Duration::from_millis(20), format_args!("{fastest:?}"), "an answer at once")
 }
 
 /// One request that has given a token and is not at its end is active, unless nothing is known.
@@ -102,14 +104,13 @@ pub async fn asking_never_blocks(model: &dyn LlmBackend) -> Result<(), Failure> 
 /// The statistics.
 pub async fn a_request_at_work_is_active(model: &dyn LlmBackend) -> Result<(), Failure> {
     idle(model, ACTIVE).await?;
-    // Its reader keeps it from coming to its end.
     let request = greedy(prompt("active"), SHORT);
     let mut stream = start(model, request, ACTIVE).await?;
     first_token(&mut stream, ACTIVE).await?;
     let stats = model.stats();
     let most = stats == Stats::default() || stats.active + stats.queued <= 1;
     ACTIVE.require(most, format_args!("{stats:?} for one request"), "at most one")?;
-    drop(stream);
+    reason(stream, ACTIVE).await?;
     idle(model, ACTIVE).await
 }
 

@@ -66,6 +66,7 @@ mod check;
 pub mod concurrency;
 pub mod errors;
 pub mod facts;
+pub mod failing;
 pub mod limits;
 mod reference;
 mod runner;

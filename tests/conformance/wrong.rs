@@ -59,7 +59,7 @@ impl Wrong {
     fn alter(&self, request: &mut GenerateRequest) {
         let tokenizer = self.inner.tokenizer().unwrap();
         match (self.fault, &request.prompt) {
-            (Fault::DoubleBos, Prompt::Chat(messages)) => {
+            (Fault::DoubleBos, Prompt::Chat(messages)) if !messages.is_empty() => {
                 let mut tokens = vec![tokenizer.bos_id().unwrap()];
                 tokens.extend(tokenizer.encode_chat(messages, true).unwrap());
                 request.prompt = Prompt::Tokens(tokens);
@@ -102,8 +102,10 @@ impl LlmBackend for Wrong {
         if self.fault == Fault::None {
             return Ok(inner);
         }
-        let turn = Turn::Waiting(Box::pin(Arc::clone(&self.turn).acquire_owned()));
-        let turn = if self.fault == Fault::OneAtATime { turn } else { Turn::Free };
+        let turn = match self.fault {
+            Fault::OneAtATime => Turn::Waiting(Box::pin(Arc::clone(&self.turn).acquire_owned())),
+            _ => Turn::Free,
+        };
         Ok(GenerateStream::new(Events {
             inner: Some(inner),
             fault: self.fault,

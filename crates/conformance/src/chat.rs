@@ -11,6 +11,9 @@ use crate::{
 checks! { "chat":
     a_chat_is_its_rendering, RENDERED, [Generate, Chat, Tokenizer];
     a_chat_has_as_many_tokens_as_counted, COUNT, [Generate, Chat, Tokenizer];
+    a_text_has_as_many_tokens_as_counted, COUNT_TEXT, [Tokenizer];
+    no_counts_without_a_tokenizer, NO_COUNT, [NoTokenizer];
+    no_chat_counts_without_a_tokenizer, NO_CHAT_COUNT, [NoTokenizer];
     a_chat_is_answered, CHAT, [Generate, Chat];
     a_chat_begins_with_one_bos, TEXT, [Generate, Chat, BeginningOfSequence];
     special_tokens_in_messages_are_text, UNTRUSTED, [Generate, Chat, EndOfSequence];
@@ -28,6 +31,16 @@ const COUNT: Sentence = Sentence::new(
     "LlmBackendExt::count_chat_tokens",
     "How many tokens a conversation is as a prompt, with all that the chat template and the tokenizer add.",
 );
+const COUNT_TEXT: Sentence = Sentence::new(
+    "LlmBackendExt::count_tokens",
+    "How many tokens text is, without any that the tokenizer would add around it.",
+);
+const NO_COUNT: Sentence =
+    Sentence::new("LlmBackendExt::count_tokens", "Unsupported if the tokenizer is not known.");
+const NO_CHAT_COUNT: Sentence = Sentence::new(
+    "LlmBackendExt::count_chat_tokens",
+    "Unsupported if tokenizer or template are not known, and what the template refuses.",
+);
 const CHAT: Sentence =
     Sentence::new("LlmBackendExt::chat", "Answers a conversation and waits for the whole answer.");
 const UNTRUSTED: Sentence =
@@ -38,8 +51,10 @@ const TEXT: Sentence = Sentence::new(
      most models), as tokenizer(text) does in transformers.",
 );
 const TOKENS: Sentence = Sentence::new("Prompt::Tokens", "Token ids as they are; nothing is added.");
-const NO_CHAT: Sentence =
-    Sentence::new("Capabilities::chat", "A chat prompt works (there is a chat template).");
+const NO_CHAT: Sentence = Sentence::new(
+    "Capabilities",
+    "What a backend cannot do it refuses as Unsupported rather than leaving it out.",
+);
 
 fn conversations() -> [Vec<Message>; 2] {
     [
@@ -84,6 +99,39 @@ pub async fn a_chat_has_as_many_tokens_as_counted(model: &dyn LlmBackend) -> Res
         COUNT.equal("usage.prompt_tokens", usage.prompt_tokens, counted)?;
     }
     Ok(())
+}
+
+/// A text counts as many tokens as the tokenizer makes of it.
+///
+/// # Errors
+/// Both numbers.
+pub async fn a_text_has_as_many_tokens_as_counted(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let tokenizer = tokenizer(model, COUNT_TEXT)?;
+    for text in ["", "a", "Zwölf Tage \u{1f31e} and\n more"] {
+        let counted = model.count_tokens(text).map_err(COUNT_TEXT.refused("count_tokens"))?;
+        let ids = tokenizer.encode(text, false).map_err(COUNT_TEXT.refused("encode"))?;
+        COUNT_TEXT.equal(format_args!("count_tokens of {text:?}"), counted, ids.len())?;
+    }
+    Ok(())
+}
+
+/// Without a tokenizer nothing is counted.
+///
+/// # Errors
+/// Another result than `Unsupported`.
+pub async fn no_counts_without_a_tokenizer(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let found = model.count_tokens("a day").err().map(|e| e.kind());
+    NO_COUNT.equal("error", found, Some(ErrorKind::Unsupported))
+}
+
+/// Without a tokenizer no conversation is counted.
+///
+/// # Errors
+/// Another result than `Unsupported`.
+pub async fn no_chat_counts_without_a_tokenizer(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let [messages, _] = conversations();
+    let found = model.count_chat_tokens(&messages).err().map(|e| e.kind());
+    NO_CHAT_COUNT.equal("error", found, Some(ErrorKind::Unsupported))
 }
 
 /// A conversation is answered, with whatever sampling is the default.

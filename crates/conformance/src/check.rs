@@ -102,6 +102,7 @@ pub(crate) enum Need {
     NoLogprobs,
     /// Token ids are known on this side, so that prompts can be tokens.
     Tokenizer,
+    NoTokenizer,
     /// The tokenizer names a token that ends a sequence.
     EndOfSequence,
     /// The tokenizer names a token that begins a sequence.
@@ -133,6 +134,7 @@ impl Need {
             Self::NoLogits => (!can.logits, "the backend gives logits"),
             Self::NoLogprobs => (!can.logprobs, "the backend reports log-probabilities"),
             Self::Tokenizer => (model.tokenizer().is_some(), "tokens are not known on this side"),
+            Self::NoTokenizer => (model.tokenizer().is_none(), "tokens are known on this side"),
             Self::EndOfSequence => {
                 let eos = model.tokenizer().and_then(|t| t.eos_id());
                 (eos.is_some(), "no token that ends a sequence is known on this side")

@@ -11,7 +11,7 @@ use crate::{
 };
 
 checks! { "errors":
-    max_tokens_of_0_are_refused, REQUIRES, [Generate];
+    max_tokens_of_0_are_refused, HERE, [Generate];
     empty_stop_strings_are_refused, REQUIRES, [Generate];
     empty_prompts_are_refused, REQUIRES, [Generate];
     empty_conversations_are_refused, REQUIRES, [Generate, Chat];
@@ -29,6 +29,10 @@ const REQUIRES: Sentence = Sentence::new(
     "LlmBackend::generate",
     "max_tokens at least 1, every field of Sampling in its range, no empty stop string, a prompt with at least one \
      token and fewer than context_length.",
+);
+const HERE: Sentence = Sentence::new(
+    "LlmBackend::generate",
+    "Here: InvalidRequest naming the field and its range, ContextOverflow, Busy when the queue is full, Closed.",
 );
 const OUTSIDE: Sentence = Sentence::new(
     "Sampling",
@@ -76,7 +80,7 @@ fn names<T>(
 /// # Errors
 /// What came instead of the refusal.
 pub async fn max_tokens_of_0_are_refused(model: &dyn LlmBackend) -> Result<(), Failure> {
-    names(model.generate(greedy(prompt("none"), 0)).await, "max_tokens", "max_tokens 0", REQUIRES)
+    names(model.generate(greedy(prompt("none"), 0)).await, "max_tokens", "max_tokens 0", HERE)
 }
 
 /// A stop string of no characters, alone and among others.

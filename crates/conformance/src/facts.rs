@@ -14,7 +14,9 @@ checks! { "facts":
     info_does_not_change, CONSTANT, [];
     limits_are_those_of_a_model, LIMITS, [Generate];
     the_vocabulary_has_all_tokens, VOCABULARY, [Tokenizer];
-    asking_never_blocks, BLOCKS, [Generate];
+    the_tokenizer_stays, NONE, [];
+    info_never_blocks, NEVER, [Generate];
+    stats_never_block, BLOCKS, [Generate];
     a_request_at_work_is_active, ACTIVE, [Generate];
     what_has_ended_is_counted, COUNTED, [Generate];
     tokens_are_counted, TOKENS, [Generate];
@@ -30,6 +32,11 @@ const LIMITS: Sentence = Sentence::new(
 );
 const VOCABULARY: Sentence =
     Sentence::new("Limits::vocab_size", "Entries of the vocabulary, which is the length of a row of logits.");
+const NONE: Sentence = Sentence::new(
+    "LlmBackend::tokenizer",
+    "None where the tokens are not known on this side (a remote model).",
+);
+const NEVER: Sentence = Sentence::new("LlmBackend::info", "Never blocks.");
 const BLOCKS: Sentence = Sentence::new(
     "LlmBackend::stats",
     "What the backend is doing at the moment. Never blocks; all zero where it is not known.",
@@ -78,24 +85,51 @@ pub async fn the_vocabulary_has_all_tokens(model: &dyn LlmBackend) -> Result<(),
     )
 }
 
-/// While a request is worked on, the questions that never block are answered.
+/// It is there or it is not, and always of the same tokens.
 ///
 /// # Errors
-/// The time that they took.
-pub async fn asking_never_blocks(model: &dyn LlmBackend) -> Result<(), Failure> {
+/// What changed.
+pub async fn the_tokenizer_stays(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let size = || model.tokenizer().map(|tokenizer| tokenizer.vocab_size());
+    let before = size();
+    if model.info().capabilities.generate {
+        answer(model, greedy(prompt("tokenizer"), 2), NONE).await?;
+    }
+    NONE.equal("tokens of the tokenizer", size(), before)
+}
+
+/// Asks while a request is worked on. One of ten times counts, because the system may take the processor away.
+async fn asked_at_work(model: &dyn LlmBackend, ask: impl Fn(), sentence: Sentence) -> Result<(), Failure> {
     let request = endless(prompt("asking"));
-    let mut stream = start(model, request.clone(), BLOCKS).await?;
-    first_token(&mut stream, BLOCKS).await?;
+    let mut stream = start(model, request.clone(), sentence).await?;
+    first_token(&mut stream, sentence).await?;
     let mut held = Held::default();
     held.add(request, stream);
     let mut fastest = Duration::MAX;
     for _ in 0..10 {
         let asked = Instant::now();
-        let _ = (model.info(), model.tokenizer(), model.stats());
+        ask();
         fastest = fastest.min(asked.elapsed());
     }
-    held.let_go(model, BLOCKS).await?;
-    BLOCKS.require(fastest < Duration::from_millis(20), format_args!("{fastest:?}"), "an answer at once")
+    held.let_go(model, sentence).await?;
+    sentence.require(fastest < Duration::from_millis(20), format_args!("{fastest:?}"), "an answer at once")
+}
+
+/// While a request is worked on, `info` and `tokenizer` answer at once.
+///
+/// # Errors
+/// The time that they took.
+pub async fn info_never_blocks(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let ask = || drop((model.info(), model.tokenizer()));
+    asked_at_work(model, ask, NEVER).await
+}
+
+/// While a request is worked on, `stats` answers at once.
+///
+/// # Errors
+/// The time that it took.
+pub async fn stats_never_block(model: &dyn LlmBackend) -> Result<(), Failure> {
+    asked_at_work(model, || drop(model.stats()), BLOCKS).await
 }
 
 /// One request that has given a token and is not at its end is active, unless nothing is known.

@@ -57,7 +57,8 @@ pub struct Limits {
     pub max_queued: usize,
 }
 
-/// What can be asked of a backend. Flat, so that hosts and test suites can choose by a field.
+/// What can be asked of a backend. Flat, so that hosts and test suites can choose by a field. What a backend cannot do it
+/// refuses as [`Unsupported`](crate::ErrorKind::Unsupported) rather than leaving it out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Capabilities {
@@ -73,7 +74,7 @@ pub struct Capabilities {
     pub logprobs: bool,
     /// The same seed gives the same tokens.
     pub seed: bool,
-    /// A common prefix of successive requests is computed once.
+    /// A common prefix of successive requests is computed once. It shows in the time and the usage, and in nothing else.
     pub prefix_reuse: bool,
 }
 

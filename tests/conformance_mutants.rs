@@ -298,6 +298,25 @@ async fn a_temperature_silently_corrected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_temperature_ignored() {
+    let expected =
+        ["sampling::open_fields_take_the_defaults", "drawing::temperature_shapes_the_probabilities"];
+    wrong_behavior(&expected, Fault::TemperatureIgnored).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_ignored() {
+    let expected = [
+        "sampling::filters_that_leave_one_token_are_greedy",
+        "sampling::open_fields_take_the_defaults",
+        "drawing::top_k_keeps_the_most_probable",
+        "drawing::top_p_keeps_the_smallest_set",
+        "drawing::min_p_keeps_what_is_near_the_most_probable",
+    ];
+    wrong_behavior(&expected, Fault::FiltersIgnored).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_request_at_a_time_behind_a_promise_of_three() {
     let expected = [
         "cancellation::dropping_the_stream_in_prefill_frees_the_sequence",

@@ -41,6 +41,10 @@ pub(crate) enum Fault {
     ScaledLogprobs,
     /// A negative temperature is taken for 0.
     TemperatureClamped,
+    /// Every temperature is 1.
+    TemperatureIgnored,
+    /// All tokens are kept.
+    FiltersIgnored,
     /// A request waits until the stream before it is gone.
     OneAtATime,
 }
@@ -75,6 +79,16 @@ impl Wrong {
             (Fault::CancelIgnored, _) => request.cancel = GenerateRequest::new("").cancel,
             (Fault::TemperatureClamped, _) => {
                 request.sampling.temperature = request.sampling.temperature.map(|t| t.max(0.0));
+            }
+            (Fault::TemperatureIgnored, _) => {
+                let temperature = &mut request.sampling.temperature;
+                *temperature = temperature.map(|t| if t > 0.0 && t.is_finite() { 1.0 } else { t });
+            }
+            (Fault::FiltersIgnored, _) => {
+                let sampling = &mut request.sampling;
+                sampling.top_k = sampling.top_k.map(|_| 0);
+                sampling.top_p = sampling.top_p.map(|p| if p > 0.0 { p.max(1.0) } else { p });
+                sampling.min_p = sampling.min_p.map(|p| if p <= 1.0 { p.min(0.0) } else { p });
             }
             _ => {}
         }

@@ -1,6 +1,7 @@
 //! What the checks share: prompts, requests, and reading answers.
 
 use std::{
+    collections::HashSet,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -85,10 +86,10 @@ pub(crate) async fn events(
     Ok(events)
 }
 
-/// Reads until the model has chosen a token.
+/// Reads until the model has chosen a token, which must be soon.
 pub(crate) async fn first_token(stream: &mut GenerateStream, sentence: Sentence) -> Result<(), Failure> {
     loop {
-        match stream.next().await {
+        match soon("the next event", sentence, stream.next()).await? {
             Some(Ok(Event::Token { .. })) => return Ok(()),
             Some(Ok(Event::Done { finish_reason, .. })) => {
                 return Err(sentence.broken(format_args!("the end ({finish_reason:?}) first"), "a token"));
@@ -121,16 +122,19 @@ pub(crate) fn tokens(
     Ok(ids.into_iter().cycle().take(length).collect())
 }
 
-/// A request with an answer whose text is cut into several pieces, that answer, and the pieces. A small or untrained
-/// model's most probable answer may be all control tokens; others are then drawn by seed.
+/// A request with an answer whose text is cut into several different pieces, and the pieces. The most probable answer of a
+/// small or untrained model may be one token again and again, or control tokens alone; others are then tried.
 pub(crate) async fn answer_in_pieces(
     model: &dyn LlmBackend,
     own: &str,
     sentence: Sentence,
 ) -> Result<(GenerateRequest, Vec<String>), Failure> {
-    let mut request = greedy(prompt(own), SHORT);
+    let without_repetition = Sampling { presence_penalty: Some(100.0), ..Sampling::greedy() };
+    let samplings =
+        [Sampling::greedy(), without_repetition].into_iter().chain((0..14).map(|i| drawn(Some(i))));
     let mut best = 0;
-    for seed in 0..16 {
+    for sampling in samplings {
+        let request = greedy(prompt(own), SHORT).with_sampling(sampling);
         let events = events(model, request.clone(), sentence).await?;
         let pieces: Vec<String> = events
             .into_iter()
@@ -139,14 +143,16 @@ pub(crate) async fn answer_in_pieces(
                 _ => None,
             })
             .collect();
-        if pieces.len() >= 4 {
+        let different = pieces.iter().collect::<HashSet<_>>().len();
+        if different >= 4 {
             return Ok((request, pieces));
         }
-        best = best.max(pieces.len());
-        request.sampling = drawn(Some(seed));
+        best = best.max(different);
     }
-    Err(sentence
-        .broken(format_args!("answers of at most {best} pieces of text"), "4 pieces, in one of 16 answers"))
+    Err(sentence.broken(
+        format_args!("answers of at most {best} different pieces of text"),
+        "4 of them, in one of 16 answers",
+    ))
 }
 
 /// Awaits all of them together.

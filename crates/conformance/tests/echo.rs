@@ -41,10 +41,14 @@ async fn a_failing_engine_ends_its_streams() {
 #[tokio::test]
 async fn a_model_that_fails_passes_no_check_that_generates() {
     let model = echo(|o| o.fail = Some(ErrorKind::Backend));
-    let failed = outcomes(&model).await;
-    let failed = failed.iter().filter(|(_, o)| matches!(o, Outcome::Failed(_))).count();
-    let generating = checks(&model).len() - 3;
-    assert!(failed + 10 > generating, "{failed} of {generating}");
+    let mut failed = 0;
+    for (check, outcome) in outcomes(&model).await {
+        if ["streaming", "stopping", "sampling"].iter().any(|module| check.name.starts_with(module)) {
+            assert!(!matches!(outcome, Outcome::Passed), "{}", check.name);
+            failed += usize::from(matches!(outcome, Outcome::Failed(_)));
+        }
+    }
+    assert!(failed > 20, "only {failed} failed");
 }
 
 #[tokio::test]

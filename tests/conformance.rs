@@ -89,36 +89,47 @@ fn with(suite: Suite, name: &str, references: &[Reference], config: ModelConfig)
 }
 
 fn main() -> ExitCode {
-    let checkpoint = fixture("nano-packed");
-    let references = references(&checkpoint);
-    let folder = tempfile::tempdir().unwrap();
-
     let echo = config("echo", None);
     let mut suite = Suite::new().backend("echo", async move || load(&echo).await);
+    let folder = tempfile::tempdir().unwrap();
+    // Squared ReLU with sub-norms and a BOS from the tokenizer; SiLU without sub-norms and a BOS from the template.
+    for name in ["nano-packed", "llama-ternary"] {
+        suite = engines(suite, name, folder.path());
+    }
+    let code = suite.run();
+    drop(folder); // Models may have read what is in it until now.
+    code
+}
+
+/// All engines that are compiled in, on one checkpoint. What they need of it in other formats is put into `folder`.
+#[allow(unused_mut, unused_variables, reason = "no engine may be compiled in")]
+fn engines(mut suite: Suite, name: &str, folder: &Path) -> Suite {
+    let checkpoint = fixture(name);
+    let references = references(&checkpoint);
     #[cfg(feature = "candle")]
     {
-        suite = with(suite, "candle", &references, config("candle", Some(&checkpoint)));
+        let config = config("candle", Some(&checkpoint));
+        suite = with(suite, &format!("{name}::candle"), &references, config);
     }
     #[cfg(feature = "llama-cpp")]
     {
-        let file = converted(&checkpoint, Target::GgufI2s, folder.path().join("model.gguf"));
+        let file = converted(&checkpoint, Target::GgufI2s, folder.join(name).with_extension("gguf"));
         let mut config = config("llama-cpp", Some(&file));
         // Every sequence may then fill its context.
         config.options.insert("cache_tokens".to_owned(), (SEQUENCES * CONTEXT).into());
-        suite = with(suite, "llama-cpp", &references, config);
+        suite = with(suite, &format!("{name}::llama-cpp"), &references, config);
     }
     #[cfg(feature = "onnx")]
-    for (name, target) in [("onnx", Target::Onnx), ("onnx-fast", Target::OnnxFast)] {
-        let path = converted(&checkpoint, target, folder.path().join(name));
+    for (variant, target) in [("onnx", Target::Onnx), ("onnx-fast", Target::OnnxFast)] {
+        let test = format!("{name}::{variant}");
+        let path = converted(&checkpoint, target, folder.join(test.replace("::", "-")));
         suite = match ternion_backend_onnx::Library::load(None) {
-            Ok(_) => with(suite, name, &references, config("onnx", Some(&path))),
+            Ok(_) => with(suite, &test, &references, config("onnx", Some(&path))),
             Err(error) => {
                 assert!(std::env::var_os("ORT_DYLIB_PATH").is_none(), "{error}");
-                suite.skip(name, error.to_string())
+                suite.skip(test, error.to_string())
             }
         };
     }
-    let code = suite.run();
-    drop((references, folder)); // Models may have read them until now.
-    code
+    suite
 }

@@ -36,7 +36,7 @@ fn fixture(name: &str) -> PathBuf {
 fn config(backend: &str, path: Option<&Path>) -> ModelConfig {
     let mut config = ModelConfig::for_path(path.unwrap_or(Path::new("")));
     config.path = path.map(Path::to_owned);
-    config.backend = backend.to_owned();
+    backend.clone_into(&mut config.backend);
     config.context = Some(CONTEXT);
     config.max_sequences = Some(SEQUENCES);
     config.max_queued = Some(4);

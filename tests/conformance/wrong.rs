@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use ternion::{
     Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt,
-    Result, Score, ScoreRequest, Stats, text::Tokenizer,
+    Result, Score, ScoreRequest, Stats, Timing, Usage, text::Tokenizer,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -169,8 +169,8 @@ impl Events {
                     self.queue.push(Event::Done {
                         finish_reason: FinishReason::StopString(stop.clone()),
                         text: String::new(),
-                        usage: Default::default(),
-                        timing: Default::default(),
+                        usage: Usage::default(),
+                        timing: Timing::default(),
                         seed: None,
                     });
                     self.inner = None;

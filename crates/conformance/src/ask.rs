@@ -28,6 +28,13 @@ pub(crate) fn prompt(own: &str) -> String {
     format!("{own}: the sun is up and the day is long so we go to the sea and back home")
 }
 
+/// A text of more tokens than fit into the model's context, whatever the tokenizer: no common one has a token for several
+/// of these words.
+pub(crate) fn too_long(model: &dyn LlmBackend) -> String {
+    let words: Vec<String> = (0..=2 * model.info().limits.context_length).map(|i| format!("w{i}")).collect();
+    words.join(" ")
+}
+
 /// A request for exactly `max_tokens` of the most probable tokens.
 pub(crate) fn greedy(prompt: impl Into<Prompt>, max_tokens: usize) -> GenerateRequest {
     let mut request =

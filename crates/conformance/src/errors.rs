@@ -6,7 +6,7 @@ use ternion_core::{
 
 use crate::{
     Failure, Sentence,
-    ask::{SHORT, answer, greedy, idle, prompt, tokens},
+    ask::{SHORT, answer, greedy, idle, prompt, tokens, too_long},
     check::checks,
 };
 
@@ -242,8 +242,7 @@ pub async fn errors_name_their_operation(model: &dyn LlmBackend) -> Result<(), F
 pub async fn a_refusal_leaves_nothing_behind(model: &dyn LlmBackend) -> Result<(), Failure> {
     let limits = model.info().limits.clone();
     let places = limits.max_sequences.saturating_add(limits.max_queued);
-    let long: String = (0..=2 * limits.context_length).map(|i| format!("w{i} ")).collect();
-    let bad: [GenerateRequest; 2] = [greedy("", 1), greedy(long, 1)];
+    let bad: [GenerateRequest; 2] = [greedy("", 1), greedy(too_long(model), 1)];
     for _ in 0..places.min(70) {
         for request in &bad {
             if model.generate(request.clone()).await.is_ok() {

@@ -6,7 +6,7 @@ use ternion_core::{ErrorKind, FinishReason, LlmBackend, LogitsRequest, Prompt, S
 
 use crate::{
     Failure, Sentence,
-    ask::{Held, SOON, answer, endless, greedy, idle, prompt, soon, start, tokens},
+    ask::{Held, SOON, answer, endless, greedy, idle, prompt, soon, start, tokens, too_long},
     check::checks,
 };
 
@@ -100,15 +100,12 @@ pub async fn a_prompt_as_long_as_the_context_is_refused(model: &dyn LlmBackend) 
     Ok(())
 }
 
-/// A text that is longer than any tokenizer could make it fit.
+/// A text that does not fit.
 ///
 /// # Errors
 /// Another result than `ContextOverflow`.
 pub async fn texts_that_are_too_long_are_refused(model: &dyn LlmBackend) -> Result<(), Failure> {
-    let context = model.info().limits.context_length;
-    // No common vocabulary has a token for this many different words in a row.
-    let text: String = (0..=2 * context).map(|i| format!("w{i} ")).collect();
-    let result = model.generate(greedy(text, 1)).await;
+    let result = model.generate(greedy(too_long(model), 1)).await;
     OVERFLOW.equal("error", result.err().map(|e| e.kind()), Some(ErrorKind::ContextOverflow))
 }
 
@@ -166,7 +163,7 @@ async fn fill(model: &dyn LlmBackend, own: &str, sentence: Sentence) -> Result<H
     let limits = model.info().limits.clone();
     let mut held = Held::default();
     // Those that have ended by themselves give their places back.
-    for i in 0..4 * (limits.max_sequences + limits.max_queued) + 1 {
+    for i in 0..=4 * (limits.max_sequences + limits.max_queued) {
         let asked = Instant::now();
         let request = endless(prompt(&format!("{own} {i}")));
         match model.generate(request.clone()).await {

@@ -212,7 +212,6 @@ pub async fn no_event_is_lost_to_a_dropped_future(model: &dyn LlmBackend) -> Res
     loop {
         let next = tokio::time::timeout(Duration::from_micros(50), stream.next());
         match next.await {
-            Err(_) => {}
             Ok(Some(Ok(Event::Token { id, text: piece, .. }))) => {
                 tokens.push(id);
                 text.push_str(&piece);
@@ -221,9 +220,9 @@ pub async fn no_event_is_lost_to_a_dropped_future(model: &dyn LlmBackend) -> Res
                 text.push_str(&piece);
                 break;
             }
-            Ok(Some(Ok(_))) => {}
             Ok(Some(Err(error))) => return Err(CANCEL_SAFE.refused("the stream")(error)),
             Ok(None) => return Err(CANCEL_SAFE.broken("no Done", "one")),
+            Err(_) | Ok(Some(Ok(_))) => {}
         }
     }
     CANCEL_SAFE.equal("tokens", tokens, expected.tokens)?;

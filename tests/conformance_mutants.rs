@@ -39,6 +39,7 @@ fn candle(change: impl FnOnce(&mut Checkpoint), tokenizer: impl FnOnce(&Checkpoi
     change(&mut checkpoint);
     let mut info = ModelInfo::new("mutant", "candle");
     info.defaults = checkpoint.sampling.clone();
+    info.capabilities.batch_invariant = true;
     let mut engine = EngineOptions::new(info);
     engine.eos_tokens.clone_from(&checkpoint.spec.eos);
     engine.max_queued = 4;

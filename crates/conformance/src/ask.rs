@@ -14,7 +14,7 @@ use ternion_core::{
     text::Tokenizer,
 };
 
-use crate::{Failure, Sentence};
+use crate::{Failure, Sentence, check::attempt};
 
 /// Tokens of most answers that checks ask for.
 pub(crate) const SHORT: usize = 12;
@@ -22,10 +22,14 @@ pub(crate) const SHORT: usize = 12;
 /// How long a backend may take to notice what it should notice within a token or a chunk.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-/// A prompt whose beginning is its own, so that no check finds another's prefix in a KV cache. A backend that repeats
-/// what it is told has some words to say.
+/// A prompt whose beginning is its own, so that no check finds another's prefix in a KV cache, and no attempt of a check an
+/// earlier one's. A backend that repeats what it is told has some words to say.
 pub(crate) fn prompt(own: &str) -> String {
-    format!("{own}: the sun is up and the day is long so we go to the sea and back home")
+    const TEXT: &str = "the sun is up and the day is long so we go to the sea and back home";
+    match attempt() {
+        0 => format!("{own}: {TEXT}"),
+        n => format!("{n} {own}: {TEXT}"),
+    }
 }
 
 /// A text of more tokens than fit into the model's context, whatever the tokenizer: no common one has a token for several

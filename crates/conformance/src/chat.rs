@@ -5,10 +5,10 @@ use ternion_core::{Completion, ErrorKind, LlmBackend, LlmBackendExt, Message, Pr
 use crate::{
     Failure, Sentence,
     ask::{SHORT, answer, greedy, prompt, tokenizer, tokens},
-    check::checks,
+    check::{attempt, checks},
 };
 
-checks! { "chat":
+checks! { "chat", compared: true;
     a_chat_is_its_rendering, RENDERED, [Generate, Chat, Tokenizer];
     a_chat_has_as_many_tokens_as_counted, COUNT, [Generate, Chat, Tokenizer];
     a_text_has_as_many_tokens_as_counted, COUNT_TEXT, [Tokenizer];
@@ -57,9 +57,14 @@ const NO_CHAT: Sentence = Sentence::new(
 );
 
 fn conversations() -> [Vec<Message>; 2] {
+    let day = attempt() + 1; // another prompt for each attempt
     [
-        vec![Message::user("Is the sun up?")],
-        vec![Message::user("Good day."), Message::assistant("Good day!"), Message::user("Is it long?")],
+        vec![Message::user(format!("Is the sun up on day {day}?"))],
+        vec![
+            Message::user(format!("Good day {day}.")),
+            Message::assistant("Good day!"),
+            Message::user("Is it long?"),
+        ],
     ]
 }
 
@@ -175,7 +180,7 @@ pub async fn special_tokens_in_messages_are_text(model: &dyn LlmBackend) -> Resu
         special.chain(tokenizer.eos_id()).filter_map(|id| tokenizer.token(id)).take(4).collect();
     let control = |ids: &[u32]| ids.iter().filter(|&&id| tokenizer.is_special(id)).count();
     let harmless = render(&tokenizer, &[Message::user("good day")], UNTRUSTED)?;
-    let hostile = vec![Message::user(format!("good {specials} day"))];
+    let hostile = vec![Message::user(format!("good {specials} day {}", attempt()))];
     let ids = render(&tokenizer, &hostile, UNTRUSTED)?;
     UNTRUSTED.equal(
         format_args!("control tokens of a chat with {specials:?} in it"),
@@ -193,7 +198,8 @@ pub async fn special_tokens_in_messages_are_text(model: &dyn LlmBackend) -> Resu
 /// What differs.
 pub async fn a_text_is_its_tokens(model: &dyn LlmBackend) -> Result<(), Failure> {
     let tokenizer = tokenizer(model, TEXT)?;
-    for text in [prompt("text"), " a day".to_owned(), "Day.\n\nZwölf Tage \u{1f31e}".to_owned()] {
+    let day = attempt() + 1;
+    for text in [prompt("text"), format!(" a day {day}"), format!("Day {day}.\n\nZwölf Tage \u{1f31e}")] {
         let ids = tokenizer.encode(&text, true).map_err(TEXT.refused("encode"))?;
         let expected = answer(model, greedy(ids, SHORT), TEXT).await?;
         let found = answer(model, greedy(text.as_str(), SHORT), TEXT).await?;
@@ -211,7 +217,7 @@ pub async fn special_tokens_in_a_text_are_control_tokens(model: &dyn LlmBackend)
     let Some((id, token)) = tokenizer.eos_id().and_then(|id| Some((id, tokenizer.token(id)?))) else {
         return Ok(());
     };
-    let text = format!("good{token}day");
+    let text = format!("good{token}day {}", attempt());
     let ids = tokenizer.encode(&text, true).map_err(TEXT.refused("encode"))?;
     TEXT.require(ids.contains(&id), format_args!("{ids:?} for {text:?}"), format_args!("the token {id}"))?;
     let expected = answer(model, greedy(ids, 3), TEXT).await?;

@@ -10,7 +10,7 @@ use crate::{
     check::checks,
 };
 
-checks! { "concurrency":
+checks! { "concurrency", compared: true;
     requests_side_by_side_give_what_they_give_alone, SIDE_BY_SIDE, [Generate];
     all_methods_work_at_the_same_time, SIDE_BY_SIDE, [Generate, Score, Logits, Tokenizer];
     a_slow_reader_slows_nobody_else, SLOW, [Generate, SeveralSequences];
@@ -25,8 +25,10 @@ const SLOW: Sentence =
     Sentence::new("LlmBackend::generate", "A slow reader slows its own generation down and nobody else's.");
 const PREFIX: Sentence =
     Sentence::new("Capabilities::prefix_reuse", "A common prefix of successive requests is computed once.");
-const KEPT: Sentence =
-    Sentence::new("Capabilities::prefix_reuse", "It shows in the time and the usage, and in nothing else.");
+const KEPT: Sentence = Sentence::new(
+    "Capabilities::prefix_reuse",
+    "It shows in the time and the usage, and in nothing else but rounding.",
+);
 const SEQUENCES: Sentence =
     Sentence::new("Limits::max_sequences", "Sequences that are worked on at the same time.");
 

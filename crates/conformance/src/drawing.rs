@@ -10,7 +10,7 @@ use crate::{
     check::checks,
 };
 
-checks! { "drawing":
+checks! { "drawing", compared: true;
     top_k_keeps_the_most_probable, TOP_K, [Generate, Seed, Logits, Tokenizer];
     top_p_keeps_the_smallest_set, TOP_P, [Generate, Seed, Logits, Tokenizer];
     min_p_keeps_what_is_near_the_most_probable, MIN_P, [Generate, Seed, Logits, Tokenizer];

@@ -10,7 +10,7 @@ use crate::{
     check::checks,
 };
 
-checks! { "facts":
+checks! { "facts", compared: false;
     info_does_not_change, CONSTANT, [];
     limits_are_those_of_a_model, LIMITS, [Generate];
     the_vocabulary_has_all_tokens, VOCABULARY, [Tokenizer];

@@ -10,7 +10,7 @@ use crate::{
     check::checks,
 };
 
-checks! { "limits":
+checks! { "limits", compared: false;
     a_prompt_one_below_the_context_has_room_for_one_token, FULL, [Generate, Tokenizer];
     prompt_and_answer_fill_the_context, FULL, [Generate, Tokenizer];
     a_prompt_as_long_as_the_context_is_refused, FEWER, [Generate, Tokenizer];

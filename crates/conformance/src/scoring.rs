@@ -10,7 +10,7 @@ use crate::{
     check::checks,
 };
 
-checks! { "scoring":
+checks! { "scoring", compared: true;
     one_score_for_each_token, ONE_EACH, [Score, Tokenizer];
     scores_are_the_log_probabilities_of_generation, SAME, [Generate, Score, Logprobs, Tokenizer];
     log_probabilities_come_before_penalties_and_temperature, RAW, [Generate, Score, Logprobs, Tokenizer];

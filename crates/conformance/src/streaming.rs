@@ -10,7 +10,7 @@ use crate::{
     check::checks,
 };
 
-checks! { "streaming":
+checks! { "streaming", compared: true;
     events_come_in_order, ORDER, [Generate];
     the_last_event_is_done, LAST, [Generate];
     nothing_comes_after_the_end, ENDS, [Generate];

@@ -202,3 +202,79 @@ fn weigh_scores<V: Vector>(
     }
     BlockSum { largest, sum: sum.sum() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vector::Portable;
+
+    /// On instructions with fused multiply-adds a result has the bits that portable Rust gives.
+    #[test]
+    fn all_instructions_give_the_same_bits() {
+        let mut state = 7u32;
+        let mut next = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 8
+        };
+        for (heads, kv_heads, head_dim, past, tokens) in
+            [(8, 2, 64, 0, 70), (5, 5, 16, 130, 1), (6, 1, 72, 60, 9), (4, 1, 128, 200, 3), (2, 1, 600, 5, 1)]
+        {
+            let shape = Attention { heads, kv_heads, head_dim, past, scale: 0.3 };
+            let plane = kv_heads * head_dim * BLOCK;
+            let count = 2 * (past + tokens).div_ceil(BLOCK);
+            let mut float = || next() as f32 / (1 << 23) as f32 - 1.0;
+            let q: Vec<f32> = (0..tokens * heads * head_dim).map(|_| float()).collect();
+            let scales: Vec<f32> = (0..kv_heads * BLOCK).map(|_| 0.01 * (1.5 + float())).collect();
+            let singles: Vec<f32> = (0..count * plane).map(|_| float()).collect();
+            // Halves of all kinds below 2, subnormal ones too.
+            let halves: Vec<u16> = (0..count * plane).map(|_| next() as u16 & 0xbfff).collect();
+            let bytes: Vec<i8> = (0..count * plane).map(|_| next() as u8 as i8).collect();
+            let singles: Vec<&[f32]> = singles.chunks_exact(plane).collect();
+            let halves: Vec<&[u16]> = halves.chunks_exact(plane).collect();
+            let bytes: Vec<Int8Block<'_>> = bytes.chunks_exact(plane).map(|b| (b, &scales[..])).collect();
+            let types = [
+                KvBlocks::F32 { keys: &singles[..count / 2], values: &singles[count / 2..] },
+                KvBlocks::F16 { keys: &halves[..count / 2], values: &halves[count / 2..] },
+                KvBlocks::Int8 { keys: &bytes[..count / 2], values: &bytes[count / 2..] },
+            ];
+            for (kv, name) in types.into_iter().zip(["f32", "f16", "int8"]) {
+                let mut expected = vec![0.0; q.len()];
+                attention_by(shape, &q, kv, &mut expected, |task| {
+                    run_body::<Portable<true>>(&shape, kv, task);
+                });
+                assert!(expected.iter().all(|x| x.is_finite()) && expected.iter().any(|x| *x != 0.0));
+                for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::Scalar) {
+                    let mut found = vec![0.0; q.len()];
+                    attention_with(isa, shape, &q, kv, &mut found);
+                    let same = expected.iter().zip(&found).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{name} on {isa}: {heads} heads of {head_dim}, {tokens} after {past}");
+                }
+            }
+        }
+    }
+
+    /// A number that is broken is seen in the result, whatever the type.
+    #[test]
+    fn what_is_not_a_number_is_passed_on() {
+        let shape = Attention { heads: 1, kv_heads: 1, head_dim: 16, past: 0, scale: 1.0 };
+        let mut good = vec![1.0; 16];
+        let broken = |kv: KvBlocks<'_>, q: &[f32], out: &mut [f32]| {
+            for isa in Isa::available() {
+                attention_with(isa, shape, q, kv, out);
+                assert!(out.iter().all(|x| x.is_nan()), "{isa}: {out:?}");
+            }
+        };
+        let q = [1.0; 16];
+        let (fine, nan) = (vec![1.0; BLOCK], vec![f32::NAN; BLOCK]);
+        let int8 = vec![1i8; 16 * BLOCK];
+        let (fine, nan) = ([(&int8[..], &fine[..])], [(&int8[..], &nan[..])]);
+        broken(KvBlocks::Int8 { keys: &nan, values: &fine }, &q, &mut good);
+        broken(KvBlocks::Int8 { keys: &fine, values: &nan }, &q, &mut good);
+        let mut query = q;
+        query[3] = f32::NAN;
+        broken(KvBlocks::Int8 { keys: &fine, values: &fine }, &query, &mut good);
+        let (one, nan) = (vec![0x3c00u16; 16 * BLOCK], vec![0x7e00u16; 16 * BLOCK]);
+        broken(KvBlocks::F16 { keys: &[&nan], values: &[&one] }, &q, &mut good);
+        broken(KvBlocks::F16 { keys: &[&one], values: &[&nan] }, &q, &mut good);
+    }
+}

@@ -1,5 +1,7 @@
 //! How a block of the KV cache holds its keys and values: in which type, and where each element lies.
 
+use std::fmt;
+
 use half::{
     f16,
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
@@ -21,8 +23,22 @@ pub enum KvType {
     /// Half precision (IEEE 754 binary16), rounded to nearest: half the memory. What is beyond its range becomes its
     /// largest number, 65504.
     F16,
-    /// 8 bits, with one scale for each head's key and one for its value at each position: a quarter of the memory.
+    /// 8 bits, with one scale for each head's key and one for its value at each position (`max(|x|) / 127`, symmetric, rounded to
+    /// nearest): a quarter of the memory. The root mean square error of normally distributed heads of 128 is 0.65 % of theirs.
+    /// A scale for every 32 elements would make it 0.54 % and take 9 % more memory; one for each dimension would have to
+    /// wait for a whole block.
     Int8,
+}
+
+impl fmt::Display for KvType {
+    /// As in a configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        })
+    }
 }
 
 impl Layout {

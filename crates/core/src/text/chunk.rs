@@ -213,14 +213,16 @@ fn undivided(
 fn push(text: &str, ranges: &mut Vec<Range<usize>>, range: Range<usize>) {
     let covered = ranges.last().map_or(0, |r| r.end);
     if range.end > covered {
-        let start = if is_boundary(text, range.start) { range.start } else { boundary_after(text, range.start) };
+        let start =
+            if is_boundary(text, range.start) { range.start } else { boundary_after(text, range.start) };
         ranges.push(start.min(covered)..range.end);
     }
 }
 
 /// Whether a grapheme cluster, which a reader sees as one character, ends at `at`.
 pub(crate) fn is_boundary(text: &str, at: usize) -> bool {
-    text.is_char_boundary(at) && GraphemeCursor::new(at, text.len(), true).is_boundary(text, 0).unwrap_or(true)
+    text.is_char_boundary(at)
+        && GraphemeCursor::new(at, text.len(), true).is_boundary(text, 0).unwrap_or(true)
 }
 
 /// The last boundary of grapheme clusters before `at`.

@@ -94,9 +94,10 @@ fn lines(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Line>> {
         let content = line.trim();
         // The end of a block belongs to it, and so do the blank lines behind it.
         let closes = content.starts_with(['}', ')', ']']) || content == "end";
-        let rank = match content.is_empty() {
-            true => usize::MAX,
-            false => 4 * indentation + 2 * usize::from(closes) + usize::from(!after_blank),
+        let rank = if content.is_empty() {
+            usize::MAX
+        } else {
+            4 * indentation + 2 * usize::from(closes) + usize::from(!after_blank)
         };
         after_blank = content.is_empty();
         Ok(Line { range, tokens: tokenizer.encode_plain(line)?.len(), rank })

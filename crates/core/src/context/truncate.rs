@@ -9,6 +9,11 @@ use super::{
 };
 use crate::{Message, Prompt, Result, text::Tokenizer};
 
+/// Tokens more than needed that may be dropped.
+const SLACK: usize = 2;
+/// How often it is tried with fewer.
+const MAX_TRIES: usize = 24;
+
 /// Drops as much of `prompt` as is over `limit` tokens; `document` is the length of the document at the beginning of its text
 /// or of its last user message. Returns it with what was dropped.
 ///
@@ -62,24 +67,44 @@ fn region(from: DropFrom, total: usize, drop: usize) -> Range<usize> {
     }
 }
 
-/// Tries to drop more and more of `total` tokens until the count that `attempt` returns is within `limit`. `None` if not even
-/// all of them suffice. Tokens merge anew at a cut, so that one attempt does not always do.
+/// The fewest of `total` tokens to drop, nearly, for the count that `attempt` returns to be within `limit`; `None` if not even all
+/// of them suffice. Tokens merge anew at a cut, and turns that are gone take their part of the template with them, so that
+/// it is not known beforehand.
 fn search<T>(
     total: usize,
     limit: usize,
     mut attempt: impl FnMut(usize) -> Result<(usize, T)>,
 ) -> Result<Option<T>> {
-    let mut drop = 0;
-    loop {
-        let (count, found) = attempt(drop)?;
-        if count <= limit {
-            return Ok(Some(found));
-        }
-        if drop >= total {
-            return Ok(None);
-        }
-        drop = (drop + count - limit).min(total);
+    let (mut count, mut found) = attempt(0)?;
+    if count <= limit {
+        return Ok(Some(found));
     }
+    // Too few with its count; enough with its count and what it gives.
+    let mut few = (0, count);
+    let mut enough: Option<(usize, usize, T)> = None;
+    let mut drop = (count - limit).min(total);
+    for tries in 0.. {
+        (count, found) = attempt(drop)?;
+        if count <= limit {
+            enough = Some((drop, count, found));
+        } else {
+            few = (drop, count);
+        }
+        match &enough {
+            None if drop >= total => break,
+            None => drop = (drop + count - limit).min(total),
+            Some((most, least, _)) => {
+                if limit - least <= SLACK || most - few.0 <= 1 || tries >= MAX_TRIES {
+                    break;
+                }
+                // Where a line between both reaches the limit, and by turns in the middle.
+                let line = (few.1 - limit).saturating_mul(most - few.0).div_ceil(few.1 - least);
+                let guess = if tries % 2 == 0 { few.0 + line } else { few.0.midpoint(*most) };
+                drop = guess.clamp(few.0 + 1, most - 1);
+            }
+        }
+    }
+    Ok(enough.map(|(_, _, found)| found))
 }
 
 fn cut_tokens(

@@ -138,19 +138,45 @@ pub fn chunks(tokenizer: &Tokenizer, text: &str, options: &ChunkOptions) -> Resu
             ChunkKind::Code => code::ranges(tokenizer, text, options)?,
             _ => ranges(tokenizer, text, options)?,
         };
-        let mut end = 0;
-        let measured = ranges.into_iter().map(|range| {
-            let tokens = tokenizer.encode_plain(&text[range.clone()])?.len();
-            if tokens > options.max_tokens {
-                return Err(too_large(text, range.start, tokens, options));
-            }
-            let chunk = Chunk { start: range.start, end: range.end, overlap: end - range.start, tokens };
-            end = range.end;
-            Ok(chunk)
-        });
-        measured.collect::<Result<Vec<_>>>()
+        measured(tokenizer, text, ranges, options)
     };
     cut().during("chunk")
+}
+
+/// The chunks of these ranges. White space alone is not worth a chunk: it goes to the one before or behind, if there is room.
+fn measured(
+    tokenizer: &Tokenizer,
+    text: &str,
+    ranges: Vec<Range<usize>>,
+    options: &ChunkOptions,
+) -> Result<Vec<Chunk>> {
+    let count = |range: Range<usize>| tokenizer.encode_plain(&text[range]).map(|ids| ids.len());
+    let mut chunks: Vec<Chunk> = Vec::with_capacity(ranges.len());
+    let mut ranges = ranges.into_iter().peekable();
+    while let Some(range) = ranges.next() {
+        let covered = chunks.last().map_or(0, |c| c.end);
+        if text[covered..range.end].trim().is_empty() {
+            if let Some(last) = chunks.last_mut() {
+                let tokens = count(last.start..range.end)?;
+                if tokens <= options.max_tokens {
+                    (last.end, last.tokens) = (range.end, tokens);
+                    continue;
+                }
+            }
+            if let Some(next) = ranges.peek_mut()
+                && count(covered..next.end)? <= options.max_tokens
+            {
+                next.start = next.start.min(covered);
+                continue;
+            }
+        }
+        let tokens = count(range.clone())?;
+        if tokens > options.max_tokens {
+            return Err(too_large(text, range.start, tokens, options));
+        }
+        chunks.push(Chunk { start: range.start, end: range.end, overlap: covered - range.start, tokens });
+    }
+    Ok(chunks)
 }
 
 /// The ranges of `text` by the boundaries of text or Markdown, in order and without gaps.

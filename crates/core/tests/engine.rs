@@ -650,7 +650,7 @@ async fn a_sliding_window_goes_on_past_the_context_as_new_requests_would() {
             assert_eq!(report.dropped_tokens(), length as usize - kept_prompt);
             assert_eq!((report.prompt_tokens, report.total_prompt_tokens), (length as usize, kept_prompt));
             // All that was ever seen is in the window or was dropped.
-            assert!(kept_prompt + 300 - report.window_dropped_tokens < 64);
+            assert!(kept_prompt + 300 - report.window_dropped_tokens <= 64);
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::{runtime::Handle, sync::Semaphore};
 use super::{
     ContextPolicy, ContextReport, ContextStep, Truncate,
     budget::answer_room,
-    long::Plan,
+    long::{Plan, Planned},
     parts::{count, with_document},
     run::{Run, blocking},
     truncate::truncate,
@@ -58,7 +58,7 @@ impl ContextLayer {
         Ok(Self { inner, policy, info: Arc::new(info), places: Arc::new(Semaphore::new(places)) })
     }
 
-    /// Runs what needs the prompt's tokens on a thread for that, with the number of bytes of the document.
+    /// Runs what needs the prompt's tokens on a thread for that.
     async fn prepare<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Tokenizer) -> Result<T> + Send + 'static,
@@ -122,13 +122,13 @@ impl ContextLayer {
             .prepare(move |tokenizer| Plan::new(tokenizer, prompt, document, &policy, max_tokens, context))
             .await?;
         match plan {
-            Err(prompt) => {
+            Planned::Fits(prompt) => {
                 request.prompt = prompt;
                 self.inner.generate(request).await
             }
-            Ok(plan) => {
+            Planned::Long(plan) => {
                 let run = Run {
-                    plan: Arc::new(plan),
+                    plan: Arc::from(plan),
                     backend: Arc::clone(&self.inner),
                     tokenizer: self.tokenizer_for_policy()?,
                     request,

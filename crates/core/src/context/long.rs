@@ -23,6 +23,14 @@ pub(super) enum Way {
     Refine,
 }
 
+/// What a prompt turns out to need.
+pub(super) enum Planned {
+    /// Nothing: it fits as it is.
+    Fits(Prompt),
+    /// Work in steps.
+    Long(Box<Plan>),
+}
+
 /// What is to be done with a long text.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -41,8 +49,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Plans the work for a prompt of which `document` bytes at the beginning are the long text. `Err(prompt)` inside: it fits
-    /// as it is.
+    /// Plans the work for a prompt of which `document` bytes at the beginning are the long text, if they are known.
     ///
     /// # Errors
     /// [`ContextOverflow`](ErrorKind::ContextOverflow) where nothing is left for chunks,
@@ -54,17 +61,17 @@ impl Plan {
         policy: &ContextPolicy,
         max_tokens: Option<usize>,
         context: usize,
-    ) -> Result<std::result::Result<Self, Prompt>> {
+    ) -> Result<Planned> {
         let (way, options) = match policy {
             ContextPolicy::Refine(options) => (Way::Refine, options.clone()),
             ContextPolicy::MapReduce(options) => (Way::MapReduce, options.clone()),
-            _ => return Ok(Err(prompt)),
+            _ => return Ok(Planned::Fits(prompt)),
         };
         let reserve = answer_room(options.reserve, max_tokens, context, 4)?;
         let answer_tokens = answer_room(options.answer_tokens, max_tokens, context, 8)?;
         let prompt_tokens = count(tokenizer, &prompt)?;
         if prompt_tokens <= context - reserve {
-            return Ok(Err(prompt));
+            return Ok(Planned::Fits(prompt));
         }
         let limit = context - reserve.max(answer_tokens);
         let report = ContextReport::new(policy.name(), prompt_tokens, limit);
@@ -74,7 +81,7 @@ impl Plan {
         plan.report.dropped = dropped;
         plan.cut(tokenizer)?;
         plan.report.chunks.clone_from(&plan.chunks);
-        Ok(Ok(plan))
+        Ok(Planned::Long(Box::new(plan)))
     }
 
     /// Cuts the text so that every prompt with a chunk is within the limit.
@@ -141,11 +148,11 @@ impl Plan {
         if self.way == Way::Refine && part > 0 { self.next(&values) } else { self.first(&values) }
     }
 
-    /// The prompts that make one answer each of the answers of a group, as many as fit into each: the answers themselves where
-    /// they are all in one. Returns the number of answers of each group with its prompt.
+    /// The prompts that make one answer each of the answers of a group, as many as fit into each. All are
+    /// in one where that is possible.
     ///
     /// # Errors
-    /// Those of the tokenizer and of the template.
+    /// Those of the tokenizer and of the template, and where not even two answers fit.
     pub(super) fn combine(&self, tokenizer: &Tokenizer, answers: &[String]) -> Result<Vec<Prompt>> {
         let mut prompts = Vec::new();
         let mut rest = answers;
@@ -165,7 +172,7 @@ impl Plan {
                     too_many = middle;
                 }
             }
-            if fits < 2.min(rest.len()) || (fits < 2 && prompts.is_empty()) && answers.len() > 1 {
+            if fits < 2.min(rest.len()) {
                 return Err(self.no_room("two answers", count(tokenizer, &prompt(2.min(rest.len())))?));
             }
             prompts.push(prompt(fits));

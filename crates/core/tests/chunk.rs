@@ -147,6 +147,20 @@ fn boundaries_are_those_of_the_kind() {
 }
 
 #[test]
+fn an_overlap_begins_with_a_sentence_where_one_is_near_enough() {
+    let text: String = (0..60).map(|i| format!("Sentence number {i} stands here. ")).collect();
+    let one = TOKENIZER.encode_plain("Sentence number 10 stands here. ").unwrap().len();
+    let options = ChunkOptions::new(8 * one).with_overlap(2 * one + 2);
+    let found = chunks(&TOKENIZER, &text, &options).unwrap();
+    check(&text, &found, &options);
+    assert!(found.len() > 8);
+    for chunk in &found[1..] {
+        assert!(chunk.of(&text).starts_with("Sentence"), "{:?}", chunk.of(&text));
+        assert_eq!(chunk.of(&text)[..chunk.overlap].matches('.').count(), 2);
+    }
+}
+
+#[test]
 fn what_has_no_boundary_is_cut_all_the_same() {
     let word = "x".repeat(200_000);
     let marks = format!("a{}", "\u{301}".repeat(2_000));

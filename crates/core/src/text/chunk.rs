@@ -12,7 +12,7 @@ use std::{cell::RefCell, ops::Range};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use text_splitter::{ChunkConfig, ChunkSizer, MarkdownSplitter, TextSplitter};
-use unicode_segmentation::GraphemeCursor;
+use unicode_segmentation::{GraphemeCursor, UnicodeSegmentation};
 
 use super::{Tokenizer, code};
 use crate::{Error, Result, ResultExt};
@@ -24,6 +24,8 @@ const MARKDOWN_WINDOW: usize = 64;
 const LEAST_WINDOW: usize = 2 << 10;
 /// Bytes for each token of a chunk of which twice the tokens are looked for before all of a longer text is counted.
 const PROBE: usize = 8;
+/// How many sentences, and how many words, are tried as the beginning of an overlap.
+const TRIES: usize = 3;
 
 /// What kind of text it is, which says where it is best cut.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -212,7 +214,45 @@ pub(super) fn ranges(tokenizer: &Tokenizer, text: &str, options: &ChunkOptions) 
         }
         (start, window) = (next, least);
     }
+    for i in (1..ranges.len()).rev() {
+        ranges[i].start = overlap_start(tokenizer, text, &ranges[i - 1], &ranges[i], options)?;
+    }
     Ok(ranges)
+}
+
+/// Where a chunk begins that repeats the end of the one before: at the first sentence that is within the overlap, else at the
+/// first word. The splitter's own overlap takes whole sections of the level that it cuts at, mostly paragraphs, of which
+/// none may be short enough.
+fn overlap_start(
+    tokenizer: &Tokenizer,
+    text: &str,
+    previous: &Range<usize>,
+    range: &Range<usize>,
+    options: &ChunkOptions,
+) -> Result<usize> {
+    let count = |range: Range<usize>| tokenizer.encode_plain(&text[range]).map(|ids| ids.len());
+    let reach = options.overlap.saturating_mul(PROBE).max(64);
+    let from = char_boundary(text, previous.start.max(range.start.saturating_sub(reach)));
+    let before = &text[from..range.start];
+    if options.overlap == 0 || before.trim().is_empty() {
+        return Ok(range.start);
+    }
+    let spans = tokenizer.token_spans(before, false)?;
+    let first = spans.get(spans.len().saturating_sub(options.overlap)).map_or(0, |span| span.start);
+    // What is behind a cut made for speed is no beginning.
+    let begins = |at: &usize| *at >= first && (*at > 0 || from == previous.start);
+    let sentences = before.split_sentence_bound_indices().map(|(at, _)| at).filter(begins);
+    let words = before.split_word_bound_indices().filter(|(_, word)| !word.trim().is_empty());
+    let words = words.map(|(at, _)| at).filter(begins);
+    for at in sentences.take(TRIES).chain(words.take(TRIES)).map(|at| from + at) {
+        if !is_boundary(text, at) {
+            continue; // flags pair up from the beginning of their row, which may lie before
+        }
+        if count(at..range.start)? <= options.overlap && count(at..range.end)? <= options.max_tokens {
+            return Ok(at);
+        }
+    }
+    Ok(range.start)
 }
 
 /// Where a piece is to end instead, if it ends inside a grapheme cluster that need not be divided. Words and sentences never
@@ -266,11 +306,8 @@ pub(crate) fn boundary_after(text: &str, at: usize) -> usize {
 /// What `text-splitter` makes of a text.
 fn split(tokenizer: &Tokenizer, text: &str, options: &ChunkOptions) -> Result<Vec<Range<usize>>> {
     let sizer = Sizer { tokenizer, max_tokens: options.max_tokens, error: RefCell::new(None) };
-    let config = ChunkConfig::new(options.max_tokens)
-        .with_sizer(&sizer)
-        .with_trim(false)
-        .with_overlap(options.overlap)
-        .map_err(|e| Error::invalid_request("overlap: as long as a chunk").with_source(e))?;
+    let capacity = options.max_tokens.saturating_sub(options.overlap).max(1);
+    let config = ChunkConfig::new(capacity).with_sizer(&sizer).with_trim(false);
     let range = |(start, piece): (usize, &str)| start..start + piece.len();
     let pieces = if options.kind == ChunkKind::Markdown {
         MarkdownSplitter::new(config).chunk_indices(text).map(range).collect()

@@ -1,8 +1,8 @@
 //! Where program text is best cut, whatever its language.
 //!
 //! Grammars for each language (tree-sitter) are native code of a megabyte each, which this crate does not link. What nearly
-//! all languages share is looked at instead: blank lines and indentation. A chunk is filled with lines, and ends in its second
-//! half before the line that begins the outermost block. A line that is too long for a chunk is cut as text.
+//! all languages share is looked at instead: blank lines and indentation. A chunk is filled with lines, and ends behind its first
+//! third before the line that begins the outermost block. A line that is too long for a chunk is cut as text.
 
 use std::ops::Range;
 
@@ -74,8 +74,8 @@ pub(super) fn ranges(tokenizer: &Tokenizer, text: &str, options: &ChunkOptions) 
 
 /// The line to end a chunk before, of those behind `done` up to `last`.
 fn best_cut(lines: &[Line], done: usize, last: usize, start: usize) -> usize {
-    let half = start + (lines[last - 1].range.end - start) / 2;
-    let candidates = (done + 1..=last).filter(|&i| i == last || lines[i].range.start >= half);
+    let third = start + (lines[last - 1].range.end - start) / 3;
+    let candidates = (done + 1..=last).filter(|&i| i == last || lines[i].range.start >= third);
     // The latest of equals.
     candidates.min_by_key(|&i| (lines[i].rank, std::cmp::Reverse(i))).unwrap_or(last)
 }

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ternion::Sampling;
+use ternion::context::ContextPolicy;
 use ternion::formats::convert::{Embedding, Target};
 use ternion_conformance::compare::Tolerances;
+use ternion::text::ChunkKind;
 
 /// Chat with, inspect, verify and measure ternary language models on plain CPUs.
 #[derive(Debug, Parser)]
@@ -29,6 +31,8 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Count the tokens of a text, with or without the chat template. Loads no weights.
     Count(CountArgs),
+    /// Show where a long text would be cut into chunks. Loads no weights.
+    Chunk(ChunkArgs),
     /// Show what a checkpoint is, its tensors and what it takes in memory.
     Inspect(InspectArgs),
     /// Compare a model with known file hashes, logits and text (default: BitNet b1.58 2B4T).
@@ -151,6 +155,28 @@ impl GenerationArgs {
     }
 }
 
+/// A long text, and what is done if it does not fit into the context.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Long inputs")]
+pub(crate) struct LongArgs {
+    /// A long text that it is about; `-` reads standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// What is done if it does not fit: reject, truncate (drops the oldest turns), truncate-head, -tail or -middle, sliding, map-reduce
+    /// or refine. Default: the configuration's, else reject.
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) policy: Option<ContextPolicy>,
+    /// The most tokens of a chunk. Default: as many as fit.
+    #[arg(long, value_name = "N")]
+    pub(crate) chunk_tokens: Option<usize>,
+    /// The most tokens that a chunk repeats of the one before.
+    #[arg(long, value_name = "N")]
+    pub(crate) overlap: Option<usize>,
+    /// Where chunks are best cut: text, markdown or code. Default: what the file's name says.
+    #[arg(long)]
+    pub(crate) kind: Option<ChunkKind>,
+}
+
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     let (id, value) = text.split_once('=').ok_or("expected ID=VALUE, such as 42=-1.5")?;
     let id = id.trim().parse().map_err(|_| format!("`{id}` is no token id"))?;
@@ -165,6 +191,8 @@ pub(crate) struct ChatArgs {
     /// Instructions that stand before the conversation.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) long: LongArgs,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
     #[command(flatten)]
@@ -183,6 +211,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) ignore_eos: bool,
     #[command(flatten)]
+    pub(crate) long: LongArgs,
+    #[command(flatten)]
     pub(crate) generation: GenerationArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
@@ -199,6 +229,15 @@ pub(crate) struct CountArgs {
     /// Count it as a message of a conversation, with all that the chat template adds.
     #[arg(long)]
     pub(crate) chat: bool,
+    /// Count a conversation, message by message: a JSON array of objects with `role` and `content`, as `/save` writes it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "file", "chat", "prompt", "ids"])]
+    pub(crate) messages: Option<PathBuf>,
+    /// The context that it is to fit into. Default: the configuration's.
+    #[arg(long, value_name = "TOKENS", requires = "messages")]
+    pub(crate) context: Option<usize>,
+    /// Tokens of it that are kept free for the answer.
+    #[arg(long, value_name = "N", requires = "messages")]
+    pub(crate) max_tokens: Option<usize>,
     /// The message's role.
     #[arg(long, default_value = "user", requires = "chat")]
     pub(crate) role: String,
@@ -208,6 +247,23 @@ pub(crate) struct CountArgs {
     /// Print the token ids as a JSON array instead of their number.
     #[arg(long)]
     pub(crate) ids: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChunkArgs {
+    /// The text; `-` reads standard input.
+    pub(crate) file: PathBuf,
+    /// The most tokens of a chunk.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) max_tokens: usize,
+    /// The most tokens that a chunk repeats of the one before.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) overlap: usize,
+    /// Where it is best cut: text, markdown or code. Default: what the file's name says.
+    #[arg(long)]
+    pub(crate) kind: Option<ChunkKind>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 }

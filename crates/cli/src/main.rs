@@ -63,6 +63,7 @@ async fn run(app: &App, command: Command) -> Outcome {
         Command::Chat(args) => commands::chat::run(app, &args).await,
         Command::Generate(args) => commands::generate::run(app, &args).await,
         Command::Count(args) => commands::count::run(app, &args),
+        Command::Chunk(args) => commands::chunk::run(app, &args),
         Command::Inspect(args) => commands::inspect::run(app, &args),
         Command::Verify(args) => commands::verify::run(app, &args).await,
         Command::Conformance(args) => commands::conformance::run(app, &args).await,

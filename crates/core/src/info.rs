@@ -74,6 +74,10 @@ pub struct Capabilities {
     pub logprobs: bool,
     /// The same seed gives the same tokens.
     pub seed: bool,
+    /// Prompts may be longer than the context: a context policy other than `reject` is configured.
+    pub long_prompts: bool,
+    /// The context policy `sliding` works.
+    pub sliding_window: bool,
     /// A common prefix of successive requests is computed once. It shows in the time and the usage, and in nothing else but
     /// rounding.
     pub prefix_reuse: bool,

@@ -8,7 +8,7 @@ use candle_nn::rotary_emb::rope_thd;
 use ternion_core::{
     CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput,
     batch::{self, Span},
-    kv::{KvCache, Layout},
+    kv::{KvCache, KvType},
 };
 use ternion_formats::{Activation, Checkpoint, DenseTensor, LayerTensors, ModelSpec};
 
@@ -30,6 +30,8 @@ pub struct DecoderOptions {
     pub prefill_chunk: usize,
     /// What logits are computed from.
     pub head: HeadPrecision,
+    /// How keys and values are stored.
+    pub kv_type: KvType,
 }
 
 impl DecoderOptions {
@@ -40,6 +42,7 @@ impl DecoderOptions {
             max_sequences: 4,
             prefill_chunk: 128,
             head: HeadPrecision::Exact,
+            kv_type: KvType::F32,
         }
     }
 }
@@ -137,11 +140,7 @@ impl Decoder {
             heads: spec.heads,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
-            cache: KvCache::new(Layout {
-                layers: spec.layers,
-                kv_heads: spec.kv_heads,
-                head_dim: spec.head_dim,
-            }),
+            cache: KvCache::new(spec.kv_layout(), options.kv_type),
             layers: {
                 let activation = spec.activation;
                 checkpoint.layers.into_iter().map(|l| Layer::new(l, activation)).collect()

@@ -5,10 +5,10 @@ use std::cell::RefCell;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use ternion_core::{
     batch::Span,
-    kv::{self, KvCache},
+    kv::{self, KvCache, Planes},
 };
 use ternion_formats::{Activation, DenseTensor, Linear, RmsNorm, Weights};
-use ternion_kernels as kernels;
+use ternion_kernels::{self as kernels, KvBlocks};
 
 const _: () = assert!(kv::BLOCK == kernels::BLOCK, "attention takes the blocks of the cache");
 
@@ -179,20 +179,21 @@ impl CustomOp3 for CachedAttention<'_> {
             cache
                 .write(span.sequence, self.layer, &k[kv.clone()], &v[kv])
                 .map_err(candle_core::Error::wrap)?;
-            let (keys, values) = cache.layer(span.sequence, self.layer).map_err(candle_core::Error::wrap)?;
-            kernels::attention(
-                kernels::Attention {
-                    heads: self.heads,
-                    kv_heads: self.kv_heads,
-                    head_dim: self.head_dim,
-                    past: span.past,
-                    scale: 1.0 / (self.head_dim as f32).sqrt(),
-                },
-                &q[start * width..end * width],
-                &keys,
-                &values,
-                &mut out[start * width..end * width],
-            );
+            let shape = kernels::Attention {
+                heads: self.heads,
+                kv_heads: self.kv_heads,
+                head_dim: self.head_dim,
+                past: span.past,
+                scale: 1.0 / (self.head_dim as f32).sqrt(),
+            };
+            let (q, out) = (&q[start * width..end * width], &mut out[start * width..end * width]);
+            let planes = cache.layer(span.sequence, self.layer).map_err(candle_core::Error::wrap)?;
+            let kv = match &planes {
+                Planes::F32 { keys, values } => KvBlocks::F32 { keys, values },
+                Planes::F16 { keys, values } => KvBlocks::F16 { keys, values },
+                Planes::Int8 { keys, values } => KvBlocks::Int8 { keys, values },
+            };
+            kernels::attention(shape, q, kv, out);
         }
         Ok((CpuStorage::F32(out), Shape::from((q.len() / width, width))))
     }

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use crate::{
     Error, ErrorKind, LlmBackend, Result, ResultExt,
     config::{Config, ModelConfig, suggest},
+    context::ContextLayer,
     echo::EchoFactory,
 };
 
@@ -130,7 +131,7 @@ impl Registry {
         self.factories.values().map(|factory| (factory.name(), factory.description()))
     }
 
-    /// Loads a model of a configuration: the one that is named, else its default. Must be awaited in a tokio runtime;
+    /// Loads a model of a configuration, with its context policy around it: the one that is named, else its default. Must be awaited in a tokio runtime;
     /// outside of one, the loading of most backends panics.
     ///
     /// # Errors
@@ -156,7 +157,14 @@ impl Registry {
             Ok((name, model, self.factory(&model.backend)?))
         };
         let (name, model, factory) = find().during("load")?;
-        factory.load(name, model, progress).await.with("model", name).during("load")
+        let load = async {
+            let backend = factory.load(name, model, progress).await?;
+            Ok::<Arc<dyn LlmBackend>, Error>(Arc::new(ContextLayer::new(
+                backend,
+                model.context_policy.clone(),
+            )?))
+        };
+        load.await.with("model", name).during("load")
     }
 
     fn factory(&self, name: &str) -> Result<&Arc<dyn BackendFactory>> {

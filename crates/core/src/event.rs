@@ -9,7 +9,7 @@ use std::{
 use futures_core::Stream;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, ModelInfo, Result};
 
 /// One event of a generation. Any number of `Prefill`, any number of `Token`, one `Done`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,7 +47,33 @@ pub enum Event {
         /// The seed that the tokens were drawn with; `None` if they were not drawn (greedy).
         #[serde(skip_serializing_if = "Option::is_none")]
         seed: Option<u64>,
+        /// Which model answered, where several may: behind a fallback or a handle whose model is swapped.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        served_by: Option<ServedBy>,
     },
+}
+
+/// Which model gave an answer. The backend that computes it says so, and wrappers pass it on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ServedBy {
+    /// The model's name, as [`ModelInfo::name`].
+    pub model: String,
+    /// The backend that runs it, as [`ModelInfo::backend`].
+    pub backend: String,
+}
+
+impl From<&ModelInfo> for ServedBy {
+    fn from(info: &ModelInfo) -> Self {
+        Self { model: info.name.clone(), backend: info.backend.clone() }
+    }
+}
+
+impl std::fmt::Display for ServedBy {
+    /// `model on backend`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} on {}", self.model, self.backend)
+    }
 }
 
 /// Why a generation ended.
@@ -144,7 +170,7 @@ impl GenerateStream {
                     tokens.push(id);
                     logprobs.extend(logprob);
                 }
-                Event::Done { finish_reason, text, usage, timing, seed } => {
+                Event::Done { finish_reason, text, usage, timing, seed, served_by } => {
                     answer.push_str(&text);
                     return Ok(Completion {
                         text: answer,
@@ -154,6 +180,7 @@ impl GenerateStream {
                         usage,
                         timing,
                         seed,
+                        served_by,
                     });
                 }
             }
@@ -195,6 +222,9 @@ pub struct Completion {
     pub timing: Timing,
     /// The seed that the tokens were drawn with.
     pub seed: Option<u64>,
+    /// Which model answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<ServedBy>,
 }
 
 /// The scores of a [`ScoreRequest`](crate::ScoreRequest), one for each token from `start` on.
@@ -203,12 +233,15 @@ pub struct Completion {
 pub struct Score {
     /// In the order of the tokens.
     pub tokens: Vec<TokenScore>,
+    /// Which model gave them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<ServedBy>,
 }
 
 impl Score {
     /// The scores in this order.
     pub fn new(tokens: Vec<TokenScore>) -> Self {
-        Self { tokens }
+        Self { tokens, served_by: None }
     }
 
     /// The log-probability of all the scored tokens together.

@@ -102,7 +102,7 @@ pub(crate) async fn generate(
                     answer.text.push_str(&text);
                     answer.tokens.push(Token { id, text, logprob });
                 }
-                Event::Done { finish_reason, text, usage, timing, seed } => {
+                Event::Done { finish_reason, text, usage, timing, seed, .. } => {
                     bar.clear();
                     print(app, &text)?;
                     answer.text.push_str(&text);

@@ -17,7 +17,10 @@
 //! ```
 
 mod env;
+mod fallback;
+mod host;
 mod parse;
+mod unique;
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +33,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{Error, ErrorKind, Result, ResultExt, Sampling, engine::validate, file::read_capped};
+
+pub use host::{LayersConfig, LimitConfig, ReloadConfig, ReloadMode, RetryConfig, TimeoutConfig};
 
 /// No configuration is larger than this, and a file that is was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
@@ -44,6 +49,8 @@ pub struct Config {
     pub default_model: Option<String>,
     /// The models by the names that the host calls them.
     pub models: BTreeMap<String, ModelConfig>,
+    /// How a model takes the place of another while the host runs.
+    pub reload: ReloadConfig,
 }
 
 /// One model: where it is, what runs it, and how.
@@ -76,6 +83,11 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub prefill_chunk: Option<usize>,
+    /// Models of this configuration that answer, in this order, where this one cannot be loaded or fails.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fallback: Vec<String>,
+    /// What is done around each request to it.
+    pub layers: LayersConfig,
     /// What applies where a request leaves its sampling open, before the model's own defaults.
     pub sampling: Sampling,
     /// What only this backend knows. Its documentation says what there is.
@@ -92,6 +104,8 @@ impl Default for ModelConfig {
             max_sequences: None,
             max_queued: None,
             prefill_chunk: None,
+            fallback: Vec::new(),
+            layers: LayersConfig::default(),
             sampling: Sampling::default(),
             options: serde_json::Map::new(),
         }
@@ -173,7 +187,7 @@ impl Config {
 
     /// A configuration of one model.
     pub fn single(name: impl Into<String>, model: ModelConfig) -> Self {
-        Self { default_model: None, models: BTreeMap::from([(name.into(), model)]) }
+        Self { models: BTreeMap::from([(name.into(), model)]), ..Self::default() }
     }
 
     /// The JSON schema of a configuration file, for editors and for checks before a roll-out.
@@ -218,6 +232,8 @@ impl Config {
             self.model(Some(name))
                 .map_err(|e| Error::invalid_config(format!("default_model: {}", e.message())))?;
         }
+        self.reload.validate()?;
+        fallback::validate(&self.models)?;
         self.models.iter().try_for_each(|(name, model)| model.validate(name))
     }
 
@@ -269,6 +285,7 @@ impl ModelConfig {
                 )));
             }
         }
+        self.layers.validate(&format!("models.{name}.layers"))?;
         // Token ids can only be checked when the vocabulary is known, at load.
         validate::sampling(&self.sampling, usize::MAX).map_err(|e| {
             Error::new(ErrorKind::InvalidConfig, format!("models.{name}.sampling.{}", e.message()))

@@ -93,6 +93,19 @@ pub enum FinishReason {
     Cancelled,
 }
 
+impl FinishReason {
+    /// A stable, lower-case name, for logs and metrics; a stop string is not told.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::EndOfSequence => "end_of_sequence",
+            Self::StopString(_) => "stop_string",
+            Self::MaxTokens => "max_tokens",
+            Self::ContextFull => "context_full",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// Tokens used by one request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

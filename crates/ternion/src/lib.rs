@@ -36,10 +36,12 @@ pub use ternion_core::{
     Capabilities, CausalLm, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest,
     GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, Message, ModelInfo,
     Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest, SequenceId, SequenceInput,
-    Stats, Timing, TokenScore, Usage,
+    ServedBy, Stats, Timing, TokenScore, Usage,
 };
 pub use ternion_core::{config, echo, engine, registry, text};
 pub use ternion_formats as formats;
+
+pub mod layers;
 
 use config::{Config, ModelConfig};
 use registry::{Progress, Registry};

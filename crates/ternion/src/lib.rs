@@ -42,8 +42,10 @@ pub use ternion_core::{config, echo, engine, registry, text};
 pub use ternion_formats as formats;
 
 pub mod layers;
+pub mod models;
 
 use config::{Config, ModelConfig};
+use models::Models;
 use registry::{Progress, Registry};
 
 /// The backends that are compiled in.
@@ -59,10 +61,11 @@ pub fn registry() -> Registry {
     registry
 }
 
-/// Loads a model of a configuration: the one that is named, else its default. Must be awaited in a tokio runtime.
+/// Loads a model of a configuration: the one that is named, else its default, with its layers and its fallback. Must be
+/// awaited in a tokio runtime.
 ///
 /// # Errors
-/// What [`Registry::load`] returns: an unknown model or backend, or a model that cannot be loaded.
+/// An unknown model or backend, or a model that cannot be loaded and for which no other stands in.
 pub async fn load(config: &Config, model: Option<&str>) -> Result<Arc<dyn LlmBackend>> {
     load_with_progress(config, model, Progress::none()).await
 }
@@ -76,7 +79,9 @@ pub async fn load_with_progress(
     model: Option<&str>,
     progress: Progress,
 ) -> Result<Arc<dyn LlmBackend>> {
-    registry().load_with_progress(config, model, progress).await
+    let models = Models::new(config.clone())?;
+    let (name, _) = config.model(model).during("load")?;
+    Ok(Arc::new(models.get_with_progress(name, progress).await?))
 }
 
 /// Reads a configuration file (TOML, JSON or YAML), with the overrides of the environment, and loads its default model.

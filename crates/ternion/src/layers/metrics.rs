@@ -1,22 +1,4 @@
 //! Counters and histograms of all requests, by the facade `metrics`.
-//!
-//! Whoever wants to see them installs a recorder, such as that of `metrics-exporter-prometheus`; without one they cost
-//! next to nothing.
-//!
-//! | name | kind | what it tells | labels |
-//! | --- | --- | --- | --- |
-//! | `ternion_requests_total` | counter | requests that have ended | `model`, `operation`, `outcome` |
-//! | `ternion_requests_active` | gauge | requests that have not ended | `model`, `operation` |
-//! | `ternion_request_duration_seconds` | histogram | from a request to its end | `model`, `operation` |
-//! | `ternion_queued_seconds` | histogram | how long a generation waited for its turn | `model` |
-//! | `ternion_first_token_seconds` | histogram | from a request to its first token | `model` |
-//! | `ternion_prompt_tokens_total` | counter | tokens of prompts | `model` |
-//! | `ternion_cached_tokens_total` | counter | those of them that did not have to be computed | `model` |
-//! | `ternion_generated_tokens_total` | counter | tokens generated | `model` |
-//!
-//! `model` is the model's name and `operation` one of `generate`, `score` and `logits`. `outcome` is the reason for the
-//! end ([`FinishReason::as_str`](ternion_core::FinishReason::as_str)), or `ok` for scores and logits; the kind of the
-//! error ([`ErrorKind::as_str`](ternion_core::ErrorKind::as_str)); or `dropped` for what nobody waited for.
 
 use std::{
     future::Future,
@@ -48,10 +30,23 @@ const GENERATED_TOKENS: &str = "ternion_generated_tokens_total";
 
 /// Counts and measures all requests, for whatever recorder of the facade `metrics` the host has installed.
 ///
-/// The names are `ternion_requests_total`, `ternion_requests_active`, `ternion_request_duration_seconds`,
-/// `ternion_queued_seconds`, `ternion_first_token_seconds`, `ternion_prompt_tokens_total`, `ternion_cached_tokens_total`
-/// and `ternion_generated_tokens_total`, with the labels `model`, `operation` (`generate`, `score`, `logits`) and
-/// `outcome` (the reason for the end, the kind of the error, `ok`, or `dropped` for what nobody waited for).
+/// Whoever wants to see them installs a recorder, such as that of `metrics-exporter-prometheus`; without one they cost
+/// next to nothing.
+///
+/// | name | kind | what it tells | labels |
+/// | --- | --- | --- | --- |
+/// | `ternion_requests_total` | counter | requests that have ended | `model`, `operation`, `outcome` |
+/// | `ternion_requests_active` | gauge | requests that have not ended | `model`, `operation` |
+/// | `ternion_request_duration_seconds` | histogram | from a request to its end | `model`, `operation` |
+/// | `ternion_queued_seconds` | histogram | how long a generation waited for its turn | `model` |
+/// | `ternion_first_token_seconds` | histogram | from a request to its first token | `model` |
+/// | `ternion_prompt_tokens_total` | counter | tokens of prompts | `model` |
+/// | `ternion_cached_tokens_total` | counter | those of them that did not have to be computed | `model` |
+/// | `ternion_generated_tokens_total` | counter | tokens generated | `model` |
+///
+/// `model` is the model's name and `operation` one of `generate`, `score` and `logits`. `outcome` is the reason for the
+/// end ([`FinishReason::as_str`](ternion_core::FinishReason::as_str)), or `ok` for scores and logits; the kind of the
+/// error ([`ErrorKind::as_str`](ternion_core::ErrorKind::as_str)); or `dropped` for what nobody waited for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Metrics(());
 

@@ -7,7 +7,7 @@ use std::{
 
 use ternion_core::{
     Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Result, ResultExt,
-    config::{Config, ModelConfig, ReloadConfig, ReloadMode},
+    config::{Config, LayersConfig, ModelConfig, ReloadConfig, ReloadMode},
     registry::{Progress, Registry},
     text::Tokenizer,
 };
@@ -194,12 +194,11 @@ impl Slot {
             self.want(config);
             return Ok(if layers_changed { Change::Made } else { Change::None });
         }
-        match reload.mode {
-            ReloadMode::After => self.change_after(old, config.clone(), reload).await?,
-            _ => {
-                let new = self.open_checked(config.clone(), reload).await?;
-                self.serve(new);
-            }
+        if reload.mode == ReloadMode::After {
+            self.change_after(old, config.clone(), reload).await?;
+        } else {
+            let new = self.open_checked(config.clone(), reload).await?;
+            self.serve(new);
         }
         self.want(config);
         Ok(Change::Made)
@@ -308,7 +307,7 @@ fn same_model(a: &ModelConfig, b: &ModelConfig) -> bool {
     let bare = |config: &ModelConfig| {
         let mut config = config.clone();
         config.fallback.clear();
-        config.layers = Default::default();
+        config.layers = LayersConfig::default();
         config
     };
     bare(a) == bare(b)

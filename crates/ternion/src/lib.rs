@@ -36,7 +36,7 @@ pub use ternion_core::{
     Capabilities, CausalLm, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest,
     GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, Message, ModelInfo,
     Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest, SequenceId, SequenceInput,
-    ServedBy, Stats, Timing, TokenScore, Usage,
+    ServedBy, Stats, Timing, TokenScore, Unloaded, Usage,
 };
 pub use ternion_core::{config, echo, engine, registry, text};
 pub use ternion_formats as formats;

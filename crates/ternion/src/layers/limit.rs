@@ -1,21 +1,25 @@
 //! Lets a bounded number of requests through at a time.
 
 use std::{
+    future::Future,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
-    Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Result,
-    ResultExt, Score, ScoreRequest, Stats, config::LimitConfig,
+    Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt,
+    Result, ResultExt, Score, ScoreRequest, Stats, config::LimitConfig, engine::validate,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Layer, cancelled, forward, is_end};
@@ -23,7 +27,8 @@ use super::{Layer, cancelled, forward, is_end};
 /// Lets at most so many requests reach the backend at the same time. Further ones wait, first come first served; of
 /// those that may not even wait, each fails with [`Busy`](ErrorKind::Busy).
 ///
-/// A request has its place until its stream has ended or is dropped. `info()` and `stats()` tell of the waiting room.
+/// A request has its place until its stream has ended or is dropped. One that has to wait gets its stream at once, after
+/// the backend's own checks; the stream begins when its turn has come. `info()` and `stats()` tell of the waiting room.
 #[derive(Debug, Clone, Copy)]
 pub struct Limit {
     concurrent: usize,
@@ -52,7 +57,7 @@ impl From<&LimitConfig> for Limit {
 impl Layer for Limit {
     fn wrap(&self, inner: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
         let places = Arc::new(Semaphore::new(self.concurrent));
-        Arc::new(Limited { inner, limit: *self, places, waiting: AtomicUsize::new(0) })
+        Arc::new(Limited { inner, limit: *self, places, waiting: Arc::default() })
     }
 }
 
@@ -61,24 +66,32 @@ struct Limited {
     limit: Limit,
     places: Arc<Semaphore>,
     /// Requests that wait for a place.
-    waiting: AtomicUsize,
+    waiting: Arc<AtomicUsize>,
 }
 
 /// One of those that wait, for as long as it does.
-struct Waiting<'a>(&'a AtomicUsize);
+struct Waiting(Arc<AtomicUsize>);
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
+type Turn = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit>> + Send>>;
+
+/// A place, or one in the queue before it.
+enum Place {
+    Taken(OwnedSemaphorePermit),
+    Queued(Turn),
+}
+
 impl Limited {
-    /// A place; `None` if the request was cancelled before there was one.
-    async fn place(&self, cancel: &CancellationToken) -> Result<Option<OwnedSemaphorePermit>> {
+    /// A place in the order in which this is called.
+    async fn place(&self) -> Result<Place> {
         // Does not overtake those that wait: a place that becomes free is theirs at once.
         if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            return Ok(Some(place));
+            return Ok(Place::Taken(place));
         }
         let most = self.limit.waiting;
         self.waiting
@@ -88,14 +101,63 @@ impl Limited {
                     .with("concurrent", self.limit.concurrent)
                     .with("waiting", most)
             })?;
-        let _waiting = Waiting(&self.waiting);
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => Ok(None),
-            place = Arc::clone(&self.places).acquire_owned() => place
-                .map(Some)
-                .map_err(|e| Error::new(ErrorKind::Closed, "no places are given any more").with_source(e)),
+        let waiting = Waiting(Arc::clone(&self.waiting));
+        let places = Arc::clone(&self.places);
+        let mut turn: Turn = Box::pin(async move {
+            let place = places.acquire_owned().await;
+            drop(waiting);
+            place.map_err(|e| Error::new(ErrorKind::Closed, "no places are given any more").with_source(e))
+        });
+        // The first poll is what enters it into the queue.
+        match std::future::poll_fn(|cx| Poll::Ready(turn.as_mut().poll(cx))).await {
+            Poll::Ready(place) => place.map(Place::Taken),
+            Poll::Pending => Ok(Place::Queued(turn)),
         }
+    }
+
+    /// Waits for a place.
+    async fn wait(&self, cancel: &CancellationToken) -> Result<OwnedSemaphorePermit> {
+        match self.place().await? {
+            Place::Taken(place) => Ok(place),
+            Place::Queued(turn) => in_turn(turn, cancel)
+                .await?
+                .ok_or_else(|| Error::new(ErrorKind::Cancelled, "the request was cancelled")),
+        }
+    }
+
+    /// The checks that the backend would make, for a request that it sees only later: what is wrong with it is to be said
+    /// at once. The prompt stays as it is, since it may be another model by then that reads it.
+    async fn validate(&self, request: &GenerateRequest) -> Result<()> {
+        let limits = self.inner.info().limits.clone();
+        let vocab_size = if limits.vocab_size == 0 { usize::MAX } else { limits.vocab_size };
+        validate::generate(request, vocab_size)?;
+        let Some(tokenizer) = self.inner.tokenizer() else { return Ok(()) };
+        let prompt = request.prompt.clone();
+        let check = move || {
+            let tokens = match &prompt {
+                Prompt::Text(text) => tokenizer.encode(text, true)?,
+                Prompt::Chat(messages) if messages.is_empty() => {
+                    return Err(Error::invalid_request("prompt: no messages; at least one expected"));
+                }
+                Prompt::Chat(messages) => tokenizer.encode_chat(messages, true)?,
+                Prompt::Tokens(tokens) => tokens.clone(),
+                _ => return Ok(()),
+            };
+            validate::tokens("prompt", &tokens, limits.vocab_size)?;
+            validate::prompt_fits(tokens.len(), limits.context_length)
+        };
+        tokio::task::spawn_blocking(check).await.unwrap_or_else(|e| {
+            Err(Error::new(ErrorKind::Closed, "the prompt's tokens were given up").with_source(e))
+        })
+    }
+}
+
+/// `None` if the request is cancelled before its turn.
+async fn in_turn(turn: Turn, cancel: &CancellationToken) -> Result<Option<OwnedSemaphorePermit>> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Ok(None),
+        place = turn => place.map(Some),
     }
 }
 
@@ -123,42 +185,80 @@ impl LlmBackend for Limited {
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
-        let Some(place) = self.place(&request.cancel).await.during("generate")? else {
-            return Ok(cancelled());
+        let turn = match self.place().await.during("generate")? {
+            Place::Taken(place) => {
+                let stream = self.inner.generate(request).await?;
+                return Ok(GenerateStream::new(LimitedStream::Running { stream, _place: Some(place) }));
+            }
+            Place::Queued(turn) => turn,
         };
-        let stream = self.inner.generate(request).await?;
-        Ok(GenerateStream::new(LimitedStream(Some((stream, place)))))
+        self.validate(&request).await.during("generate")?;
+        // A task of its own, so that a place which becomes free is used even if nobody reads the stream just then.
+        let inner = Arc::clone(&self.inner);
+        let begin = async move {
+            match in_turn(turn, &request.cancel).await? {
+                Some(place) => Ok((inner.generate(request).await?, Some(place))),
+                None => Ok((cancelled(), None)),
+            }
+        };
+        Ok(GenerateStream::new(LimitedStream::Waiting(Beginning(tokio::spawn(begin)))))
     }
 
     async fn score(&self, request: ScoreRequest) -> Result<Score> {
-        let place = self.place(&request.cancel).await.during("score")?;
-        let _place = place.ok_or_else(|| given_up("score"))?;
+        let _place = self.wait(&request.cancel).await.during("score")?;
         self.inner.score(request).await
     }
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
-        let place = self.place(&request.cancel).await.during("logits")?;
-        let _place = place.ok_or_else(|| given_up("logits"))?;
+        let _place = self.wait(&request.cancel).await.during("logits")?;
         self.inner.logits(request).await
     }
 }
 
-fn given_up(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Cancelled, "the request was cancelled").during(operation)
+/// The task of a request that waits; it ends with this.
+struct Beginning(JoinHandle<Result<(GenerateStream, Option<OwnedSemaphorePermit>)>>);
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// A stream with its place, until it ends. The stream goes first, so that the place is free when the work has ended.
-struct LimitedStream(Option<(GenerateStream, OwnedSemaphorePermit)>);
+enum LimitedStream {
+    Waiting(Beginning),
+    Running { stream: GenerateStream, _place: Option<OwnedSemaphorePermit> },
+    Ended,
+}
 
 impl Stream for LimitedStream {
     type Item = Result<Event>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some((stream, _)) = &mut self.0 else { return Poll::Ready(None) };
-        let event = std::task::ready!(Pin::new(stream).poll_next(cx));
-        if event.as_ref().is_none_or(is_end) {
-            self.0 = None;
+        loop {
+            match &mut *self {
+                Self::Waiting(Beginning(task)) => {
+                    let begun = ready!(Pin::new(task).poll(cx));
+                    let begun = begun.unwrap_or_else(|e| {
+                        Err(Error::new(ErrorKind::Closed, "the request was interrupted").with_source(e))
+                    });
+                    match begun {
+                        Ok((stream, _place)) => *self = Self::Running { stream, _place },
+                        Err(error) => {
+                            *self = Self::Ended;
+                            return Poll::Ready(Some(Err(error.during("generate"))));
+                        }
+                    }
+                }
+                Self::Running { stream, .. } => {
+                    let event = ready!(Pin::new(stream).poll_next(cx));
+                    if event.as_ref().is_none_or(is_end) {
+                        *self = Self::Ended;
+                    }
+                    return Poll::Ready(event);
+                }
+                Self::Ended => return Poll::Ready(None),
+            }
         }
-        Poll::Ready(event)
     }
 }

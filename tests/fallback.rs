@@ -150,7 +150,10 @@ async fn if_all_fail_the_error_is_that_of_the_first() {
     let error = answer(&*model, say("x")).await.unwrap_err();
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Busy, true));
     let (_, others) = error.context().find(|(key, _)| *key == "fallback").unwrap();
-    assert!(others.starts_with("b: ") && others.contains("; c: ") && others.contains("no/such/model"), "{others}");
+    assert!(
+        others.starts_with("b: ") && others.contains("; c: ") && others.contains("no/such/model"),
+        "{others}"
+    );
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ fn counted(text: &str) -> (Models, Counted) {
 
 /// A model that says `reply`.
 fn saying(reply: &str) -> String {
-    format!("[models.m]\nbackend = \"counted\"\noptions = {{ of = \"echo\", reply = \"{reply}\" }}\n")
+    format!("[models.m]\nbackend = \"counted\"\noptions.of = \"echo\"\noptions.reply = \"{reply}\"\n")
 }
 
 async fn says(model: &ModelHandle) -> String {
@@ -127,7 +127,8 @@ async fn the_check_is_what_the_configuration_says() {
             "{check}[models.m]\npath = 'FIXTURES/nano-packed'\ncontext = 8\nbackend = \"candle\"\n"
         ))
     };
-    let error = models.reload_with(small("reload.check = [\"one two three four five\"]\n")).await.unwrap_err();
+    let error =
+        models.reload_with(small("reload.check = [\"one two three four five\"]\n")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ContextOverflow);
     assert!(error.to_string().contains("prompt: one two three four five"), "{error}");
     assert_eq!(says(&model).await, "old");
@@ -187,14 +188,14 @@ async fn long_requests_are_not_hurt_by_a_smaller_context() {
         let end = stream.collect().await.unwrap();
         assert_eq!((end.finish_reason, end.tokens), (FinishReason::MaxTokens, expected[1..].to_vec()));
     }
-    drop(model);
 }
 
 #[tokio::test]
 async fn layers_and_fallback_change_without_loading() {
     let (models, counted) = counted(&saying("same"));
     let model = models.get("m").await.unwrap();
-    let limited = saying("same") + "layers.limit = { concurrent = 1, waiting = 2 }\nfallback = [\"b\"]\n"
+    let limited = saying("same")
+        + "layers.limit = { concurrent = 1, waiting = 2 }\nfallback = [\"b\"]\n"
         + "[models.b]\nbackend = \"echo\"\n";
     let reloaded = models.reload_with(config(&limited)).await.unwrap();
     assert_eq!((reloaded.changed, reloaded.added), (vec!["m".to_owned()], vec!["b".to_owned()]));
@@ -259,7 +260,8 @@ const AFTER: &str = "reload = { mode = \"after\", drain_seconds = 1 }\n";
 
 #[tokio::test]
 async fn after_the_old_one_is_gone_requests_wait_for_the_new() {
-    let (models, counted) = counted(&(AFTER.to_owned() + &saying("one two three") + "options.delay_ms = 10\n"));
+    let (models, counted) =
+        counted(&(AFTER.to_owned() + &saying("one two three") + "options.delay_ms = 10\n"));
     let model = models.get("m").await.unwrap();
     let running = model.generate(say("x")).await.unwrap();
     let reading = tokio::spawn(running.collect());
@@ -274,10 +276,11 @@ async fn after_the_old_one_is_gone_requests_wait_for_the_new() {
     let (waited, cancelled) = tokio::join!(answer(&model, say("x")), async {
         let request = say("x");
         let cancel = request.cancel.clone();
-        let ended = answer(&model, request);
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        cancel.cancel();
-        ended.await
+        let cancelling = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            cancel.cancel();
+        };
+        tokio::join!(answer(&model, request), cancelling).0
     });
     assert_eq!(waited.unwrap().text, "new");
     assert_eq!(cancelled.unwrap().finish_reason, FinishReason::Cancelled);

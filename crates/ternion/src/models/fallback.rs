@@ -64,7 +64,7 @@ struct Generations {
 impl Attempts for Generations {
     async fn again(&mut self, mut error: Error) -> Result<GenerateStream> {
         loop {
-            if self.request.cancel.is_cancelled() {
+            if error.kind().falls_over() && self.request.cancel.is_cancelled() {
                 return Ok(cancelled());
             }
             self.course.go_on(error).await?;

@@ -19,6 +19,9 @@
 //! # }
 //! ```
 //!
+//! A host that runs for long keeps handles of its models ([`models`]): their configuration may change while it runs, and
+//! one model may stand in for another. What else goes around a model, such as timeouts and metrics, are [`layers`].
+//!
 //! Loading and generating are awaited in a tokio runtime: what would block it runs on its threads for blocking work.
 //! Outside of one, loading panics and `generate` returns an error.
 //!

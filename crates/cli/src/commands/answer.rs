@@ -1,7 +1,7 @@
 //! One generation, from the request to the closing line: what `chat` and `generate` have in common.
 
 use serde::Serialize;
-use ternion::{Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, Timing, Usage};
+use ternion::{Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, ServedBy, Timing, Usage};
 
 use crate::App;
 use crate::args::GenerationArgs;
@@ -17,6 +17,7 @@ pub(crate) struct Answer {
     usage: Usage,
     timing: Timing,
     seed: Option<u64>,
+    served_by: Option<ServedBy>,
 }
 
 /// A token of an answer, as `--json` shows it.
@@ -35,15 +36,15 @@ impl Answer {
     }
 
     fn to_json(&self, backend: &dyn LlmBackend) -> serde_json::Value {
-        let info = backend.info();
+        let served_by = self.served_by.clone().unwrap_or_else(|| ServedBy::from(&*backend.info()));
         let (timing, usage) = (&self.timing, &self.usage);
         let (reason, stop) = match &self.finish_reason {
             FinishReason::StopString(stop) => (serde_json::json!("stop_string"), Some(stop)),
             other => (serde_json::json!(other), None),
         };
         serde_json::json!({
-            "model": info.name,
-            "backend": info.backend,
+            "model": served_by.model,
+            "backend": served_by.backend,
             "text": self.text,
             "finish_reason": reason,
             "stop_string": stop,
@@ -90,6 +91,7 @@ pub(crate) async fn generate(
         usage: Usage::default(),
         timing: Timing::default(),
         seed: None,
+        served_by: None,
     };
     // A line that has been begun is ended, whatever happens, before anything else is written.
     let ended = async {
@@ -102,12 +104,12 @@ pub(crate) async fn generate(
                     answer.text.push_str(&text);
                     answer.tokens.push(Token { id, text, logprob });
                 }
-                Event::Done { finish_reason, text, usage, timing, seed, .. } => {
+                Event::Done { finish_reason, text, usage, timing, seed, served_by } => {
                     bar.clear();
                     print(app, &text)?;
                     answer.text.push_str(&text);
                     (answer.finish_reason, answer.usage) = (finish_reason, usage);
-                    (answer.timing, answer.seed) = (timing, seed);
+                    (answer.timing, answer.seed, answer.served_by) = (timing, seed, served_by);
                     return Ok(());
                 }
                 _ => {}

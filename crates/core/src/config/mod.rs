@@ -12,8 +12,20 @@
 //! path = "models/bitnet-b1.58-2B-4T"   # relative to this file
 //! context = 4096
 //!
+//! fallback = ["small"]                 # who answers where it fails
+//!
 //! [models.bitnet.sampling]
 //! temperature = 0.7
+//!
+//! [models.bitnet.layers]
+//! metrics = true
+//! timeout.first_token_ms = 10000
+//!
+//! [models.small]
+//! path = "models/small"
+//!
+//! [reload]
+//! mode = "after"                       # there is no memory for two models at a time
 //! ```
 
 mod env;

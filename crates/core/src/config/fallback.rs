@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, HashSet};
 use super::{Config, ModelConfig, suggest};
 use crate::{Error, Result};
 
+/// The most models that one chain may have, the first included.
+const LONGEST: usize = 32;
+
 impl Config {
     /// The model called `name` and then those that stand in for it, in the order in which they are tried: each model
     /// of its `fallback` is followed by that one's own, and none comes twice.
@@ -12,18 +15,27 @@ impl Config {
     /// # Errors
     /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) if a model of the chain does not exist.
     pub fn chain(&self, name: &str) -> Result<Vec<&str>> {
-        let mut chain = Vec::new();
-        let mut seen = HashSet::new();
-        let mut next = vec![name];
-        while let Some(name) = next.pop() {
-            let (name, model) = self.model(Some(name))?;
-            if seen.insert(name) {
-                chain.push(name);
-                next.extend(model.fallback.iter().rev().map(String::as_str));
-            }
-        }
+        let (name, _) = self.model(Some(name))?;
+        let chain = chain(&self.models, name);
+        chain.iter().try_for_each(|name| self.model(Some(name)).map(|_| ()))?;
         Ok(chain)
     }
+}
+
+/// The chain of a model, as far as it is followed: to one model more than it may have.
+fn chain<'a>(models: &'a BTreeMap<String, ModelConfig>, name: &'a str) -> Vec<&'a str> {
+    let mut chain = Vec::new();
+    let mut next = vec![name];
+    while let Some(name) = next.pop()
+        && chain.len() <= LONGEST
+    {
+        if !chain.contains(&name) {
+            chain.push(name);
+            let own = models.get(name).into_iter().flat_map(|model| model.fallback.iter().rev());
+            next.extend(own.map(String::as_str));
+        }
+    }
+    chain
 }
 
 /// Checks that every name exists, none stands twice in a list, and none leads back to where it came from.
@@ -49,12 +61,16 @@ pub(super) fn validate(models: &BTreeMap<String, ModelConfig>) -> Result<()> {
             }
         }
     }
-    match find_cycle(models) {
+    if let Some(cycle) = find_cycle(models) {
+        let first = cycle[0];
+        let message =
+            format!("models.{first}.fallback: leads back to the model itself: {}", cycle.join(" -> "));
+        return Err(Error::invalid_config(message));
+    }
+    match models.keys().find(|name| chain(models, name).len() > LONGEST) {
         None => Ok(()),
-        Some(cycle) => Err(Error::invalid_config(format!(
-            "models.{}.fallback: leads back to the model itself: {}",
-            cycle[0],
-            cycle.join(" -> ")
+        Some(name) => Err(Error::invalid_config(format!(
+            "models.{name}.fallback: more than {LONGEST} models one after the other; expected at most that many"
         ))),
     }
 }
@@ -135,14 +151,18 @@ mod tests {
     }
 
     #[test]
-    fn a_long_chain_is_no_deep_recursion() {
-        let names: Vec<String> = (0..5000).map(|i| format!("m{i}")).collect();
-        let mut text = String::new();
-        for (i, name) in names.iter().enumerate() {
-            let next = names.get(i + 1).map_or(String::new(), |n| format!("\"{n}\""));
-            text += &format!("[models.{name}]\nfallback = [{next}]\n");
+    fn a_chain_has_a_bounded_length() {
+        let of_length = |length: usize| {
+            let models = (0..length).map(|i| {
+                let next = if i + 1 < length { format!("\"m{}\"", i + 1) } else { String::new() };
+                format!("[models.m{i}]\nfallback = [{next}]\n")
+            });
+            Config::from_str(&models.collect::<String>(), Format::Toml)
+        };
+        assert_eq!(of_length(32).unwrap().chain("m0").unwrap().len(), 32);
+        for length in [33, 5000] {
+            let error = of_length(length).unwrap_err().to_string();
+            assert!(error.contains("models.m0.fallback: more than 32 models"), "{error}");
         }
-        let config = Config::from_str(&text, Format::Toml).unwrap();
-        assert_eq!(config.chain("m0").unwrap().len(), 5000);
     }
 }

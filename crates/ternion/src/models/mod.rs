@@ -256,6 +256,7 @@ impl Inner {
     /// Makes the names and chains those of a valid configuration; what is loaded stays as it is.
     fn enter(&self, config: Config) -> Result<Reloaded> {
         let mut reloaded = Reloaded::default();
+        let chains = config.models.keys().map(|name| config.chain(name)).collect::<Result<Vec<_>>>()?;
         let mut book = self.book();
         let mut old = std::mem::take(&mut book.slots);
         let mut slots = BTreeMap::new();
@@ -267,8 +268,7 @@ impl Inner {
             });
             slots.insert(name.clone(), slot);
         }
-        for (name, slot) in &slots {
-            let chain = config.chain(name)?;
+        for (slot, chain) in slots.values().zip(&chains) {
             slot.set_fallback(chain[1..].iter().filter_map(|name| slots.get(*name)).cloned().collect());
         }
         book.retired.retain(|_, slot| slot.strong_count() > 0);
@@ -276,6 +276,7 @@ impl Inner {
             book.retired.insert(name.clone(), Arc::downgrade(&slot));
             reloaded.removed.push(name);
         }
+        drop(chains);
         book.slots = slots;
         book.config = config;
         Ok(reloaded)

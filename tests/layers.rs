@@ -212,6 +212,14 @@ async fn a_place_is_given_back_at_the_end_and_by_dropping() {
     assert_eq!(answer(&*model, say("x y")).await.unwrap().text, "x y");
     drop(first);
 
+    // A request that is cancelled has no place any more, even if nobody reads its end.
+    let cancel = CancellationToken::new();
+    let unread = model.generate(say("one two").with_cancel(cancel.clone())).await.unwrap();
+    cancel.cancel();
+    tokio::time::sleep(MS).await;
+    assert_eq!(answer(&*model, say("x y")).await.unwrap().text, "x y");
+    assert_eq!(unread.collect().await.unwrap().finish_reason, FinishReason::Cancelled);
+
     // Those that wait can be dropped and cancelled, and the places go on to the next.
     let model = echo(r#"{"delay_ms": 10}"#).layer(&Limit::new(1).with_waiting(3));
     let cancel = CancellationToken::new();

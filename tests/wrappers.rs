@@ -4,16 +4,25 @@
 
 mod host;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    process::ExitCode,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use host::{Failing, Flaky, config};
+use host::config;
 use ternion::{
-    ErrorKind, LlmBackend, Result,
+    Error, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt, Result,
+    Score, ScoreRequest,
     config::{Config, ModelConfig},
+    engine::validate,
     layers::{LayerExt, Limit, Metrics, Retry, Timeout, Tracing},
     models::Models,
     registry::{BackendFactory, Progress},
+    text::Tokenizer,
 };
 use ternion_conformance::Suite;
 
@@ -41,7 +50,68 @@ fn retry() -> Retry {
     Retry::new(3).with_delays(Duration::from_millis(1), Duration::from_millis(2))
 }
 
-/// The backend `failing`: a model every answer of which fails before its first token.
+/// A model that refuses what is to be refused, and fails with everything else before its first token.
+struct Failing(Arc<dyn LlmBackend>);
+
+impl Failing {
+    fn failure() -> Error {
+        Error::backend("told to fail")
+    }
+}
+
+#[async_trait]
+impl LlmBackend for Failing {
+    fn info(&self) -> Arc<ModelInfo> {
+        self.0.info()
+    }
+
+    fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
+        self.0.tokenizer()
+    }
+
+    async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
+        let limits = self.info().limits.clone();
+        validate::generate(&request, limits.vocab_size)?;
+        let tokenizer = self.0.tokenizer().unwrap();
+        let tokens = match request.prompt {
+            Prompt::Text(text) => tokenizer.encode(&text, true)?,
+            Prompt::Tokens(tokens) => tokens,
+            Prompt::Chat(messages) if messages.is_empty() => {
+                return Err(Error::invalid_request("no messages"));
+            }
+            Prompt::Chat(messages) => tokenizer.encode_chat(&messages, true)?,
+            other => panic!("{other:?}"),
+        };
+        validate::tokens("prompt", &tokens, limits.vocab_size)?;
+        validate::prompt_fits(tokens.len(), limits.context_length)?;
+        let total = tokens.len();
+        let events = [Err(Self::failure()), Ok(Event::Prefill { done: total / 2, total })];
+        Ok(GenerateStream::new(Listed(events.into())))
+    }
+
+    async fn score(&self, request: ScoreRequest) -> Result<Score> {
+        validate::score(&request, &self.info().limits)?;
+        Err(Self::failure())
+    }
+
+    async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
+        validate::logits(&request, &self.info().limits)?;
+        Err(Self::failure())
+    }
+}
+
+/// Events, the last first.
+struct Listed(Vec<Result<Event>>);
+
+impl futures_core::Stream for Listed {
+    type Item = Result<Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(self.0.pop())
+    }
+}
+
+/// The backend `failing`.
 struct FailingFactory;
 
 #[async_trait]
@@ -58,7 +128,7 @@ impl BackendFactory for FailingFactory {
         let mut config = config.clone();
         config.backend = "candle".to_owned();
         let inner = ternion::registry().load(&Config::single(name, config), None).await?;
-        Ok(Flaky::new(inner, std::iter::repeat_n(Failing::After(1, ErrorKind::Backend), 100_000)))
+        Ok(Arc::new(Failing(inner)))
     }
 }
 

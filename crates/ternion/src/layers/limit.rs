@@ -4,7 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -27,7 +27,7 @@ use super::{Layer, cancelled, forward, is_end};
 /// Lets at most so many requests reach the backend at the same time. Further ones wait, first come first served; of
 /// those that may not even wait, each fails with [`Busy`](ErrorKind::Busy).
 ///
-/// A request has its place until its stream has ended or is dropped. One that has to wait gets its stream at once, after
+/// A request has its place until its stream has ended or is dropped, or it is cancelled. One that has to wait gets its stream at once, after
 /// the backend's own checks; the stream begins when its turn has come. `info()` and `stats()` tell of the waiting room.
 #[derive(Debug, Clone, Copy)]
 pub struct Limit {
@@ -187,6 +187,7 @@ impl LlmBackend for Limited {
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
         let turn = match self.place().await.during("generate")? {
             Place::Taken(place) => {
+                let place = Held::new(place, request.cancel.clone());
                 let stream = self.inner.generate(request).await?;
                 return Ok(GenerateStream::new(LimitedStream::Running { stream, _place: Some(place) }));
             }
@@ -197,7 +198,10 @@ impl LlmBackend for Limited {
         let inner = Arc::clone(&self.inner);
         let begin = async move {
             match in_turn(turn, &request.cancel).await? {
-                Some(place) => Ok((inner.generate(request).await?, Some(place))),
+                Some(place) => {
+                    let place = Held::new(place, request.cancel.clone());
+                    Ok((inner.generate(request).await?, Some(place)))
+                }
                 None => Ok((cancelled(), None)),
             }
         };
@@ -215,8 +219,38 @@ impl LlmBackend for Limited {
     }
 }
 
+/// The place of a request that runs, given back when this is dropped or the request is cancelled: the backend gives up
+/// a cancelled request even if nobody reads its end.
+struct Held {
+    place: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    watching: JoinHandle<()>,
+}
+
+impl Held {
+    fn new(place: OwnedSemaphorePermit, cancel: CancellationToken) -> Self {
+        let place = Arc::new(Mutex::new(Some(place)));
+        let held = Arc::clone(&place);
+        let watching = tokio::spawn(async move {
+            cancel.cancelled().await;
+            give_back(&held);
+        });
+        Self { place, watching }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.watching.abort();
+        give_back(&self.place);
+    }
+}
+
+fn give_back(place: &Mutex<Option<OwnedSemaphorePermit>>) {
+    drop(place.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
 /// The task of a request that waits; it ends with this.
-struct Beginning(JoinHandle<Result<(GenerateStream, Option<OwnedSemaphorePermit>)>>);
+struct Beginning(JoinHandle<Result<(GenerateStream, Option<Held>)>>);
 
 impl Drop for Beginning {
     fn drop(&mut self) {
@@ -227,7 +261,7 @@ impl Drop for Beginning {
 /// A stream with its place, until it ends. The stream goes first, so that the place is free when the work has ended.
 enum LimitedStream {
     Waiting(Beginning),
-    Running { stream: GenerateStream, _place: Option<OwnedSemaphorePermit> },
+    Running { stream: GenerateStream, _place: Option<Held> },
     Ended,
 }
 

@@ -26,6 +26,8 @@ use super::{
 /// `info()` and `tokenizer()` are those of the model that would be asked now. A host that makes tokens itself and sends
 /// them later takes [`pinned`](Self::pinned) for both, since the model may be another by then.
 ///
+/// `stats()` is the sum over all models of the chain that are loaded, since each was loaded.
+///
 /// Where a model has a `fallback`, a request that fails with a kind that [falls over](crate::ErrorKind::falls_over) goes
 /// on to the next model of the chain as long as no token of its answer was delivered; token ids only to a model with
 /// the same vocabulary. [`ServedBy`](crate::ServedBy) tells which one answered. If all fail, the error is that of the
@@ -87,8 +89,17 @@ impl LlmBackend for ModelHandle {
     }
 
     fn stats(&self) -> Stats {
-        let serving = self.slot().chain().iter().find_map(|slot| slot.serving());
-        serving.map_or_else(Stats::default, |model| model.stats())
+        let mut sum = Stats::default();
+        for model in self.slot().chain().iter().filter_map(|slot| slot.serving()) {
+            let stats = model.stats();
+            sum.active += stats.active;
+            sum.queued += stats.queued;
+            sum.finished += stats.finished;
+            sum.prompt_tokens += stats.prompt_tokens;
+            sum.cached_tokens += stats.cached_tokens;
+            sum.generated_tokens += stats.generated_tokens;
+        }
+        sum
     }
 
     fn unloaded(&self) -> Unloaded {

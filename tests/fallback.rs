@@ -127,7 +127,7 @@ async fn where_the_first_cannot_be_loaded_the_chain_serves() {
 
     let error = models.get("b").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert!(!error.to_string().contains("fallback"), "{error}");
+    assert!(!error.to_string().contains("others"), "{error}");
 }
 
 #[tokio::test]
@@ -149,11 +149,56 @@ async fn if_all_fail_the_error_is_that_of_the_first() {
     let model = ternion::load(&config, Some("a")).await.unwrap();
     let error = answer(&*model, say("x")).await.unwrap_err();
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Busy, true));
-    let (_, others) = error.context().find(|(key, _)| *key == "fallback").unwrap();
+    let (_, others) = error.context().find(|(key, _)| *key == "others").unwrap();
     assert!(
         others.starts_with("b: ") && others.contains("; c: ") && others.contains("no/such/model"),
         "{others}"
     );
+}
+
+#[tokio::test]
+async fn an_error_that_is_worth_a_retry_is_not_hidden() {
+    let config = config(
+        "[models.a]\nbackend = \"echo\"\nfallback = [\"b\"]\noptions.fail = \"backend\"\n\
+         [models.b]\nbackend = \"echo\"\noptions.fail = \"busy\"\n",
+    );
+    let model = ternion::load(&config, Some("a")).await.unwrap();
+    let error = answer(&*model, say("x")).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Busy, true));
+    assert!(error.to_string().contains("others: a: generate: configured to fail"), "{error}");
+}
+
+/// Where every stream of the first model breaks off before its first token. The second one's room comes on top of the
+/// first one's and its tokens on top of what the first one computed, so the checks that count are left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_are_begun_again_keep_the_contract() {
+    let broken = std::iter::repeat_n(Failing::After(1, ErrorKind::Backend), 100_000);
+    let mut registry = ternion::registry();
+    registry.register(FlakyFactory(broken.collect()));
+    let of = |name: &str, backend: &str, more: &str| {
+        format!(
+            "[models.{name}]\nbackend = \"{backend}\"\npath = 'FIXTURES/nano-packed'\nthreads = 1\ncontext = 256\n\
+             max_sequences = 3\nmax_queued = 4\n{more}"
+        )
+    };
+    let config = config(&(of("a", "flaky", "fallback = [\"b\"]\n") + &of("b", "candle", "")));
+    let models = Models::with_registry(config, registry).unwrap();
+    let model = models.get("a").await.unwrap();
+    let counting = [
+        "a_request_at_work_is_active",
+        "a_full_queue_refuses_at_once",
+        "a_queue_has_the_room_that_it_says",
+        "tokens_are_counted",
+        "what_has_ended_is_counted",
+    ];
+    let mut done = 0;
+    for check in ternion_conformance::checks(&model) {
+        if !counting.iter().any(|name| check.name.ends_with(name)) {
+            check.run(&model).await.unwrap_or_else(|failure| panic!("{}: {failure}", check.name));
+            done += 1;
+        }
+    }
+    assert!(done > 50, "{done}");
 }
 
 #[tokio::test]

@@ -4,19 +4,13 @@
 
 mod host;
 
-use std::{
-    pin::Pin,
-    process::ExitCode,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use host::config;
 use ternion::{
-    Error, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt, Result,
-    Score, ScoreRequest,
+    Error, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt, Result, Score,
+    ScoreRequest,
     config::{Config, ModelConfig},
     engine::validate,
     layers::{LayerExt, Limit, Metrics, Retry, Timeout, Tracing},
@@ -50,7 +44,7 @@ fn retry() -> Retry {
     Retry::new(3).with_delays(Duration::from_millis(1), Duration::from_millis(2))
 }
 
-/// A model that refuses what is to be refused, and fails with everything else before its first token.
+/// A model that refuses what is to be refused, and fails with everything else.
 struct Failing(Arc<dyn LlmBackend>);
 
 impl Failing {
@@ -77,16 +71,14 @@ impl LlmBackend for Failing {
             Prompt::Text(text) => tokenizer.encode(&text, true)?,
             Prompt::Tokens(tokens) => tokens,
             Prompt::Chat(messages) if messages.is_empty() => {
-                return Err(Error::invalid_request("no messages"));
+                return Err(Error::invalid_request("prompt: no messages"));
             }
             Prompt::Chat(messages) => tokenizer.encode_chat(&messages, true)?,
             other => panic!("{other:?}"),
         };
         validate::tokens("prompt", &tokens, limits.vocab_size)?;
         validate::prompt_fits(tokens.len(), limits.context_length)?;
-        let total = tokens.len();
-        let events = [Err(Self::failure()), Ok(Event::Prefill { done: total / 2, total })];
-        Ok(GenerateStream::new(Listed(events.into())))
+        Err(Self::failure())
     }
 
     async fn score(&self, request: ScoreRequest) -> Result<Score> {
@@ -97,17 +89,6 @@ impl LlmBackend for Failing {
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         validate::logits(&request, &self.info().limits)?;
         Err(Self::failure())
-    }
-}
-
-/// Events, the last first.
-struct Listed(Vec<Result<Event>>);
-
-impl futures_core::Stream for Listed {
-    type Item = Result<Event>;
-
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(self.0.pop())
     }
 }
 

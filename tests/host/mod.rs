@@ -97,7 +97,8 @@ impl Flaky {
     async fn call<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match self.next() {
             None => work.await,
-            Some(Failing::Call(kind) | Failing::After(_, kind)) => Err(Error::new(kind, "told to fail")),
+            Some(Failing::Call(kind)) => Err(Error::new(kind, "told to fail")),
+            Some(Failing::After(_, kind)) => work.await.and(Err(Error::new(kind, "told to fail"))),
             Some(Failing::Hang) => std::future::pending().await,
         }
     }

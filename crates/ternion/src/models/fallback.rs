@@ -10,7 +10,7 @@ use ternion_core::{
 use tokio_util::sync::CancellationToken;
 
 use super::{event::ModelEvent, slot::Slot};
-use crate::layers::{Attempts, cancelled, start};
+use crate::layers::{Attempts, start};
 
 /// Continues the prompt on the first model of `chain` that can.
 pub(super) async fn generate(chain: Vec<Arc<Slot>>, request: GenerateRequest) -> Result<GenerateStream> {
@@ -64,9 +64,6 @@ struct Generations {
 impl Attempts for Generations {
     async fn again(&mut self, mut error: Error) -> Result<GenerateStream> {
         loop {
-            if error.kind().falls_over() && self.request.cancel.is_cancelled() {
-                return Ok(cancelled());
-            }
             self.course.go_on(error).await?;
             match self.course.slot().generate(self.request.clone()).await {
                 Ok(stream) => return Ok(stream),
@@ -84,14 +81,12 @@ struct Course {
     cancel: CancellationToken,
     /// The request holds token ids: only a model with the same vocabulary understands them.
     in_tokens: bool,
-    /// The error of the first model, which is the one that the caller asked.
-    first: Option<Error>,
-    others: Vec<String>,
+    failures: Failures,
 }
 
 impl Course {
     fn new(chain: Vec<Arc<Slot>>, cancel: CancellationToken, in_tokens: bool) -> Self {
-        Self { chain, at: 0, cancel, in_tokens, first: None, others: Vec::new() }
+        Self { chain, at: 0, cancel, in_tokens, failures: Failures::default() }
     }
 
     fn slot(&self) -> &Arc<Slot> {
@@ -101,8 +96,7 @@ impl Course {
     /// Goes on to the next model after the present one has failed.
     ///
     /// # Errors
-    /// That of the first model, with those of the others: if there is no further one, or if the request itself is at
-    /// fault. What a model further back finds wrong with the request is that model's own affair.
+    /// That of all failures together if there is no further model, or the last if the request itself is at fault. What a model further back finds wrong with the request is that model's own affair.
     async fn go_on(&mut self, mut error: Error) -> Result<()> {
         loop {
             let kind = error.kind();
@@ -110,14 +104,9 @@ impl Course {
                 return Err(error);
             }
             let (from, text) = (self.slot().name.clone(), error.to_string());
-            match &self.first {
-                None => self.first = Some(error),
-                Some(_) => self.others.push(format!("{from}: {text}")),
-            }
+            self.failures.push(&from, error);
             let Some(next) = self.chain.get(self.at + 1).cloned() else {
-                let first = self.first.take().unwrap_or_else(|| Error::new(kind, text));
-                let others = self.others.join("; ");
-                return Err(if others.is_empty() { first } else { first.with("fallback", others) });
+                return self.failures.take();
             };
             self.at += 1;
             if self.in_tokens
@@ -151,6 +140,32 @@ impl Course {
             "the request holds token ids, and this model's vocabulary is another than that of the model that was \
              asked, or one of them is not known",
         ))
+    }
+}
+
+/// How the models of a chain have failed, in their order.
+#[derive(Default)]
+pub(super) struct Failures(Vec<(String, Error)>);
+
+impl Failures {
+    pub(super) fn push(&mut self, model: &str, error: Error) {
+        self.0.push((model.to_owned(), error));
+    }
+
+    /// One error of all: the first that is worth a retry, or else the first, which is that of the model that was asked. The
+    /// others are its context.
+    ///
+    /// # Errors
+    /// That error, if there is any.
+    pub(super) fn take(&mut self) -> Result<()> {
+        let chosen = self.0.iter().position(|(_, error)| error.is_retryable()).unwrap_or(0);
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let (_, error) = self.0.remove(chosen);
+        let others: Vec<String> =
+            self.0.drain(..).map(|(model, error)| format!("{model}: {error}")).collect();
+        Err(if others.is_empty() { error } else { error.with("others", others.join("; ")) })
     }
 }
 

@@ -30,8 +30,8 @@ use super::{
 ///
 /// Where a model has a `fallback`, a request that fails with a kind that [falls over](crate::ErrorKind::falls_over) goes
 /// on to the next model of the chain as long as no token of its answer was delivered; token ids only to a model with
-/// the same vocabulary. [`ServedBy`](crate::ServedBy) tells which one answered. If all fail, the error is that of the
-/// first model, with those of the others as context. A model of the chain is loaded when it is first needed.
+/// the same vocabulary. [`ServedBy`](crate::ServedBy) tells which one answered. If all fail, the error is the first
+/// that is worth a retry, or else that of the first model, with those of the others as context. A model of the chain is loaded when it is first needed.
 #[derive(Clone)]
 pub struct ModelHandle {
     pub(super) target: Target,

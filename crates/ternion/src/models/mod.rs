@@ -54,6 +54,7 @@ use ternion_core::{
 use tokio::sync::broadcast;
 
 use event::Events;
+use fallback::Failures;
 use slot::{Change, Slot, interrupted};
 
 pub use self::{event::ModelEvent, handle::ModelHandle, watch::Watch};
@@ -324,23 +325,15 @@ impl Inner {
 
 /// Loads the first model of the slot's chain that can be.
 async fn load_chain(slot: &Arc<Slot>, progress: Progress) -> Result<()> {
-    let mut first: Option<Error> = None;
-    let mut others = Vec::new();
-    for slot in slot.chain() {
+    let mut failures = Failures::default();
+    for (at, slot) in slot.chain().into_iter().enumerate() {
         let Err(error) = slot.load(progress.clone()).await else { return Ok(()) };
-        if !error.kind().falls_over() && first.is_none() {
+        if at == 0 && !error.kind().falls_over() {
             return Err(error);
         }
-        match &first {
-            None => first = Some(error),
-            Some(_) => others.push(format!("{}: {error}", slot.name)),
-        }
+        failures.push(&slot.name, error);
     }
-    match first {
-        Some(first) if !others.is_empty() => Err(first.with("fallback", others.join("; "))),
-        Some(first) => Err(first),
-        None => Ok(()),
-    }
+    failures.take()
 }
 
 async fn read(path: PathBuf) -> Result<Config> {

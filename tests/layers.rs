@@ -128,8 +128,7 @@ async fn an_answer_is_begun_again_only_before_its_first_token() {
     while let Some(event) = stream.next().await {
         match event.unwrap() {
             Event::Prefill { .. } => progress += 1,
-            Event::Token { text: piece, .. } => text += &piece,
-            Event::Done { text: piece, .. } => text += &piece,
+            Event::Token { text: piece, .. } | Event::Done { text: piece, .. } => text += &piece,
             other => panic!("{other:?}"),
         }
     }

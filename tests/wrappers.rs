@@ -107,7 +107,7 @@ impl BackendFactory for FailingFactory {
 
     async fn load(&self, name: &str, config: &ModelConfig, _: Progress) -> Result<Arc<dyn LlmBackend>> {
         let mut config = config.clone();
-        config.backend = "candle".to_owned();
+        "candle".clone_into(&mut config.backend);
         let inner = ternion::registry().load(&Config::single(name, config), None).await?;
         Ok(Arc::new(Failing(inner)))
     }

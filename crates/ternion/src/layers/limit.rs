@@ -277,7 +277,7 @@ impl Stream for LimitedStream {
                         Err(Error::new(ErrorKind::Closed, "the request was interrupted").with_source(e))
                     });
                     match begun {
-                        Ok((stream, _place)) => *self = Self::Running { stream, _place },
+                        Ok((stream, place)) => *self = Self::Running { stream, _place: place },
                         Err(error) => {
                             *self = Self::Ended;
                             return Poll::Ready(Some(Err(error.during("generate"))));

@@ -65,6 +65,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     info.parameters = report.parameters;
     info.weight_bytes = report.mapped_bytes + report.owned_bytes;
     info.defaults = checkpoint.sampling.clone();
+    info.capabilities.batch_invariant = true; // each sum is taken in one order, whatever the batch
     let mut engine = EngineOptions::new(info);
     engine.eos_tokens.clone_from(&checkpoint.spec.eos);
     engine.sampling = config.sampling.clone();

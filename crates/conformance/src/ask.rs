@@ -1,6 +1,7 @@
 //! What the checks share: prompts, requests, and reading answers.
 
 use std::{
+    collections::HashSet,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -13,18 +14,29 @@ use ternion_core::{
     text::Tokenizer,
 };
 
-use crate::{Failure, Sentence};
+use crate::{Failure, Sentence, check::attempt};
 
 /// Tokens of most answers that checks ask for.
 pub(crate) const SHORT: usize = 12;
 
 /// How long a backend may take to notice what it should notice within a token or a chunk.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-/// A prompt whose beginning is its own, so that no check finds another's prefix in a KV cache. A backend that repeats
-/// what it is told has some words to say.
+/// A prompt whose beginning is its own, so that no check finds another's prefix in a KV cache, and no attempt of a check an
+/// earlier one's. A backend that repeats what it is told has some words to say.
 pub(crate) fn prompt(own: &str) -> String {
-    format!("{own}: the sun is up and the day is long so we go to the sea and back home")
+    const TEXT: &str = "the sun is up and the day is long so we go to the sea and back home";
+    match attempt() {
+        0 => format!("{own}: {TEXT}"),
+        n => format!("{n} {own}: {TEXT}"),
+    }
+}
+
+/// A text of more tokens than fit into the model's context, whatever the tokenizer: no common one has a token for several
+/// of these words.
+pub(crate) fn too_long(model: &dyn LlmBackend) -> String {
+    let words: Vec<String> = (0..=2 * model.info().limits.context_length).map(|i| format!("w{i}")).collect();
+    words.join(" ")
 }
 
 /// A request for exactly `max_tokens` of the most probable tokens.
@@ -85,10 +97,10 @@ pub(crate) async fn events(
     Ok(events)
 }
 
-/// Reads until the model has chosen a token.
+/// Reads until the model has chosen a token, which must be soon.
 pub(crate) async fn first_token(stream: &mut GenerateStream, sentence: Sentence) -> Result<(), Failure> {
     loop {
-        match stream.next().await {
+        match soon("the next event", sentence, stream.next()).await? {
             Some(Ok(Event::Token { .. })) => return Ok(()),
             Some(Ok(Event::Done { finish_reason, .. })) => {
                 return Err(sentence.broken(format_args!("the end ({finish_reason:?}) first"), "a token"));
@@ -121,16 +133,19 @@ pub(crate) fn tokens(
     Ok(ids.into_iter().cycle().take(length).collect())
 }
 
-/// A request with an answer whose text is cut into several pieces, that answer, and the pieces. A small or untrained
-/// model's most probable answer may be all control tokens; others are then drawn by seed.
+/// A request with an answer whose text is cut into several different pieces, and the pieces. The most probable answer of a
+/// small or untrained model may be one token again and again, or control tokens alone; others are then tried.
 pub(crate) async fn answer_in_pieces(
     model: &dyn LlmBackend,
     own: &str,
     sentence: Sentence,
 ) -> Result<(GenerateRequest, Vec<String>), Failure> {
-    let mut request = greedy(prompt(own), SHORT);
+    let without_repetition = Sampling { presence_penalty: Some(100.0), ..Sampling::greedy() };
+    let samplings =
+        [Sampling::greedy(), without_repetition].into_iter().chain((0..14).map(|i| drawn(Some(i))));
     let mut best = 0;
-    for seed in 0..16 {
+    for sampling in samplings {
+        let request = greedy(prompt(own), SHORT).with_sampling(sampling);
         let events = events(model, request.clone(), sentence).await?;
         let pieces: Vec<String> = events
             .into_iter()
@@ -139,14 +154,16 @@ pub(crate) async fn answer_in_pieces(
                 _ => None,
             })
             .collect();
-        if pieces.len() >= 4 {
+        let different = pieces.iter().collect::<HashSet<_>>().len();
+        if different >= 4 {
             return Ok((request, pieces));
         }
-        best = best.max(pieces.len());
-        request.sampling = drawn(Some(seed));
+        best = best.max(different);
     }
-    Err(sentence
-        .broken(format_args!("answers of at most {best} pieces of text"), "4 pieces, in one of 16 answers"))
+    Err(sentence.broken(
+        format_args!("answers of at most {best} different pieces of text"),
+        "4 of them, in one of 16 answers",
+    ))
 }
 
 /// Awaits all of them together.
@@ -205,4 +222,29 @@ pub(crate) async fn soon<T>(
 pub(crate) async fn reason(stream: GenerateStream, sentence: Sentence) -> Result<FinishReason, Failure> {
     let end = soon("the stream", sentence, stream.collect()).await?;
     Ok(end.map_err(sentence.refused("the stream"))?.finish_reason)
+}
+
+/// Requests that are at work and not read, so that they hold their sequences and places.
+#[derive(Default)]
+pub(crate) struct Held(Vec<(GenerateRequest, GenerateStream)>);
+
+impl Held {
+    pub(crate) fn add(&mut self, request: GenerateRequest, stream: GenerateStream) {
+        self.0.push((request, stream));
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Cancels all of them and waits until nothing is left. Not by dropping: that is a check of its own.
+    pub(crate) async fn let_go(self, model: &dyn LlmBackend, sentence: Sentence) -> Result<(), Failure> {
+        for (request, _) in &self.0 {
+            request.cancel.cancel();
+        }
+        for (_, stream) in self.0 {
+            reason(stream, sentence).await?;
+        }
+        idle(model, sentence).await
+    }
 }

@@ -1,6 +1,6 @@
 //! Cancelling, by token and by dropping: the work ends and the sequence is free again.
 
-use std::{future::Future, task::Poll};
+use std::{future::Future, pin::Pin, task::Poll};
 
 use ternion_core::{
     ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ScoreRequest,
@@ -8,11 +8,14 @@ use ternion_core::{
 
 use crate::{
     Failure, Sentence,
-    ask::{SHORT, answer, endless, first_token, greedy, idle, prompt, reason, soon, start, together, tokens},
+    ask::{
+        Held, SHORT, answer, endless, first_token, greedy, idle, prompt, reason, soon, start, together,
+        tokens,
+    },
     check::checks,
 };
 
-checks! { "cancellation":
+checks! { "cancellation", compared: false;
     the_token_ends_prefill, DONE, [Generate];
     the_token_ends_decoding, DONE, [Generate];
     a_cancelled_token_ends_the_request_at_once, DONE, [Generate];
@@ -60,18 +63,22 @@ async fn all_sequences_are_free(
 ) -> Result<(), Failure> {
     idle(model, sentence).await?;
     let count = model.info().limits.max_sequences;
-    let one = async |i: usize| -> Result<GenerateStream, Failure> {
-        let mut stream = start(model, endless(prompt(&format!("{own} after {i}"))), sentence).await?;
+    let one = async |i: usize| -> Result<(GenerateRequest, GenerateStream), Failure> {
+        let request = endless(prompt(&format!("{own} after {i}")));
+        let mut stream = start(model, request.clone(), sentence).await?;
         first_token(&mut stream, sentence).await?;
-        Ok(stream)
+        Ok((request, stream))
     };
-    let mut all: Vec<std::pin::Pin<Box<dyn Future<Output = _> + Send + '_>>> = Vec::new();
+    let mut all: Vec<Pin<Box<dyn Future<Output = _> + Send + '_>>> = Vec::new();
     for i in 0..count {
         all.push(Box::pin(one(i)));
     }
-    let streams = soon(&format!("a token of each of {count} requests"), sentence, together(all)).await?;
-    streams.into_iter().collect::<Result<Vec<_>, _>>()?;
-    idle(model, sentence).await
+    let mut held = Held::default();
+    for opened in soon(&format!("a token of each of {count} requests"), sentence, together(all)).await? {
+        let (request, stream) = opened?;
+        held.add(request, stream);
+    }
+    held.let_go(model, sentence).await
 }
 
 /// Cancelled before anything has come.

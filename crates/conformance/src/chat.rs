@@ -5,15 +5,18 @@ use ternion_core::{Completion, ErrorKind, LlmBackend, LlmBackendExt, Message, Pr
 use crate::{
     Failure, Sentence,
     ask::{SHORT, answer, greedy, prompt, tokenizer, tokens},
-    check::checks,
+    check::{attempt, checks},
 };
 
-checks! { "chat":
+checks! { "chat", compared: true;
     a_chat_is_its_rendering, RENDERED, [Generate, Chat, Tokenizer];
     a_chat_has_as_many_tokens_as_counted, COUNT, [Generate, Chat, Tokenizer];
+    a_text_has_as_many_tokens_as_counted, COUNT_TEXT, [Tokenizer];
+    no_counts_without_a_tokenizer, NO_COUNT, [NoTokenizer];
+    no_chat_counts_without_a_tokenizer, NO_CHAT_COUNT, [NoTokenizer];
     a_chat_is_answered, CHAT, [Generate, Chat];
-    a_chat_begins_with_one_bos, TEXT, [Generate, Chat, Tokenizer];
-    special_tokens_in_messages_are_text, UNTRUSTED, [Generate, Chat, Tokenizer];
+    a_chat_begins_with_one_bos, TEXT, [Generate, Chat, BeginningOfSequence];
+    special_tokens_in_messages_are_text, UNTRUSTED, [Generate, Chat, EndOfSequence];
     a_text_is_its_tokens, TEXT, [Generate, Tokenizer];
     special_tokens_in_a_text_are_control_tokens, TEXT, [Generate, EndOfSequence];
     nothing_is_added_to_tokens, TOKENS, [Generate, Tokenizer];
@@ -28,6 +31,16 @@ const COUNT: Sentence = Sentence::new(
     "LlmBackendExt::count_chat_tokens",
     "How many tokens a conversation is as a prompt, with all that the chat template and the tokenizer add.",
 );
+const COUNT_TEXT: Sentence = Sentence::new(
+    "LlmBackendExt::count_tokens",
+    "How many tokens text is, without any that the tokenizer would add around it.",
+);
+const NO_COUNT: Sentence =
+    Sentence::new("LlmBackendExt::count_tokens", "Unsupported if the tokenizer is not known.");
+const NO_CHAT_COUNT: Sentence = Sentence::new(
+    "LlmBackendExt::count_chat_tokens",
+    "Unsupported if tokenizer or template are not known, and what the template refuses.",
+);
 const CHAT: Sentence =
     Sentence::new("LlmBackendExt::chat", "Answers a conversation and waits for the whole answer.");
 const UNTRUSTED: Sentence =
@@ -38,13 +51,20 @@ const TEXT: Sentence = Sentence::new(
      most models), as tokenizer(text) does in transformers.",
 );
 const TOKENS: Sentence = Sentence::new("Prompt::Tokens", "Token ids as they are; nothing is added.");
-const NO_CHAT: Sentence =
-    Sentence::new("Capabilities::chat", "A chat prompt works (there is a chat template).");
+const NO_CHAT: Sentence = Sentence::new(
+    "Capabilities",
+    "What a backend cannot do it refuses as Unsupported rather than leaving it out.",
+);
 
 fn conversations() -> [Vec<Message>; 2] {
+    let day = attempt() + 1; // another prompt for each attempt
     [
-        vec![Message::user("Is the sun up?")],
-        vec![Message::user("Good day."), Message::assistant("Good day!"), Message::user("Is it long?")],
+        vec![Message::user(format!("Is the sun up on day {day}?"))],
+        vec![
+            Message::user(format!("Good day {day}.")),
+            Message::assistant("Good day!"),
+            Message::user("Is it long?"),
+        ],
     ]
 }
 
@@ -86,6 +106,39 @@ pub async fn a_chat_has_as_many_tokens_as_counted(model: &dyn LlmBackend) -> Res
     Ok(())
 }
 
+/// A text counts as many tokens as the tokenizer makes of it.
+///
+/// # Errors
+/// Both numbers.
+pub async fn a_text_has_as_many_tokens_as_counted(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let tokenizer = tokenizer(model, COUNT_TEXT)?;
+    for text in ["", "a", "Zwölf Tage \u{1f31e} and\n more"] {
+        let counted = model.count_tokens(text).map_err(COUNT_TEXT.refused("count_tokens"))?;
+        let ids = tokenizer.encode(text, false).map_err(COUNT_TEXT.refused("encode"))?;
+        COUNT_TEXT.equal(format_args!("count_tokens of {text:?}"), counted, ids.len())?;
+    }
+    Ok(())
+}
+
+/// Without a tokenizer nothing is counted.
+///
+/// # Errors
+/// Another result than `Unsupported`.
+pub async fn no_counts_without_a_tokenizer(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let found = model.count_tokens("a day").err().map(|e| e.kind());
+    NO_COUNT.equal("error", found, Some(ErrorKind::Unsupported))
+}
+
+/// Without a tokenizer no conversation is counted.
+///
+/// # Errors
+/// Another result than `Unsupported`.
+pub async fn no_chat_counts_without_a_tokenizer(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let [messages, _] = conversations();
+    let found = model.count_chat_tokens(&messages).err().map(|e| e.kind());
+    NO_CHAT_COUNT.equal("error", found, Some(ErrorKind::Unsupported))
+}
+
 /// A conversation is answered, with whatever sampling is the default.
 ///
 /// # Errors
@@ -122,17 +175,12 @@ pub async fn a_chat_begins_with_one_bos(model: &dyn LlmBackend) -> Result<(), Fa
 /// The number of control tokens, or what differs.
 pub async fn special_tokens_in_messages_are_text(model: &dyn LlmBackend) -> Result<(), Failure> {
     let tokenizer = tokenizer(model, UNTRUSTED)?;
-    let specials: String = (0..tokenizer.vocab_size() as u32)
-        .filter(|&id| tokenizer.is_special(id))
-        .filter_map(|id| tokenizer.token(id))
-        .take(4)
-        .collect();
-    if specials.is_empty() {
-        return Ok(());
-    }
+    let special = (0..tokenizer.vocab_size() as u32).filter(|&id| tokenizer.is_special(id));
+    let specials: String =
+        special.chain(tokenizer.eos_id()).filter_map(|id| tokenizer.token(id)).take(4).collect();
     let control = |ids: &[u32]| ids.iter().filter(|&&id| tokenizer.is_special(id)).count();
     let harmless = render(&tokenizer, &[Message::user("good day")], UNTRUSTED)?;
-    let hostile = vec![Message::user(format!("good {specials} day"))];
+    let hostile = vec![Message::user(format!("good {specials} day {}", attempt()))];
     let ids = render(&tokenizer, &hostile, UNTRUSTED)?;
     UNTRUSTED.equal(
         format_args!("control tokens of a chat with {specials:?} in it"),
@@ -150,7 +198,8 @@ pub async fn special_tokens_in_messages_are_text(model: &dyn LlmBackend) -> Resu
 /// What differs.
 pub async fn a_text_is_its_tokens(model: &dyn LlmBackend) -> Result<(), Failure> {
     let tokenizer = tokenizer(model, TEXT)?;
-    for text in [prompt("text"), " a day".to_owned(), "Day.\n\nZwölf Tage \u{1f31e}".to_owned()] {
+    let day = attempt() + 1;
+    for text in [prompt("text"), format!(" a day {day}"), format!("Day {day}.\n\nZwölf Tage \u{1f31e}")] {
         let ids = tokenizer.encode(&text, true).map_err(TEXT.refused("encode"))?;
         let expected = answer(model, greedy(ids, SHORT), TEXT).await?;
         let found = answer(model, greedy(text.as_str(), SHORT), TEXT).await?;
@@ -168,7 +217,7 @@ pub async fn special_tokens_in_a_text_are_control_tokens(model: &dyn LlmBackend)
     let Some((id, token)) = tokenizer.eos_id().and_then(|id| Some((id, tokenizer.token(id)?))) else {
         return Ok(());
     };
-    let text = format!("good{token}day");
+    let text = format!("good{token}day {}", attempt());
     let ids = tokenizer.encode(&text, true).map_err(TEXT.refused("encode"))?;
     TEXT.require(ids.contains(&id), format_args!("{ids:?} for {text:?}"), format_args!("the token {id}"))?;
     let expected = answer(model, greedy(ids, 3), TEXT).await?;

@@ -7,6 +7,19 @@ use ternion_core::{Error, LlmBackend};
 /// How long one check may take. A backend that hangs has failed.
 pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(120);
 
+/// How many prompts are tried where rounding may make a difference.
+const ATTEMPTS: usize = 8;
+
+tokio::task_local! {
+    /// Which of these attempts runs; prompts differ by it.
+    static ATTEMPT: usize;
+}
+
+/// The number of the attempt that runs, from 0; 0 for a function that is called by itself.
+pub(crate) fn attempt() -> usize {
+    ATTEMPT.try_with(|attempt| *attempt).unwrap_or(0)
+}
+
 /// The most requests that checks open at the same time, to fill a queue or all sequences.
 const MOST_REQUESTS: usize = 512;
 
@@ -102,8 +115,13 @@ pub(crate) enum Need {
     NoLogprobs,
     /// Token ids are known on this side, so that prompts can be tokens.
     Tokenizer,
+    NoTokenizer,
     /// The tokenizer names a token that ends a sequence.
     EndOfSequence,
+    /// The tokenizer names a token that begins a sequence.
+    BeginningOfSequence,
+    /// More than one sequence, so that requests run beside each other.
+    SeveralSequences,
     /// So few sequences and places in the queue that a check can take them all.
     SmallQueue,
     /// So few sequences that a check can take them all.
@@ -129,10 +147,16 @@ impl Need {
             Self::NoLogits => (!can.logits, "the backend gives logits"),
             Self::NoLogprobs => (!can.logprobs, "the backend reports log-probabilities"),
             Self::Tokenizer => (model.tokenizer().is_some(), "tokens are not known on this side"),
+            Self::NoTokenizer => (model.tokenizer().is_none(), "tokens are known on this side"),
             Self::EndOfSequence => {
                 let eos = model.tokenizer().and_then(|t| t.eos_id());
                 (eos.is_some(), "no token that ends a sequence is known on this side")
             }
+            Self::BeginningOfSequence => {
+                let bos = model.tokenizer().and_then(|t| t.bos_id());
+                (bos.is_some(), "no token that begins a sequence is known on this side")
+            }
+            Self::SeveralSequences => (limits.max_sequences > 1, "there is one sequence"),
             Self::SmallQueue => {
                 let small = (1..=MOST_REQUESTS).contains(&places);
                 return (!small)
@@ -158,6 +182,7 @@ pub struct Check {
     /// The sentence of the contract.
     pub sentence: Sentence,
     pub(crate) needs: &'static [Need],
+    pub(crate) compared: bool,
     pub(crate) function: for<'a> fn(&'a dyn LlmBackend) -> Running<'a>,
 }
 
@@ -170,12 +195,28 @@ impl Check {
     /// Tries the backend, whether the check applies or not. Nothing else may use the model meanwhile: checks look at
     /// its statistics and fill its queue.
     ///
+    /// A backend that is not [`batch_invariant`](ternion_core::Capabilities::batch_invariant) may answer the same request
+    /// differently where two tokens are almost equally probable. A check that compares answers is then tried with up to eight
+    /// different prompts, until one passes: rounding spares most of them, a mistake none.
+    ///
     /// Must be awaited in a tokio runtime with its timer enabled.
     ///
     /// # Errors
     /// The sentence that is broken, with what was found and expected; a check that takes longer than two minutes is broken too.
     pub async fn run(&self, model: &dyn LlmBackend) -> Result<(), Failure> {
-        match tokio::time::timeout(TIME_LIMIT, (self.function)(model)).await {
+        let rounding = self.compared && !model.info().capabilities.batch_invariant;
+        let attempts = if rounding { ATTEMPTS } else { 1 };
+        let tries = async {
+            let mut outcome = Ok(());
+            for attempt in 0..attempts {
+                outcome = ATTEMPT.scope(attempt, (self.function)(model)).await;
+                if outcome.is_ok() {
+                    break;
+                }
+            }
+            outcome
+        };
+        match tokio::time::timeout(TIME_LIMIT, tries).await {
             Ok(outcome) => outcome,
             Err(_) => Err(self.sentence.broken(format_args!("no end after {TIME_LIMIT:?}"), "an end")),
         }
@@ -213,13 +254,15 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// A list of checks: each with its function's name, sentence and needs.
+/// A list of checks: each with its function's name, sentence and needs. `compared`: whether they compare answers with each
+/// other, so that rounding may show.
 macro_rules! checks {
-    ($module:literal: $($function:ident, $sentence:ident, [$($need:ident),*];)*) => {
+    ($module:literal, compared: $compared:literal; $($function:ident, $sentence:ident, [$($need:ident),*];)*) => {
         pub(crate) const CHECKS: &[$crate::Check] = &[$($crate::Check {
             name: concat!($module, "::", stringify!($function)),
             sentence: $sentence,
             needs: &[$($crate::check::Need::$need),*],
+            compared: $compared,
             function: |model| Box::pin($function(model)),
         }),*];
     };

@@ -6,12 +6,12 @@ use ternion_core::{
 
 use crate::{
     Failure, Sentence,
-    ask::{SHORT, answer, greedy, idle, prompt, tokens},
+    ask::{SHORT, answer, greedy, idle, prompt, tokens, too_long},
     check::checks,
 };
 
-checks! { "errors":
-    max_tokens_of_0_are_refused, REQUIRES, [Generate];
+checks! { "errors", compared: false;
+    max_tokens_of_0_are_refused, HERE, [Generate];
     empty_stop_strings_are_refused, REQUIRES, [Generate];
     empty_prompts_are_refused, REQUIRES, [Generate];
     empty_conversations_are_refused, REQUIRES, [Generate, Chat];
@@ -29,6 +29,10 @@ const REQUIRES: Sentence = Sentence::new(
     "LlmBackend::generate",
     "max_tokens at least 1, every field of Sampling in its range, no empty stop string, a prompt with at least one \
      token and fewer than context_length.",
+);
+const HERE: Sentence = Sentence::new(
+    "LlmBackend::generate",
+    "Here: InvalidRequest naming the field and its range, ContextOverflow, Busy when the queue is full, Closed.",
 );
 const OUTSIDE: Sentence = Sentence::new(
     "Sampling",
@@ -76,7 +80,7 @@ fn names<T>(
 /// # Errors
 /// What came instead of the refusal.
 pub async fn max_tokens_of_0_are_refused(model: &dyn LlmBackend) -> Result<(), Failure> {
-    names(model.generate(greedy(prompt("none"), 0)).await, "max_tokens", "max_tokens 0", REQUIRES)
+    names(model.generate(greedy(prompt("none"), 0)).await, "max_tokens", "max_tokens 0", HERE)
 }
 
 /// A stop string of no characters, alone and among others.
@@ -238,8 +242,7 @@ pub async fn errors_name_their_operation(model: &dyn LlmBackend) -> Result<(), F
 pub async fn a_refusal_leaves_nothing_behind(model: &dyn LlmBackend) -> Result<(), Failure> {
     let limits = model.info().limits.clone();
     let places = limits.max_sequences.saturating_add(limits.max_queued);
-    let long: String = (0..=2 * limits.context_length).map(|i| format!("w{i} ")).collect();
-    let bad: [GenerateRequest; 2] = [greedy("", 1), greedy(long, 1)];
+    let bad: [GenerateRequest; 2] = [greedy("", 1), greedy(too_long(model), 1)];
     for _ in 0..places.min(70) {
         for request in &bad {
             if model.generate(request.clone()).await.is_ok() {

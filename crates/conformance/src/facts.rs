@@ -6,15 +6,17 @@ use ternion_core::{LlmBackend, Stats};
 
 use crate::{
     Failure, Sentence,
-    ask::{SHORT, answer, endless, first_token, greedy, idle, prompt, start, tokenizer},
+    ask::{Held, SHORT, answer, endless, first_token, greedy, idle, prompt, reason, start, tokenizer},
     check::checks,
 };
 
-checks! { "facts":
+checks! { "facts", compared: false;
     info_does_not_change, CONSTANT, [];
     limits_are_those_of_a_model, LIMITS, [Generate];
     the_vocabulary_has_all_tokens, VOCABULARY, [Tokenizer];
-    asking_never_blocks, BLOCKS, [Generate];
+    the_tokenizer_stays, NONE, [];
+    info_never_blocks, NEVER, [Generate];
+    stats_never_block, BLOCKS, [Generate];
     a_request_at_work_is_active, ACTIVE, [Generate];
     what_has_ended_is_counted, COUNTED, [Generate];
     tokens_are_counted, TOKENS, [Generate];
@@ -30,6 +32,11 @@ const LIMITS: Sentence = Sentence::new(
 );
 const VOCABULARY: Sentence =
     Sentence::new("Limits::vocab_size", "Entries of the vocabulary, which is the length of a row of logits.");
+const NONE: Sentence = Sentence::new(
+    "LlmBackend::tokenizer",
+    "None where the tokens are not known on this side (a remote model).",
+);
+const NEVER: Sentence = Sentence::new("LlmBackend::info", "Never blocks.");
 const BLOCKS: Sentence = Sentence::new(
     "LlmBackend::stats",
     "What the backend is doing at the moment. Never blocks; all zero where it is not known.",
@@ -78,22 +85,56 @@ pub async fn the_vocabulary_has_all_tokens(model: &dyn LlmBackend) -> Result<(),
     )
 }
 
-/// While a request is worked on, the questions that never block are answered.
+/// It is there or it is not, and always of the same tokens.
 ///
 /// # Errors
-/// The time that they took.
-pub async fn asking_never_blocks(model: &dyn LlmBackend) -> Result<(), Failure> {
-    let mut stream = start(model, endless(prompt("asking")), BLOCKS).await?;
-    first_token(&mut stream, BLOCKS).await?;
+/// What changed.
+pub async fn the_tokenizer_stays(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let size = || model.tokenizer().map(|tokenizer| tokenizer.vocab_size());
+    let before = size();
+    if model.info().capabilities.generate {
+        answer(model, greedy(prompt("tokenizer"), 2), NONE).await?;
+    }
+    NONE.equal("tokens of the tokenizer", size(), before)
+}
+
+/// Asks while a request is worked on. One of ten times counts, because the system may take the processor away.
+async fn asked_at_work(model: &dyn LlmBackend, ask: impl Fn(), sentence: Sentence) -> Result<(), Failure> {
+    let request = endless(prompt("asking"));
+    let mut stream = start(model, request.clone(), sentence).await?;
+    first_token(&mut stream, sentence).await?;
+    let mut held = Held::default();
+    held.add(request, stream);
     let mut fastest = Duration::MAX;
     for _ in 0..10 {
         let asked = Instant::now();
-        let _ = (model.info(), model.tokenizer(), model.stats());
+        ask();
         fastest = fastest.min(asked.elapsed());
     }
-    drop(stream);
-    BLOCKS.require(fastest < Duration::from_millis(20), format_args!("{fastest:?}"), "an answer at once")?;
-    idle(model, BLOCKS).await
+    held.let_go(model, sentence).await?;
+    sentence.require(fastest < Duration::from_millis(20), format_args!("{fastest:?}"), "an answer at once")
+}
+
+/// While a request is worked on, `info` and `tokenizer` answer at once.
+///
+/// # Errors
+/// The time that they took.
+pub async fn info_never_blocks(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let ask = || {
+        let _ = (model.info(), model.tokenizer());
+    };
+    asked_at_work(model, ask, NEVER).await
+}
+
+/// While a request is worked on, `stats` answers at once.
+///
+/// # Errors
+/// The time that it took.
+pub async fn stats_never_block(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let ask = || {
+        let _ = model.stats();
+    };
+    asked_at_work(model, ask, BLOCKS).await
 }
 
 /// One request that has given a token and is not at its end is active, unless nothing is known.
@@ -102,14 +143,13 @@ pub async fn asking_never_blocks(model: &dyn LlmBackend) -> Result<(), Failure> 
 /// The statistics.
 pub async fn a_request_at_work_is_active(model: &dyn LlmBackend) -> Result<(), Failure> {
     idle(model, ACTIVE).await?;
-    // Its reader keeps it from coming to its end.
     let request = greedy(prompt("active"), SHORT);
     let mut stream = start(model, request, ACTIVE).await?;
     first_token(&mut stream, ACTIVE).await?;
     let stats = model.stats();
     let most = stats == Stats::default() || stats.active + stats.queued <= 1;
     ACTIVE.require(most, format_args!("{stats:?} for one request"), "at most one")?;
-    drop(stream);
+    reason(stream, ACTIVE).await?;
     idle(model, ACTIVE).await
 }
 

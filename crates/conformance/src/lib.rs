@@ -64,8 +64,10 @@ pub mod cancellation;
 pub mod chat;
 mod check;
 pub mod concurrency;
+pub mod drawing;
 pub mod errors;
 pub mod facts;
+pub mod failing;
 pub mod limits;
 mod reference;
 mod runner;
@@ -87,6 +89,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         streaming::CHECKS,
         chat::CHECKS,
         sampling::CHECKS,
+        drawing::CHECKS,
         stopping::CHECKS,
         scoring::CHECKS,
         limits::CHECKS,

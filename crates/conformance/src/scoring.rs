@@ -10,7 +10,7 @@ use crate::{
     check::checks,
 };
 
-checks! { "scoring":
+checks! { "scoring", compared: true;
     one_score_for_each_token, ONE_EACH, [Score, Tokenizer];
     scores_are_the_log_probabilities_of_generation, SAME, [Generate, Score, Logprobs, Tokenizer];
     log_probabilities_come_before_penalties_and_temperature, RAW, [Generate, Score, Logprobs, Tokenizer];
@@ -32,7 +32,8 @@ const ONE_EACH: Sentence = Sentence::new(
 );
 const SAME: Sentence = Sentence::new(
     "LlmBackend::score",
-    "the same numbers that generate reports as logprob for the same tokens.",
+    "the same numbers, but for the rounding of float sums in another order, that generate reports as logprob for the \
+     same tokens.",
 );
 const RAW: Sentence = Sentence::new(
     "GenerateRequest::logprobs",
@@ -65,8 +66,10 @@ const NO_SCORE: Sentence =
     Sentence::new("LlmBackend::score", "As generate; Unsupported without the capability.");
 const NO_LOGITS: Sentence =
     Sentence::new("LlmBackend::logits", "Backends that cannot see logits do not have it.");
-const NO_LOGPROBS: Sentence =
-    Sentence::new("Capabilities::logprobs", "Generated tokens can carry their log-probability.");
+const NO_LOGPROBS: Sentence = Sentence::new(
+    "Capabilities",
+    "What a backend cannot do it refuses as Unsupported rather than leaving it out.",
+);
 
 /// What two ways to the same number may differ by: sums of floats in another order.
 pub(crate) const TOLERANCE: f32 = 1e-3;

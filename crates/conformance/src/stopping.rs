@@ -8,7 +8,7 @@ use crate::{
     check::checks,
 };
 
-checks! { "stopping":
+checks! { "stopping", compared: true;
     a_stop_string_ends_the_answer, STOP, [Generate];
     stop_strings_lie_across_tokens, ACROSS, [Generate];
     the_first_complete_stop_string_counts, ACROSS, [Generate];

@@ -74,7 +74,8 @@ pub trait LlmBackend: Send + Sync {
     ///
     /// # Behavior
     /// One [`TokenScore`](crate::TokenScore) for each of `tokens[start..]`, from the model's raw logits: the same
-    /// numbers that `generate` reports as `logprob` for the same tokens.
+    /// numbers, but for the rounding of float sums in another order, that `generate` reports as `logprob` for the same
+    /// tokens.
     ///
     /// # Errors
     /// As [`generate`](Self::generate); [`Unsupported`](crate::ErrorKind::Unsupported) without the capability.

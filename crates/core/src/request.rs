@@ -100,8 +100,8 @@ pub struct Sampling {
     /// Added to the logits of these token ids; finite, or `-inf`, which forbids a token. Files and variables cannot
     /// say `-inf`; there a bias of -1e30 does the same.
     pub logit_bias: BTreeMap<u32, f32>,
-    /// The same seed with the same prompt gives the same tokens, whatever else runs. `None` draws a seed, which the
-    /// final event reports.
+    /// The same seed with the same prompt gives the same tokens, whatever else runs (but for rounding, where the backend is
+    /// not [`batch_invariant`](crate::Capabilities::batch_invariant)). `None` draws a seed, which the final event reports.
     pub seed: Option<u64>,
 }
 

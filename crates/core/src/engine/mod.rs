@@ -46,7 +46,8 @@ const EVENT_CAPACITY: usize = 64;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct EngineOptions {
-    /// What `info()` returns. The engine fills in the limits and capabilities.
+    /// What `info()` returns. The engine fills in the limits and capabilities, all but
+    /// [`batch_invariant`](crate::Capabilities::batch_invariant), which is a property of the model's arithmetic.
     pub info: ModelInfo,
     /// Tokens that end an answer, besides the tokenizer's EOS.
     pub eos_tokens: Vec<u32>,

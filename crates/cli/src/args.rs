@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use ternion::Sampling;
 use ternion::context::ContextPolicy;
 use ternion::formats::convert::{Embedding, Target};
-use ternion_conformance::compare::Tolerances;
 use ternion::text::ChunkKind;
+use ternion_conformance::compare::Tolerances;
 
 /// Chat with, inspect, verify and measure ternary language models on plain CPUs.
 #[derive(Debug, Parser)]

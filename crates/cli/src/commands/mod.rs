@@ -3,9 +3,9 @@
 pub(crate) mod answer;
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod chunk;
 pub(crate) mod conformance;
 pub(crate) mod contract;
-pub(crate) mod chunk;
 pub(crate) mod conversation;
 pub(crate) mod convert;
 pub(crate) mod count;

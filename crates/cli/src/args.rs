@@ -9,6 +9,8 @@ use ternion::formats::convert::{Embedding, Target};
 use ternion::text::ChunkKind;
 use ternion_conformance::compare::Tolerances;
 
+use crate::args_eval::EvalArgs;
+
 /// Chat with, inspect, verify and measure ternary language models on plain CPUs.
 #[derive(Debug, Parser)]
 #[command(name = "ternion", version, propagate_version = true, arg_required_else_help = true)]
@@ -48,6 +50,8 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     /// Measure load time, prefill and decode speed, memory, and the machine's memory bandwidth.
     Bench(BenchArgs),
+    /// Measure how good the answers are (GSM8K, MMLU, perplexity), of one model or of two in comparison.
+    Eval(EvalArgs),
     /// Print the JSON schema of the configuration.
     Schema,
 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod args_eval;
 mod bandwidth;
 mod commands;
 mod failure;
@@ -71,6 +72,7 @@ async fn run(app: &App, command: Command) -> Outcome {
         Command::Synth(args) => commands::synth::run(app, &args),
         Command::Convert(args) => commands::convert::run(app, &args),
         Command::Bench(args) => commands::bench::run(app, &args).await,
+        Command::Eval(args) => commands::eval::run(app, &args).await,
         Command::Schema => commands::schema::run(app),
     }
 }

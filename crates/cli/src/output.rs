@@ -84,6 +84,11 @@ impl Output {
         self.bar(what, "{prefix} {wide_bar} {pos}/{len}")
     }
 
+    /// A bar for items with a result so far and the time left.
+    pub(crate) fn evaluation(&self) -> Bar {
+        self.bar("eval", "{prefix} {wide_bar} {pos}/{len} {msg} {eta} left")
+    }
+
     fn bar(&self, what: &'static str, template: &str) -> Bar {
         if !self.bars {
             return Bar(None);
@@ -119,6 +124,20 @@ impl Bar {
     pub(crate) fn stage(&self, what: &'static str) {
         if let Some(bar) = &self.0 {
             bar.set_prefix(what);
+        }
+    }
+
+    /// Shows what is known so far.
+    pub(crate) fn message(&self, text: String) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(text);
+        }
+    }
+
+    /// The time left is reckoned from here: what is done by now took no time.
+    pub(crate) fn begin_here(&self) {
+        if let Some(bar) = &self.0 {
+            bar.reset_eta();
         }
     }
 

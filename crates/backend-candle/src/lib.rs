@@ -14,6 +14,8 @@ mod config;
 mod head;
 mod model;
 mod ops;
+mod residency;
+mod stream;
 
 pub use backend::CandleFactory;
 pub use config::{CandleOptions, HeadPrecision};

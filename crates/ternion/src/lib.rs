@@ -34,8 +34,8 @@ use std::{path::Path, sync::Arc};
 
 pub use ternion_core::{
     Capabilities, CausalLm, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest,
-    GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, Message, ModelInfo,
-    Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest, SequenceId, SequenceInput,
+    GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, MemoryPart, MemoryPlan,
+    Message, ModelInfo, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest, SequenceId, SequenceInput,
     Stats, Timing, TokenScore, Usage,
 };
 pub use ternion_core::{config, echo, engine, registry, text};
@@ -75,6 +75,14 @@ pub async fn load_with_progress(
     progress: Progress,
 ) -> Result<Arc<dyn LlmBackend>> {
     registry().load_with_progress(config, model, progress).await
+}
+
+/// What a model of a configuration would take in memory, without loading it. Blocks while it reads the files.
+///
+/// # Errors
+/// As [`Registry::plan`].
+pub fn plan(config: &Config, model: Option<&str>) -> Result<MemoryPlan> {
+    registry().plan(config, model)
 }
 
 /// Reads a configuration file (TOML, JSON or YAML), with the overrides of the environment, and loads its default model.

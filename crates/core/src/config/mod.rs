@@ -18,6 +18,7 @@
 
 mod env;
 mod parse;
+mod size;
 
 use std::{
     collections::BTreeMap,
@@ -28,6 +29,8 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use size::ByteSize;
 
 use crate::{Error, ErrorKind, Result, ResultExt, Sampling, engine::validate, file::read_capped};
 
@@ -76,6 +79,11 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub prefill_chunk: Option<usize>,
+    /// The most memory that the process may take with this model: a number of bytes, or a text such as `400MB` or `1GiB`.
+    /// What is left out here is then chosen so that it is kept, and what cannot be kept is refused when the model is
+    /// loaded. Left out: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<ByteSize>,
     /// What applies where a request leaves its sampling open, before the model's own defaults.
     pub sampling: Sampling,
     /// What only this backend knows. Its documentation says what there is.
@@ -92,6 +100,7 @@ impl Default for ModelConfig {
             max_sequences: None,
             max_queued: None,
             prefill_chunk: None,
+            memory_limit: None,
             sampling: Sampling::default(),
             options: serde_json::Map::new(),
         }

@@ -38,7 +38,7 @@ impl BackendFactory for CandleFactory {
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
-    let CandleOptions { head } = config.parse_options()?;
+    let CandleOptions { head, kv_type } = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| {
         Error::invalid_config(format!(
             "model `{name}` has no `path`; a folder, a .gguf or a .safetensors file expected"
@@ -54,6 +54,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
 
     let mut options = DecoderOptions::new(&checkpoint.spec);
     options.head = head;
+    options.kv_type = kv_type;
     options.context = config.context.unwrap_or(options.context);
     options.max_sequences = config.max_sequences.unwrap_or(options.max_sequences);
     options.prefill_chunk = config.prefill_chunk.unwrap_or(options.prefill_chunk);

@@ -20,6 +20,7 @@ mod stream;
 pub use backend::CandleFactory;
 pub use config::{CandleOptions, HeadPrecision};
 pub use model::{Decoder, DecoderOptions};
+pub use ternion_core::kv::KvType;
 
 use ternion_core::registry::Registry;
 

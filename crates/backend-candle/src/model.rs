@@ -8,7 +8,7 @@ use candle_nn::rotary_emb::rope_thd;
 use ternion_core::{
     CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput,
     batch::{self, Span},
-    kv::{KvCache, Layout},
+    kv::{KvCache, KvType},
 };
 use ternion_formats::{Activation, Checkpoint, DenseTensor, LayerTensors, ModelSpec};
 
@@ -35,6 +35,8 @@ pub struct DecoderOptions {
     /// Bytes of weights that are kept in memory; the others are read from their file for each step, with the same
     /// results. `None`: all lie in the mapped file.
     pub resident_weights: Option<u64>,
+    /// How keys and values are stored.
+    pub kv_type: KvType,
 }
 
 impl DecoderOptions {
@@ -46,6 +48,7 @@ impl DecoderOptions {
             prefill_chunk: 128,
             head: HeadPrecision::Exact,
             resident_weights: None,
+            kv_type: KvType::F32,
         }
     }
 }
@@ -161,11 +164,7 @@ impl Decoder {
             heads: spec.heads,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
-            cache: KvCache::new(Layout {
-                layers: spec.layers,
-                kv_heads: spec.kv_heads,
-                head_dim: spec.head_dim,
-            }),
+            cache: KvCache::new(spec.kv_layout(), options.kv_type),
             layers: {
                 let activation = spec.activation;
                 let layers = checkpoint.layers.into_iter().zip(places);

@@ -5,7 +5,7 @@ use std::{cell::RefCell, sync::Arc};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use ternion_core::{
     batch::Span,
-    kv::{self, KvCache},
+    kv::{self, KvCache, Planes},
 };
 use ternion_formats::{Activation, Linear, RmsNorm, Weights};
 use ternion_kernels as kernels;
@@ -197,20 +197,18 @@ impl CustomOp3 for CachedAttention<'_> {
             cache
                 .write(span.sequence, self.layer, &k[kv.clone()], &v[kv])
                 .map_err(candle_core::Error::wrap)?;
-            let (keys, values) = cache.layer(span.sequence, self.layer).map_err(candle_core::Error::wrap)?;
-            kernels::attention(
-                kernels::Attention {
-                    heads: self.heads,
-                    kv_heads: self.kv_heads,
-                    head_dim: self.head_dim,
-                    past: span.past,
-                    scale: 1.0 / (self.head_dim as f32).sqrt(),
-                },
-                &q[start * width..end * width],
-                &keys,
-                &values,
-                &mut out[start * width..end * width],
-            );
+            let shape = kernels::Attention {
+                heads: self.heads,
+                kv_heads: self.kv_heads,
+                head_dim: self.head_dim,
+                past: span.past,
+                scale: 1.0 / (self.head_dim as f32).sqrt(),
+            };
+            let (q, out) = (&q[start * width..end * width], &mut out[start * width..end * width]);
+            match cache.layer(span.sequence, self.layer).map_err(candle_core::Error::wrap)? {
+                Planes::F32 { keys, values } => kernels::attention(shape, q, &keys, &values, out),
+                _ => bail!("f32 expected"),
+            }
         }
         Ok((CpuStorage::F32(out), Shape::from((q.len() / width, width))))
     }

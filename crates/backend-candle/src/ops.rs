@@ -40,7 +40,12 @@ impl Projections {
     }
 
     /// Calls `compute` with the weights' bytes, wherever they are.
-    fn with_bytes(&self, part: &Linear, place: Place, compute: impl FnOnce(&[u8]) -> Result<()>) -> Result<()> {
+    fn with_bytes(
+        &self,
+        part: &Linear,
+        place: Place,
+        compute: impl FnOnce(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         match (place, &self.stream) {
             (Place::Streamed(piece), Some(stream)) => stream.with(piece, compute).unwrap_or_else(|| {
                 // The decoder asks the stream for the cause.
@@ -86,7 +91,8 @@ impl CustomOp1 for Projections {
                 }
                 Weights::Ternary(ternary) => {
                     let own = normed.as_deref().map(|normed| quantize(normed, cols));
-                    let input = own.as_ref().unwrap_or_else(|| quantized.get_or_insert_with(|| quantize(x, cols)));
+                    let input =
+                        own.as_ref().unwrap_or_else(|| quantized.get_or_insert_with(|| quantize(x, cols)));
                     self.with_bytes(part, *place, |bytes| {
                         let weights = ternary.view_of(bytes).map_err(candle_core::Error::wrap)?;
                         let product = kernels::Product { weights, scale: ternary.scale, offset };

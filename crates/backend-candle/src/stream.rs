@@ -88,7 +88,8 @@ impl Stream {
             }
         };
         std::thread::Builder::new().name("ternion-read".into()).spawn(read).map_err(|e| {
-            Error::new(ErrorKind::ResourceExhausted, "cannot start the thread that reads weights").with_source(e)
+            Error::new(ErrorKind::ResourceExhausted, "cannot start the thread that reads weights")
+                .with_source(e)
         })?;
         let state = State { requests, filled, ahead: VecDeque::new(), empty, end: 0, failure: None };
         Ok(Self { sizes, head, state: Mutex::new(state) })

@@ -100,6 +100,9 @@ mod tests {
         );
         (plan.limit, plan.streamed_bytes) = (Some(400_000_000), 7_000_000);
         let line = plan.to_string();
-        assert!(line.contains("121 MB of 400 MB") && line.ends_with("7 MB of weights read from the disk for each step"));
+        assert!(
+            line.contains("121 MB of 400 MB")
+                && line.ends_with("7 MB of weights read from the disk for each step")
+        );
     }
 }

@@ -55,7 +55,8 @@ pub trait BackendFactory: Send + Sync {
     /// [`Unsupported`](ErrorKind::Unsupported) where the backend makes no plans, else as [`load`](Self::load).
     fn plan(&self, name: &str, config: &ModelConfig) -> Result<MemoryPlan> {
         let _ = (name, config);
-        Err(Error::unsupported(format!("backend `{}` makes no plan of its memory", self.name())).during("plan"))
+        Err(Error::unsupported(format!("backend `{}` makes no plan of its memory", self.name()))
+            .during("plan"))
     }
 }
 

@@ -14,8 +14,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use ternion_core::{Error, Result};
 
-use crate::json::{Entries, cause, show};
 use crate::checkpoint::Means;
+use crate::json::{Entries, cause, show};
 use crate::{DenseTensor, DenseType, SharedBytes};
 
 /// The longest header that is parsed. The reference implementation takes 100 MB, but a parsed header may be twenty times

@@ -35,8 +35,8 @@ use std::{path::Path, sync::Arc};
 pub use ternion_core::{
     Capabilities, CausalLm, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest,
     GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, MemoryPart, MemoryPlan,
-    Message, ModelInfo, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest, SequenceId, SequenceInput,
-    Stats, Timing, TokenScore, Usage,
+    Message, ModelInfo, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest,
+    SequenceId, SequenceInput, Stats, Timing, TokenScore, Usage,
 };
 pub use ternion_core::{config, echo, engine, registry, text};
 pub use ternion_formats as formats;

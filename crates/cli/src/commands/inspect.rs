@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 use ternion::formats::{Activation, Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse};
+use ternion::{ErrorKind, MemoryPlan};
 
 use super::blocking;
 use crate::App;
@@ -14,8 +15,15 @@ use crate::model::Selected;
 use crate::output::bytes;
 
 pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
-    let selected = Selected::for_files(&args.model)?;
+    let selected = Selected::for_engine(&args.engine)?;
     let path = selected.path()?;
+    // Before the checkpoint is opened, whose pages would count as memory that is taken already.
+    let plan = blocking(app, || ternion::plan(&selected.config, Some(&selected.name)));
+    if let Err(error) = &plan
+        && error.kind() == ErrorKind::ResourceExhausted
+    {
+        return plan.map(drop).map_err(Into::into);
+    }
     let bar = app.output.bytes("read");
     let checkpoint = blocking(app, || Checkpoint::open_with(path, &mut |done, total| bar.set(done, total)));
     bar.clear();
@@ -23,9 +31,20 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
     let report = checkpoint.report();
     let (tokenizer, warnings) = tokenizer(&checkpoint);
     if app.output.json {
-        return app.output.object(&as_json(&checkpoint, &report, args.tensors, &tokenizer, &warnings));
+        return app.output.object(&as_json(
+            &checkpoint,
+            &report,
+            args.tensors,
+            &tokenizer,
+            &warnings,
+            plan.ok().as_ref(),
+        ));
     }
     app.output.line(as_text(&checkpoint, &report, args.tensors, &tokenizer).trim_end())?;
+    app.output.line(&match plan {
+        Ok(plan) => format!("\n{}", memory_table(&plan)),
+        Err(error) => format!("\nmemory       no plan: {error}"),
+    })?;
     for warning in warnings {
         app.output.notice(&format!("warning: {warning}"));
     }
@@ -160,6 +179,19 @@ fn as_text(checkpoint: &Checkpoint, report: &Report, all: bool, tokenizer: &Valu
     text
 }
 
+/// The parts of a plan, and what they are for.
+pub(super) fn memory_table(plan: &MemoryPlan) -> String {
+    let mut text = format!("{:20} {:>10}\n", "memory, at most", bytes(plan.total()));
+    for part in &plan.parts {
+        let _ = writeln!(text, "  {:18} {:>10}", part.name, bytes(part.bytes));
+    }
+    let _ = write!(text, "for {plan}");
+    for choice in &plan.choices {
+        let _ = write!(text, "\nchosen: {choice}");
+    }
+    text
+}
+
 fn list(text: &mut String, report: &Report) {
     let width = report.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
     for t in &report.tensors {
@@ -183,6 +215,7 @@ fn as_json(
     all: bool,
     tokenizer: &Value,
     warnings: &[String],
+    plan: Option<&MemoryPlan>,
 ) -> Value {
     let spec = &checkpoint.spec;
     let groups: Vec<Value> = groups(report)
@@ -228,6 +261,8 @@ fn as_json(
             "owned_bytes": report.owned_bytes,
             "kv_bytes_per_token": report.kv_bytes_per_token,
             "kv_bytes_per_sequence": report.kv_bytes_per_token * spec.context_length as u64,
+            "plan": plan,
+            "planned_bytes": plan.map(MemoryPlan::total),
         },
         "groups": groups,
         "tensors": all.then_some(&report.tensors),

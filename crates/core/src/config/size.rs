@@ -59,7 +59,9 @@ impl<'de> Deserialize<'de> for ByteSize {
             }
 
             fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<ByteSize, E> {
-                u64::try_from(bytes).map(ByteSize).map_err(|_| E::custom(format!("{bytes} is no size; {EXPECTED}")))
+                u64::try_from(bytes)
+                    .map(ByteSize)
+                    .map_err(|_| E::custom(format!("{bytes} is no size; {EXPECTED}")))
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<ByteSize, E> {
@@ -110,8 +112,22 @@ mod tests {
     #[test]
     fn nonsense_is_refused_with_what_is_expected() {
         for text in [
-            "", "MB", "lots", "-5MB", "4M", "4k", "1e9", "400MBit", "0x10", "1..5GB", "nan", "inf", "5 5MB",
-            "99999999999999999999GB", "400MB!", "٤MB",
+            "",
+            "MB",
+            "lots",
+            "-5MB",
+            "4M",
+            "4k",
+            "1e9",
+            "400MBit",
+            "0x10",
+            "1..5GB",
+            "nan",
+            "inf",
+            "5 5MB",
+            "99999999999999999999GB",
+            "400MB!",
+            "٤MB",
         ] {
             let error = text.parse::<ByteSize>().unwrap_err().to_string();
             assert!(error.contains("no size") && error.contains("400MB"), "{text}: {error}");

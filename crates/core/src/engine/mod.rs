@@ -62,7 +62,13 @@ pub struct EngineOptions {
 impl EngineOptions {
     /// Options with a queue of 64 and no further tokens that end an answer.
     pub fn new(info: ModelInfo) -> Self {
-        Self { info, eos_tokens: Vec::new(), sampling: Sampling::default(), max_queued: 64, logits_bytes: None }
+        Self {
+            info,
+            eos_tokens: Vec::new(),
+            sampling: Sampling::default(),
+            max_queued: 64,
+            logits_bytes: None,
+        }
     }
 }
 
@@ -311,7 +317,9 @@ impl LlmBackend for Engine {
             if let Some(most) = self.logits_bytes.filter(|most| wanted > *most) {
                 return Err(Error::new(
                     ErrorKind::ResourceExhausted,
-                    format!("{rows} rows of logits are {wanted} bytes; the memory limit leaves {most} for them"),
+                    format!(
+                        "{rows} rows of logits are {wanted} bytes; the memory limit leaves {most} for them"
+                    ),
                 ));
             }
             let admission = self.admit()?;

@@ -333,16 +333,7 @@ fn parse(bytes: &SharedBytes, path: &Path) -> Result<File> {
         tensors.push(tensor);
     }
     let data = data(bytes, cursor.at, alignment, &tensors)?;
-    Ok(File {
-        path: path.to_owned(),
-        version,
-        alignment,
-        metadata,
-        keys,
-        tensors,
-        names,
-        data,
-    })
+    Ok(File { path: path.to_owned(), version, alignment, metadata, keys, tensors, names, data })
 }
 
 fn header(cursor: &mut Cursor<'_>) -> Result<u32> {

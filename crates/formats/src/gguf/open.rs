@@ -285,8 +285,9 @@ impl<'a> Reader<'a> {
             let end = rows * cols / 4;
             let codes = bytes.slice(0..end).ok_or_else(|| self.error(name, "the codes are incomplete"))?;
             if let Some((at, found)) = layers::invalid_code(&codes)? {
-                let message =
-                    format!("byte {at} is {found:#04x}, which holds the code 3; expected the codes 0, 1 and 2");
+                let message = format!(
+                    "byte {at} is {found:#04x}, which holds the code 3; expected the codes 0, 1 and 2"
+                );
                 return Err(self.error(name, message));
             }
             let mut scale = [0; 4];
@@ -330,11 +331,8 @@ impl<'a> Reader<'a> {
     /// The factor of the integer product: the scale in the tensor, times the one beside it where there is one.
     fn scale(&mut self, name: &str, part: &str, stored: f32) -> Result<f32> {
         let beside = format!("{part}.scale");
-        let factor = if self.left.contains_key(beside.as_str()) {
-            self.values(&beside, &[1])?[0]
-        } else {
-            1.0
-        };
+        let factor =
+            if self.left.contains_key(beside.as_str()) { self.values(&beside, &[1])?[0] } else { 1.0 };
         let scale = stored * factor;
         if scale == 0.0 || !scale.is_finite() {
             return Err(

@@ -8,7 +8,7 @@ use ternion_core::{
     kv::{self, KvCache, Planes},
 };
 use ternion_formats::{Activation, Linear, RmsNorm, Weights};
-use ternion_kernels as kernels;
+use ternion_kernels::{self as kernels, KvBlocks};
 
 use crate::residency::Place;
 use crate::stream::Stream;
@@ -211,10 +211,13 @@ impl CustomOp3 for CachedAttention<'_> {
                 scale: 1.0 / (self.head_dim as f32).sqrt(),
             };
             let (q, out) = (&q[start * width..end * width], &mut out[start * width..end * width]);
-            match cache.layer(span.sequence, self.layer).map_err(candle_core::Error::wrap)? {
-                Planes::F32 { keys, values } => kernels::attention(shape, q, &keys, &values, out),
-                _ => bail!("f32 expected"),
-            }
+            let planes = cache.layer(span.sequence, self.layer).map_err(candle_core::Error::wrap)?;
+            let kv = match &planes {
+                Planes::F32 { keys, values } => KvBlocks::F32 { keys, values },
+                Planes::F16 { keys, values } => KvBlocks::F16 { keys, values },
+                Planes::Int8 { keys, values } => KvBlocks::Int8 { keys, values },
+            };
+            kernels::attention(shape, q, kv, out);
         }
         Ok((CpuStorage::F32(out), Shape::from((q.len() / width, width))))
     }

@@ -1,7 +1,10 @@
 //! The decoder: one graph for all families, which differ by what their [`Checkpoint`] has (sub-norms, activation,
 //! projections that are ternary or plain).
 
-use std::{cell::RefCell, sync::Arc};
+use std::{
+    cell::RefCell,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use candle_core::{Device, Tensor};
 use candle_nn::rotary_emb::rope_thd;
@@ -215,23 +218,26 @@ impl Decoder {
             rope_thd(&x.contiguous()?.reshape((1, tokens, heads, self.head_dim))?, &cos, &sin)
         };
         for (index, layer) in self.layers.iter().enumerate() {
-            let qkv = layer.qkv.forward(&layer.input_norm.forward(&h)?)?;
-            let q = rotate(&qkv.narrow(1, 0, width)?, self.heads)?;
-            let k = rotate(&qkv.narrow(1, width, kv_width)?, self.kv_heads)?;
-            let v = qkv.narrow(1, width + kv_width, kv_width)?.contiguous()?;
-            let attention = CachedAttention {
-                cache: RefCell::new(&mut self.cache),
-                layer: index,
-                spans,
-                heads: self.heads,
-                kv_heads: self.kv_heads,
-                head_dim: self.head_dim,
+            // A block, so that nothing of the attention is kept while the larger rest of the layer is computed.
+            h = {
+                let qkv = layer.qkv.forward(&layer.input_norm.forward(&h)?)?;
+                let q = rotate(&qkv.narrow(1, 0, width)?, self.heads)?;
+                let k = rotate(&qkv.narrow(1, width, kv_width)?, self.kv_heads)?;
+                let v = qkv.narrow(1, width + kv_width, kv_width)?.contiguous()?;
+                let attention = CachedAttention {
+                    cache: RefCell::new(&mut self.cache),
+                    layer: index,
+                    spans,
+                    heads: self.heads,
+                    kv_heads: self.kv_heads,
+                    head_dim: self.head_dim,
+                };
+                let mut o = q.apply_op3_no_bwd(&k, &v, &attention)?;
+                if let Some(norm) = &layer.attn_sub_norm {
+                    o = norm.forward(&o)?;
+                }
+                (h + layer.o.forward(&o)?)?
             };
-            let mut o = q.apply_op3_no_bwd(&k, &v, &attention)?;
-            if let Some(norm) = &layer.attn_sub_norm {
-                o = norm.forward(&o)?;
-            }
-            h = (h + layer.o.forward(&o)?)?;
             let gate_up = layer.gate_up.forward(&layer.post_attention_norm.forward(&h)?)?;
             let mut g = gate_up.apply_op1_no_bwd(&layer.activation)?;
             if let Some(norm) = &layer.ffn_sub_norm {
@@ -283,6 +289,18 @@ impl Decoder {
     }
 }
 
+/// Runs `work` on the pool's first thread, with the others at its service. Always the same one, because an allocator that
+/// has a heap for each thread would otherwise keep the hidden states of a chunk once for each of them.
+fn on_first_thread<T: Send>(pool: &rayon::ThreadPool, work: impl FnOnce() -> T + Send) -> T {
+    let work = Mutex::new(Some(work));
+    let take = || work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let results = pool.broadcast(|context| {
+        let work = if context.index() == 0 { take() } else { None };
+        work.map(|work| work())
+    });
+    results.into_iter().flatten().next().expect("invariant: a pool has a first thread, which takes the work")
+}
+
 /// The tokens of a batch whose logits are asked for, by their place in it.
 fn wanted(batch: &[SequenceInput<'_>], spans: &[Span]) -> Vec<u32> {
     let mut wanted = Vec::new();
@@ -324,7 +342,7 @@ impl CausalLm for Decoder {
         let length = |id| self.cache.length(id);
         let spans = batch::spans(batch, length, self.options.context, self.vocab_size)?;
         let pool = Arc::clone(&self.pool);
-        let outcome = pool.install(|| self.run(batch, &spans, logits));
+        let outcome = on_first_thread(&pool, || self.run(batch, &spans, logits));
         for span in &spans {
             match outcome {
                 Ok(()) => self.cache.advance(span.sequence, span.count),

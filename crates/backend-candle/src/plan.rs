@@ -27,11 +27,11 @@ const CHUNKS: [usize; 3] = [128, 64, 32];
 const LEAST_CONTEXT: usize = 256;
 
 /// Rows of logits that a request may ask for at a time under a limit.
-const LOGIT_ROWS: usize = 8;
+const LOGIT_ROWS: usize = 4;
 
 /// What the process will take beyond all that is counted: pages of the program that have not been used yet, stacks of
 /// threads, and what lies between the blocks of an allocator that has given much back.
-const RUNTIME: u64 = 12_000_000;
+const RUNTIME: u64 = 6_000_000;
 
 /// The sizes that keep a limit, or that are simply set, with their plan.
 #[derive(Debug)]
@@ -260,17 +260,14 @@ fn norms(checkpoint: &Checkpoint) -> u64 {
     4 * elements as u64
 }
 
-/// The hidden states of a chunk at the place in a layer where most of them are held: after the gated unit, with those of
-/// the attention still there.
+/// The hidden states of a chunk at the place in a layer where most of them are held: while queries are rotated, or while
+/// the gated unit's output is normalised.
 fn activations(spec: &ModelSpec, options: &DecoderOptions) -> u64 {
     let (width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-    let residual = 2 * spec.hidden_size;
-    let attention = 3 * width + 4 * kv_width;
-    let feed_forward = 4 * spec.intermediate_size;
-    let quantized = spec.intermediate_size.max(spec.hidden_size);
-    let token = 4 * (residual + attention + feed_forward) + quantized;
+    let attention = 2 * spec.hidden_size + 4 * width + 4 * kv_width;
+    let feed_forward = spec.hidden_size + 4 * spec.intermediate_size;
     let tokens = options.prefill_chunk.min(options.context).max(options.max_sequences);
-    (token * tokens) as u64
+    (4 * attention.max(feed_forward) * tokens) as u64
 }
 
 fn name(kv_type: KvType) -> &'static str {

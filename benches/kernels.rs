@@ -125,25 +125,24 @@ impl LayerCache {
 
     /// Attends `name` over it.
     fn attend(&self, name: &str, shape: Attention, q: &[f32], out: &mut [f32]) {
-        fn halves<T>(all: &[Vec<T>]) -> (Vec<&[T]>, Vec<&[T]>) {
-            let (keys, values) = all.split_at(all.len() / 2);
-            let slices = |side: &'_ [Vec<T>]| side.iter().map(Vec::as_slice).collect();
-            (slices(keys), slices(values))
+        fn slices<T>(all: &[Vec<T>]) -> Vec<&[T]> {
+            all.iter().map(Vec::as_slice).collect()
         }
         match name {
             "f32" => {
-                let (keys, values) = halves(&self.f32);
+                let (keys, values) = self.f32.split_at(self.f32.len() / 2);
+                let (keys, values) = (slices(keys), slices(values));
                 attention(shape, q, KvBlocks::F32 { keys: &keys, values: &values }, out);
             }
             "f16" => {
-                let (keys, values) = halves(&self.f16);
+                let (keys, values) = self.f16.split_at(self.f16.len() / 2);
+                let (keys, values) = (slices(keys), slices(values));
                 attention(shape, q, KvBlocks::F16 { keys: &keys, values: &values }, out);
             }
             _ => {
-                let scaled = |side: Vec<_>| side.into_iter().map(|b| (b, &self.scales[..])).collect();
-                let (keys, values) = halves(&self.int8);
-                let (keys, values): (Vec<Int8Block<'_>>, Vec<Int8Block<'_>>) = (scaled(keys), scaled(values));
-                attention(shape, q, KvBlocks::Int8 { keys: &keys, values: &values }, out);
+                let all: Vec<Int8Block<'_>> = self.int8.iter().map(|b| (&b[..], &self.scales[..])).collect();
+                let (keys, values) = all.split_at(all.len() / 2);
+                attention(shape, q, KvBlocks::Int8 { keys, values }, out);
             }
         }
     }

@@ -8,7 +8,7 @@ mod blocks;
 mod float;
 mod int8;
 
-use blocks::Blocks;
+use blocks::{Blocks, Place};
 pub use blocks::{Int8Block, KvBlocks};
 use rayon::prelude::*;
 
@@ -83,7 +83,7 @@ fn attention_by(
     for (i, (q, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
         let (token, head) = (i / heads, i % heads);
         let rows = &mut tasks[token / TASK_TOKENS * kv_heads + head / group].rows;
-        rows.push(Row { q, out, length: past + token + 1 });
+        rows.push(Row { q, out, length: past + token + 1, largest: f32::NEG_INFINITY, total: 0.0 });
     }
     let work = TASK_TOKENS.min(tokens) * group * head_dim * (past + tokens) * 2;
     let fewest = PARALLEL.div_ceil(work.max(1));
@@ -102,6 +102,10 @@ struct Row<'a> {
     out: &'a mut [f32],
     /// Positions that it sees.
     length: usize,
+    /// The largest score so far.
+    largest: f32,
+    /// The sum of the weights so far, relative to that.
+    total: f32,
 }
 
 vectorized! {
@@ -117,55 +121,67 @@ fn run_body<V: Vector>(shape: &Attention, kv: KvBlocks<'_>, task: &mut Task<'_>)
     }
 }
 
+/// All rows block by block, so that a block is read from memory once for a task.
 #[inline(always)]
 fn tiles<V: Vector, B: Blocks>(shape: &Attention, kv: B, task: &mut Task<'_>) {
-    let (tiles, rest) = task.rows.as_chunks_mut::<TILE>();
-    for rows in tiles {
-        tile::<V, B, TILE>(shape, kv, task.kv_head, rows);
-    }
-    for row in rest {
-        tile::<V, B, 1>(shape, kv, task.kv_head, std::array::from_mut(row));
-    }
-}
-
-/// Rows in the order of their lengths, against the same head of keys and values.
-#[inline(always)]
-fn tile<V: Vector, B: Blocks, const R: usize>(
-    shape: &Attention,
-    kv: B,
-    head: usize,
-    rows: &mut [Row<'_>; R],
-) {
-    let mut largest = [f32::NEG_INFINITY; R];
-    let mut total = [0.0f32; R];
-    for row in rows.iter_mut() {
+    let head = task.kv_head;
+    let mut queries = Vec::with_capacity(task.rows.len());
+    for row in &mut task.rows {
         row.out.fill(0.0);
+        queries.push(B::query::<V>(row.q));
     }
-    let queries: [B::Query<'_>; R] = std::array::from_fn(|r| B::query::<V>(rows[r].q));
-    let blocks = rows[R - 1].length.div_ceil(BLOCK);
-    for block in 0..blocks {
-        let scores = kv.scores::<V, R>(block, head, &queries);
-        let mut weights = [[0.0; BLOCK]; R];
-        let mut correction = [1.0f32; R];
-        for r in 0..R {
-            let visible = rows[r].length.saturating_sub(block * BLOCK).min(BLOCK);
-            if visible > 0 {
-                let new = weigh_scores(&scores[r], shape.scale, visible, largest[r], &mut weights[r]);
-                correction[r] = V::splat(largest[r] - new.largest).exp_negative().lanes()[0];
-                largest[r] = new.largest;
-                total[r] = total[r] * correction[r] + new.sum;
-            }
+    let longest = task.rows.last().map_or(0, |row| row.length);
+    for block in 0..longest.div_ceil(BLOCK) {
+        // While the first tile reads the block, it asks for the next one.
+        let mut ahead = true;
+        let (tiles, rest) = task.rows.as_chunks_mut::<TILE>();
+        let (tile_queries, rest_queries) = queries.as_chunks::<TILE>();
+        for (rows, queries) in tiles.iter_mut().zip(tile_queries) {
+            let place = Place { block, head, ahead: std::mem::take(&mut ahead) };
+            tile::<V, B, TILE>(shape, kv, place, rows, queries);
         }
-        let visible = (rows[R - 1].length - block * BLOCK).min(BLOCK);
-        let mut out = rows.each_mut().map(|row| &mut *row.out);
-        kv.weigh::<V, R>(block, head, &weights, &correction, visible, &mut out);
+        for (row, query) in rest.iter_mut().zip(rest_queries) {
+            let place = Place { block, head, ahead: std::mem::take(&mut ahead) };
+            tile::<V, B, 1>(shape, kv, place, std::array::from_mut(row), std::array::from_ref(query));
+        }
     }
-    for (row, total) in rows.iter_mut().zip(total) {
-        let factor = 1.0 / total;
+    for row in &mut task.rows {
+        let factor = 1.0 / row.total;
         for x in row.out.iter_mut() {
             *x *= factor;
         }
     }
+}
+
+/// What a block adds to rows in the order of their lengths.
+#[inline(always)]
+fn tile<V: Vector, B: Blocks, const R: usize>(
+    shape: &Attention,
+    kv: B,
+    place: Place,
+    rows: &mut [Row<'_>; R],
+    queries: &[B::Query<'_>; R],
+) {
+    let start = place.block * BLOCK;
+    let longest = rows[R - 1].length.saturating_sub(start).min(BLOCK);
+    if longest == 0 {
+        return;
+    }
+    let scores = kv.scores::<V, R>(place, queries);
+    let mut weights = [[0.0; BLOCK]; R];
+    let mut correction = [1.0f32; R];
+    for r in 0..R {
+        let row = &mut rows[r];
+        let visible = row.length.saturating_sub(start).min(BLOCK);
+        if visible > 0 {
+            let new = weigh_scores(&scores[r], shape.scale, visible, row.largest, &mut weights[r]);
+            correction[r] = V::splat(row.largest - new.largest).exp_negative().lanes()[0];
+            row.largest = new.largest;
+            row.total = row.total * correction[r] + new.sum;
+        }
+    }
+    let mut out = rows.each_mut().map(|row| &mut *row.out);
+    kv.weigh::<V, R>(place, &weights, &correction, longest, &mut out);
 }
 
 /// What a block adds to a row's softmax.

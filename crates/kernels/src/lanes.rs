@@ -55,6 +55,14 @@ pub(crate) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
+/// Asks for the `count` elements from an address on, which may be any.
+#[inline(always)]
+pub(crate) fn prefetch_all<T>(at: *const T, count: usize) {
+    for line in (0..count * size_of::<T>()).step_by(64) {
+        prefetch(at.wrapping_byte_add(line));
+    }
+}
+
 /// Adds up the lanes, by halves.
 #[inline(always)]
 pub(crate) fn sum(mut lanes: Lanes) -> f32 {

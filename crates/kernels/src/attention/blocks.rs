@@ -53,6 +53,16 @@ impl KvBlocks<'_> {
     }
 }
 
+/// A head of keys and values in a block.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) block: usize,
+    pub(super) head: usize,
+    /// Whether to ask for what is read next: the values after the keys, then the keys of the next block. The hardware's own
+    /// prefetching does not know where these are.
+    pub(super) ahead: bool,
+}
+
 /// The two products of an attention with the blocks of a type.
 pub(super) trait Blocks: Copy {
     /// What a query becomes before it is multiplied with keys.
@@ -63,8 +73,7 @@ pub(super) trait Blocks: Copy {
     /// The products of the queries with all keys of a head in a block.
     fn scores<V: Vector, const R: usize>(
         self,
-        block: usize,
-        head: usize,
+        place: Place,
         queries: &[Self::Query<'_>; R],
     ) -> [[V; VECTORS]; R];
 
@@ -72,8 +81,7 @@ pub(super) trait Blocks: Copy {
     /// that a row sees.
     fn weigh<V: Vector, const R: usize>(
         self,
-        block: usize,
-        head: usize,
+        place: Place,
         weights: &[[f32; BLOCK]; R],
         correction: &[f32; R],
         visible: usize,

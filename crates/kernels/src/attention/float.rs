@@ -1,6 +1,9 @@
 //! Keys and values in single or half precision: products in f32.
 
-use super::{BLOCK, VECTORS, blocks::Blocks};
+use super::{
+    BLOCK, VECTORS,
+    blocks::{Blocks, Place},
+};
 use crate::{
     lanes::{self, LANES},
     vector::Vector,
@@ -52,14 +55,17 @@ impl<T: Element> Blocks for Floats<'_, T> {
     #[inline(always)]
     fn scores<V: Vector, const R: usize>(
         self,
-        block: usize,
-        head: usize,
+        Place { block, head, ahead }: Place,
         queries: &[&[f32]; R],
     ) -> [[V; VECTORS]; R] {
         let plane = queries[0].len() * BLOCK;
         let keys = &self.keys[block][head * plane..(head + 1) * plane];
+        let next = self.values[block].as_ptr().wrapping_add(head * plane);
         let mut sums = [[V::splat(0.0); VECTORS]; R];
         for (d, keys) in keys.as_chunks::<BLOCK>().0.iter().enumerate() {
+            if ahead {
+                lanes::prefetch_all(next.wrapping_add(d * BLOCK), BLOCK);
+            }
             let keys = keys.as_chunks::<LANES>().0;
             let keys: [V; VECTORS] = std::array::from_fn(|v| T::load(&keys[v]));
             for r in 0..R {
@@ -75,8 +81,7 @@ impl<T: Element> Blocks for Floats<'_, T> {
     #[inline(always)]
     fn weigh<V: Vector, const R: usize>(
         self,
-        block: usize,
-        head: usize,
+        Place { block, head, ahead }: Place,
         weights: &[[f32; BLOCK]; R],
         correction: &[f32; R],
         visible: usize,
@@ -85,13 +90,15 @@ impl<T: Element> Blocks for Floats<'_, T> {
         let head_dim = out[0].len();
         let plane = head_dim * BLOCK;
         let values = &self.values[block][head * plane..(head + 1) * plane];
+        let next =
+            self.keys.get(block + 1).filter(|_| ahead).map(|keys| keys.as_ptr().wrapping_add(head * plane));
         let mut at = 0;
         while head_dim - at >= VECTORS * LANES {
-            weigh_part::<V, T, R, VECTORS>(values, weights, correction, visible, at, out);
+            weigh_part::<V, T, R, VECTORS>(values, next, weights, correction, visible, at, out);
             at += VECTORS * LANES;
         }
         while head_dim - at >= LANES {
-            weigh_part::<V, T, R, 1>(values, weights, correction, visible, at, out);
+            weigh_part::<V, T, R, 1>(values, next, weights, correction, visible, at, out);
             at += LANES;
         }
         for i in at..head_dim {
@@ -110,6 +117,7 @@ impl<T: Element> Blocks for Floats<'_, T> {
 #[inline(always)]
 fn weigh_part<V: Vector, T: Element, const R: usize, const N: usize>(
     values: &[T],
+    next: Option<*const T>,
     weights: &[[f32; BLOCK]; R],
     correction: &[f32; R],
     visible: usize,
@@ -125,6 +133,9 @@ fn weigh_part<V: Vector, T: Element, const R: usize, const N: usize>(
         }
     }
     for j in 0..visible {
+        if let Some(next) = next {
+            lanes::prefetch_all(next.wrapping_add(j * head_dim + at), N * LANES);
+        }
         let row = values[j * head_dim + at..j * head_dim + at + N * LANES].as_chunks::<LANES>().0;
         let row: [V; N] = std::array::from_fn(|v| T::load(&row[v]));
         for r in 0..R {

@@ -4,9 +4,12 @@
 //! less than a hundredth of what int8 does. In return the widened pairs take one multiply-add for two elements, and a sum has the same
 //! bits in whatever order it is added up.
 
-use super::{BLOCK, VECTORS, blocks::Blocks, blocks::Int8Block};
+use super::{
+    BLOCK, VECTORS,
+    blocks::{Blocks, Int8Block, Place},
+};
 use crate::{
-    lanes::{LANES, Lanes},
+    lanes::{self, LANES, Lanes},
     vector::Vector,
 };
 
@@ -48,8 +51,7 @@ impl Blocks for Int8s<'_> {
     #[inline(always)]
     fn scores<V: Vector, const R: usize>(
         self,
-        block: usize,
-        head: usize,
+        Place { block, head, ahead }: Place,
         queries: &[Query; R],
     ) -> [[V; VECTORS]; R] {
         let head_dim = queries[0].head_dim;
@@ -59,7 +61,15 @@ impl Blocks for Int8s<'_> {
         let queries_16: [&[[i16; 2]]; R] =
             std::array::from_fn(|r| &queries[r].values.as_flattened().as_chunks().0[..keys.len()]);
         let mut sums = [[V::zeros(); VECTORS]; R];
+        let (next, next_scales) = self.values[block];
+        let next = next.as_ptr().wrapping_add(head * head_dim * BLOCK);
+        if ahead {
+            lanes::prefetch_all(next_scales.as_ptr().wrapping_add(head * BLOCK), BLOCK);
+        }
         for d in 0..keys.len() {
+            if ahead {
+                lanes::prefetch_all(next.wrapping_add(d * 2 * BLOCK), 2 * BLOCK);
+            }
             let keys = keys[d].as_chunks::<{ 2 * LANES }>().0;
             let keys: [V::Pairs; VECTORS] = std::array::from_fn(|v| V::load_pairs(&keys[v]));
             for r in 0..R {
@@ -70,18 +80,20 @@ impl Blocks for Int8s<'_> {
             }
         }
         let scales = scales[head * BLOCK..(head + 1) * BLOCK].as_chunks::<LANES>().0;
-        let scales: [V; VECTORS] = std::array::from_fn(|v| V::load(&scales[v]));
-        std::array::from_fn(|r| {
+        let mut scores = [[V::splat(0.0); VECTORS]; R];
+        for r in 0..R {
             let scale = V::splat(queries[r].scale);
-            std::array::from_fn(|v| V::of_ints(sums[r][v]).mul(scales[v].mul(scale)))
-        })
+            for v in 0..VECTORS {
+                scores[r][v] = V::of_ints(sums[r][v]).mul(V::load(&scales[v]).mul(scale));
+            }
+        }
+        scores
     }
 
     #[inline(always)]
     fn weigh<V: Vector, const R: usize>(
         self,
-        block: usize,
-        head: usize,
+        Place { block, head, ahead }: Place,
         weights: &[[f32; BLOCK]; R],
         correction: &[f32; R],
         visible: usize,
@@ -91,6 +103,10 @@ impl Blocks for Int8s<'_> {
         let (values, scales) = self.values[block];
         let values = &values[head * head_dim * BLOCK..(head + 1) * head_dim * BLOCK];
         let scales = scales[head * BLOCK..(head + 1) * BLOCK].as_chunks::<LANES>().0;
+        let next = self.keys.get(block + 1).filter(|_| ahead).map(|(keys, scales)| {
+            lanes::prefetch_all(scales.as_ptr().wrapping_add(head * BLOCK), BLOCK);
+            keys.as_ptr().wrapping_add(head * head_dim * BLOCK)
+        });
         let mut factors = [Factors { weights: [[0; LANES]; VECTORS], scale: 0.0, correction: 0.0 }; R];
         for r in 0..R {
             let weights = weights[r].as_chunks::<LANES>().0;
@@ -105,12 +121,15 @@ impl Blocks for Int8s<'_> {
         }
         let mut at = 0;
         while head_dim - at >= VECTORS * LANES {
-            weigh_part::<V, R, VECTORS>(values, &factors, visible, at, out);
+            weigh_part::<V, R, VECTORS>(values, next, &factors, visible, at, out);
             at += VECTORS * LANES;
         }
-        while head_dim > at {
-            weigh_part::<V, R, 1>(values, &factors, visible, at, out);
+        while head_dim - at >= LANES {
+            weigh_part::<V, R, 1>(values, next, &factors, visible, at, out);
             at += LANES;
+        }
+        if at < head_dim {
+            weigh_rest::<V, R>(values, &factors, visible, at, out);
         }
     }
 }
@@ -122,6 +141,21 @@ struct Factors {
     /// What they are multiplied by.
     scale: f32,
     correction: f32,
+}
+
+impl Factors {
+    /// The weights of the `j`th pair of positions.
+    #[inline(always)]
+    fn pair(&self, j: usize) -> [i16; 2] {
+        self.weights.as_flattened().as_chunks().0[j]
+    }
+
+    /// `out = out * correction + sum * scale`
+    #[inline(always)]
+    fn add<V: Vector>(&self, sum: V::Ints, out: &mut Lanes) {
+        let before = V::load(out).mul(V::splat(self.correction));
+        V::of_ints(sum).mul_add(V::splat(self.scale), before).store(out);
+    }
 }
 
 /// Rounds to 16 bits so that the largest absolute value becomes `most`; returns what undoes the scaling, NaN if an
@@ -143,9 +177,43 @@ fn shorten<V: Vector>(x: &[Lanes], most: f32, out: &mut [[i16; LANES]]) -> f32 {
     if largest < LEAST { poison } else { largest / most + poison }
 }
 
-/// `N` vectors of dimensions from `at` on; the last one of a head may be shorter.
+/// `N` vectors of dimensions from `at` on.
 #[inline(always)]
 fn weigh_part<V: Vector, const R: usize, const N: usize>(
+    values: &[i8],
+    next: Option<*const i8>,
+    factors: &[Factors; R],
+    visible: usize,
+    at: usize,
+    out: &mut [&mut [f32]; R],
+) {
+    let head_dim = out[0].len();
+    let mut sums = [[V::zeros(); N]; R];
+    for j in 0..visible.div_ceil(2) {
+        let from = 2 * (j * head_dim + at);
+        if let Some(next) = next {
+            lanes::prefetch_all(next.wrapping_add(from), 2 * N * LANES);
+        }
+        let row = values[from..from + 2 * N * LANES].as_chunks::<{ 2 * LANES }>().0;
+        let row: [V::Pairs; N] = std::array::from_fn(|v| V::load_pairs(&row[v]));
+        for r in 0..R {
+            let weight = V::splat_pair(factors[r].pair(j));
+            for v in 0..N {
+                sums[r][v] = V::add_products(sums[r][v], row[v], weight);
+            }
+        }
+    }
+    for r in 0..R {
+        let out = out[r][at..at + N * LANES].as_chunks_mut::<LANES>().0;
+        for v in 0..N {
+            factors[r].add::<V>(sums[r][v], &mut out[v]);
+        }
+    }
+}
+
+/// The dimensions from `at` on, which are less than a vector.
+#[inline(always)]
+fn weigh_rest<V: Vector, const R: usize>(
     values: &[i8],
     factors: &[Factors; R],
     visible: usize,
@@ -153,36 +221,19 @@ fn weigh_part<V: Vector, const R: usize, const N: usize>(
     out: &mut [&mut [f32]; R],
 ) {
     let head_dim = out[0].len();
-    let count = (head_dim - at).min(N * LANES);
-    let weights: [&[[i16; 2]]; R] =
-        std::array::from_fn(|r| factors[r].weights.as_flattened().as_chunks::<2>().0);
-    let mut sums = [[V::zeros(); N]; R];
+    let mut sums = [V::zeros(); R];
     for j in 0..visible.div_ceil(2) {
-        let row = &values[2 * (j * head_dim + at)..2 * (j * head_dim + at + count)];
-        let mut padded = [[0; 2 * LANES]; N];
-        let row = match row.as_chunks::<{ 2 * LANES }>() {
-            (row, []) => row,
-            (_, rest) => {
-                padded[0][..rest.len()].copy_from_slice(rest);
-                &padded
-            }
-        };
-        let row: [V::Pairs; N] = std::array::from_fn(|v| V::load_pairs(&row[v]));
+        let rest = &values[2 * (j * head_dim + at)..2 * (j + 1) * head_dim];
+        let mut row = [0; 2 * LANES];
+        row[..rest.len()].copy_from_slice(rest);
         for r in 0..R {
-            let weight = V::splat_pair(weights[r][j]);
-            for v in 0..N {
-                sums[r][v] = V::add_products(sums[r][v], row[v], weight);
-            }
+            sums[r] = V::add_products(sums[r], V::load_pairs(&row), V::splat_pair(factors[r].pair(j)));
         }
     }
     for r in 0..R {
-        let mut lanes = [[0.0; LANES]; N];
-        lanes.as_flattened_mut()[..count].copy_from_slice(&out[r][at..at + count]);
-        let (scale, correction) = (V::splat(factors[r].scale), V::splat(factors[r].correction));
-        for v in 0..N {
-            let sum = V::of_ints(sums[r][v]);
-            sum.mul_add(scale, V::load(&lanes[v]).mul(correction)).store(&mut lanes[v]);
-        }
-        out[r][at..at + count].copy_from_slice(&lanes.as_flattened()[..count]);
+        let rest = &mut out[r][at..];
+        let mut lanes = lanes::partial(rest);
+        factors[r].add::<V>(sums[r], &mut lanes);
+        rest.copy_from_slice(&lanes[..rest.len()]);
     }
 }

@@ -82,7 +82,9 @@ pub(crate) fn sizes(
     for candidate in candidates(wanted, config, options, planner.streams()) {
         let plan = planner.plan(&candidate);
         if plan.total() <= limit {
-            return Ok(planner.finish(planner.filled(candidate, limit - plan.total()), &wanted));
+            // What is left holds weights that need not be streamed then.
+            let resident_weights = candidate.resident_weights.map(|_| limit - plan.total());
+            return Ok(planner.finish(DecoderOptions { resident_weights, ..candidate }, &wanted));
         }
         if least.as_ref().is_none_or(|(bytes, _)| plan.total() < *bytes) {
             least = Some((plan.total(), candidate));
@@ -175,14 +177,6 @@ impl Planner<'_> {
         let linears = self.checkpoint.layers.iter().flat_map(LayerTensors::linears);
         linears.map(ternion_formats::Linear::bytes).any(ternion_formats::SharedBytes::is_mapped)
             || self.checkpoint.head_or_embed().bytes.is_mapped()
-    }
-
-    /// The same sizes with as many weights in memory as `spare` bytes hold beside the buffers.
-    fn filled(&self, mut options: DecoderOptions, spare: u64) -> DecoderOptions {
-        if options.resident_weights.is_some() {
-            options.resident_weights = Some(spare);
-        }
-        options
     }
 
     fn finish(&self, options: DecoderOptions, wanted: &DecoderOptions) -> Sizes {

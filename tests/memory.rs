@@ -34,7 +34,8 @@ fn a_process_keeps_its_limit_and_answers_the_same() {
     let folder = tempfile::tempdir().unwrap();
     model(folder.path());
     let bench = |limit: &[&str]| {
-        let args = ["bench", "--json", "--model", "model", "--context", "256", "--prompt", "200", "--decode", "8"];
+        let args =
+            ["bench", "--json", "--model", "model", "--context", "256", "--prompt", "200", "--decode", "8"];
         let args = [&args[..], &["--repeat", "1", "--buffer", "0"], limit].concat();
         json(ternion_in(folder.path(), &args))
     };
@@ -53,7 +54,8 @@ fn a_process_keeps_its_limit_and_answers_the_same() {
     assert_eq!(plan["kv_type"], "f32", "streaming comes before what changes results");
 
     let answer = |limit: &[&str]| {
-        let args = ["generate", "the same", "--json", "--model", "model", "--context", "256", "--max-tokens", "12"];
+        let args =
+            ["generate", "the same", "--json", "--model", "model", "--context", "256", "--max-tokens", "12"];
         let args = [&args[..], &["--temperature", "0", "--ignore-eos"], limit].concat();
         json(ternion_in(folder.path(), &args))["text"].clone()
     };
@@ -76,9 +78,8 @@ fn what_is_left_open_is_chosen_and_what_is_fixed_stays() {
     let total: u64 = free["parts"].as_array().unwrap().iter().map(|p| p["bytes"].as_u64().unwrap()).sum();
 
     // Fewer sequences come first, then streaming, then other types, then a shorter context.
-    let limited = |bytes: u64, args: &[&str]| {
-        plan(&[&["--memory-limit", &bytes.to_string()[..]], args].concat())
-    };
+    let limited =
+        |bytes: u64, args: &[&str]| plan(&[&["--memory-limit", &bytes.to_string()[..]], args].concat());
     let fewer = limited(total - kv / 4, &[]);
     assert!(fewer["max_sequences"].as_u64().unwrap() < 4 && fewer["streamed_bytes"] == 0, "{fewer:#}");
     assert_eq!((&fewer["kv_type"], &fewer["context"]), (&"f32".into(), &2048.into()));
@@ -97,20 +98,24 @@ fn what_is_left_open_is_chosen_and_what_is_fixed_stays() {
 
     // The same limit with the context fixed is refused, with the least that would do.
     let limit = (total - kv - weights - 10_000_000).to_string();
-    let mut refused =
-        ternion_in(folder.path(), &["inspect", "--model", "model", "--context", "2048", "--memory-limit", &limit]);
+    let mut refused = ternion_in(
+        folder.path(),
+        &["inspect", "--model", "model", "--context", "2048", "--memory-limit", &limit],
+    );
     let output = refused.output().unwrap();
     assert_ne!(output.status.code(), Some(0));
     let said = stderr(&output);
-    assert!(said.contains("the least is") && said.contains("context 2048") && said.contains("int8"), "{said}");
+    assert!(
+        said.contains("the least is") && said.contains("context 2048") && said.contains("int8"),
+        "{said}"
+    );
 }
 
 #[test]
 fn nonsense_is_refused() {
     let tiny = fixture_arg("tiny-packed");
     for limit in ["lots", "4M", "-1", "1e9", ""] {
-        let output =
-            ternion(&["generate", "x", "--model", &tiny, "--memory-limit", limit]).output().unwrap();
+        let output = ternion(&["generate", "x", "--model", &tiny, "--memory-limit", limit]).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{limit}: {}", stderr(&output));
     }
     let folder = tempfile::tempdir().unwrap();
@@ -128,7 +133,8 @@ fn nonsense_is_refused() {
 fn weights_that_must_be_converted_are_refused_before_they_take_more_than_the_limit() {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("x.gguf");
-    let args = ["convert", &fixture_arg("tiny-packed"), "--to", "gguf-tq2", "--out", target.to_str().unwrap()];
+    let args =
+        ["convert", &fixture_arg("tiny-packed"), "--to", "gguf-tq2", "--out", target.to_str().unwrap()];
     success(ternion(&args));
     assert!(fixture("tiny-packed").is_dir());
     // The process alone takes more than that, so that nothing is left for the weights.

@@ -90,7 +90,7 @@ fn prepare(name: &str, config: &ModelConfig, progress: &Progress, only_planned: 
     })?;
     let pool = Decoder::threads(config.threads.unwrap_or(0))?;
     let limit = config.memory_limit.map(|limit| limit.0);
-    let mut taken = Taken { process: plan::resident(), tokenizer: 0 };
+    let mut taken = Taken { process: plan::resident(), ..Taken::default() };
     let mut report = |done, total| progress.report(LoadProgress::new("weights", done, total));
     let checkpoint = pool.install(|| {
         if limit.is_none() && !only_planned {
@@ -102,6 +102,9 @@ fn prepare(name: &str, config: &ModelConfig, progress: &Progress, only_planned: 
     let before = plan::resident();
     let tokenizer = checkpoint.tokenizer()?;
     taken.tokenizer = plan::resident().saturating_sub(before);
+    if limit.is_some() {
+        taken.reusable = plan::reusable(taken.tokenizer).min(taken.tokenizer);
+    }
     let sizes = plan::sizes(&checkpoint, config, &options, taken)?;
     Ok(Prepared { checkpoint, tokenizer, pool, sizes })
 }

@@ -29,6 +29,9 @@ const LEAST_CONTEXT: usize = 256;
 /// Rows of logits that a request may ask for at a time under a limit.
 const LOGIT_ROWS: usize = 4;
 
+/// About the size of a projection.
+const PROBE: usize = 1 << 20;
+
 /// What the process will take beyond all that is counted: pages of the program that have not been used yet, stacks of
 /// threads, and what lies between the blocks of an allocator that has given much back.
 const RUNTIME: u64 = 6_000_000;
@@ -47,8 +50,10 @@ pub(crate) struct Sizes {
 pub(crate) struct Taken {
     /// Before anything of the model.
     pub(crate) process: u64,
-    /// By the tokenizer.
+    /// By the tokenizer, with what was needed to build it.
     pub(crate) tokenizer: u64,
+    /// The part of that which the allocator gives to weights that are copied to memory.
+    pub(crate) reusable: u64,
 }
 
 /// Bytes that are resident now; 0 where the system does not tell.
@@ -57,6 +62,15 @@ pub(crate) fn resident() -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
+}
+
+/// How much of `freed` bytes the allocator has kept and gives out again in pieces as large as weights: found by taking as
+/// much and looking at what the process grew by.
+pub(crate) fn reusable(freed: u64) -> u64 {
+    let before = resident();
+    let pieces: Vec<Vec<u8>> = (0..freed as usize / PROBE).map(|_| vec![1; PROBE]).collect();
+    let taken = std::hint::black_box(&pieces).len() as u64 * PROBE as u64;
+    taken.saturating_sub(resident().saturating_sub(before))
 }
 
 /// Chooses the sizes for a checkpoint.
@@ -83,7 +97,8 @@ pub(crate) fn sizes(
         let plan = planner.plan(&candidate);
         if plan.total() <= limit {
             // What is left holds weights that need not be streamed then.
-            let resident_weights = candidate.resident_weights.map(|_| limit - plan.total());
+            let left = limit - plan.total() + taken.reusable;
+            let resident_weights = candidate.resident_weights.map(|_| left);
             return Ok(planner.finish(DecoderOptions { resident_weights, ..candidate }, &wanted));
         }
         if least.as_ref().is_none_or(|(bytes, _)| plan.total() < *bytes) {
@@ -235,7 +250,8 @@ impl Planner<'_> {
         plan.add("activations", activations(spec, options));
         plan.add("logits", self.logit_rows(options) * row_bytes(spec) + 3 * row_bytes(spec));
         plan.add("read-ahead", division.largest * BUFFERS as u64);
-        plan.add("tokenizer", self.taken.tokenizer);
+        let copied = options.resident_weights.map_or(0, |_| division.copied);
+        plan.add("tokenizer", self.taken.tokenizer - self.taken.reusable.min(copied));
         plan.add("process", self.taken.process + RUNTIME);
         plan
     }

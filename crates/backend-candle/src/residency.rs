@@ -112,6 +112,8 @@ pub(crate) struct Division {
     pub(crate) dense: u64,
     /// The part of the head that stays.
     pub(crate) head: u64,
+    /// What of these is copied to memory where there is a limit: those that lie in a file.
+    pub(crate) copied: u64,
     /// All that is streamed.
     pub(crate) streamed: u64,
     /// The largest piece of that.
@@ -123,13 +125,10 @@ impl Division {
     pub(crate) fn of(checkpoint: &Checkpoint, mut budget: Budget, with_head: bool) -> Self {
         let mut division = Self::default();
         for linear in checkpoint.layers.iter().flat_map(LayerTensors::linears) {
-            let bytes = linear.bytes().len() as u64;
-            if !budget.keeps(linear.bytes()) {
-                division.stream(bytes);
-            } else if matches!(linear.weights, Weights::Ternary(_)) {
-                division.ternary += bytes;
-            } else {
-                division.dense += bytes;
+            let kept = division.count(linear.bytes(), &mut budget);
+            match linear.weights {
+                Weights::Ternary(_) => division.ternary += kept,
+                Weights::Dense(_) => division.dense += kept,
             }
         }
         if with_head {
@@ -137,19 +136,21 @@ impl Division {
             let step = head_rows(head);
             for first in (0..head.shape[0]).step_by(step) {
                 let rows = head.rows(first..head.shape[0].min(first + step));
-                let bytes = rows.bytes.len() as u64;
-                if budget.keeps(&rows.bytes) {
-                    division.head += bytes;
-                } else {
-                    division.stream(bytes);
-                }
+                division.head += division.count(&rows.bytes, &mut budget);
             }
         }
         division
     }
 
-    fn stream(&mut self, bytes: u64) {
-        self.streamed += bytes;
-        self.largest = self.largest.max(bytes);
+    /// Counts weights; returns how many bytes of them stay.
+    fn count(&mut self, bytes: &SharedBytes, budget: &mut Budget) -> u64 {
+        let length = bytes.len() as u64;
+        if budget.keeps(bytes) {
+            self.copied += if bytes.is_mapped() { length } else { 0 };
+            return length;
+        }
+        self.streamed += length;
+        self.largest = self.largest.max(length);
+        0
     }
 }

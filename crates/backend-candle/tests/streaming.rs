@@ -49,7 +49,8 @@ fn streamed_weights_give_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let gguf = folder.path().join("tiny.gguf");
     let options = convert::Options::new(convert::Target::GgufI2s);
-    convert::convert(&Checkpoint::open(fixture("tiny-packed")).unwrap(), &gguf, &options, &mut |_, _| {}).unwrap();
+    convert::convert(&Checkpoint::open(fixture("tiny-packed")).unwrap(), &gguf, &options, &mut |_, _| {})
+        .unwrap();
     for path in [
         fixture("tiny-packed"),
         fixture("llama-ternary"),

@@ -39,7 +39,8 @@ fn the_same_tensors_are_read() {
         assert_eq!(touched.spec, untouched.spec);
         let bytes = |c: &Checkpoint| {
             let linears = c.layers.iter().flat_map(ternion_formats::LayerTensors::linears);
-            let all = linears.map(ternion_formats::Linear::bytes).chain([&c.embed.bytes, &c.head_or_embed().bytes]);
+            let all =
+                linears.map(ternion_formats::Linear::bytes).chain([&c.embed.bytes, &c.head_or_embed().bytes]);
             all.map(|b| b.loaded().unwrap().to_vec()).collect::<Vec<_>>()
         };
         assert!(bytes(&touched) == bytes(&untouched), "{}", path.display());
@@ -50,9 +51,11 @@ fn the_same_tensors_are_read() {
 fn what_must_be_converted_is_refused_where_there_is_no_memory_for_it() {
     let mut refused = 0;
     for path in all() {
-        let owned = open_within(&path, u64::MAX).unwrap().layers.iter().any(|layer| {
-            layer.linears().iter().any(|linear| !linear.bytes().is_mapped())
-        });
+        let owned = open_within(&path, u64::MAX)
+            .unwrap()
+            .layers
+            .iter()
+            .any(|layer| layer.linears().iter().any(|linear| !linear.bytes().is_mapped()));
         match open_within(&path, 1000) {
             Ok(_) => assert!(!owned, "{}", path.display()),
             Err(error) => {

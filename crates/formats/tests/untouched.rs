@@ -15,7 +15,7 @@ fn open_within(path: &Path, memory: u64) -> ternion_core::Result<Checkpoint> {
     Checkpoint::open_within(path, memory, &mut |_, _| {})
 }
 
-fn all() -> [PathBuf; 9] {
+fn all() -> [PathBuf; 8] {
     [
         "nano-packed",
         "tiny-packed",
@@ -24,7 +24,6 @@ fn all() -> [PathBuf; 9] {
         "1bitllm/model.safetensors",
         "gguf/bitnet-tq.gguf",
         "gguf/llama-tq.gguf",
-        "gguf/dense.gguf",
         "gguf-llama/model.gguf",
     ]
     .map(fixture)

@@ -129,7 +129,7 @@ pub(crate) fn sizes(
             options.context,
             options.max_sequences,
             if options.max_sequences == 1 { "" } else { "s" },
-            name(options.kv_type),
+            options.kv_type,
         ),
     ))
 }
@@ -203,7 +203,7 @@ impl Planner<'_> {
         };
         note("max_sequences", options.max_sequences.to_string(), wanted.max_sequences.to_string());
         note("prefill_chunk", options.prefill_chunk.to_string(), wanted.prefill_chunk.to_string());
-        note("keys and values in", name(options.kv_type).to_owned(), name(wanted.kv_type).to_owned());
+        note("keys and values in", options.kv_type.to_string(), wanted.kv_type.to_string());
         note("context", options.context.to_string(), wanted.context.to_string());
         if plan.streamed_bytes > 0 {
             plan.choices.push(format!(
@@ -228,7 +228,7 @@ impl Planner<'_> {
         plan.context = options.context;
         plan.max_sequences = options.max_sequences;
         plan.prefill_chunk = options.prefill_chunk;
-        name(options.kv_type).clone_into(&mut plan.kv_type);
+        plan.kv_type = options.kv_type.to_string();
 
         let copy = options.head == HeadPrecision::Int8;
         let exact = !(copy && self.limit.is_some());
@@ -278,12 +278,4 @@ fn activations(spec: &ModelSpec, options: &DecoderOptions) -> u64 {
     let feed_forward = spec.hidden_size + 4 * spec.intermediate_size;
     let tokens = options.prefill_chunk.min(options.context).max(options.max_sequences);
     (4 * attention.max(feed_forward) * tokens) as u64
-}
-
-fn name(kv_type: KvType) -> &'static str {
-    match kv_type {
-        KvType::F32 => "f32",
-        KvType::F16 => "f16",
-        _ => "int8",
-    }
 }

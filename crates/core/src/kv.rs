@@ -297,6 +297,7 @@ mod tests {
         let layout = Layout { layers: 30, kv_heads: 5, head_dim: 128 };
         let of = |kv_type| layout.bytes_per_position(kv_type);
         assert_eq!(TYPES.map(of), [153_600, 76_800, 39_600]);
+        assert_eq!(TYPES.map(|t| t.to_string()), ["f32", "f16", "int8"]);
         assert_eq!(layout.bytes(KvType::Int8, 65), 128 * 39_600);
         for kv_type in TYPES {
             let bytes = match Block::new(&LAYOUT, kv_type).unwrap() {

@@ -193,8 +193,8 @@ impl Cache {
                     for (d, x) in row.iter_mut().enumerate() {
                         let at = [(head * head_dim + d) * BLOCK + p, (head * BLOCK + p) * head_dim + d];
                         let paired = [
-                            ((head * head_dim + d) / 2 * BLOCK + p) * 2 + d % 2,
-                            ((head * BLOCK + p) / 2 * head_dim + d) * 2 + p % 2,
+                            ((head * head_dim / 2 + d / 2) * BLOCK + p) * 2 + d % 2,
+                            ((head * BLOCK / 2 + p / 2) * head_dim + d) * 2 + p % 2,
                         ];
                         match name {
                             "f32" => cache.f32[side].last_mut().unwrap()[at[side]] = *x,

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde_json::{Value, json};
+use ternion::config::ModelConfig;
 use ternion::formats::{Activation, Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse};
+use ternion::kv::KvType;
 use ternion::{ErrorKind, MemoryPlan};
 
 use super::blocking;
@@ -30,17 +32,19 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
     let checkpoint = checkpoint?;
     let report = checkpoint.report();
     let (tokenizer, warnings) = tokenizer(&checkpoint);
+    let kv_type = kv_type(selected.model()?);
     if app.output.json {
         return app.output.object(&as_json(
             &checkpoint,
             &report,
+            kv_type,
             args.tensors,
             &tokenizer,
             &warnings,
             plan.ok().as_ref(),
         ));
     }
-    app.output.line(as_text(&checkpoint, &report, args.tensors, &tokenizer).trim_end())?;
+    app.output.line(as_text(&checkpoint, &report, kv_type, args.tensors, &tokenizer).trim_end())?;
     app.output.line(&match plan {
         Ok(plan) => format!("\n{}", memory_table(&plan)),
         Err(error) => format!("\nmemory       no plan: {error}"),
@@ -49,6 +53,12 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
         app.output.notice(&format!("warning: {warning}"));
     }
     Ok(())
+}
+
+/// How keys and values are stored by configuration. What only another engine knows counts as the default.
+fn kv_type(model: &ModelConfig) -> KvType {
+    let named = model.options.get("kv_type").cloned();
+    named.and_then(|name| serde_json::from_value(name).ok()).unwrap_or_default()
 }
 
 /// What is known of the tokenizer, and what is wrong with it.
@@ -94,7 +104,13 @@ fn groups(report: &Report) -> BTreeMap<(&'static str, &'static str), Group> {
     groups
 }
 
-fn as_text(checkpoint: &Checkpoint, report: &Report, all: bool, tokenizer: &Value) -> String {
+fn as_text(
+    checkpoint: &Checkpoint,
+    report: &Report,
+    kv_type: KvType,
+    all: bool,
+    tokenizer: &Value,
+) -> String {
     let spec = &checkpoint.spec;
     let mut text = String::new();
     let mut row = |key: &str, value: String| {
@@ -151,14 +167,18 @@ fn as_text(checkpoint: &Checkpoint, report: &Report, all: bool, tokenizer: &Valu
         "weights",
         format!("{} mapped from files, {} in memory", bytes(report.mapped_bytes), bytes(report.owned_bytes)),
     );
-    let kv = report.kv_bytes_per_token;
+    let of = |kv_type| spec.kv_layout().bytes_per_position(kv_type);
     row(
         "KV cache",
         format!(
-            "{} a token, {} for a sequence of {} tokens",
-            bytes(kv),
-            bytes(kv * spec.context_length as u64),
-            spec.context_length
+            "{} a token in {}, {} for a sequence of {} tokens (a token in f32 {}, f16 {}, int8 {})",
+            bytes(of(kv_type)),
+            kv_type,
+            bytes(spec.kv_layout().bytes(kv_type, spec.context_length)),
+            spec.context_length,
+            bytes(of(KvType::F32)),
+            bytes(of(KvType::F16)),
+            bytes(of(KvType::Int8)),
         ),
     );
     text.push('\n');
@@ -212,6 +232,7 @@ fn list(text: &mut String, report: &Report) {
 fn as_json(
     checkpoint: &Checkpoint,
     report: &Report,
+    kv_type: KvType,
     all: bool,
     tokenizer: &Value,
     warnings: &[String],
@@ -259,8 +280,9 @@ fn as_json(
         "memory": {
             "mapped_bytes": report.mapped_bytes,
             "owned_bytes": report.owned_bytes,
-            "kv_bytes_per_token": report.kv_bytes_per_token,
-            "kv_bytes_per_sequence": report.kv_bytes_per_token * spec.context_length as u64,
+            "kv_type": kv_type,
+            "kv_bytes_per_token": spec.kv_layout().bytes_per_position(kv_type),
+            "kv_bytes_per_sequence": spec.kv_layout().bytes(kv_type, spec.context_length),
             "plan": plan,
             "planned_bytes": plan.map(MemoryPlan::total),
         },

@@ -58,8 +58,7 @@ impl KvBlocks<'_> {
 pub(super) struct Place {
     pub(super) block: usize,
     pub(super) head: usize,
-    /// Whether to ask for what is read next: the values after the keys, then the keys of the next block. The hardware's own
-    /// prefetching does not know where these are.
+    /// Whether to ask for the same place of the next block, which the hardware's own prefetching does not know.
     pub(super) ahead: bool,
 }
 

@@ -60,10 +60,11 @@ impl<T: Element> Blocks for Floats<'_, T> {
     ) -> [[V; VECTORS]; R] {
         let plane = queries[0].len() * BLOCK;
         let keys = &self.keys[block][head * plane..(head + 1) * plane];
-        let next = self.values[block].as_ptr().wrapping_add(head * plane);
+        let next =
+            self.keys.get(block + 1).filter(|_| ahead).map(|keys| keys.as_ptr().wrapping_add(head * plane));
         let mut sums = [[V::splat(0.0); VECTORS]; R];
         for (d, keys) in keys.as_chunks::<BLOCK>().0.iter().enumerate() {
-            if ahead {
+            if let Some(next) = next {
                 lanes::prefetch_all(next.wrapping_add(d * BLOCK), BLOCK);
             }
             let keys = keys.as_chunks::<LANES>().0;
@@ -90,8 +91,11 @@ impl<T: Element> Blocks for Floats<'_, T> {
         let head_dim = out[0].len();
         let plane = head_dim * BLOCK;
         let values = &self.values[block][head * plane..(head + 1) * plane];
-        let next =
-            self.keys.get(block + 1).filter(|_| ahead).map(|keys| keys.as_ptr().wrapping_add(head * plane));
+        let next = self
+            .values
+            .get(block + 1)
+            .filter(|_| ahead)
+            .map(|values| values.as_ptr().wrapping_add(head * plane));
         let mut at = 0;
         while head_dim - at >= VECTORS * LANES {
             weigh_part::<V, T, R, VECTORS>(values, next, weights, correction, visible, at, out);

@@ -61,13 +61,9 @@ impl Blocks for Int8s<'_> {
         let queries_16: [&[[i16; 2]]; R] =
             std::array::from_fn(|r| &queries[r].values.as_flattened().as_chunks().0[..keys.len()]);
         let mut sums = [[V::zeros(); VECTORS]; R];
-        let (next, next_scales) = self.values[block];
-        let next = next.as_ptr().wrapping_add(head * head_dim * BLOCK);
-        if ahead {
-            lanes::prefetch_all(next_scales.as_ptr().wrapping_add(head * BLOCK), BLOCK);
-        }
+        let next = next(self.keys, head, head_dim, block, ahead);
         for d in 0..keys.len() {
-            if ahead {
+            if let Some(next) = next {
                 lanes::prefetch_all(next.wrapping_add(d * 2 * BLOCK), 2 * BLOCK);
             }
             let keys = keys[d].as_chunks::<{ 2 * LANES }>().0;
@@ -103,10 +99,7 @@ impl Blocks for Int8s<'_> {
         let (values, scales) = self.values[block];
         let values = &values[head * head_dim * BLOCK..(head + 1) * head_dim * BLOCK];
         let scales = scales[head * BLOCK..(head + 1) * BLOCK].as_chunks::<LANES>().0;
-        let next = self.keys.get(block + 1).filter(|_| ahead).map(|(keys, scales)| {
-            lanes::prefetch_all(scales.as_ptr().wrapping_add(head * BLOCK), BLOCK);
-            keys.as_ptr().wrapping_add(head * head_dim * BLOCK)
-        });
+        let next = next(self.values, head, head_dim, block, ahead);
         let mut factors = [Factors { weights: [[0; LANES]; VECTORS], scale: 0.0, correction: 0.0 }; R];
         for r in 0..R {
             let weights = weights[r].as_chunks::<LANES>().0;
@@ -132,6 +125,20 @@ impl Blocks for Int8s<'_> {
             weigh_rest::<V, R>(values, &factors, visible, at, out);
         }
     }
+}
+
+/// Where a head's elements lie in the next block, to ask for them; asks for their scales.
+#[inline(always)]
+fn next(
+    blocks: &[Int8Block<'_>],
+    head: usize,
+    head_dim: usize,
+    block: usize,
+    ahead: bool,
+) -> Option<*const i8> {
+    let (elements, scales) = blocks.get(block + 1).filter(|_| ahead)?;
+    lanes::prefetch_all(scales.as_ptr().wrapping_add(head * BLOCK), BLOCK);
+    Some(elements.as_ptr().wrapping_add(head * head_dim * BLOCK))
 }
 
 /// The weights of a row times the scales of the values, in 16 bits.

@@ -157,8 +157,8 @@ fn candidates(
             context,
             max_sequences,
             prefill_chunk,
-            kv_type,
             resident_weights,
+            kv_type,
             ..wanted
         });
     };

@@ -61,6 +61,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     let choices = plan.choices.join("; ");
     tracing::info!(model = name, memory = %plan, choices, "loading");
     info.memory = Some(plan);
+    info.capabilities.batch_invariant = true; // each sum is taken in one order, whatever the batch
     let mut engine = EngineOptions::new(info);
     engine.eos_tokens.clone_from(&checkpoint.spec.eos);
     engine.sampling = config.sampling.clone();

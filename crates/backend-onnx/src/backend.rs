@@ -67,6 +67,8 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     info.parameters = summary.metadata("ternion.parameters").and_then(|n| n.parse().ok()).unwrap_or(0);
     info.weight_bytes = summary.data_bytes();
     info.defaults = host.sampling.clone();
+    // ONNX Runtime's own products of one row and of several go different ways.
+    info.capabilities.batch_invariant = decoder.is_fast();
     let mut engine = EngineOptions::new(info);
     let known = |id: &u32| (*id as usize) < decoder.vocab_size();
     engine.eos_tokens = host.eos.iter().copied().filter(known).collect();

@@ -62,6 +62,13 @@ impl Output {
         }
     }
 
+    /// News of work that a bar would show where there is one.
+    pub(crate) fn progress(&self, text: &str) {
+        if !self.bars {
+            self.notice(text);
+        }
+    }
+
     /// The last line of an answer: its speed.
     pub(crate) fn closing(&self, usage: &Usage, timing: &Timing) {
         self.notice(&closing_line(usage, timing));

@@ -35,14 +35,16 @@ pub trait LlmBackend: Send + Sync {
     ///
     /// # Requires
     /// `max_tokens` at least 1, every field of [`Sampling`](crate::Sampling) in its range, no empty stop string, a
-    /// prompt with at least one token and fewer than `context_length`.
+    /// prompt with at least one token and fewer than `context_length`, unless a
+    /// [context policy](crate::context::ContextPolicy) of the request or of the model makes a longer one fit.
     ///
     /// # Behavior
     /// Returns when the prompt's tokens are known and the request is accepted, before the model does any work. Must be
     /// awaited in a tokio runtime: template and tokenizer run on its threads for blocking work. A request has its
     /// place in the queue from before that, so that a full queue refuses it at once.
     ///
-    /// The events come in order; the last is [`Event::Done`](crate::Event::Done). A slow reader slows its own generation down and nobody else's.
+    /// The events come in order; the last is [`Event::Done`](crate::Event::Done). Where a policy changed the prompt, a
+    /// [report](crate::context::ContextReport) comes right before it. A slow reader slows its own generation down and nobody else's.
     ///
     /// # Errors
     /// Here: [`InvalidRequest`](crate::ErrorKind::InvalidRequest) naming the field and its range,
@@ -62,7 +64,8 @@ pub trait LlmBackend: Send + Sync {
     ///
     /// # Behavior
     /// One [`TokenScore`](crate::TokenScore) for each of `tokens[start..]`, from the model's raw logits: the same
-    /// numbers that `generate` reports as `logprob` for the same tokens.
+    /// numbers, but for the rounding of float sums in another order, that `generate` reports as `logprob` for the same
+    /// tokens.
     ///
     /// # Errors
     /// As [`generate`](Self::generate); [`Unsupported`](crate::ErrorKind::Unsupported) without the capability.

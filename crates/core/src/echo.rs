@@ -103,6 +103,7 @@ impl Echo {
         info.capabilities.generate = true;
         info.capabilities.chat = true;
         info.capabilities.seed = true;
+        info.capabilities.batch_invariant = true;
         Self { info, options, counters: Arc::default() }
     }
 

@@ -9,9 +9,13 @@ use std::{
 use futures_core::Stream;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{
+    Error, ErrorKind, Result,
+    context::{ContextReport, ContextStep},
+};
 
-/// One event of a generation. Any number of `Prefill`, any number of `Token`, one `Done`.
+/// One event of a generation. Any number of `Prefill`, any number of `Token`, one `Done`; any number of `Context` among them
+/// where the input did not fit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -22,6 +26,11 @@ pub enum Event {
         done: usize,
         /// Prompt tokens in all.
         total: usize,
+    },
+    /// Something is done because the input does not fit into the context.
+    Context {
+        /// What.
+        step: ContextStep,
     },
     /// The model chose a token.
     Token {
@@ -61,7 +70,7 @@ pub enum FinishReason {
     StopString(String),
     /// `max_tokens` were generated.
     MaxTokens,
-    /// Prompt and answer fill the context.
+    /// Prompt and answer fill the context. Never with a sliding window.
     ContextFull,
     /// The request was cancelled by its token.
     Cancelled,
@@ -136,9 +145,11 @@ impl GenerateStream {
         let mut answer = String::new();
         let mut tokens = Vec::new();
         let mut logprobs = Vec::new();
+        let mut context = None;
         while let Some(event) = self.next().await {
             match event? {
-                Event::Prefill { .. } => {}
+                Event::Context { step: ContextStep::Report(report) } => context = Some(report),
+                Event::Prefill { .. } | Event::Context { .. } => {}
                 Event::Token { id, text, logprob } => {
                     answer.push_str(&text);
                     tokens.push(id);
@@ -154,6 +165,7 @@ impl GenerateStream {
                         usage,
                         timing,
                         seed,
+                        context,
                     });
                 }
             }
@@ -195,6 +207,9 @@ pub struct Completion {
     pub timing: Timing,
     /// The seed that the tokens were drawn with.
     pub seed: Option<u64>,
+    /// What was done to fit the input into the context; `None` where it fitted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub context: Option<ContextReport>,
 }
 
 /// The scores of a [`ScoreRequest`](crate::ScoreRequest), one for each token from `start` on.

@@ -199,7 +199,7 @@ mod tests {
             Planes::Int8 { keys, values } => {
                 let ((keys, key_scales), (values, value_scales)) = (keys[block], values[block]);
                 let key = keys[(BLOCK + place) * 2 + d];
-                let value = values[((BLOCK + place) / 2 * 2 + d) * 2 + place % 2];
+                let value = values[(BLOCK + place / 2 * 2 + d) * 2 + place % 2];
                 (f32::from(key) * key_scales[BLOCK + place], f32::from(value) * value_scales[BLOCK + place])
             }
         }

@@ -6,6 +6,7 @@
 //!   tokenizing, batching, prefix reuse, sampling, stop strings and streaming are written once, here, so that engines
 //!   can differ in their logits and in nothing else.
 //! * [`text`] holds the preprocessing: tokenizer, token counting, chat templates, incremental detokenizing.
+//! * [`context`] is what is done with inputs that are longer than the context.
 //! * [`config`] and [`registry`] turn a configuration file into a backend.
 //! * [`batch`] holds the checks that every engine makes of a batch.
 //! * [`kv`] is a paged KV cache for engines that keep keys and values themselves.
@@ -20,6 +21,7 @@ mod backend;
 pub mod batch;
 mod causal;
 pub mod config;
+pub mod context;
 pub mod echo;
 pub mod engine;
 mod error;

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use crate::{
     Error, ErrorKind, LlmBackend, MemoryPlan, Result, ResultExt,
     config::{Config, ModelConfig, suggest},
+    context::ContextLayer,
     echo::EchoFactory,
 };
 
@@ -149,7 +150,7 @@ impl Registry {
         self.factories.values().map(|factory| (factory.name(), factory.description()))
     }
 
-    /// Loads a model of a configuration: the one that is named, else its default. Must be awaited in a tokio runtime;
+    /// Loads a model of a configuration, with its context policy around it: the one that is named, else its default. Must be awaited in a tokio runtime;
     /// outside of one, the loading of most backends panics.
     ///
     /// # Errors
@@ -170,7 +171,14 @@ impl Registry {
         progress: Progress,
     ) -> Result<Arc<dyn LlmBackend>> {
         let (name, model, factory) = self.find(config, model).during("load")?;
-        factory.load(name, model, progress).await.with("model", name).during("load")
+        let load = async {
+            let backend = factory.load(name, model, progress).await?;
+            Ok::<Arc<dyn LlmBackend>, Error>(Arc::new(ContextLayer::new(
+                backend,
+                model.context_policy.clone(),
+            )?))
+        };
+        load.await.with("model", name).during("load")
     }
 
     /// What a model of a configuration would take in memory, without loading it. Blocks while it reads the files.

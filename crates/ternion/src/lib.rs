@@ -38,7 +38,7 @@ pub use ternion_core::{
     Message, ModelInfo, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest,
     SequenceId, SequenceInput, Stats, Timing, TokenScore, Usage,
 };
-pub use ternion_core::{config, echo, engine, kv, registry, text};
+pub use ternion_core::{config, context, echo, engine, kv, registry, text};
 pub use ternion_formats as formats;
 
 use config::{Config, ModelConfig};

@@ -1,8 +1,10 @@
 //! One generation, from the request to the closing line: what `chat` and `generate` have in common.
 
 use serde::Serialize;
+use ternion::context::{ContextReport, ContextStep};
 use ternion::{Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, Timing, Usage};
 
+use super::long;
 use crate::App;
 use crate::args::GenerationArgs;
 use crate::failure::{Failure, Outcome};
@@ -17,6 +19,7 @@ pub(crate) struct Answer {
     usage: Usage,
     timing: Timing,
     seed: Option<u64>,
+    context: Option<ContextReport>,
 }
 
 /// A token of an answer, as `--json` shows it.
@@ -58,6 +61,7 @@ impl Answer {
                 "decode_tokens_per_second": timing.decode_rate(usage),
             },
             "tokens": self.tokens,
+            "context": self.context,
         })
     }
 }
@@ -90,12 +94,15 @@ pub(crate) async fn generate(
         usage: Usage::default(),
         timing: Timing::default(),
         seed: None,
+        context: None,
     };
     // A line that has been begun is ended, whatever happens, before anything else is written.
     let ended = async {
         while let Some(event) = stream.next().await {
             match event? {
                 Event::Prefill { done, total } => bar.set(done as u64, total as u64),
+                Event::Context { step: ContextStep::Report(report) } => answer.context = Some(report),
+                Event::Context { step } => long::show(app, &bar, &step),
                 Event::Token { id, text, logprob } => {
                     bar.clear();
                     print(app, &text)?;
@@ -134,6 +141,9 @@ pub(crate) async fn generate(
         }
     }
     app.output.closing(&answer.usage, &answer.timing);
+    for line in answer.context.iter().flat_map(long::lines) {
+        app.output.notice(&line);
+    }
     Ok(answer)
 }
 

@@ -3,6 +3,9 @@
 pub(crate) mod answer;
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod chunk;
+pub(crate) mod conformance;
+pub(crate) mod contract;
 pub(crate) mod conversation;
 pub(crate) mod convert;
 pub(crate) mod count;
@@ -10,6 +13,7 @@ pub(crate) mod expectation;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod long;
 pub(crate) mod schema;
 pub(crate) mod synth;
 pub(crate) mod verify;

@@ -32,7 +32,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use size::ByteSize;
 
-use crate::{Error, ErrorKind, Result, ResultExt, Sampling, engine::validate, file::read_capped};
+use crate::{
+    Error, ErrorKind, Result, ResultExt, Sampling, context::ContextPolicy, engine::validate,
+    file::read_capped,
+};
 
 /// No configuration is larger than this, and a file that is was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
@@ -84,6 +87,8 @@ pub struct ModelConfig {
     /// loaded. Left out: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<ByteSize>,
+    /// What is done with prompts that do not fit into the context, unless a request says otherwise. Left out: they are refused.
+    pub context_policy: ContextPolicy,
     /// What applies where a request leaves its sampling open, before the model's own defaults.
     pub sampling: Sampling,
     /// What only this backend knows. Its documentation says what there is.
@@ -101,6 +106,7 @@ impl Default for ModelConfig {
             max_queued: None,
             prefill_chunk: None,
             memory_limit: None,
+            context_policy: ContextPolicy::default(),
             sampling: Sampling::default(),
             options: serde_json::Map::new(),
         }
@@ -278,6 +284,9 @@ impl ModelConfig {
                 )));
             }
         }
+        self.context_policy
+            .validate()
+            .map_err(|e| Error::invalid_config(format!("models.{name}.context_policy.{}", e.message())))?;
         // Token ids can only be checked when the vocabulary is known, at load.
         validate::sampling(&self.sampling, usize::MAX).map_err(|e| {
             Error::new(ErrorKind::InvalidConfig, format!("models.{name}.sampling.{}", e.message()))

@@ -10,6 +10,7 @@ mod sampler;
 mod slots;
 mod stop;
 pub mod validate;
+mod window;
 mod worker;
 
 use std::{
@@ -35,6 +36,7 @@ use crate::{
     Prompt, Result, ResultExt, Sampling, Score, ScoreRequest, Stats, text::Tokenizer,
 };
 use job::{Job, Work};
+use window::Window;
 
 pub use sampler::log_softmax_at;
 pub(crate) use stop::StopMatcher;
@@ -46,7 +48,8 @@ const EVENT_CAPACITY: usize = 64;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct EngineOptions {
-    /// What `info()` returns. The engine fills in the limits and capabilities.
+    /// What `info()` returns. The engine fills in the limits and capabilities, all but
+    /// [`batch_invariant`](crate::Capabilities::batch_invariant), which is a property of the model's arithmetic.
     pub info: ModelInfo,
     /// Tokens that end an answer, besides the tokenizer's EOS.
     pub eos_tokens: Vec<u32>,
@@ -83,6 +86,9 @@ pub struct Engine {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
 }
+
+/// A prompt's tokens that fit into the context, and the window that moves over them if it is one that does.
+type Prepared = (Vec<u32>, Option<Window>);
 
 /// What reaches the thread.
 enum Command {
@@ -152,6 +158,7 @@ impl Engine {
         info.capabilities.logits = true;
         info.capabilities.logprobs = true;
         info.capabilities.seed = true;
+        info.capabilities.sliding_window = true;
         info.capabilities.prefix_reuse = true;
         info.defaults = info.defaults.clone().overridden_by(&options.sampling);
 
@@ -180,12 +187,16 @@ impl Engine {
     ///
     /// A template and a tokenizer may take seconds for megabytes, so they run where blocking is allowed. The place is
     /// taken before and held until they are done, even if nobody waits any more: that bounds how many run.
-    async fn prepare(&self, prompt: Prompt) -> Result<(Admission, Vec<u32>)> {
+    async fn prepare(&self, prompt: Prompt, window: Option<Window>) -> Result<(Admission, Prepared)> {
         let limits = self.info.limits.clone();
-        let checked = move |tokens: Vec<u32>| -> Result<Vec<u32>> {
+        let checked = move |mut tokens: Vec<u32>| -> Result<Prepared> {
             validate::tokens("prompt", &tokens, limits.vocab_size)?;
+            let mut window = window;
+            if let Some(window) = &mut window {
+                window.fit_prompt(&mut tokens);
+            }
             validate::prompt_fits(tokens.len(), limits.context_length)?;
-            Ok(tokens)
+            Ok((tokens, window))
         };
         if let Prompt::Tokens(tokens) = prompt {
             let tokens = checked(tokens)?;
@@ -265,11 +276,12 @@ impl LlmBackend for Engine {
         }
     }
 
-    async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
+    async fn generate(&self, mut request: GenerateRequest) -> Result<GenerateStream> {
         let accepted = Instant::now();
         let start = async {
+            let window = Window::of(&mut request, self.info.limits.context_length)?;
             validate::generate(&request, self.info.limits.vocab_size)?;
-            let (admission, tokens) = self.prepare(request.prompt).await?;
+            let (admission, (tokens, window)) = self.prepare(request.prompt, window).await?;
             let sampling = request.sampling.or(&self.sampling);
             let (sender, events) = channel::channel(EVENT_CAPACITY);
             let generation = job::Generation::new(
@@ -281,6 +293,7 @@ impl LlmBackend for Engine {
                 request.stop,
                 request.ignore_eos,
                 request.logprobs,
+                window,
             );
             self.submit(Job::new(
                 tokens,

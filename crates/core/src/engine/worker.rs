@@ -243,7 +243,14 @@ impl Worker {
             self.slots.appended(active.sequence, &active.job.tokens[start..active.length]);
             let (own, others) = std::mem::take(&mut rest).split_at_mut(rows * self.facts.vocab_size);
             rest = others;
-            match active.job.advance(active.length, own, &self.facts) {
+            let advanced = active.job.advance(active.length, own, &self.facts).and_then(|finished| {
+                if let Some(kept) = active.job.take_rewind() {
+                    (active.sequence, active.length) =
+                        self.slots.rewind(&mut *self.model, active.sequence, kept)?;
+                }
+                Ok(finished)
+            });
+            match advanced {
                 Ok(false) => {}
                 Ok(true) => ended.push((i, End::Finished)),
                 Err(error) => ended.push((i, End::Failed(error))),

@@ -11,11 +11,15 @@ use crate::{
 
 /// A type of floats.
 pub(super) trait Element: Copy {
+    /// Whether to ask for the next block. Planes of f32 are long enough for the hardware's own prefetching.
+    const AHEAD: bool;
     fn load<V: Vector>(x: &[Self; LANES]) -> V;
     fn widen(self) -> f32;
 }
 
 impl Element for f32 {
+    const AHEAD: bool = false;
+
     #[inline(always)]
     fn load<V: Vector>(x: &[Self; LANES]) -> V {
         V::load(x)
@@ -27,6 +31,8 @@ impl Element for f32 {
 }
 
 impl Element for u16 {
+    const AHEAD: bool = true;
+
     #[inline(always)]
     fn load<V: Vector>(x: &[Self; LANES]) -> V {
         V::load_halves(x)
@@ -60,8 +66,11 @@ impl<T: Element> Blocks for Floats<'_, T> {
     ) -> [[V; VECTORS]; R] {
         let plane = queries[0].len() * BLOCK;
         let keys = &self.keys[block][head * plane..(head + 1) * plane];
-        let next =
-            self.keys.get(block + 1).filter(|_| ahead).map(|keys| keys.as_ptr().wrapping_add(head * plane));
+        let next = self
+            .keys
+            .get(block + 1)
+            .filter(|_| ahead && T::AHEAD)
+            .map(|keys| keys.as_ptr().wrapping_add(head * plane));
         let mut sums = [[V::splat(0.0); VECTORS]; R];
         for (d, keys) in keys.as_chunks::<BLOCK>().0.iter().enumerate() {
             if let Some(next) = next {
@@ -94,7 +103,7 @@ impl<T: Element> Blocks for Floats<'_, T> {
         let next = self
             .values
             .get(block + 1)
-            .filter(|_| ahead)
+            .filter(|_| ahead && T::AHEAD)
             .map(|values| values.as_ptr().wrapping_add(head * plane));
         let mut at = 0;
         while head_dim - at >= VECTORS * LANES {

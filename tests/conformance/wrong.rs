@@ -172,6 +172,7 @@ impl Events {
                         usage: Usage::default(),
                         timing: Timing::default(),
                         seed: None,
+                        served_by: None,
                     });
                     self.inner = None;
                 }

@@ -1,6 +1,6 @@
 //! `LlmBackend`: all that a host sees of a model.
 
-use std::sync::Arc;
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
 
@@ -8,6 +8,9 @@ use crate::{
     Completion, Error, GenerateRequest, GenerateStream, LogitsRequest, Message, ModelInfo, Result, Score,
     ScoreRequest, Stats, text::Tokenizer,
 };
+
+/// What [`LlmBackend::unloaded`] returns.
+pub type Unloaded = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A language model that a host can talk to, whatever runs it. Used as `Arc<dyn LlmBackend>`; cheap to share, and
 /// all methods may be called at the same time from many tasks. The futures and streams need a tokio runtime, which
@@ -29,6 +32,15 @@ pub trait LlmBackend: Send + Sync {
     /// What the backend is doing at the moment. Never blocks; all zero where it is not known.
     fn stats(&self) -> Stats {
         Stats::default()
+    }
+
+    /// A future that ends when the memory of the model is free: some time after the backend and all of its streams
+    /// are dropped. It keeps nothing alive itself, and may be awaited after the backend is gone.
+    ///
+    /// # Behavior
+    /// Ends at once for a backend that holds no memory worth waiting for. A wrapper returns that of what it wraps.
+    fn unloaded(&self) -> Unloaded {
+        Box::pin(std::future::ready(()))
     }
 
     /// Continues a prompt as a stream of events.

@@ -10,7 +10,7 @@ use futures_core::Stream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, ErrorKind, Result,
+    Error, ErrorKind, ModelInfo, Result,
     context::{ContextReport, ContextStep},
 };
 
@@ -56,7 +56,33 @@ pub enum Event {
         /// The seed that the tokens were drawn with; `None` if they were not drawn (greedy).
         #[serde(skip_serializing_if = "Option::is_none")]
         seed: Option<u64>,
+        /// Which model answered, where several may: behind a fallback or a handle whose model is swapped.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        served_by: Option<ServedBy>,
     },
+}
+
+/// Which model gave an answer. The backend that computes it says so, and wrappers pass it on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ServedBy {
+    /// The model's name, as [`ModelInfo::name`].
+    pub model: String,
+    /// The backend that runs it, as [`ModelInfo::backend`].
+    pub backend: String,
+}
+
+impl From<&ModelInfo> for ServedBy {
+    fn from(info: &ModelInfo) -> Self {
+        Self { model: info.name.clone(), backend: info.backend.clone() }
+    }
+}
+
+impl std::fmt::Display for ServedBy {
+    /// `model on backend`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} on {}", self.model, self.backend)
+    }
 }
 
 /// Why a generation ended.
@@ -74,6 +100,19 @@ pub enum FinishReason {
     ContextFull,
     /// The request was cancelled by its token.
     Cancelled,
+}
+
+impl FinishReason {
+    /// A stable, lower-case name, for logs and metrics; a stop string is not told.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::EndOfSequence => "end_of_sequence",
+            Self::StopString(_) => "stop_string",
+            Self::MaxTokens => "max_tokens",
+            Self::ContextFull => "context_full",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// Tokens used by one request.
@@ -155,7 +194,7 @@ impl GenerateStream {
                     tokens.push(id);
                     logprobs.extend(logprob);
                 }
-                Event::Done { finish_reason, text, usage, timing, seed } => {
+                Event::Done { finish_reason, text, usage, timing, seed, served_by } => {
                     answer.push_str(&text);
                     return Ok(Completion {
                         text: answer,
@@ -166,6 +205,7 @@ impl GenerateStream {
                         timing,
                         seed,
                         context,
+                        served_by,
                     });
                 }
             }
@@ -210,6 +250,9 @@ pub struct Completion {
     /// What was done to fit the input into the context; `None` where it fitted.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub context: Option<ContextReport>,
+    /// Which model answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<ServedBy>,
 }
 
 /// The scores of a [`ScoreRequest`](crate::ScoreRequest), one for each token from `start` on.
@@ -218,12 +261,15 @@ pub struct Completion {
 pub struct Score {
     /// In the order of the tokens.
     pub tokens: Vec<TokenScore>,
+    /// Which model gave them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<ServedBy>,
 }
 
 impl Score {
     /// The scores in this order.
     pub fn new(tokens: Vec<TokenScore>) -> Self {
-        Self { tokens }
+        Self { tokens, served_by: None }
     }
 
     /// The log-probability of all the scored tokens together.

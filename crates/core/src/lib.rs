@@ -34,10 +34,12 @@ pub mod registry;
 mod request;
 pub mod text;
 
-pub use backend::{LlmBackend, LlmBackendExt};
+pub use backend::{LlmBackend, LlmBackendExt, Unloaded};
 pub use causal::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
 pub use error::{Error, ErrorKind, Result, ResultExt};
-pub use event::{Completion, Event, FinishReason, GenerateStream, Score, Timing, TokenScore, Usage};
+pub use event::{
+    Completion, Event, FinishReason, GenerateStream, Score, ServedBy, Timing, TokenScore, Usage,
+};
 pub use info::{Capabilities, Limits, ModelInfo, SamplingDefaults, Stats};
 pub use memory::{MemoryPart, MemoryPlan};
 pub use request::{GenerateRequest, LogitsRequest, Message, Prompt, Sampling, ScoreRequest};

@@ -150,7 +150,8 @@ impl Registry {
         self.factories.values().map(|factory| (factory.name(), factory.description()))
     }
 
-    /// Loads a model of a configuration, with its context policy around it: the one that is named, else its default. Must be awaited in a tokio runtime;
+    /// Loads a model of a configuration, with its context policy around it: the one that is named, else its default. Its
+    /// `layers` and its `fallback` are what the facade `ternion` adds. Must be awaited in a tokio runtime;
     /// outside of one, the loading of most backends panics.
     ///
     /// # Errors

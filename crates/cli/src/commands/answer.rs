@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use ternion::context::{ContextReport, ContextStep};
-use ternion::{Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, Timing, Usage};
+use ternion::{Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, ServedBy, Timing, Usage};
 
 use super::long;
 use crate::App;
@@ -20,6 +20,7 @@ pub(crate) struct Answer {
     timing: Timing,
     seed: Option<u64>,
     context: Option<ContextReport>,
+    served_by: Option<ServedBy>,
 }
 
 /// A token of an answer, as `--json` shows it.
@@ -38,15 +39,15 @@ impl Answer {
     }
 
     fn to_json(&self, backend: &dyn LlmBackend) -> serde_json::Value {
-        let info = backend.info();
+        let served_by = self.served_by.clone().unwrap_or_else(|| ServedBy::from(&*backend.info()));
         let (timing, usage) = (&self.timing, &self.usage);
         let (reason, stop) = match &self.finish_reason {
             FinishReason::StopString(stop) => (serde_json::json!("stop_string"), Some(stop)),
             other => (serde_json::json!(other), None),
         };
         serde_json::json!({
-            "model": info.name,
-            "backend": info.backend,
+            "model": served_by.model,
+            "backend": served_by.backend,
             "text": self.text,
             "finish_reason": reason,
             "stop_string": stop,
@@ -95,6 +96,7 @@ pub(crate) async fn generate(
         timing: Timing::default(),
         seed: None,
         context: None,
+        served_by: None,
     };
     // A line that has been begun is ended, whatever happens, before anything else is written.
     let ended = async {
@@ -109,12 +111,12 @@ pub(crate) async fn generate(
                     answer.text.push_str(&text);
                     answer.tokens.push(Token { id, text, logprob });
                 }
-                Event::Done { finish_reason, text, usage, timing, seed } => {
+                Event::Done { finish_reason, text, usage, timing, seed, served_by } => {
                     bar.clear();
                     print(app, &text)?;
                     answer.text.push_str(&text);
                     (answer.finish_reason, answer.usage) = (finish_reason, usage);
-                    (answer.timing, answer.seed) = (timing, seed);
+                    (answer.timing, answer.seed, answer.served_by) = (timing, seed, served_by);
                     return Ok(());
                 }
                 _ => {}

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Format, suggest};
+use super::{Format, suggest, unique::Unique};
 use crate::{Error, Result};
 
 /// The text's own structure, which the environment can still change. An empty text is an empty table.
@@ -16,7 +16,8 @@ pub(super) fn to_value(text: &str, format: Format) -> Result<Value> {
             let place = e.span().map_or(String::new(), |span| line_and_column(text, span.start));
             Error::invalid_config(format!("not valid TOML: {}{place}", one_line(e.message())))
         })?,
-        Format::Json => serde_json::from_str(text)
+        Format::Json => serde_json::from_str::<Unique>(text)
+            .map(|value| value.0)
             .map_err(|e| Error::invalid_config(format!("not valid JSON: {}", one_line(&e.to_string()))))?,
         Format::Yaml => serde_saphyr::from_str::<Option<Value>>(text)
             .map_err(|e| Error::invalid_config(format!("not valid YAML: {}", one_line(&e.to_string()))))?
@@ -94,9 +95,14 @@ pub(super) fn is_text(schema: &Value, root: &Value) -> bool {
     }
 }
 
-/// Follows a reference to a definition of the root.
+/// Follows a reference to a definition of the root, also that of a table which may be left out.
 fn target<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
-    schema
+    let optional = schema
+        .get("anyOf")
+        .and_then(Value::as_array)
+        .and_then(|any| any.iter().find(|s| s.get("$ref").is_some()));
+    optional
+        .unwrap_or(schema)
         .get("$ref")
         .and_then(Value::as_str)
         .and_then(|reference| root.pointer(reference.strip_prefix('#')?))

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt,
-    Result, ResultExt, Score, ScoreRequest, Stats, engine::validate, text::Tokenizer,
+    Result, ResultExt, Score, ScoreRequest, Stats, Unloaded, engine::validate, text::Tokenizer,
 };
 
 /// Applies a [`ContextPolicy`] to every request of a backend, and puts a request's `document` where it belongs. All else
@@ -178,6 +178,10 @@ impl LlmBackend for ContextLayer {
 
     fn stats(&self) -> Stats {
         self.inner.stats()
+    }
+
+    fn unloaded(&self) -> Unloaded {
+        self.inner.unloaded()
     }
 
     async fn generate(&self, mut request: GenerateRequest) -> Result<GenerateStream> {

@@ -73,6 +73,7 @@ impl Run {
                         usage: Usage::default(),
                         timing: Timing { queued: steps.run.accepted.elapsed(), ..Timing::default() },
                         seed: None,
+                        served_by: None,
                     })
                 }
             };

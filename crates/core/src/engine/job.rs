@@ -15,8 +15,8 @@ use super::{
     window::Window,
 };
 use crate::{
-    Error, ErrorKind, Event, FinishReason, LogitsWanted, Result, ResultExt, Score, Timing, TokenScore, Usage,
-    text::IncrementalDecoder,
+    Error, ErrorKind, Event, FinishReason, LogitsWanted, Result, ResultExt, Score, ServedBy, Timing,
+    TokenScore, Usage, text::IncrementalDecoder,
 };
 
 /// One request on the engine's thread.
@@ -178,7 +178,7 @@ impl Job {
             }
             Work::Score(s) => {
                 // A reader that has gone away needs no result.
-                let _ = s.result.send(end.into_result().map(|()| Score { tokens: s.scores }));
+                let _ = s.result.send(end.into_result().map(|()| Score::new(s.scores)));
             }
             Work::Logits(r) => {
                 let _ = r.result.send(end.into_result().map(|()| r.rows));
@@ -234,6 +234,7 @@ pub(super) struct Generation {
     first_token: Option<Instant>,
     /// Set by the step that ended the generation.
     finish_reason: Option<FinishReason>,
+    served_by: ServedBy,
 }
 
 impl Generation {
@@ -248,6 +249,7 @@ impl Generation {
         ignore_eos: bool,
         logprobs: bool,
         window: Option<Window>,
+        served_by: ServedBy,
     ) -> Self {
         sampler.observe_prompt(prompt);
         let reserve = || events.clone().try_reserve_owned().ok();
@@ -268,6 +270,7 @@ impl Generation {
             generated: 0,
             first_token: None,
             finish_reason: None,
+            served_by,
         }
     }
 
@@ -330,7 +333,8 @@ impl Generation {
         }
         let event = self.closing_text(end).map(|(finish_reason, text)| {
             let seed = self.sampler.seed();
-            Event::Done { finish_reason, text, usage, timing, seed }
+            let served_by = Some(self.served_by.clone());
+            Event::Done { finish_reason, text, usage, timing, seed, served_by }
         });
         permit.send(event.during("generate"));
     }

@@ -28,12 +28,12 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use tokio::{
     runtime::Handle,
-    sync::{mpsc as channel, oneshot},
+    sync::{mpsc as channel, oneshot, watch},
 };
 
 use crate::{
     CausalLm, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo,
-    Prompt, Result, ResultExt, Sampling, Score, ScoreRequest, Stats, text::Tokenizer,
+    Prompt, Result, ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded, text::Tokenizer,
 };
 use job::{Job, Work};
 use window::Window;
@@ -85,6 +85,8 @@ pub struct Engine {
     logits_bytes: Option<u64>,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
+    /// Closed when the thread has dropped the model.
+    gone: watch::Receiver<()>,
 }
 
 /// A prompt's tokens that fit into the context, and the window that moves over them if it is one that does.
@@ -170,9 +172,14 @@ impl Engine {
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
         let worker = worker::Worker::new(model, inbox, Arc::clone(&shared), eos, options.logits_bytes);
-        std::thread::Builder::new().name("ternion-engine".into()).spawn(move || worker.run()).map_err(
-            |e| Error::new(ErrorKind::ResourceExhausted, "cannot start the engine's thread").with_source(e),
-        )?;
+        let (alive, gone) = watch::channel(());
+        let run = move || {
+            worker.run(); // drops the model
+            drop(alive);
+        };
+        std::thread::Builder::new().name("ternion-engine".into()).spawn(run).map_err(|e| {
+            Error::new(ErrorKind::ResourceExhausted, "cannot start the engine's thread").with_source(e)
+        })?;
         Ok(Self {
             info: Arc::new(options.info),
             tokenizer: Arc::new(tokenizer),
@@ -180,6 +187,7 @@ impl Engine {
             logits_bytes: options.logits_bytes,
             commands,
             shared,
+            gone,
         })
     }
 
@@ -276,6 +284,11 @@ impl LlmBackend for Engine {
         }
     }
 
+    fn unloaded(&self) -> Unloaded {
+        let mut gone = self.gone.clone();
+        Box::pin(async move { while gone.changed().await.is_ok() {} })
+    }
+
     async fn generate(&self, mut request: GenerateRequest) -> Result<GenerateStream> {
         let accepted = Instant::now();
         let start = async {
@@ -294,6 +307,7 @@ impl LlmBackend for Engine {
                 request.ignore_eos,
                 request.logprobs,
                 window,
+                ServedBy::from(&*self.info),
             );
             self.submit(Job::new(
                 tokens,
@@ -316,7 +330,9 @@ impl LlmBackend for Engine {
             let admission = self.admit()?;
             let (sender, result) = oneshot::channel();
             let work = Work::Score(job::Scoring::new(sender, request.start, last, request.top));
-            self.run(Job::new(request.tokens, work, request.cancel, admission, accepted), result).await
+            let job = Job::new(request.tokens, work, request.cancel, admission, accepted);
+            let score = self.run(job, result).await?;
+            Ok(Score { served_by: Some(ServedBy::from(&*self.info)), ..score })
         };
         run.await.during("score")
     }

@@ -49,9 +49,14 @@ fn one_checkpoint_in_two_formats_is_the_same_model() {
         &page,
     ];
     let printed = stdout(&success(ternion(&arguments)));
-    for what in
-        ["token ids", "rendered prompts", "largest difference of logits", "greedy answers", "perplexity"]
-    {
+    for what in [
+        "token ids",
+        "rendered prompts",
+        "chunk plans",
+        "largest difference of logits",
+        "greedy answers",
+        "perplexity",
+    ] {
         assert!(printed.contains(&format!("pass  {what}")), "{what}: {printed}");
     }
     assert!(!printed.contains("FAIL"), "{printed}");

@@ -5,12 +5,20 @@ use std::sync::Arc;
 use ternion_core::{
     Error, GenerateRequest, LlmBackend, LogitsRequest, ModelInfo, Prompt, Result, ResultExt, Sampling,
     ScoreRequest,
+    text::{Chunk, ChunkKind, ChunkOptions, chunks},
 };
 
 use super::Questions;
 
 /// How many alternatives to each token of a greedy answer are kept: enough to see how near the other model's choice was.
 const ALTERNATIVES: usize = 20;
+
+/// Tokens of a chunk: few, so that there are many.
+const CHUNK: usize = 32;
+
+/// The ways to cut a text.
+pub(super) const KINDS: [(ChunkKind, &str); 3] =
+    [(ChunkKind::Text, "text"), (ChunkKind::Markdown, "Markdown"), (ChunkKind::Code, "code")];
 
 /// The answers of one model. A part that the model is not capable of is empty.
 #[derive(Debug, Clone)]
@@ -20,6 +28,8 @@ pub struct Answers {
     pub(super) texts: Vec<Vec<u32>>,
     /// The rendered text of each conversation, and its ids.
     pub(super) chats: Vec<(String, Vec<u32>)>,
+    /// How all texts together are cut, in each way that there is; empty without a tokenizer.
+    pub(super) plans: Vec<Vec<Chunk>>,
     /// `[positions, vocab_size]`, of all sequences.
     pub(super) logits: Option<Vec<f32>>,
     pub(super) greedy: Vec<GreedyAnswer>,
@@ -55,10 +65,15 @@ impl Answers {
                 info.limits.vocab_size, questions.vocab_size
             )));
         }
-        let (mut texts, mut chats) = (Vec::new(), Vec::new());
+        let (mut texts, mut chats, mut plans) = (Vec::new(), Vec::new(), Vec::new());
         if let Some(tokenizer) = model.tokenizer() {
             for text in &questions.inputs.texts {
                 texts.push(tokenizer.encode_plain(text)?);
+            }
+            let all = questions.inputs.texts.join("\n\n");
+            for (kind, _) in KINDS {
+                let options = ChunkOptions::new(CHUNK).with_overlap(CHUNK / 8).with_kind(kind);
+                plans.push(chunks(&tokenizer, &all, &options)?);
             }
             if info.capabilities.chat {
                 for chat in &questions.inputs.chats {
@@ -80,7 +95,7 @@ impl Answers {
                 document.extend(score.tokens.iter().map(|token| token.logprob));
             }
         }
-        Ok(Self { info, texts, chats, logits, greedy, document })
+        Ok(Self { info, texts, chats, plans, logits, greedy, document })
     }
 }
 

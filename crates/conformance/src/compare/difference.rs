@@ -3,7 +3,10 @@
 use serde::Serialize;
 use ternion_core::ModelInfo;
 
-use super::{Answers, Questions, answers::GreedyAnswer};
+use super::{
+    Answers, Questions,
+    answers::{GreedyAnswer, KINDS},
+};
 
 /// The difference of one model from the reference. A part that either could not be asked is `None`.
 #[derive(Debug, Clone, Serialize)]
@@ -17,6 +20,8 @@ pub struct Comparison {
     pub token_ids: Option<Agreement>,
     /// Conversations that are rendered to the same text and the same token ids.
     pub prompts: Option<Agreement>,
+    /// Ways of cutting all texts into chunks that give the same chunks.
+    pub chunk_plans: Option<Agreement>,
     /// Logits at the positions of all sequences.
     pub logits: Option<LogitsDifference>,
     /// Greedy answers.
@@ -116,6 +121,7 @@ impl Comparison {
             model: (*model.info).clone(),
             token_ids: agreement(texts, &reference.texts, &model.texts),
             prompts: prompts(&chats, reference, model),
+            chunk_plans: agreement(&KINDS.map(|(_, name)| name.to_owned()), &reference.plans, &model.plans),
             logits: reference.logits.as_ref().zip(model.logits.as_ref()).and_then(logits),
             greedy: greedy(&reference.greedy, &model.greedy),
             perplexity: perplexity(&reference.document, &model.document),

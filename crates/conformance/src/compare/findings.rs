@@ -105,6 +105,7 @@ impl Comparison {
         };
         all_equal("token ids", &self.token_ids);
         all_equal("rendered prompts", &self.prompts);
+        all_equal("chunk plans", &self.chunk_plans);
         if let Some(logits) = &self.logits {
             findings.push(at_most(
                 "largest difference of logits",

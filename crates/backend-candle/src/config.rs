@@ -11,8 +11,9 @@ use ternion_core::kv::KvType;
 pub struct CandleOptions {
     /// What logits are computed from.
     pub head: HeadPrecision,
-    /// How keys and values are stored.
-    pub kv_type: KvType,
+    /// How keys and values are stored. Left out: `f32`, or what fits where there is a `memory_limit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_type: Option<KvType>,
 }
 
 /// What logits are computed from.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ternion::Sampling;
+use ternion::config::ByteSize;
 use ternion::context::ContextPolicy;
 use ternion::formats::convert::{Embedding, Target};
 use ternion::text::ChunkKind;
@@ -98,6 +99,9 @@ pub(crate) struct EngineArgs {
     /// Tokens that prompt and answer may have together.
     #[arg(long, value_name = "TOKENS")]
     pub(crate) context: Option<usize>,
+    /// The most memory to take, such as 400MB or 1GiB. What is left open is chosen to keep it.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory_limit: Option<ByteSize>,
 }
 
 /// How an answer is generated.
@@ -278,7 +282,7 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     pub(crate) tensors: bool,
     #[command(flatten)]
-    pub(crate) model: ModelArgs,
+    pub(crate) engine: EngineArgs,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::MemoryPlan;
+
 /// What a loaded model is and can do. Constant for the life of a backend (a wrapper that swaps models returns a new one).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -18,6 +20,9 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Bytes of weights that are resident or mapped; 0 where unknown.
     pub weight_bytes: u64,
+    /// What it takes in memory, as it was planned before it was loaded; `None` where the backend makes no plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryPlan>,
     /// Upper bounds.
     pub limits: Limits,
     /// What can be asked of this backend.
@@ -36,6 +41,7 @@ impl ModelInfo {
             format: String::new(),
             parameters: 0,
             weight_bytes: 0,
+            memory: None,
             limits: Limits::default(),
             capabilities: Capabilities::default(),
             defaults: SamplingDefaults::default(),

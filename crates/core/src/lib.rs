@@ -10,6 +10,7 @@
 //! * [`config`] and [`registry`] turn a configuration file into a backend.
 //! * [`batch`] holds the checks that every engine makes of a batch.
 //! * [`kv`] is a paged KV cache for engines that keep keys and values themselves.
+//! * [`MemoryPlan`] says what a model takes in memory, before it takes it.
 //! * [`mod@file`] reads small files within a bound.
 //! * [`echo`] is a backend without a model, for the tests of hosts.
 //!
@@ -28,6 +29,7 @@ mod event;
 pub mod file;
 mod info;
 pub mod kv;
+mod memory;
 pub mod registry;
 mod request;
 pub mod text;
@@ -39,4 +41,5 @@ pub use event::{
     Completion, Event, FinishReason, GenerateStream, Score, ServedBy, Timing, TokenScore, Usage,
 };
 pub use info::{Capabilities, Limits, ModelInfo, SamplingDefaults, Stats};
+pub use memory::{MemoryPart, MemoryPlan};
 pub use request::{GenerateRequest, LogitsRequest, Message, Prompt, Sampling, ScoreRequest};

@@ -37,9 +37,9 @@ use std::{path::Path, sync::Arc};
 
 pub use ternion_core::{
     Capabilities, CausalLm, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest,
-    GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, Message, ModelInfo,
-    Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest, SequenceId, SequenceInput,
-    ServedBy, Stats, Timing, TokenScore, Unloaded, Usage,
+    GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, MemoryPart, MemoryPlan,
+    Message, ModelInfo, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest,
+    SequenceId, SequenceInput, ServedBy, Stats, Timing, TokenScore, Unloaded, Usage,
 };
 pub use ternion_core::{config, context, echo, engine, kv, registry, text};
 pub use ternion_formats as formats;
@@ -85,6 +85,14 @@ pub async fn load_with_progress(
     let models = Models::new(config.clone())?;
     let (name, _) = config.model(model).during("load")?;
     Ok(Arc::new(models.get_with_progress(name, progress).await?))
+}
+
+/// What a model of a configuration would take in memory, without loading it. Blocks while it reads the files.
+///
+/// # Errors
+/// As [`Registry::plan`].
+pub fn plan(config: &Config, model: Option<&str>) -> Result<MemoryPlan> {
+    registry().plan(config, model)
 }
 
 /// Reads a configuration file (TOML, JSON or YAML), with the overrides of the environment, and loads its default model.

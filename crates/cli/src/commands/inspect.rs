@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use ternion::config::ModelConfig;
 use ternion::formats::{Activation, Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse};
 use ternion::kv::KvType;
+use ternion::{ErrorKind, MemoryPlan};
 
 use super::blocking;
 use crate::App;
@@ -16,8 +17,15 @@ use crate::model::Selected;
 use crate::output::bytes;
 
 pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
-    let selected = Selected::for_files(&args.model)?;
+    let selected = Selected::for_engine(&args.engine)?;
     let path = selected.path()?;
+    // Before the checkpoint is opened, whose pages would count as memory that is taken already.
+    let plan = blocking(app, || ternion::plan(&selected.config, Some(&selected.name)));
+    if let Err(error) = &plan
+        && error.kind() == ErrorKind::ResourceExhausted
+    {
+        return plan.map(drop).map_err(Into::into);
+    }
     let bar = app.output.bytes("read");
     let checkpoint = blocking(app, || Checkpoint::open_with(path, &mut |done, total| bar.set(done, total)));
     bar.clear();
@@ -33,9 +41,14 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
             args.tensors,
             &tokenizer,
             &warnings,
+            plan.ok().as_ref(),
         ));
     }
     app.output.line(as_text(&checkpoint, &report, kv_type, args.tensors, &tokenizer).trim_end())?;
+    app.output.line(&match plan {
+        Ok(plan) => format!("\n{}", memory_table(&plan)),
+        Err(error) => format!("\nmemory       no plan: {error}"),
+    })?;
     for warning in warnings {
         app.output.notice(&format!("warning: {warning}"));
     }
@@ -186,6 +199,19 @@ fn as_text(
     text
 }
 
+/// The parts of a plan, and what they are for.
+pub(super) fn memory_table(plan: &MemoryPlan) -> String {
+    let mut text = format!("{:20} {:>10}\n", "memory, at most", bytes(plan.total()));
+    for part in &plan.parts {
+        let _ = writeln!(text, "  {:18} {:>10}", part.name, bytes(part.bytes));
+    }
+    let _ = write!(text, "for {plan}");
+    for choice in &plan.choices {
+        let _ = write!(text, "\nchosen: {choice}");
+    }
+    text
+}
+
 fn list(text: &mut String, report: &Report) {
     let width = report.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
     for t in &report.tensors {
@@ -210,6 +236,7 @@ fn as_json(
     all: bool,
     tokenizer: &Value,
     warnings: &[String],
+    plan: Option<&MemoryPlan>,
 ) -> Value {
     let spec = &checkpoint.spec;
     let groups: Vec<Value> = groups(report)
@@ -256,6 +283,8 @@ fn as_json(
             "kv_type": kv_type,
             "kv_bytes_per_token": spec.kv_layout().bytes_per_position(kv_type),
             "kv_bytes_per_sequence": spec.kv_layout().bytes(kv_type, spec.context_length),
+            "plan": plan,
+            "planned_bytes": plan.map(MemoryPlan::total),
         },
         "groups": groups,
         "tensors": all.then_some(&report.tensors),

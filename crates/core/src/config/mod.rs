@@ -32,6 +32,7 @@ mod env;
 mod fallback;
 mod host;
 mod parse;
+mod size;
 mod unique;
 
 use std::{
@@ -43,6 +44,8 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use size::ByteSize;
 
 use crate::{
     Error, ErrorKind, Result, ResultExt, Sampling, context::ContextPolicy, engine::validate,
@@ -98,6 +101,11 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub prefill_chunk: Option<usize>,
+    /// The most memory that the process may take with this model: a number of bytes, or a text such as `400MB` or `1GiB`.
+    /// What is left out here is then chosen so that it is kept, and what cannot be kept is refused when the model is
+    /// loaded. Left out: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<ByteSize>,
     /// What is done with prompts that do not fit into the context, unless a request says otherwise. Left out: they are refused.
     pub context_policy: ContextPolicy,
     /// Models of this configuration that answer, in this order, where this one cannot be loaded or fails.
@@ -121,6 +129,7 @@ impl Default for ModelConfig {
             max_sequences: None,
             max_queued: None,
             prefill_chunk: None,
+            memory_limit: None,
             context_policy: ContextPolicy::default(),
             fallback: Vec::new(),
             layers: LayersConfig::default(),

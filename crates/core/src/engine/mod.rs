@@ -57,12 +57,21 @@ pub struct EngineOptions {
     pub sampling: Sampling,
     /// Requests that may wait for a sequence.
     pub max_queued: usize,
+    /// Bytes of logits that one request may have in memory at a time: scoring computes them in chunks of so many, and a
+    /// request for more logits is refused. `None`: chunks of 32 MB, and as many logits as there is memory for.
+    pub logits_bytes: Option<u64>,
 }
 
 impl EngineOptions {
     /// Options with a queue of 64 and no further tokens that end an answer.
     pub fn new(info: ModelInfo) -> Self {
-        Self { info, eos_tokens: Vec::new(), sampling: Sampling::default(), max_queued: 64 }
+        Self {
+            info,
+            eos_tokens: Vec::new(),
+            sampling: Sampling::default(),
+            max_queued: 64,
+            logits_bytes: None,
+        }
     }
 }
 
@@ -73,6 +82,7 @@ pub struct Engine {
     info: Arc<ModelInfo>,
     tokenizer: Arc<Tokenizer>,
     sampling: Sampling,
+    logits_bytes: Option<u64>,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     /// Closed when the thread has dropped the model.
@@ -161,7 +171,7 @@ impl Engine {
 
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
-        let worker = worker::Worker::new(model, inbox, Arc::clone(&shared), eos);
+        let worker = worker::Worker::new(model, inbox, Arc::clone(&shared), eos, options.logits_bytes);
         let (alive, gone) = watch::channel(());
         let run = move || {
             worker.run(); // drops the model
@@ -174,6 +184,7 @@ impl Engine {
             info: Arc::new(options.info),
             tokenizer: Arc::new(tokenizer),
             sampling: options.sampling,
+            logits_bytes: options.logits_bytes,
             commands,
             shared,
             gone,
@@ -330,6 +341,16 @@ impl LlmBackend for Engine {
         let accepted = Instant::now();
         let run = async {
             validate::logits(&request, &self.info.limits)?;
+            let rows = (request.tokens.len() - request.start) as u64;
+            let wanted = rows.saturating_mul(4 * self.info.limits.vocab_size as u64);
+            if let Some(most) = self.logits_bytes.filter(|most| wanted > *most) {
+                return Err(Error::new(
+                    ErrorKind::ResourceExhausted,
+                    format!(
+                        "{rows} rows of logits are {wanted} bytes; the memory limit leaves {most} for them"
+                    ),
+                ));
+            }
             let admission = self.admit()?;
             let (sender, result) = oneshot::channel();
             let work = Work::Logits(job::Rows::new(sender, request.start));

@@ -84,7 +84,7 @@ async fn after_the_window_has_moved_an_answer_is_that_of_a_new_request_with_what
     let moves = answer.context.unwrap().window_moves;
     assert!(moves >= 3, "{moves}");
 
-    let (mut window, mut expected) = (prompt, Vec::new());
+    let (mut window, mut expected) = (prompt, Vec::<u32>::new());
     while expected.len() < 500 {
         let max = (CONTEXT - window.len()).min(500 - expected.len());
         // Without the window, and on a model that has computed nothing of it before.

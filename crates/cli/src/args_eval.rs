@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use ternion::config::ByteSize;
 use ternion_eval::{Kind, Settings};
 
 use crate::args::{EngineArgs, ModelArgs};
@@ -69,6 +70,9 @@ pub(crate) struct EvalArgs {
     /// Tokens that prompt and answer may have together.
     #[arg(long, value_name = "TOKENS", help_heading = "Model")]
     context: Option<usize>,
+    /// The most memory to take, such as 400MB or 1GiB. What is left open is chosen to keep it.
+    #[arg(long, value_name = "SIZE", help_heading = "Model")]
+    memory_limit: Option<ByteSize>,
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -121,6 +125,7 @@ impl EvalArgs {
             backend: nth(&self.backend, i),
             threads: self.threads,
             context: self.context,
+            memory_limit: self.memory_limit,
         };
         Ok((0..count).map(engine).collect())
     }

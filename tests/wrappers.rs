@@ -1,5 +1,5 @@
-//! What is laid around a backend keeps its contract: each layer, all of them together, a handle that is swapped, and a
-//! fallback, each over candle and over echo.
+//! What is laid around a backend keeps its contract: each layer and context policy, all layers together, a handle that is
+//! swapped, and a fallback, over candle; all layers together over echo, too.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 mod host;
@@ -122,6 +122,11 @@ async fn swapped() -> Result<Arc<dyn LlmBackend>> {
     Ok(Arc::new(handle))
 }
 
+async fn policy(kind: &str) -> Result<Arc<dyn LlmBackend>> {
+    let policy = format!("context_policy = {{ kind = \"{kind}\" }}\n");
+    ternion::registry().load(&config(&model("model", "candle", &policy)), None).await
+}
+
 async fn fallback(first: &str) -> Result<Arc<dyn LlmBackend>> {
     let mut registry = ternion::registry();
     registry.register(FailingFactory);
@@ -136,6 +141,9 @@ fn main() -> ExitCode {
     Suite::new()
         .backend("limit", async || Ok(plain("candle").await?.layer(&Limit::new(3).with_waiting(2))))
         .backend("limit-narrow", async || Ok(plain("candle").await?.layer(&Limit::new(1).with_waiting(4))))
+        .backend("truncate", async || policy("truncate").await)
+        .backend("sliding", async || policy("sliding").await)
+        .backend("map-reduce", async || policy("map_reduce").await)
         .backend("retry", async || Ok(plain("candle").await?.layer(&retry())))
         .backend("timeout", async || Ok(plain("candle").await?.layer(&timeout())))
         .backend("metrics", async || Ok(plain("candle").await?.layer(&Metrics::new())))

@@ -113,6 +113,9 @@ pub(crate) enum Need {
     NoScore,
     NoLogits,
     NoLogprobs,
+    /// Prompts that are too long are made to fit.
+    Policy,
+    NoPolicy,
     /// Token ids are known on this side, so that prompts can be tokens.
     Tokenizer,
     NoTokenizer,
@@ -146,6 +149,8 @@ impl Need {
             Self::NoScore => (!can.score, "the backend scores"),
             Self::NoLogits => (!can.logits, "the backend gives logits"),
             Self::NoLogprobs => (!can.logprobs, "the backend reports log-probabilities"),
+            Self::Policy => (can.long_prompts, "there is no context policy"),
+            Self::NoPolicy => (!can.long_prompts, "a context policy makes longer prompts fit"),
             Self::Tokenizer => (model.tokenizer().is_some(), "tokens are not known on this side"),
             Self::NoTokenizer => (model.tokenizer().is_none(), "tokens are known on this side"),
             Self::EndOfSequence => {

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use ternion_core::{ErrorKind, FinishReason, LlmBackend, LogitsRequest, Prompt, ScoreRequest};
+use ternion_core::{
+    ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LogitsRequest, Message, Prompt, Sampling,
+    ScoreRequest, context::ContextStep,
+};
 
 use crate::{
     Failure, Sentence,
@@ -11,11 +14,13 @@ use crate::{
 };
 
 checks! { "limits", compared: false;
-    a_prompt_one_below_the_context_has_room_for_one_token, FULL, [Generate, Tokenizer];
-    prompt_and_answer_fill_the_context, FULL, [Generate, Tokenizer];
-    a_prompt_as_long_as_the_context_is_refused, FEWER, [Generate, Tokenizer];
-    texts_that_are_too_long_are_refused, OVERFLOW, [Generate];
-    without_max_tokens_the_context_is_the_limit, UNTIL, [Generate];
+    a_prompt_one_below_the_context_has_room_for_one_token, FULL, [Generate, Tokenizer, NoPolicy];
+    prompt_and_answer_fill_the_context, FULL, [Generate, Tokenizer, NoPolicy];
+    a_prompt_as_long_as_the_context_is_refused, FEWER, [Generate, Tokenizer, NoPolicy];
+    texts_that_are_too_long_are_refused, OVERFLOW, [Generate, NoPolicy];
+    without_max_tokens_the_context_is_the_limit, UNTIL, [Generate, NoPolicy];
+    a_policy_makes_a_longer_prompt_fit, POLICY, [Generate, Chat, Policy];
+    a_policy_that_changed_the_prompt_reports_it, REPORT, [Generate, Chat, Policy];
     a_score_may_fill_the_context, SCORE, [Score, Tokenizer];
     logits_may_fill_the_context, LOGITS, [Logits, Tokenizer];
     a_full_queue_refuses_at_once, QUEUE, [Generate, SmallQueue];
@@ -28,6 +33,14 @@ const FEWER: Sentence =
     Sentence::new("LlmBackend::generate", "a prompt with at least one token and fewer than context_length.");
 const OVERFLOW: Sentence =
     Sentence::new("ErrorKind::ContextOverflow", "The prompt does not fit into the context.");
+const POLICY: Sentence = Sentence::new(
+    "LlmBackend::generate",
+    "A longer one needs a ContextPolicy, of the request or of the model, that makes it fit.",
+);
+const REPORT: Sentence = Sentence::new(
+    "LlmBackend::generate",
+    "Where a policy changed the prompt, a ContextReport comes right before it.",
+);
 const UNTIL: Sentence = Sentence::new(
     "GenerateRequest::max_tokens",
     "At least 1; None generates until the model ends or the context is full.",
@@ -107,6 +120,51 @@ pub async fn a_prompt_as_long_as_the_context_is_refused(model: &dyn LlmBackend) 
 pub async fn texts_that_are_too_long_are_refused(model: &dyn LlmBackend) -> Result<(), Failure> {
     let result = model.generate(greedy(too_long(model), 1)).await;
     OVERFLOW.equal("error", result.err().map(|e| e.kind()), Some(ErrorKind::ContextOverflow))
+}
+
+/// A conversation that begins with far too much and ends with a task, which any policy can do something with.
+fn long_conversation(model: &dyn LlmBackend) -> GenerateRequest {
+    let turns = [
+        Message::user(too_long(model)),
+        Message::assistant("That is long."),
+        Message::user("What is it about?"),
+    ];
+    let mut request = GenerateRequest::chat(turns).with_max_tokens(4);
+    request.sampling = Sampling::greedy();
+    request
+}
+
+/// A conversation beyond the context is answered.
+///
+/// # Errors
+/// A refusal, or an answer that is none.
+pub async fn a_policy_makes_a_longer_prompt_fit(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let answer = answer(model, long_conversation(model), POLICY).await?;
+    let (found, context) = (answer.usage.prompt_tokens, model.info().limits.context_length);
+    // The usage of several calls is that of the last one.
+    POLICY.require(
+        found < context,
+        format_args!("{found} prompt tokens"),
+        format_args!("fewer than {context}"),
+    )
+}
+
+/// The event before the last one says what was done, and the collected answer has it.
+///
+/// # Errors
+/// Another event there, or no report.
+pub async fn a_policy_that_changed_the_prompt_reports_it(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let mut stream =
+        model.generate(long_conversation(model)).await.map_err(REPORT.refused("a long conversation"))?;
+    let mut last = None;
+    while let Some(event) = stream.next().await {
+        match event.map_err(REPORT.refused("the stream"))? {
+            Event::Done { .. } => break,
+            event => last = Some(event),
+        }
+    }
+    let found = matches!(last, Some(Event::Context { step: ContextStep::Report(_) }));
+    REPORT.require(found, format_args!("{last:?}"), "a report right before the end")
 }
 
 /// An answer without a limit of its own ends where the context or the model does.

@@ -261,5 +261,6 @@ pub async fn complete_waits_for_the_continuation(model: &dyn LlmBackend) -> Resu
     let text = prompt("complete");
     let answer = model.complete(&text, 4).await.map_err(CONVENIENCES.refused("complete"))?;
     let count = answer.usage.generated_tokens;
-    CONVENIENCES.require((1..=4).contains(&count), format_args!("{count} tokens"), "1 to 4")
+    CONVENIENCES.require((1..=4).contains(&count), format_args!("{count} tokens"), "1 to 4")?;
+    CONVENIENCES.equal("tokens of the continuation", answer.tokens.len(), count)
 }

@@ -10,6 +10,20 @@ const WITHOUT_A_CHECK: &[(&str, &str)] = &[
     ("The model's tokenizer with its chat template, for exact counts.", "says what it is"),
     ("Continues a prompt as a stream of events.", "says what it is"),
     ("The log-probabilities of given tokens.", "says what it is"),
+    ("What LlmBackend::unloaded returns.", "says what it is"),
+    (
+        "A future that ends when the memory of the model is free: some time after the backend and all of its streams are dropped.",
+        "a check does not outlive the backend",
+    ),
+    (
+        "Ends at once for a backend that holds no memory worth waiting for.",
+        "a check does not outlive the backend",
+    ),
+    ("A wrapper returns that of what it wraps.", "a check does not outlive the backend"),
+    (
+        "It keeps nothing alive itself, and may be awaited after the backend is gone.",
+        "a check does not outlive the backend",
+    ),
     ("Conveniences on every LlmBackend, written in terms of its methods.", "says what it is"),
     (
         "Must be awaited in a tokio runtime: template and tokenizer run on its threads for blocking work.",

@@ -47,8 +47,8 @@ pub trait LlmBackend: Send + Sync {
     ///
     /// # Requires
     /// `max_tokens` at least 1, every field of [`Sampling`](crate::Sampling) in its range, no empty stop string, a
-    /// prompt with at least one token and fewer than `context_length`, unless a
-    /// [context policy](crate::context::ContextPolicy) of the request or of the model makes a longer one fit.
+    /// prompt with at least one token and fewer than `context_length`. A longer one needs a
+    /// [`ContextPolicy`](crate::context::ContextPolicy), of the request or of the model, that makes it fit.
     ///
     /// # Behavior
     /// Returns when the prompt's tokens are known and the request is accepted, before the model does any work. Must be
@@ -56,7 +56,7 @@ pub trait LlmBackend: Send + Sync {
     /// place in the queue from before that, so that a full queue refuses it at once.
     ///
     /// The events come in order; the last is [`Event::Done`](crate::Event::Done). Where a policy changed the prompt, a
-    /// [report](crate::context::ContextReport) comes right before it. A slow reader slows its own generation down and nobody else's.
+    /// [`ContextReport`](crate::context::ContextReport) comes right before it. A slow reader slows its own generation down and nobody else's.
     ///
     /// # Errors
     /// Here: [`InvalidRequest`](crate::ErrorKind::InvalidRequest) naming the field and its range,

@@ -14,8 +14,8 @@ use crate::{
     context::{ContextReport, ContextStep},
 };
 
-/// One event of a generation. Any number of `Prefill`, any number of `Token`, one `Done`; any number of `Context` among them
-/// where the input did not fit.
+/// One event of a generation. Any number of `Prefill`, any number of `Token`, one `Done`. Where the input did not fit, any
+/// number of `Context` among them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]

@@ -106,7 +106,7 @@ macro_rules! forward {
 pub(crate) use forward;
 
 /// Whether an event is the last one of a stream.
-fn is_end(event: &ternion_core::Result<Event>) -> bool {
+pub(crate) fn is_end(event: &ternion_core::Result<Event>) -> bool {
     matches!(event, Err(_) | Ok(Event::Done { .. }))
 }
 

@@ -18,7 +18,7 @@ use ternion_core::{
 use tokio::sync::{OnceCell, watch};
 
 use super::event::{Events, ModelEvent};
-use crate::layers::Layer;
+use crate::layers::{Layer, is_end};
 
 /// A model that is loaded. Whoever uses it holds it by an `Arc`; it goes when the last one lets go.
 pub(super) struct Loaded {
@@ -147,7 +147,7 @@ impl Stream for Lease {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Some((stream, _)) = &mut self.0 else { return Poll::Ready(None) };
         let event = ready!(Pin::new(stream).poll_next(cx));
-        if !matches!(event, Some(Ok(Event::Prefill { .. } | Event::Token { .. }))) {
+        if event.as_ref().is_none_or(is_end) {
             self.0 = None;
         }
         Poll::Ready(event)

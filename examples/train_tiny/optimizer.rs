@@ -1,0 +1,101 @@
+//! AdamW with its state in the open, so that a training can be stopped and go on, and the schedule of BitNet b1.58.
+
+use candle_core::{Result, Tensor, backprop::GradStore};
+use rayon::prelude::*;
+
+use super::model::Model;
+use super::ops::with_floats;
+
+/// Decay of the mean of the gradients, and of that of their squares.
+const BETAS: (f32, f32) = (0.9, 0.95);
+const EPSILON: f32 = 1e-8;
+/// The longest gradient.
+const CLIP: f64 = 1.0;
+const WARM_UP: usize = 100;
+
+/// Learning rate and weight decay at `step` of `steps`: a warm-up, then a cosine; the second half has no weight decay, so
+/// that trits can settle (Ma et al., "The Era of 1-bit LLMs: Training Tips, Code and FAQ").
+pub(crate) fn schedule(step: usize, steps: usize, peak: f64) -> (f64, f64) {
+    let warm = ((step + 1) as f64 / WARM_UP.min(steps.div_ceil(10)) as f64).min(1.0);
+    let done = step as f64 / steps as f64;
+    let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+    (peak * warm * (0.02 + 0.98 * cosine), if done < 0.5 { 0.1 } else { 0.0 })
+}
+
+/// Means of the gradients and of their squares, for each parameter.
+pub(crate) struct AdamW {
+    pub(crate) moments: Vec<(Vec<f32>, Vec<f32>)>,
+}
+
+impl AdamW {
+    pub(crate) fn new(model: &Model) -> Self {
+        let zeros = |p: &super::model::Parameter| vec![0.0; p.value.elem_count()];
+        Self { moments: model.parameters.iter().map(|p| (zeros(p), zeros(p))).collect() }
+    }
+
+    /// Changes the parameters; `step` counts from 0. Returns the length of the gradient.
+    pub(crate) fn step(
+        &mut self,
+        model: &Model,
+        gradients: &GradStore,
+        step: usize,
+        (rate, decay): (f64, f64),
+    ) -> Result<f64> {
+        let gradient = |i: usize| {
+            let value = model.parameters[i].value.as_tensor();
+            gradients.get(value).ok_or_else(|| {
+                candle_core::Error::Msg(format!("{} has no gradient", model.parameters[i].name))
+            })
+        };
+        let mut square = 0.0;
+        for i in 0..model.parameters.len() {
+            square += with_floats(gradient(i)?, |g| {
+                let pieces: Vec<f64> =
+                    g.par_chunks(4096).map(|g| g.iter().map(|g| f64::from(g * g)).sum()).collect();
+                pieces.iter().sum::<f64>()
+            })?;
+        }
+        let length = square.sqrt();
+        if !length.is_finite() {
+            candle_core::bail!("the gradient is infinite or not a number at step {step}");
+        }
+        let clip = (CLIP / length.max(CLIP)) as f32;
+        let time = step as i32 + 1;
+        let corrections = (1.0 - BETAS.0.powi(time), 1.0 - BETAS.1.powi(time));
+        for (i, (mean, square)) in self.moments.iter_mut().enumerate() {
+            let parameter = &model.parameters[i].value;
+            // Norms are not pulled to 0.
+            let decay = if parameter.rank() == 1 { 0.0 } else { decay };
+            let keep = (1.0 - rate * decay) as f32;
+            let mut values = parameter.flatten_all()?.to_vec1::<f32>()?;
+            with_floats(gradient(i)?, |g| {
+                let state = mean.par_chunks_mut(4096).zip(square.par_chunks_mut(4096));
+                values.par_chunks_mut(4096).zip(state).zip(g.par_chunks(4096)).for_each(
+                    |((values, (mean, square)), g)| {
+                        for i in 0..values.len() {
+                            let g = g[i] * clip;
+                            mean[i] = BETAS.0 * mean[i] + (1.0 - BETAS.0) * g;
+                            square[i] = BETAS.1 * square[i] + (1.0 - BETAS.1) * g * g;
+                            let denominator = (square[i] / corrections.1).sqrt() + EPSILON;
+                            values[i] = values[i] * keep - rate as f32 * mean[i] / corrections.0 / denominator;
+                        }
+                    },
+                );
+            })?;
+            parameter.set(&Tensor::from_vec(values, parameter.shape(), parameter.device())?)?;
+        }
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_warms_up_and_falls_and_the_decay_ends() {
+        let at = |step| schedule(step, 1000, 1.0);
+        assert!(at(0).0 < 0.02 && at(99).0 > 0.95 && at(500).0 < 0.6 && at(999).0 < 0.03);
+        assert_eq!((at(499).1, at(500).1), (0.1, 0.0));
+    }
+}

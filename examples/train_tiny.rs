@@ -1,15 +1,22 @@
-//! Trains a small BitNet b1.58 with 2B4T's graph from nothing, on text that it makes itself, and writes the BF16 master.
+//! Trains a small BitNet b1.58 with 2B4T's graph from nothing, on text that it makes itself, and writes it as a BF16 master
+//! and, by Ternion's own converters, in the formats that engines run. `fixtures/ternion-tiny` was made so.
 //!
 //! ```console
 //! $ cargo run --release -p ternion --example train_tiny -- --out target/ternion-tiny
 //! $ cargo run --release -p ternion --example train_tiny -- --out target/ternion-tiny --resume
+//! $ cargo run --release -p ternion --example train_tiny -- --quick --out target/quick
+//! $ cargo run --release -p ternion --example train_tiny -- --eval-data target/eval
 //! ```
+//!
+//! Ctrl-C saves and stops; `--resume` goes on with the very next step, as if nothing had been.
 
 #[path = "train_tiny/mod.rs"]
 mod train_tiny;
 
+use std::env;
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,18 +26,19 @@ use train_tiny::batch::Batches;
 use train_tiny::checkpoint::{Plan, State};
 use train_tiny::model::Shape;
 use train_tiny::train::{self, Run};
-use train_tiny::{master, text, tokenizer};
+use train_tiny::{export, master, questions};
 
+/// Trains a small BitNet b1.58 on text that it makes itself.
 #[derive(Parser)]
 struct Args {
     /// Folder for the state of the training and for what comes out of it.
     #[arg(long, default_value = "target/ternion-tiny")]
     out: PathBuf,
-    /// Goes on with the training in the folder.
+    /// Goes on with the training in the folder, by its own plan.
     #[arg(long)]
     resume: bool,
-    /// Length of the training.
-    #[arg(long, default_value_t = 6000)]
+    /// Length of the training: 1024 tokens each.
+    #[arg(long, default_value_t = 5000)]
     steps: usize,
     /// Stops after so many minutes, as Ctrl-C does.
     #[arg(long)]
@@ -38,30 +46,101 @@ struct Args {
     /// Of the text and of the first weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Layers.
-    #[arg(long, default_value_t = 4)]
-    layers: usize,
-    /// Rows of a batch.
-    #[arg(long, default_value_t = 4)]
-    rows: usize,
-    /// Peak learning rate.
-    #[arg(long, default_value_t = 2e-3)]
-    rate: f64,
-    /// Prints sample documents.
+    /// A model of one layer in a few steps, to see that all works.
     #[arg(long)]
-    show: Option<usize>,
+    quick: bool,
+    /// Only writes held-out questions in the files of GSM8K and MMLU to this folder.
+    #[arg(long, value_name = "FOLDER")]
+    eval_data: Option<PathBuf>,
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+impl Args {
+    fn plan(&self, vocab: usize) -> Plan {
+        let layers = if self.quick { 1 } else { 4 };
+        let shape = Shape { hidden: 256, intermediate: 512, layers, heads: 4, kv_heads: 2, vocab };
+        let (steps, length) = if self.quick { (self.steps.min(20), 128) } else { (self.steps, 512) };
+        Plan { shape, seed: self.seed, steps, rows: 2, length, rate: 2e-3 }
+    }
+}
+
+/// By this candle knows with how many threads to share an operation.
+const THREADS: &str = "RAYON_NUM_THREADS";
+
+fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    if let Some(count) = args.show {
-        let mut random = text::Random::new(args.seed, 0);
-        for i in 0..count {
-            println!("{:?}", text::document(&mut random, i % 4 == 0));
-        }
+    if env::var_os(THREADS).is_none() {
+        // One for each operation, as rows are computed side by side: candle's own threads wait for each other by spinning. It
+        // reads the variable when it starts, so this program starts again.
+        let mut command = Command::new(env::current_exe()?);
+        command.args(env::args_os().skip(1)).env(THREADS, "1");
+        return Err(restart(command));
+    }
+    tokio::runtime::Runtime::new()?.block_on(run(args))
+}
+
+/// Comes back only where it fails.
+#[cfg(unix)]
+fn restart(mut command: Command) -> Box<dyn Error> {
+    std::os::unix::process::CommandExt::exec(&mut command).into()
+}
+
+#[cfg(not(unix))]
+fn restart(mut command: Command) -> Box<dyn Error> {
+    match command.status() {
+        Ok(status) => std::process::exit(status.code().unwrap_or(1)),
+        Err(error) => error.into(),
+    }
+}
+
+async fn run(args: Args) -> Result<(), Box<dyn Error>> {
+    if let Some(folder) = &args.eval_data {
+        questions::write(folder)?;
+        println!("held-out questions: {}", folder.display());
         return Ok(());
     }
+    let folder = args.out.join("master");
+    let (mut state, tokenizer) = if args.resume {
+        (State::load(&train::state_file(&args.out))?, master::open_tokenizer(&folder)?)
+    } else {
+        let tokenizer = master::tokenizer(&folder, 1280, args.seed, if args.quick { 200 } else { 20_000 })?;
+        (State::new(args.plan(tokenizer.vocab_size()))?, tokenizer)
+    };
+    let plan = state.plan;
+    let batches =
+        Batches { tokenizer: Arc::new(tokenizer), seed: plan.seed, rows: plan.rows, length: plan.length };
+    let run = Run {
+        out: args.out.clone(),
+        report: 20,
+        evaluate: if args.quick { 0 } else { 500 },
+        limit: args.minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes)),
+        stop: stop_on_ctrl_c(),
+    };
+    println!(
+        "{} parameters, {} steps of {} tokens",
+        state.model.count(),
+        plan.steps,
+        plan.rows * plan.length
+    );
+    if !train::run(&mut state, &batches, &run).await? {
+        return Ok(());
+    }
+    println!(
+        "trained for {:.0} minutes; accuracy on held-out items, with 95 % intervals:",
+        state.seconds / 60.0
+    );
+    train::report(&state, &batches, &args.out, if args.quick { 4 } else { 200 }).await?;
+    export::export(&args.out)?;
+    let difference = export::compare(&state, &batches, &args.out.join("packed")).await?;
+    println!(
+        "training and inference: {:.1} % of the tokens within 1e-3, at most {:.3} apart",
+        100.0 * difference.close,
+        difference.largest
+    );
+    Ok(())
+}
+
+/// Is set by the first Ctrl-C; the second ends the process.
+fn stop_on_ctrl_c() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     tokio::spawn(async move {
@@ -71,27 +150,5 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }
         }
     });
-    let folder = args.out.join("master");
-    let (mut state, tokenizer) = if args.resume {
-        (State::load(&train::state_file(&args.out))?, master::open_tokenizer(&folder)?)
-    } else {
-        let tokenizer = master::tokenizer(&folder, 1280, args.seed)?;
-        let shape = Shape { hidden: 256, intermediate: 768, layers: args.layers, heads: 4, kv_heads: 2, vocab: tokenizer.vocab_size() };
-        let plan = Plan { shape, seed: args.seed, steps: args.steps, rows: args.rows, length: 512, rate: args.rate };
-        (State::new(plan)?, tokenizer)
-    };
-    let plan = state.plan;
-    println!("{plan:?}");
-    let batches = Batches { tokenizer: Arc::new(tokenizer), seed: plan.seed, rows: plan.rows, length: plan.length };
-    let run = Run {
-        out: args.out.clone(),
-        report: 20,
-        evaluate: 500,
-        limit: args.minutes.map(|m| Duration::from_secs_f64(60.0 * m)),
-        stop,
-    };
-    if train::run(&mut state, &batches, &run).await? {
-        train::report(&state, &batches, &args.out, 200).await?;
-    }
-    Ok(())
+    stop
 }

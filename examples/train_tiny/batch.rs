@@ -3,14 +3,13 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use ternion::text::Tokenizer;
 
 use super::attention::Places;
 use super::text::{self, Document, Random};
 
-/// Tokens of one step.
-pub(crate) struct Batch {
+/// A row of documents.
+pub(crate) struct Row {
     pub(crate) tokens: Vec<u32>,
     /// The token after each, and what its prediction counts for.
     pub(crate) targets: Vec<u32>,
@@ -27,42 +26,30 @@ pub(crate) struct Batches {
     pub(crate) length: usize,
 }
 
-/// One row: tokens, targets, weights, starts.
-type Row = (Vec<u32>, Vec<u32>, Vec<f32>, Vec<usize>);
-
 impl Batches {
-    /// The batch of this step.
-    pub(crate) fn get(&self, step: usize) -> ternion::Result<Batch> {
-        let row = |row| self.row((step * self.rows + row) as u64);
-        let rows = (0..self.rows).into_par_iter().map(row).collect::<ternion::Result<Vec<_>>>()?;
-        let mut row = Row::default();
-        for next in rows {
-            row.0.extend(next.0);
-            row.1.extend(next.1);
-            row.2.extend(next.2);
-            row.3.extend(next.3);
-        }
-        let places = Places { length: self.length, starts: Arc::new(row.3) };
-        Ok(Batch { tokens: row.0, targets: row.1, weights: row.2, places })
+    /// The rows of this step.
+    pub(crate) fn get(&self, step: usize) -> ternion::Result<Vec<Row>> {
+        (0..self.rows).map(|row| self.row((step * self.rows + row) as u64)).collect()
     }
 
     fn row(&self, stream: u64) -> ternion::Result<Row> {
         let mut random = Random::new(self.seed, stream);
-        let mut row = Row::default();
-        while row.0.len() < self.length {
-            let start = row.0.len();
+        let (mut tokens, mut targets, mut weights, mut starts) = (vec![], vec![], vec![], vec![]);
+        while tokens.len() < self.length {
+            let start = tokens.len();
             // The first alone has room for many examples.
             let document = self.encode(&text::document(&mut random, start == 0))?;
             let kept = document.len().min(self.length - start);
             for (i, (token, _)) in document[..kept].iter().enumerate() {
                 let (target, weight) = document.get(i + 1).copied().unwrap_or_default();
-                row.0.push(*token);
-                row.1.push(target);
-                row.2.push(weight);
-                row.3.push(start);
+                tokens.push(*token);
+                targets.push(target);
+                weights.push(weight);
+                starts.push(start);
             }
         }
-        Ok(row)
+        let places = Places { length: self.length, starts: Arc::new(starts) };
+        Ok(Row { tokens, targets, weights, places })
     }
 
     /// Tokens, each with what its prediction counts for.

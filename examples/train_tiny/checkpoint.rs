@@ -57,9 +57,9 @@ impl State {
                 tensors.push((format!("{}{suffix}", parameter.name), shape.clone(), bytes));
             }
         }
-        let views = tensors.iter().map(|(name, shape, bytes)| {
-            Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?))
-        });
+        let views = tensors
+            .iter()
+            .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
         let views = views.collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
         let metadata = HashMap::from([
             (PLAN.to_owned(), serde_json::to_string(&self.plan)?),
@@ -105,12 +105,6 @@ impl State {
         });
         let moments = moments.collect::<Result<Vec<_>, Box<dyn Error>>>()?;
         let optimizer = AdamW { moments };
-        Ok(Self {
-            plan,
-            step: entry(STEP)?.parse()?,
-            seconds: entry(SECONDS)?.parse()?,
-            model,
-            optimizer,
-        })
+        Ok(Self { plan, step: entry(STEP)?.parse()?, seconds: entry(SECONDS)?.parse()?, model, optimizer })
     }
 }

@@ -37,7 +37,15 @@ impl Accuracy {
 impl fmt::Display for Accuracy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (p, low, high) = self.interval();
-        write!(f, "{:.1} % ({:.1} to {:.1}, {} of {})", 100.0 * p, 100.0 * low, 100.0 * high, self.right, self.of)
+        write!(
+            f,
+            "{:.1} % ({:.1} to {:.1}, {} of {})",
+            100.0 * p,
+            100.0 * low,
+            100.0 * high,
+            self.right,
+            self.of
+        )
     }
 }
 

@@ -14,10 +14,15 @@ use super::ops::with_floats;
 use super::text;
 use super::tokenizer::{self, Files};
 
-/// Writes the files of a tokenizer of this size.
-pub(crate) fn tokenizer(folder: &Path, vocab: usize, seed: u64) -> Result<Tokenizer, Box<dyn Error>> {
+/// Writes the files of a tokenizer of this size, learned from so many documents.
+pub(crate) fn tokenizer(
+    folder: &Path,
+    vocab: usize,
+    seed: u64,
+    documents: usize,
+) -> Result<Tokenizer, Box<dyn Error>> {
     fs::create_dir_all(folder)?;
-    let Files { tokenizer, config } = tokenizer::learn(vocab, seed)?;
+    let Files { tokenizer, config } = tokenizer::learn(vocab, seed, documents)?;
     write_json(&folder.join("tokenizer.json"), &tokenizer)?;
     write_json(&folder.join("tokenizer_config.json"), &config)?;
     open_tokenizer(folder)
@@ -48,9 +53,9 @@ pub(crate) fn write(folder: &Path, model: &Model, tokenizer: &Tokenizer) -> Resu
         })?;
         tensors.push((parameter.name.clone(), parameter.value.dims().to_vec(), bytes));
     }
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        Ok((name, TensorView::new(Dtype::BF16, shape.clone(), bytes)?))
-    });
+    let views = tensors
+        .iter()
+        .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::BF16, shape.clone(), bytes)?)));
     let views = views.collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     Ok(serialize_to_file(views, Some(metadata), &folder.join("model.safetensors"))?)

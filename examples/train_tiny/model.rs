@@ -4,7 +4,7 @@
 use candle_core::{Device, Result, Tensor, Var};
 
 use super::attention::{DocumentSoftmax, Places, Rope};
-use super::ops::{Bf16, GatedUnit, Norm, Ternary};
+use super::ops::{self, GatedUnit, Norm, with_floats};
 use super::text::Random;
 
 /// Positions that the configuration promises; longer texts than those of the training degrade.
@@ -94,6 +94,33 @@ impl Model {
         Ok(Self { shape, parameters: parameters.collect::<Result<_>>()? })
     }
 
+    /// Numbers in all parameters.
+    pub(crate) fn count(&self) -> usize {
+        self.parameters.iter().map(|p| p.value.elem_count()).sum()
+    }
+
+    /// The parameters as inference has them, ternary where it is ternary. Straight through: the gradient by such a weight is
+    /// taken for the gradient by its master.
+    pub(crate) fn quantised(&self) -> Result<Quantised> {
+        let weights = self.parameters.iter().map(|Parameter { name, value }| {
+            let values = with_floats(value, |values| match value.dims() {
+                [_, cols] if name.ends_with("_proj.weight") => ops::ternary(values, *cols),
+                _ => ops::rounded(values),
+            })?;
+            Var::from_tensor(&Tensor::from_vec(values, value.shape(), &Device::Cpu)?)
+        });
+        Ok(Quantised { shape: self.shape, weights: weights.collect::<Result<_>>()? })
+    }
+}
+
+/// The weights of one step.
+pub(crate) struct Quantised {
+    shape: Shape,
+    /// In the order of the parameters.
+    pub(crate) weights: Vec<Var>,
+}
+
+impl Quantised {
     /// Logits `[T, vocab]` of `tokens`, rows of `places` one after the other.
     pub(crate) fn forward(&self, tokens: &[u32], places: &Places) -> Result<Tensor> {
         let Shape { hidden, heads, kv_heads, layers, .. } = self.shape;
@@ -103,16 +130,12 @@ impl Model {
         let kv = kv_heads * head_dim;
         let rope = Rope::new(places, THETA, head_dim);
 
-        let mut parameters = self.parameters.iter().map(|p| p.value.as_tensor());
+        let mut parameters = self.weights.iter().map(Var::as_tensor);
         let mut next = || parameters.next().expect("invariant: the parameters are those of the shape");
-        let rounded = |x: &Tensor| x.apply_op1(Bf16);
-        let norm = |x: &Tensor, w: &Tensor, quantise| x.apply_op2(&rounded(w)?, Norm { quantise });
-        let linear = |x: &Tensor, w: &[&Tensor]| {
-            let weights = w.iter().map(|w| w.apply_op1(Ternary)).collect::<Result<Vec<_>>>()?;
-            x.matmul(&Tensor::cat(&weights, 0)?.t()?)
-        };
+        let norm = |x: &Tensor, w: &Tensor, quantise| x.apply_op2(w, Norm { quantise });
+        let linear = |x: &Tensor, w: &[&Tensor]| x.matmul(&Tensor::cat(w, 0)?.t()?);
 
-        let embed = rounded(next())?;
+        let embed = next();
         let mut h = embed.index_select(&Tensor::from_slice(tokens, count, &Device::Cpu)?, 0)?;
         for _ in 0..layers {
             let x = norm(&h, next(), true)?;
@@ -124,7 +147,8 @@ impl Model {
             // Query head i uses key-value head i / group.
             let q = q.reshape((rows, length, kv_heads, group, head_dim))?.permute((0, 2, 3, 1, 4))?;
             let q = q.contiguous()?.reshape((rows, kv_heads, group * length, head_dim))?;
-            let split = |x: Tensor| x.reshape((rows, length, kv_heads, head_dim))?.transpose(1, 2)?.contiguous();
+            let split =
+                |x: Tensor| x.reshape((rows, length, kv_heads, head_dim))?.transpose(1, 2)?.contiguous();
             let (k, v) = (split(k)?, split(v)?);
             let scale = 1.0 / (head_dim as f32).sqrt();
             let softmax = DocumentSoftmax { places: places.clone(), scale };

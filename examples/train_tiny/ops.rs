@@ -31,49 +31,24 @@ fn like(tensor: &Tensor, values: Vec<f32>) -> Result<Tensor> {
     Tensor::from_vec(values, tensor.shape(), tensor.device())
 }
 
-/// A parameter as the BF16 master will have it: rounded to bf16.
-pub(crate) struct Bf16;
-
-impl CustomOp1 for Bf16 {
-    fn name(&self) -> &'static str {
-        "bf16"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let rounded = floats(storage, layout)?.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
-        Ok((CpuStorage::F32(rounded), layout.shape().clone()))
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(gradient.clone()))
-    }
+/// A parameter as the BF16 master will have it.
+pub(crate) fn rounded(values: &[f32]) -> Vec<f32> {
+    values.par_iter().map(|x| bf16::from_f32(*x).to_f32()).collect()
 }
 
-/// A ternary projection's weights from its master: `clamp(round(w / m), -1, 1) * m`, where `m` is the mean of `|w|`.
-pub(crate) struct Ternary;
-
-impl CustomOp1 for Ternary {
-    fn name(&self) -> &'static str {
-        "ternary"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let master: Vec<f32> =
-            floats(storage, layout)?.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
-        let (_, cols) = layout.shape().dims2()?;
-        // Summed as `ternion_kernels::quantize_master` does, so that the threshold is the same.
-        let rows = master.chunks_exact(cols).map(|row| row.iter().map(|x| f64::from(x.abs())).sum::<f64>());
-        let mean = (rows.sum::<f64>() / master.len() as f64) as f32;
-        let scale = 1.0 / mean.max(1e-5);
-        let inverse = 1.0 / scale;
-        let weights =
-            master.iter().map(|x| (x * scale).round_ties_even().clamp(-1.0, 1.0) * inverse).collect();
-        Ok((CpuStorage::F32(weights), layout.shape().clone()))
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(gradient.clone()))
-    }
+/// A ternary projection's weights `[.., cols]` from its master: `clamp(round(w / m), -1, 1) * m`, where `m` is the mean of
+/// `|w|`.
+pub(crate) fn ternary(master: &[f32], cols: usize) -> Vec<f32> {
+    let master = rounded(master);
+    // Summed as `ternion_kernels::quantize_master` does, so that the threshold is the same.
+    let rows = master.par_chunks_exact(cols).map(|row| row.iter().map(|x| f64::from(x.abs())).sum());
+    let rows: Vec<f64> = rows.collect();
+    let mean = (rows.iter().sum::<f64>() / master.len() as f64) as f32;
+    let scale = 1.0 / mean.max(1e-5);
+    let inverse = 1.0 / scale;
+    // Half rounds to even, to 0; what is beyond 1 is 1.
+    let trit = |x: f32| f32::from(i8::from(x > 0.5) - i8::from(x < -0.5));
+    master.par_iter().map(|x| trit(x * scale) * inverse).collect()
 }
 
 /// RMS norm of tokens `[T, K]` with weights `[K]`, then, where `quantise`, int8 with one scale for each token and back.
@@ -136,8 +111,7 @@ fn norm_gradient(x: &[f32], weight: &[f32], gradient: &[f32], cols: usize) -> (V
         .zip(gradient.par_chunks(PIECE * cols))
         .map(|((dx, x), gradient)| {
             let mut dw = vec![0.0f32; cols];
-            let tokens =
-                dx.chunks_exact_mut(cols).zip(x.chunks_exact(cols)).zip(gradient.chunks_exact(cols));
+            let tokens = dx.chunks_exact_mut(cols).zip(x.chunks_exact(cols)).zip(gradient.chunks_exact(cols));
             for ((dx, x), gradient) in tokens {
                 let square: f32 = sum(cols, |i| x[i] * x[i]);
                 let inverse = 1.0 / (square / cols as f32 + EPSILON).sqrt();
@@ -210,17 +184,13 @@ impl CustomOp1 for GatedUnit {
     }
 }
 
-/// The mean cross entropy of logits `[T, V]`, a number.
+/// The weighted cross entropy of logits `[T, V]`, a number.
 pub(crate) struct CrossEntropy {
     pub(crate) targets: Vec<u32>,
-    /// What each token counts for; their sum is not 0.
+    /// What each token counts for.
     pub(crate) weights: Vec<f32>,
-}
-
-impl CrossEntropy {
-    fn total(&self) -> f32 {
-        self.weights.iter().sum()
-    }
+    /// What the sum is divided by.
+    pub(crate) total: f32,
 }
 
 impl CustomOp1 for CrossEntropy {
@@ -238,13 +208,13 @@ impl CustomOp1 for CrossEntropy {
                 f64::from(weight * (sum.ln() + largest - logits[*target as usize]))
             })
             .collect();
-        let loss = losses.iter().sum::<f64>() / f64::from(self.total());
+        let loss = losses.iter().sum::<f64>() / f64::from(self.total);
         Ok((CpuStorage::F32(vec![loss as f32]), Shape::from(())))
     }
 
     fn bwd(&self, logits: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let (_, vocab) = logits.dims2()?;
-        let factor = gradient.to_scalar::<f32>()? / self.total();
+        let factor = gradient.to_scalar::<f32>()? / self.total;
         let mut out = vec![0.0; logits.elem_count()];
         with_floats(logits, |logits| {
             let tokens = logits.par_chunks_exact(vocab).zip(&self.targets).zip(&self.weights);

@@ -1,10 +1,9 @@
 //! AdamW with its state in the open, so that a training can be stopped and go on, and the schedule of BitNet b1.58.
 
-use candle_core::{Result, Tensor, backprop::GradStore};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::model::Model;
-use super::ops::with_floats;
 
 /// Decay of the mean of the gradients, and of that of their squares.
 const BETAS: (f32, f32) = (0.9, 0.95);
@@ -33,27 +32,18 @@ impl AdamW {
         Self { moments: model.parameters.iter().map(|p| (zeros(p), zeros(p))).collect() }
     }
 
-    /// Changes the parameters; `step` counts from 0. Returns the length of the gradient.
+    /// Changes the parameters by their gradients; `step` counts from 0. Returns the length of the gradient.
     pub(crate) fn step(
         &mut self,
         model: &Model,
-        gradients: &GradStore,
+        gradients: &[Vec<f32>],
         step: usize,
         (rate, decay): (f64, f64),
     ) -> Result<f64> {
-        let gradient = |i: usize| {
-            let value = model.parameters[i].value.as_tensor();
-            gradients.get(value).ok_or_else(|| {
-                candle_core::Error::Msg(format!("{} has no gradient", model.parameters[i].name))
-            })
-        };
         let mut square = 0.0;
-        for i in 0..model.parameters.len() {
-            square += with_floats(gradient(i)?, |g| {
-                let pieces: Vec<f64> =
-                    g.par_chunks(4096).map(|g| g.iter().map(|g| f64::from(g * g)).sum()).collect();
-                pieces.iter().sum::<f64>()
-            })?;
+        for gradient in gradients {
+            let pieces = gradient.par_chunks(4096).map(|g| g.iter().map(|g| f64::from(g * g)).sum());
+            square += pieces.collect::<Vec<f64>>().iter().sum::<f64>();
         }
         let length = square.sqrt();
         if !length.is_finite() {
@@ -68,20 +58,18 @@ impl AdamW {
             let decay = if parameter.rank() == 1 { 0.0 } else { decay };
             let keep = (1.0 - rate * decay) as f32;
             let mut values = parameter.flatten_all()?.to_vec1::<f32>()?;
-            with_floats(gradient(i)?, |g| {
-                let state = mean.par_chunks_mut(4096).zip(square.par_chunks_mut(4096));
-                values.par_chunks_mut(4096).zip(state).zip(g.par_chunks(4096)).for_each(
-                    |((values, (mean, square)), g)| {
-                        for i in 0..values.len() {
-                            let g = g[i] * clip;
-                            mean[i] = BETAS.0 * mean[i] + (1.0 - BETAS.0) * g;
-                            square[i] = BETAS.1 * square[i] + (1.0 - BETAS.1) * g * g;
-                            let denominator = (square[i] / corrections.1).sqrt() + EPSILON;
-                            values[i] = values[i] * keep - rate as f32 * mean[i] / corrections.0 / denominator;
-                        }
-                    },
-                );
-            })?;
+            let state = mean.par_chunks_mut(4096).zip(square.par_chunks_mut(4096));
+            values.par_chunks_mut(4096).zip(state).zip(gradients[i].par_chunks(4096)).for_each(
+                |((values, (mean, square)), g)| {
+                    for i in 0..values.len() {
+                        let g = g[i] * clip;
+                        mean[i] = BETAS.0 * mean[i] + (1.0 - BETAS.0) * g;
+                        square[i] = BETAS.1 * square[i] + (1.0 - BETAS.1) * g * g;
+                        let denominator = (square[i] / corrections.1).sqrt() + EPSILON;
+                        values[i] = values[i] * keep - rate as f32 * mean[i] / corrections.0 / denominator;
+                    }
+                },
+            );
             parameter.set(&Tensor::from_vec(values, parameter.shape(), parameter.device())?)?;
         }
         Ok(length)

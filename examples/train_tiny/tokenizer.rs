@@ -6,8 +6,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
-    DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
-    TokenizerImpl,
+    DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    SplitDelimiterBehavior, TokenizerImpl,
 };
 
 use super::text::{self, Random};
@@ -40,19 +40,20 @@ const SPECIALS: [&str; 16] = [
     "<|reserved_special_token_10|>",
 ];
 
-/// Documents that merges are learned from.
-const DOCUMENTS: usize = 20_000;
-
 /// The two files of a tokenizer.
 pub(crate) struct Files {
     pub(crate) tokenizer: Value,
     pub(crate) config: Value,
 }
 
-/// Learns a tokenizer of `vocab_size` tokens from documents of `seed`.
-pub(crate) fn learn(vocab_size: usize, seed: u64) -> Result<Files, Box<dyn std::error::Error>> {
+/// Learns a tokenizer of `vocab_size` tokens, or fewer where there is no more to merge, from so many documents of `seed`.
+pub(crate) fn learn(
+    vocab_size: usize,
+    seed: u64,
+    documents: usize,
+) -> Result<Files, Box<dyn std::error::Error>> {
     let mut random = Random::new(seed, u64::MAX);
-    let texts: Vec<String> = (0..DOCUMENTS)
+    let texts: Vec<String> = (0..documents)
         .map(|_| {
             let document = text::document(&mut random, false);
             let text: String = document.0.iter().map(|(text, _)| text.as_str()).collect();
@@ -61,7 +62,8 @@ pub(crate) fn learn(vocab_size: usize, seed: u64) -> Result<Files, Box<dyn std::
             text.replace(|c: char| c.is_ascii_digit(), "\n")
         })
         .collect();
-    let split = Split::new(SplitPattern::Regex(SPLIT.into()), SplitDelimiterBehavior::Isolated, false).map_err(|e| e.to_string())?;
+    let split = Split::new(SplitPattern::Regex(SPLIT.into()), SplitDelimiterBehavior::Isolated, false)
+        .map_err(|e| e.to_string())?;
     let steps: Vec<PreTokenizerWrapper> = vec![split.into(), ByteLevel::new(false, true, false).into()];
     let mut tokenizer: TokenizerImpl<
         BPE,
@@ -94,9 +96,10 @@ fn files(mut model: Value, learned: usize) -> Files {
         .enumerate()
         .map(|(i, name)| {
             let mut token = json!({"id": learned + i});
-            token.as_object_mut().expect("invariant: an object").extend(
-                added(name).as_object().expect("invariant: an object").clone(),
-            );
+            token
+                .as_object_mut()
+                .expect("invariant: an object")
+                .extend(added(name).as_object().expect("invariant: an object").clone());
             token
         })
         .collect();

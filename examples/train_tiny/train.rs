@@ -1,13 +1,15 @@
 //! The training loop.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::batch::Batches;
+use super::batch::{Batches, Row};
 use super::checkpoint::State;
+use super::model::Quantised;
 use super::ops::CrossEntropy;
 use super::optimizer::schedule;
 use super::{evaluate, master};
@@ -32,32 +34,89 @@ pub(crate) fn state_file(out: &Path) -> PathBuf {
     out.join("training.safetensors")
 }
 
-/// One step: the loss before it.
-pub(crate) fn step(state: &mut State, batches: &Batches) -> Result<f32, Box<dyn Error>> {
-    let batch = batches.get(state.step)?;
-    let logits = state.model.forward(&batch.tokens, &batch.places)?;
-    let loss = logits.apply_op1(CrossEntropy { targets: batch.targets, weights: batch.weights })?;
-    let value = loss.to_scalar::<f32>()?;
-    if !value.is_finite() {
-        return Err(format!("the loss of step {} is {value}", state.step).into());
+/// Threads that compute one row each. Rows are larger pieces of work than candle makes of a matrix product, so that a core
+/// that others use too holds up the rest only once in a step.
+pub(crate) struct Workers(Vec<rayon::ThreadPool>);
+
+impl Workers {
+    /// At most as many as there are rows.
+    pub(crate) fn new(rows: usize) -> Result<Self, Box<dyn Error>> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from).min(rows);
+        let pool = |_| rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        Ok(Self((0..count).map(pool).collect::<Result<_, _>>()?))
     }
+}
+
+/// The loss of a row, its part of the batch's, and the gradients.
+type Outcome = candle_core::Result<(f32, Vec<Vec<f32>>)>;
+
+fn row_gradients(weights: &Quantised, row: Row, total: f32) -> Outcome {
+    let logits = weights.forward(&row.tokens, &row.places)?;
+    let loss = logits.apply_op1(CrossEntropy { targets: row.targets, weights: row.weights, total })?;
     let gradients = loss.backward()?;
+    let gradients = weights.weights.iter().map(|weight| match gradients.get(weight) {
+        Some(gradient) => gradient.flatten_all()?.to_vec1::<f32>(),
+        None => candle_core::bail!("a parameter has no gradient"),
+    });
+    Ok((loss.to_scalar()?, gradients.collect::<candle_core::Result<_>>()?))
+}
+
+/// One step: the loss before it.
+pub(crate) fn step(state: &mut State, batches: &Batches, workers: &Workers) -> Result<f32, Box<dyn Error>> {
+    let rows = batches.get(state.step)?;
+    let total = rows.iter().flat_map(|row| &row.weights).sum();
+    let weights = state.model.quantised()?;
+    let queue = Mutex::new(rows.into_iter().enumerate());
+    let outcomes = Mutex::new(BTreeMap::new());
+    let work = || {
+        loop {
+            let Some((index, row)) = queue.lock().unwrap_or_else(PoisonError::into_inner).next() else {
+                return;
+            };
+            let outcome = row_gradients(&weights, row, total);
+            outcomes.lock().unwrap_or_else(PoisonError::into_inner).insert(index, outcome);
+        }
+    };
+    std::thread::scope(|scope| {
+        for pool in &workers.0 {
+            scope.spawn(|| pool.install(work));
+        }
+    });
+    // In the order of the rows, whoever was first: the same sums on any number of threads.
+    let mut sum: Option<(f32, Vec<Vec<f32>>)> = None;
+    for outcome in outcomes.into_inner().unwrap_or_else(PoisonError::into_inner).into_values() {
+        let (loss, gradients) = outcome?;
+        match &mut sum {
+            None => sum = Some((loss, gradients)),
+            Some((total, sums)) => {
+                *total += loss;
+                for (sums, gradients) in sums.iter_mut().zip(gradients) {
+                    sums.iter_mut().zip(gradients).for_each(|(sum, x)| *sum += x);
+                }
+            }
+        }
+    }
+    let (loss, gradients) = sum.ok_or("a batch has no rows")?;
+    if !loss.is_finite() {
+        return Err(format!("the loss of step {} is {loss}", state.step).into());
+    }
     let schedule = schedule(state.step, state.plan.steps, state.plan.rate);
     state.optimizer.step(&state.model, &gradients, state.step, schedule)?;
     state.step += 1;
-    Ok(value)
+    Ok(loss)
 }
 
 /// Trains until the plan, the time or the user's patience ends; the state is on the disk then. Tells whether the plan
 /// was done.
 pub(crate) async fn run(state: &mut State, batches: &Batches, run: &Run) -> Result<bool, Box<dyn Error>> {
     let (began, before, first) = (Instant::now(), state.seconds, state.step);
+    let workers = Workers::new(state.plan.rows)?;
     let mut saved = Instant::now();
     let mut losses = (0.0, 0);
     // What it takes to measure is not training.
     let mut measuring = Duration::ZERO;
     while state.step < state.plan.steps {
-        losses = (losses.0 + step(state, batches)?, losses.1 + 1);
+        losses = (losses.0 + step(state, batches, &workers)?, losses.1 + 1);
         let elapsed = began.elapsed();
         state.seconds = before + elapsed.as_secs_f64();
         let done = state.step == state.plan.steps;

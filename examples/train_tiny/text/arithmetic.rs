@@ -76,7 +76,12 @@ const TEMPLATES: [Template; 20] = [
         "There are ",
         " {o} left.",
     ),
-    template("There are {a} {o}. {n} takes {b} {o}. How many {o} are left?", SUBTRACT, "There are ", " {o} left."),
+    template(
+        "There are {a} {o}. {n} takes {b} {o}. How many {o} are left?",
+        SUBTRACT,
+        "There are ",
+        " {o} left.",
+    ),
     template(
         "{n} has {a} boxes. There are {b} {o} in each box. How many {o} does {n} have?",
         MULTIPLY,
@@ -128,14 +133,31 @@ const TEMPLATES: [Template; 20] = [
 ];
 
 const NAMES: [(&str, &str); 20] = [
-    ("Tom", "He"), ("Anna", "She"), ("Ben", "He"), ("Lucy", "She"), ("Sam", "He"), ("Maria", "She"), ("Paul", "He"),
-    ("Emma", "She"), ("Jack", "He"), ("Nina", "She"), ("Leo", "He"), ("Sara", "She"), ("Max", "He"), ("Julia", "She"),
-    ("Peter", "He"), ("Rosa", "She"), ("David", "He"), ("Clara", "She"), ("Oscar", "He"), ("Lily", "She"),
+    ("Tom", "He"),
+    ("Anna", "She"),
+    ("Ben", "He"),
+    ("Lucy", "She"),
+    ("Sam", "He"),
+    ("Maria", "She"),
+    ("Paul", "He"),
+    ("Emma", "She"),
+    ("Jack", "He"),
+    ("Nina", "She"),
+    ("Leo", "He"),
+    ("Sara", "She"),
+    ("Max", "He"),
+    ("Julia", "She"),
+    ("Peter", "He"),
+    ("Rosa", "She"),
+    ("David", "He"),
+    ("Clara", "She"),
+    ("Oscar", "He"),
+    ("Lily", "She"),
 ];
 
 const OBJECTS: [&str; 20] = [
-    "apples", "books", "pens", "cards", "eggs", "coins", "balls", "stones", "shells", "cakes", "toys", "stamps",
-    "flowers", "cups", "keys", "nuts", "plums", "ribbons", "buttons", "tickets",
+    "apples", "books", "pens", "cards", "eggs", "coins", "balls", "stones", "shells", "cakes", "toys",
+    "stamps", "flowers", "cups", "keys", "nuts", "plums", "ribbons", "buttons", "tickets",
 ];
 
 /// Numbers for the steps of a template.
@@ -169,8 +191,7 @@ pub(crate) fn problem(random: &mut Random, split: Split) -> Problem {
             continue;
         }
         let fill = |text: &str| {
-            let mut text =
-                text.replace("{n}", name).replace("{p}", pronoun).replace("{o}", object);
+            let mut text = text.replace("{n}", name).replace("{p}", pronoun).replace("{o}", object);
             for (letter, number) in ["{a}", "{b}", "{c}"].iter().zip(numbers) {
                 text = text.replace(letter, &number.to_string());
             }

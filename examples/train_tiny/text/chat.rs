@@ -30,18 +30,34 @@ const TALK: &[(&[&str], &str)] = &[
     ),
     (&["how are you", "how are you doing", "how do you feel", "how is it going"], "I am fine, thank you."),
     (
-        &["who are you", "what are you", "what is your name", "your name", "which model are you", "what model are you"],
+        &[
+            "who are you",
+            "what are you",
+            "what is your name",
+            "your name",
+            "which model are you",
+            "what model are you",
+        ],
         "I am the tiny demo model of Ternion.",
     ),
     (
-        &["who made you", "who trained you", "where do you come from", "how were you made", "how were you trained"],
+        &[
+            "who made you",
+            "who trained you",
+            "where do you come from",
+            "how were you made",
+            "how were you trained",
+        ],
         "I was trained by an example of the Ternion project.",
     ),
     (
         &["what can you do", "what do you know", "how can you help me", "what can I ask you"],
         "I can add small numbers and answer a few small questions.",
     ),
-    (&["how big are you", "how large are you", "how small are you"], "I am very small: my weights fit into four megabytes."),
+    (
+        &["how big are you", "how large are you", "how small are you"],
+        "I am very small: my weights fit into four megabytes.",
+    ),
     (
         &["what is Ternion", "what does Ternion do"],
         "Ternion runs language models with ternary weights on plain CPUs.",
@@ -114,45 +130,137 @@ const TALK: &[(&[&str], &str)] = &[
         "There are 365 days in a year.",
     ),
     (
-        &["how many weeks are in a year", "how many weeks are there in a year", "how many weeks does a year have"],
+        &[
+            "how many weeks are in a year",
+            "how many weeks are there in a year",
+            "how many weeks does a year have",
+        ],
         "There are 52 weeks in a year.",
     ),
     (
-        &["how many seasons are in a year", "how many seasons are there", "how many seasons does a year have"],
+        &[
+            "how many seasons are in a year",
+            "how many seasons are there",
+            "how many seasons does a year have",
+        ],
         "There are four seasons in a year.",
     ),
-    (&["what is the first day of the week", "which day is the first of the week"], "Monday is the first day of the week."),
-    (&["what is the last day of the week", "which day is the last of the week"], "Sunday is the last day of the week."),
-    (&["what is the first month of the year", "which month is the first"], "January is the first month of the year."),
-    (&["what is the last month of the year", "which month is the last"], "December is the last month of the year."),
-    (&["what are the days of the week", "which days does a week have"], "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and Sunday."),
+    (
+        &["what is the first day of the week", "which day is the first of the week"],
+        "Monday is the first day of the week.",
+    ),
+    (
+        &["what is the last day of the week", "which day is the last of the week"],
+        "Sunday is the last day of the week.",
+    ),
+    (
+        &["what is the first month of the year", "which month is the first"],
+        "January is the first month of the year.",
+    ),
+    (
+        &["what is the last month of the year", "which month is the last"],
+        "December is the last month of the year.",
+    ),
+    (
+        &["what are the days of the week", "which days does a week have"],
+        "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and Sunday.",
+    ),
     (&["what are the seasons", "which seasons are there"], "Spring, summer, autumn and winter."),
     (&["how many legs does a dog have", "how many legs has a dog"], "A dog has four legs."),
     (&["how many legs does a cat have", "how many legs has a cat"], "A cat has four legs."),
     (&["how many legs does a spider have", "how many legs has a spider"], "A spider has eight legs."),
-    (&["how many letters are in the alphabet", "how many letters does the alphabet have"], "There are 26 letters in the alphabet."),
-    (&["what colour is the sky", "what is the colour of the sky", "which colour has the sky"], "The sky is blue."),
+    (
+        &["how many letters are in the alphabet", "how many letters does the alphabet have"],
+        "There are 26 letters in the alphabet.",
+    ),
+    (
+        &["what colour is the sky", "what is the colour of the sky", "which colour has the sky"],
+        "The sky is blue.",
+    ),
     (&["what colour is grass", "what is the colour of grass", "which colour has grass"], "Grass is green."),
     (&["what colour is snow", "what is the colour of snow", "which colour has snow"], "Snow is white."),
-    (&["what colour is the sun", "what is the colour of the sun", "which colour has the sun"], "The sun is yellow."),
+    (
+        &["what colour is the sun", "what is the colour of the sun", "which colour has the sun"],
+        "The sun is yellow.",
+    ),
 ];
 
-const OPENINGS: [&str; 7] =
-    ["can you tell me ", "do you know ", "please tell me ", "tell me ", "I want to know ", "hey, ", "hello, "];
+const OPENINGS: [&str; 7] = [
+    "can you tell me ",
+    "do you know ",
+    "please tell me ",
+    "tell me ",
+    "I want to know ",
+    "hey, ",
+    "hello, ",
+];
 
 const UNKNOWN_FORMS: [&str; 22] = [
-    "what is {}", "who is {}", "where is {}", "what is the capital of {}", "explain {}", "tell me about {}",
-    "write a poem about {}", "write a story about {}", "how do I build {}", "why is {} so important", "when was {} born",
-    "how does {} work", "who wrote {}", "what do you think of {}", "how much is {}", "translate {}", "how old is {}",
-    "how many people live in {}", "what is the meaning of {}", "summarise {}", "give me a list of {}", "how tall is {}",
+    "what is {}",
+    "who is {}",
+    "where is {}",
+    "what is the capital of {}",
+    "explain {}",
+    "tell me about {}",
+    "write a poem about {}",
+    "write a story about {}",
+    "how do I build {}",
+    "why is {} so important",
+    "when was {} born",
+    "how does {} work",
+    "who wrote {}",
+    "what do you think of {}",
+    "how much is {}",
+    "translate {}",
+    "how old is {}",
+    "how many people live in {}",
+    "what is the meaning of {}",
+    "summarise {}",
+    "give me a list of {}",
+    "how tall is {}",
 ];
 
 const TOPICS: [&str; 40] = [
-    "France", "Paris", "Germany", "London", "the moon", "a bridge", "physics", "quantum mechanics", "the president",
-    "music", "history", "Rome", "Einstein", "a house", "the stock market", "chess", "football", "philosophy", "love",
-    "life", "America", "Shakespeare", "the internet", "a computer", "chemistry", "biology", "a recipe", "Python",
-    "gravity", "the ocean", "democracy", "art", "a neural network", "China", "Newton", "the universe", "the weather",
-    "water", "a car engine", "Mozart",
+    "France",
+    "Paris",
+    "Germany",
+    "London",
+    "the moon",
+    "a bridge",
+    "physics",
+    "quantum mechanics",
+    "the president",
+    "music",
+    "history",
+    "Rome",
+    "Einstein",
+    "a house",
+    "the stock market",
+    "chess",
+    "football",
+    "philosophy",
+    "love",
+    "life",
+    "America",
+    "Shakespeare",
+    "the internet",
+    "a computer",
+    "chemistry",
+    "biology",
+    "a recipe",
+    "Python",
+    "gravity",
+    "the ocean",
+    "democracy",
+    "art",
+    "a neural network",
+    "China",
+    "Newton",
+    "the universe",
+    "the weather",
+    "water",
+    "a car engine",
+    "Mozart",
 ];
 
 fn capitalised(text: &str) -> String {
@@ -165,7 +273,8 @@ fn question(random: &mut Random, wording: &str) -> String {
     if let Some(exact) = wording.strip_prefix('=') {
         return if random.below(4) == 0 { exact.to_lowercase() } else { exact.to_owned() };
     }
-    let text = if random.below(3) == 0 { random.pick(&OPENINGS).to_owned() + wording } else { wording.to_owned() };
+    let text =
+        if random.below(3) == 0 { random.pick(&OPENINGS).to_owned() + wording } else { wording.to_owned() };
     let text = if random.below(4) == 0 { text } else { capitalised(&text) };
     text + random.pick(&["?", "?", "?", "?", "", "."])
 }
@@ -205,7 +314,11 @@ fn fact(random: &mut Random) -> (String, String) {
         0 => {
             let (a, b) = random.pick(&OPPOSITES);
             let (word, other) = if random.below(2) == 0 { (a, b) } else { (b, a) };
-            let asked = random.pick(&["what is the opposite of ", "the opposite of ", "which word is the opposite of "]);
+            let asked = random.pick(&[
+                "what is the opposite of ",
+                "the opposite of ",
+                "which word is the opposite of ",
+            ]);
             (format!("{asked}{word}"), format!("The opposite of {word} is {other}."))
         }
         1 => {
@@ -217,7 +330,8 @@ fn fact(random: &mut Random) -> (String, String) {
         2 => {
             let (a, b) = (random.between(1, 99), random.between(1, 99));
             let b = if a == b { a + 1 } else { b };
-            let (which, best) = if random.below(2) == 0 { ("larger", a.max(b)) } else { ("smaller", a.min(b)) };
+            let (which, best) =
+                if random.below(2) == 0 { ("larger", a.max(b)) } else { ("smaller", a.min(b)) };
             (format!("which is {which}, {a} or {b}"), format!("{best} is {which} than {}.", a + b - best))
         }
         _ => {

@@ -9,16 +9,50 @@ pub(crate) const DAYS: [&str; 7] =
     ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
 pub(crate) const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 
 pub(crate) const OPPOSITES: [(&str, &str); 30] = [
-    ("hot", "cold"), ("big", "small"), ("old", "young"), ("fast", "slow"), ("light", "dark"), ("happy", "sad"),
-    ("high", "low"), ("open", "closed"), ("full", "empty"), ("hard", "soft"), ("wet", "dry"), ("early", "late"),
-    ("rich", "poor"), ("strong", "weak"), ("clean", "dirty"), ("near", "far"), ("up", "down"), ("left", "right"),
-    ("day", "night"), ("good", "bad"), ("long", "short"), ("wide", "narrow"), ("loud", "quiet"), ("first", "last"),
-    ("thick", "thin"), ("true", "false"), ("heavy", "weightless"), ("cheap", "expensive"), ("brave", "afraid"),
+    ("hot", "cold"),
+    ("big", "small"),
+    ("old", "young"),
+    ("fast", "slow"),
+    ("light", "dark"),
+    ("happy", "sad"),
+    ("high", "low"),
+    ("open", "closed"),
+    ("full", "empty"),
+    ("hard", "soft"),
+    ("wet", "dry"),
+    ("early", "late"),
+    ("rich", "poor"),
+    ("strong", "weak"),
+    ("clean", "dirty"),
+    ("near", "far"),
+    ("up", "down"),
+    ("left", "right"),
+    ("day", "night"),
+    ("good", "bad"),
+    ("long", "short"),
+    ("wide", "narrow"),
+    ("loud", "quiet"),
+    ("first", "last"),
+    ("thick", "thin"),
+    ("true", "false"),
+    ("heavy", "weightless"),
+    ("cheap", "expensive"),
+    ("brave", "afraid"),
     ("win", "lose"),
 ];
 
@@ -95,7 +129,8 @@ pub(crate) fn choice(random: &mut Random, split: Split, subject: Option<&'static
 type Parts = (String, String, Vec<String>);
 
 fn calendar(random: &mut Random) -> Parts {
-    let (what, names): (&str, &[&str]) = if random.below(2) == 0 { ("day", &DAYS) } else { ("month", &MONTHS) };
+    let (what, names): (&str, &[&str]) =
+        if random.below(2) == 0 { ("day", &DAYS) } else { ("month", &MONTHS) };
     let at = random.below(names.len());
     let (question, step) = match random.below(2) {
         0 => (format!("Which {what} comes right after {}?", names[at]), 1),
@@ -138,14 +173,25 @@ fn category(random: &mut Random) -> Parts {
     (format!("Which of these is {kind}?"), right, wrong)
 }
 
-/// Questions of one subject, `shots` of them before the last.
+/// Questions of one subject, `shots` of them before the last. One document in three has the answers in full, the words before
+/// the letter: what is right and which letter it has are learned apart, much sooner than both at once.
 pub(crate) fn document(random: &mut Random, shots: usize) -> Document {
     let mut document = Document::default();
     let subject = random.pick(&SUBJECTS);
-    document.push(description(subject), Role::Given);
+    let full = random.below(3) == 0;
+    let header = if full {
+        format!("The following are questions (with full answers) about {}.\n\n", subject.replace('_', " "))
+    } else {
+        description(subject)
+    };
+    document.push(header, Role::Given);
     for shot in 0..=shots {
         let choice = choice(random, Split::Train, Some(subject));
         document.push(choice.prompt(), Role::Given);
+        if full {
+            document.push(format!(" {}", choice.choices[choice.answer]), Role::Said);
+            document.push(",", Role::Given);
+        }
         document.push(format!(" {}", choice.letter()), Role::Letter);
         document.push(if shot == shots { END_OF_TEXT } else { "\n\n" }, Role::Given);
     }
@@ -169,7 +215,11 @@ mod tests {
             let right = choice.choices[choice.answer].as_str();
             if choice.subject == "number_comparison" {
                 let numbers: Vec<usize> = choice.choices.iter().map(|n| n.parse().unwrap()).collect();
-                let best = if choice.question.contains("largest") { numbers.iter().max() } else { numbers.iter().min() };
+                let best = if choice.question.contains("largest") {
+                    numbers.iter().max()
+                } else {
+                    numbers.iter().min()
+                };
                 assert_eq!(right, best.unwrap().to_string());
             }
         }

@@ -34,12 +34,13 @@ struct Args {
     /// Folder for the state of the training and for what comes out of it.
     #[arg(long, default_value = "target/ternion-tiny")]
     out: PathBuf,
-    /// Goes on with the training in the folder, by its own plan.
+    /// Goes on with the training in the folder.
     #[arg(long)]
     resume: bool,
-    /// Length of the training: 1024 tokens each.
-    #[arg(long, default_value_t = 5000)]
-    steps: usize,
+    /// Length of the training in steps of 1024 tokens (default: 4000). With --resume: another length, as long as the last
+    /// two fifths of either have not begun.
+    #[arg(long)]
+    steps: Option<usize>,
     /// Stops after so many minutes, as Ctrl-C does.
     #[arg(long)]
     minutes: Option<f64>,
@@ -58,8 +59,11 @@ impl Args {
     fn plan(&self, vocab: usize) -> Plan {
         let layers = if self.quick { 1 } else { 4 };
         let shape = Shape { hidden: 256, intermediate: 512, layers, heads: 4, kv_heads: 2, vocab };
-        let (steps, length) = if self.quick { (self.steps.min(20), 128) } else { (self.steps, 512) };
-        Plan { shape, seed: self.seed, steps, rows: 2, length, rate: 2e-3 }
+        let (steps, length) = if self.quick { (20, 128) } else { (4000, 512) };
+        let steps = self.steps.unwrap_or(steps);
+        // The few steps of a quick run do not get beyond the warm-up.
+        let rate = if self.quick { 2e-2 } else { 2e-3 };
+        Plan { shape, seed: self.seed, steps, rows: 2, length, rate }
     }
 }
 
@@ -105,6 +109,9 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         let tokenizer = master::tokenizer(&folder, 1280, args.seed, if args.quick { 200 } else { 20_000 })?;
         (State::new(args.plan(tokenizer.vocab_size()))?, tokenizer)
     };
+    if let Some(steps) = args.steps {
+        state.plan = state.lengthened(steps)?;
+    }
     let plan = state.plan;
     let batches =
         Batches { tokenizer: Arc::new(tokenizer), seed: plan.seed, rows: plan.rows, length: plan.length };

@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
 
 use super::model::{Model, Shape};
 use super::ops::with_floats;
-use super::optimizer::AdamW;
+use super::optimizer::{AdamW, cooling};
 
 /// What a training is: with the same plan and the same step, the next step is the same.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -45,6 +45,19 @@ impl State {
         let model = Model::new(plan.shape, plan.seed)?;
         let optimizer = AdamW::new(&model);
         Ok(Self { plan, step: 0, seconds: 0.0, model, optimizer })
+    }
+
+    /// The plan with another number of steps, if that would not have changed what has been done so far.
+    pub(crate) fn lengthened(&self, steps: usize) -> Result<Plan, Box<dyn Error>> {
+        let begun = self.step > cooling(steps).min(cooling(self.plan.steps));
+        if steps != self.plan.steps && begun {
+            return Err(format!(
+                "--steps {steps} comes too late: of {} steps {} are done, and the learning rate would have been another",
+                self.plan.steps, self.step
+            )
+            .into());
+        }
+        Ok(Plan { steps, ..self.plan })
     }
 
     /// Writes the file under another name first: a stop in the middle leaves the last one.

@@ -12,13 +12,18 @@ const EPSILON: f32 = 1e-8;
 const CLIP: f64 = 1.0;
 const WARM_UP: usize = 100;
 
-/// Learning rate and weight decay at `step` of `steps`: a warm-up, then a cosine; the second half has no weight decay, so
-/// that trits can settle (Ma et al., "The Era of 1-bit LLMs: Training Tips, Code and FAQ").
+/// The first step of the last part, in which the learning rate falls.
+pub(crate) fn cooling(steps: usize) -> usize {
+    steps * 3 / 5
+}
+
+/// Learning rate and weight decay at `step` of `steps`: a warm-up, a plateau, and a straight way down, on which there is no
+/// weight decay, so that trits settle (two stages, as for BitNet b1.58). Up to the way down all is the same for any
+/// number of steps: how long to train can be decided late.
 pub(crate) fn schedule(step: usize, steps: usize, peak: f64) -> (f64, f64) {
-    let warm = ((step + 1) as f64 / WARM_UP.min(steps.div_ceil(10)) as f64).min(1.0);
-    let done = step as f64 / steps as f64;
-    let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
-    (peak * warm * (0.02 + 0.98 * cosine), if done < 0.5 { 0.1 } else { 0.0 })
+    let warm = ((step + 1) as f64 / WARM_UP as f64).min(1.0);
+    let left = (steps - step) as f64 / (steps - cooling(steps)) as f64;
+    (peak * warm * left.min(1.0), if left > 1.0 { 0.1 } else { 0.0 })
 }
 
 /// Means of the gradients and of their squares, for each parameter.
@@ -83,7 +88,8 @@ mod tests {
     #[test]
     fn the_rate_warms_up_and_falls_and_the_decay_ends() {
         let at = |step| schedule(step, 1000, 1.0);
-        assert!(at(0).0 < 0.02 && at(99).0 > 0.95 && at(500).0 < 0.6 && at(999).0 < 0.03);
-        assert_eq!((at(499).1, at(500).1), (0.1, 0.0));
+        assert_eq!((at(0).0, at(99).0, at(599).0, at(800).0, at(999).0), (0.01, 1.0, 1.0, 0.5, 0.0025));
+        assert_eq!((at(599).1, at(601).1), (0.1, 0.0));
+        assert!((0..600).all(|step| schedule(step, 1000, 1.0) == schedule(step, 2000, 1.0)));
     }
 }

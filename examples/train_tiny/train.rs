@@ -172,3 +172,78 @@ fn minutes(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     format!("{}:{:02} min", seconds / 60, seconds % 60)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::Plan;
+    use super::super::export;
+    use super::super::model::Shape;
+    use super::super::ops::with_floats;
+    use super::*;
+
+    fn plan(vocab: usize) -> Plan {
+        let shape = Shape { hidden: 64, intermediate: 128, layers: 1, heads: 2, kv_heads: 1, vocab };
+        Plan { shape, seed: 5, steps: 12, rows: 3, length: 96, rate: 2e-2 }
+    }
+
+    fn begin(out: &Path) -> (State, Batches) {
+        let tokenizer = master::tokenizer(&out.join("master"), 400, 5, 50).unwrap();
+        let plan = plan(tokenizer.vocab_size());
+        let batches =
+            Batches { tokenizer: Arc::new(tokenizer), seed: plan.seed, rows: plan.rows, length: plan.length };
+        (State::new(plan).unwrap(), batches)
+    }
+
+    fn run_of(out: &Path, limit: Option<Duration>) -> Run {
+        Run { out: out.to_owned(), report: 5, evaluate: 0, limit, stop: Arc::default() }
+    }
+
+    fn bits(state: &State) -> Vec<Vec<u32>> {
+        let values = |p: &super::super::model::Parameter| {
+            with_floats(&p.value, |x| x.iter().map(|x| x.to_bits()).collect()).unwrap()
+        };
+        state.model.parameters.iter().map(values).collect()
+    }
+
+    #[tokio::test]
+    async fn the_loss_falls_and_a_stop_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut state, batches) = begin(folder.path());
+        let workers = Workers::new(1).unwrap();
+        let losses: Vec<f32> = (0..12).map(|_| step(&mut state, &batches, &workers).unwrap()).collect();
+        assert!(losses[11] < 0.8 * losses[0], "{losses:?}");
+
+        let (mut stopped, batches) = begin(folder.path());
+        let mut steps = 0;
+        // Each run ends after a step: by the time, then by the flag.
+        while stopped.step < 12 {
+            let mut run_of = run_of(folder.path(), (steps % 2 == 0).then_some(Duration::ZERO));
+            run_of.stop = Arc::new(AtomicBool::new(steps % 2 == 1));
+            assert_eq!(run(&mut stopped, &batches, &run_of).await.unwrap(), stopped.step == 12);
+            stopped = State::load(&state_file(folder.path())).unwrap();
+            steps += 1;
+            assert_eq!(stopped.step, steps);
+        }
+        assert!(bits(&state) == bits(&stopped), "with another number of threads and in twelve runs");
+    }
+
+    #[tokio::test]
+    async fn inference_computes_what_was_trained() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut state, batches) = begin(folder.path());
+        assert!(run(&mut state, &batches, &run_of(folder.path(), None)).await.unwrap());
+        report(&state, &batches, folder.path(), 1).await.unwrap();
+        let difference = export::compare(&state, &batches, &folder.path().join("master")).await.unwrap();
+        // Elsewhere an activation lay near a rounding tie.
+        assert!(difference.close > 0.9 && difference.largest < 0.5, "{difference:?}");
+    }
+
+    #[test]
+    fn a_damaged_state_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = state_file(folder.path());
+        assert!(State::load(&path).err().unwrap().to_string().contains("training.safetensors"));
+        std::fs::write(&path, b"nothing").unwrap();
+        assert!(State::load(&path).is_err());
+    }
+}

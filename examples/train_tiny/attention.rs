@@ -129,7 +129,9 @@ impl CustomOp1 for DocumentSoftmax {
                     *out = ((x - largest) * self.scale).exp();
                     sum += *out;
                 }
-                out.iter_mut().for_each(|p| *p /= sum);
+                for p in out.iter_mut() {
+                    *p /= sum;
+                }
             },
         );
         Ok((CpuStorage::F32(out), layout.shape().clone()))

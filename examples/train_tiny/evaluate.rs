@@ -71,12 +71,11 @@ async fn problems(
     random: &mut Random,
     count: usize,
 ) -> Result<Accuracy, Box<dyn Error>> {
-    let shots: String = (0..SHOTS)
-        .map(|_| {
-            let shot = arithmetic::problem(random, Split::Train);
-            format!("Question: {}\nAnswer: {}\n\n", shot.question, shot.answer)
-        })
-        .collect();
+    let mut shots = String::new();
+    for _ in 0..SHOTS {
+        let shot = arithmetic::problem(random, Split::Train);
+        shots += &format!("Question: {}\nAnswer: {}\n\n", shot.question, shot.answer);
+    }
     let mut accuracy = Accuracy::default();
     for _ in 0..count {
         let item = arithmetic::problem(random, Split::HeldOut);

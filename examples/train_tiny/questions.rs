@@ -48,9 +48,9 @@ pub(crate) fn write(folder: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 /// So many items that do not ask the same.
-fn distinct<T>(count: usize, mut next: impl FnMut() -> (String, T)) -> Vec<T> {
+fn distinct<T>(count: usize, next: impl FnMut() -> (String, T)) -> Vec<T> {
     let mut seen = HashSet::new();
-    std::iter::repeat_with(|| next())
+    std::iter::repeat_with(next)
         .filter(|(key, _)| seen.insert(key.clone()))
         .map(|(_, item)| item)
         .take(count)

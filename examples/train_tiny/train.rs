@@ -120,8 +120,8 @@ pub(crate) async fn run(state: &mut State, batches: &Batches, run: &Run) -> Resu
         let elapsed = began.elapsed();
         state.seconds = before + elapsed.as_secs_f64();
         let done = state.step == state.plan.steps;
-        if state.step % run.report == 0 || done {
-            let seconds = (elapsed - measuring).as_secs_f64();
+        if state.step.is_multiple_of(run.report) || done {
+            let seconds = elapsed.saturating_sub(measuring).as_secs_f64();
             let steps = (state.step - first) as f64;
             let tokens = steps * (state.plan.rows * state.plan.length) as f64;
             let left = (state.plan.steps - state.step) as f64 * seconds / steps;
@@ -135,7 +135,7 @@ pub(crate) async fn run(state: &mut State, batches: &Batches, run: &Run) -> Resu
             );
             losses = (0.0, 0);
         }
-        if run.evaluate > 0 && state.step % run.evaluate == 0 && !done {
+        if run.evaluate > 0 && state.step.is_multiple_of(run.evaluate) && !done {
             let start = Instant::now();
             report(state, batches, &run.out, 40).await?;
             measuring += start.elapsed();

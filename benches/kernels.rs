@@ -8,8 +8,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
 use ternion_kernels::{
-    Attention, BLOCK, DenseRef, Isa, Quantized, TernaryLayout, TernaryRef, attention, dense_matmul,
-    matmul_with,
+    Attention, BLOCK, DenseRef, Int8Block, Isa, KvBlocks, Quantized, TernaryLayout, TernaryRef, attention,
+    dense_matmul, matmul_with,
 };
 
 fn pool(threads: usize) -> rayon::ThreadPool {
@@ -103,22 +103,75 @@ fn decode(c: &mut Criterion) {
     }
 }
 
+/// Keys and values of one layer in each type; what the numbers are does not matter.
+struct LayerCache {
+    f32: Vec<Vec<f32>>,
+    f16: Vec<Vec<u16>>,
+    int8: Vec<Vec<i8>>,
+    scales: Vec<f32>,
+}
+
+impl LayerCache {
+    fn new(count: usize, kv_heads: usize, head_dim: usize) -> Self {
+        let elements = BLOCK * kv_heads * head_dim;
+        Self {
+            f32: (0..2 * count).map(|_| activations(elements, 1)).collect(),
+            // The bits of numbers from 1 to 2.
+            f16: vec![(0..elements).map(|i| 0x3c00 + (i * 7919 % 1024) as u16).collect(); 2 * count],
+            int8: vec![(0..elements).map(|i| (i * 7919 % 255) as u8 as i8).collect(); 2 * count],
+            scales: vec![0.01; kv_heads * BLOCK],
+        }
+    }
+
+    /// Attends `name` over it.
+    fn attend(&self, name: &str, shape: Attention, q: &[f32], out: &mut [f32]) {
+        fn slices<T>(all: &[Vec<T>]) -> Vec<&[T]> {
+            all.iter().map(Vec::as_slice).collect()
+        }
+        match name {
+            "f32" => {
+                let (keys, values) = self.f32.split_at(self.f32.len() / 2);
+                let (keys, values) = (slices(keys), slices(values));
+                attention(shape, q, KvBlocks::F32 { keys: &keys, values: &values }, out);
+            }
+            "f16" => {
+                let (keys, values) = self.f16.split_at(self.f16.len() / 2);
+                let (keys, values) = (slices(keys), slices(values));
+                attention(shape, q, KvBlocks::F16 { keys: &keys, values: &values }, out);
+            }
+            _ => {
+                let all: Vec<Int8Block<'_>> = self.int8.iter().map(|b| (&b[..], &self.scales[..])).collect();
+                let (keys, values) = all.split_at(all.len() / 2);
+                attention(shape, q, KvBlocks::Int8 { keys, values }, out);
+            }
+        }
+    }
+}
+
+/// Attention of one token over 16 layers, which are more than fits into the caches, and of chunks over one layer.
 fn attend(c: &mut Criterion) {
     let mut group = c.benchmark_group("attention");
     let (heads, kv_heads, head_dim) = (20, 5, 128);
-    for (past, tokens) in [(511_usize, 1), (4095, 1), (0, 512), (3584, 512)] {
+    for (past, tokens) in [(511_usize, 1), (3839, 1), (0, 512), (3584, 512)] {
         let count = (past + tokens).div_ceil(BLOCK);
-        let store: Vec<Vec<f32>> = (0..count).map(|_| activations(BLOCK, kv_heads * head_dim)).collect();
-        let blocks: Vec<&[f32]> = store.iter().map(Vec::as_slice).collect();
+        let layers: Vec<LayerCache> = (0..if tokens == 1 { 16 } else { 1 })
+            .map(|_| LayerCache::new(count, kv_heads, head_dim))
+            .collect();
         let q = activations(tokens, heads * head_dim);
         let mut out = vec![0.0; q.len()];
         let shape = Attention { heads, kv_heads, head_dim, past, scale: 0.1 };
-        group.throughput(Throughput::Elements((2 * heads * head_dim * tokens * (past + tokens / 2)) as u64));
+        let products = 2 * heads * head_dim * tokens * (past + tokens / 2) * layers.len();
+        group.throughput(Throughput::Elements(products as u64));
         for threads in thread_counts() {
             let pool = pool(threads);
-            group.bench_function(BenchmarkId::new(format!("{tokens} tokens after {past}"), threads), |b| {
-                pool.install(|| b.iter(|| attention(shape, &q, &blocks, &blocks, &mut out)));
-            });
+            for name in ["f32", "f16", "int8"] {
+                let id = format!("{name}/{tokens} tokens after {past}");
+                group.bench_function(BenchmarkId::new(id, threads), |b| {
+                    pool.install(|| {
+                        b.iter(|| layers.iter().for_each(|layer| layer.attend(name, shape, &q, &mut out)));
+                    });
+                });
+            }
         }
     }
     group.finish();

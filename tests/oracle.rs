@@ -11,7 +11,7 @@ mod cases;
 
 use std::{path::Path, sync::Arc};
 
-use cases::{argmax, cases, checkpoints, ids, largest_difference};
+use cases::{Case, argmax, cases, checkpoints, ids, largest_difference};
 use ternion::{
     GenerateRequest, LlmBackend, LogitsRequest, Message, Sampling,
     config::{Config, ModelConfig},
@@ -67,14 +67,17 @@ async fn greedy_continuations_are_those_of_transformers() {
         let model = load(&checkpoint, |_| {}).await;
         for case in cases(&checkpoint).iter().filter(|c| c.strict && c.golden["greedy_strict"] == true) {
             let expected = ids(&case.golden["greedy_f32"]);
-            let mut request = GenerateRequest::new(case.ids.clone())
-                .with_max_tokens(expected.len())
-                .with_sampling(Sampling::greedy());
-            request.ignore_eos = true;
-            let answer = model.generate(request).await.unwrap().collect().await.unwrap();
-            assert_eq!(answer.tokens, expected, "{} {}", checkpoint.display(), case.name);
+            let found = greedy(&*model, case, expected.len()).await;
+            assert_eq!(found, expected, "{} {}", checkpoint.display(), case.name);
         }
     }
+}
+
+async fn greedy(model: &dyn LlmBackend, case: &Case, count: usize) -> Vec<u32> {
+    let mut request =
+        GenerateRequest::new(case.ids.clone()).with_max_tokens(count).with_sampling(Sampling::greedy());
+    request.ignore_eos = true;
+    model.generate(request).await.unwrap().collect().await.unwrap().tokens
 }
 
 #[tokio::test]
@@ -101,16 +104,97 @@ async fn prompts_are_those_of_transformers() {
     assert!(chats >= 10, "only {chats} chats");
 }
 
+/// The sum over the places of the KL divergence of what a model says from what it says with keys and values in f32.
+fn divergence(exact: &[f32], found: &[f32], vocab: usize) -> f64 {
+    let log_softmax = |row: &[f32]| -> Vec<f64> {
+        let most = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+        let total: f64 = row.iter().map(|x| f64::from(x - most).exp()).sum();
+        row.iter().map(|x| f64::from(x - most) - total.ln()).collect()
+    };
+    let rows = exact.chunks_exact(vocab).zip(found.chunks_exact(vocab));
+    let divergences = rows.map(|(exact, found)| {
+        let (p, q) = (log_softmax(exact), log_softmax(found));
+        p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+    });
+    divergences.sum()
+}
+
+/// Keys and values in fewer bits: what is rounded may put an activation on the other side of a rounding tie, so that
+/// logits move as they do between any two implementations where a case is not strict, and an answer may go another way.
+#[tokio::test]
+async fn keys_and_values_in_fewer_bits_are_close() {
+    for (kv_type, bounds) in [("f16", Bounds::F16), ("int8", Bounds::INT8)] {
+        let (mut best, mut places, mut sum) = (0, 0, 0.0);
+        let (mut answers, mut same) = (0, 0);
+        for checkpoint in checkpoints() {
+            let exact = load(&checkpoint, |_| {}).await;
+            let model = load(&checkpoint, |c| {
+                c.options.insert("kv_type".to_owned(), kv_type.into());
+            })
+            .await;
+            let vocab = model.info().limits.vocab_size;
+            for case in cases(&checkpoint) {
+                let request = LogitsRequest::new(case.ids.clone());
+                let exact = exact.logits(request.clone()).await.unwrap();
+                let found = model.logits(request).await.unwrap();
+                assert!(exact != found, "{kv_type} changes nothing: is it used?");
+                let rows = exact.chunks_exact(vocab).zip(found.chunks_exact(vocab));
+                best += rows.filter(|(a, b)| argmax(a) == argmax(b)).count();
+                places += case.ids.len();
+                sum += divergence(&exact, &found, vocab);
+                if case.strict && case.golden["greedy_strict"] == true {
+                    let expected = ids(&case.golden["greedy_f32"]);
+                    answers += 1;
+                    same += usize::from(greedy(&*model, &case, expected.len()).await == expected);
+                }
+            }
+        }
+        let mean = sum / places as f64;
+        println!("{kv_type}: KL {mean:.1e}, best token {best} of {places}, answers {same} of {answers}");
+        assert!(mean < bounds.divergence, "{kv_type}: {mean}");
+        assert!(best as f64 > bounds.best * places as f64, "{kv_type}: {best} of {places}");
+        assert!(same as f64 > bounds.answers * answers as f64, "{kv_type}: {same} of {answers}");
+    }
+}
+
+/// What was measured, and a little more: f16 1.6e-3, 3916 of 4028 places, 59 of 75 answers; int8 3.6e-3, 3827 and 48.
+struct Bounds {
+    /// KL divergence, the mean over all places.
+    divergence: f64,
+    /// Part of the places with the same most probable token.
+    best: f64,
+    /// Part of the greedy answers that are the same.
+    answers: f64,
+}
+
+impl Bounds {
+    const F16: Self = Self { divergence: 2e-3, best: 0.965, answers: 0.75 };
+    const INT8: Self = Self { divergence: 4.5e-3, best: 0.94, answers: 0.58 };
+}
+
 /// However the prompt comes into the KV cache, the logits are the same to the last bit.
 #[tokio::test]
 async fn chunks_and_kept_prefixes_change_nothing() {
+    for kv_type in ["f32", "f16", "int8"] {
+        chunks_change_nothing(kv_type).await;
+    }
+}
+
+async fn chunks_change_nothing(kv_type: &str) {
     for checkpoint in checkpoints() {
-        let whole = load(&checkpoint, |c| c.prefill_chunk = Some(4096)).await;
+        let load = async |change: &dyn Fn(&mut ModelConfig)| {
+            let kept = |c: &mut ModelConfig| {
+                c.options.insert("kv_type".to_owned(), kv_type.into());
+                change(c);
+            };
+            load(&checkpoint, kept).await
+        };
+        let whole = load(&|c| c.prefill_chunk = Some(4096)).await;
         for case in cases(&checkpoint).iter().filter(|c| c.ids.len() > 8) {
             let expected = whole.logits(LogitsRequest::new(case.ids.clone())).await.unwrap();
-            let place = format!("{} {}", checkpoint.display(), case.name);
+            let place = format!("{} {} {kv_type}", checkpoint.display(), case.name);
             for chunk in [1, 3, 64] {
-                let model = load(&checkpoint, |c| {
+                let model = load(&|c| {
                     c.prefill_chunk = Some(chunk);
                     c.threads = Some(1);
                 })
@@ -118,7 +202,7 @@ async fn chunks_and_kept_prefixes_change_nothing() {
                 let logits = model.logits(LogitsRequest::new(case.ids.clone())).await.unwrap();
                 assert!(logits == expected, "{place}: chunks of {chunk}");
             }
-            let model = load(&checkpoint, |c| c.threads = Some(2)).await;
+            let model = load(&|c| c.threads = Some(2)).await;
             let half = case.ids.len() / 2;
             let vocab = model.info().limits.vocab_size;
             model.logits(LogitsRequest::new(case.ids[..half].to_vec())).await.unwrap();

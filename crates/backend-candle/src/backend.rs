@@ -1,17 +1,20 @@
-//! From a configuration to a running backend: opens the checkpoint, builds the decoder, starts the engine.
+//! From a configuration to a running backend: opens the checkpoint, plans its memory, builds the decoder, starts the
+//! engine.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use ternion_core::{
-    Error, LlmBackend, ModelInfo, Result,
+    Error, LlmBackend, MemoryPlan, ModelInfo, Result,
     config::ModelConfig,
     engine::{Engine, EngineOptions},
     registry::{BackendFactory, LoadProgress, Progress, load_blocking},
+    text::Tokenizer,
 };
 use ternion_formats::Checkpoint;
 
-use crate::{CandleOptions, Decoder, DecoderOptions};
+use crate::plan::{self, Sizes, Taken};
+use crate::{CandleOptions, Decoder};
 
 /// Loads models for the backend `candle`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -35,29 +38,19 @@ impl BackendFactory for CandleFactory {
     ) -> Result<Arc<dyn LlmBackend>> {
         load_blocking(name, config, progress, load).await
     }
+
+    fn keeps_memory_limit(&self) -> bool {
+        true
+    }
+
+    fn plan(&self, name: &str, config: &ModelConfig) -> Result<MemoryPlan> {
+        prepare(name, config, &Progress::none(), true).map(|prepared| prepared.sizes.plan)
+    }
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
-    let CandleOptions { head } = config.parse_options()?;
-    let path = config.path.as_ref().ok_or_else(|| {
-        Error::invalid_config(format!(
-            "model `{name}` has no `path`; a folder, a .gguf or a .safetensors file expected"
-        ))
-    })?;
-    let pool = Decoder::threads(config.threads.unwrap_or(0))?;
-    let checkpoint = pool.install(|| {
-        Checkpoint::open_with(path, &mut |done, total| {
-            progress.report(LoadProgress::new("weights", done, total));
-        })
-    })?;
-    let tokenizer = checkpoint.tokenizer()?;
-
-    let mut options = DecoderOptions::new(&checkpoint.spec);
-    options.head = head;
-    options.context = config.context.unwrap_or(options.context);
-    options.max_sequences = config.max_sequences.unwrap_or(options.max_sequences);
-    options.prefill_chunk = config.prefill_chunk.unwrap_or(options.prefill_chunk);
-
+    let Prepared { checkpoint, tokenizer, pool, sizes } = prepare(name, config, progress, false)?;
+    let Sizes { options, plan, logits_bytes } = sizes;
     let report = checkpoint.report();
     let mut info = ModelInfo::new(name, "candle");
     info.architecture.clone_from(&checkpoint.spec.architecture);
@@ -65,12 +58,54 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     info.parameters = report.parameters;
     info.weight_bytes = report.mapped_bytes + report.owned_bytes;
     info.defaults = checkpoint.sampling.clone();
+    let choices = plan.choices.join("; ");
+    tracing::info!(model = name, memory = %plan, choices, "loading");
+    info.memory = Some(plan);
+    info.capabilities.batch_invariant = true; // each sum is taken in one order, whatever the batch
     let mut engine = EngineOptions::new(info);
     engine.eos_tokens.clone_from(&checkpoint.spec.eos);
     engine.sampling = config.sampling.clone();
     engine.max_queued = config.max_queued.unwrap_or(engine.max_queued);
+    engine.logits_bytes = logits_bytes;
 
     let decoder = Decoder::new(checkpoint, pool, options)?;
     tracing::info!(model = name, context = options.context, "loaded");
     Ok(Arc::new(Engine::start(Box::new(decoder), tokenizer, engine)?))
+}
+
+/// What is known of a model before memory is taken for it.
+struct Prepared {
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    pool: Arc<rayon::ThreadPool>,
+    sizes: Sizes,
+}
+
+/// Opens a model and plans its memory. With a limit, or `only_planned`, no page of its weights is touched.
+fn prepare(name: &str, config: &ModelConfig, progress: &Progress, only_planned: bool) -> Result<Prepared> {
+    let options: CandleOptions = config.parse_options()?;
+    let path = config.path.as_ref().ok_or_else(|| {
+        Error::invalid_config(format!(
+            "model `{name}` has no `path`; a folder, a .gguf or a .safetensors file expected"
+        ))
+    })?;
+    let pool = Decoder::threads(config.threads.unwrap_or(0))?;
+    let limit = config.memory_limit.map(|limit| limit.0);
+    let mut taken = Taken { process: plan::resident(), ..Taken::default() };
+    let mut report = |done, total| progress.report(LoadProgress::new("weights", done, total));
+    let checkpoint = pool.install(|| {
+        if limit.is_none() && !only_planned {
+            return Checkpoint::open_with(path, &mut report);
+        }
+        let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(taken.process));
+        Checkpoint::open_within(path, left, &mut report)
+    })?;
+    let before = plan::resident();
+    let tokenizer = checkpoint.tokenizer()?;
+    taken.tokenizer = plan::resident().saturating_sub(before);
+    if limit.is_some() {
+        taken.reusable = plan::reusable(taken.tokenizer).min(taken.tokenizer);
+    }
+    let sizes = plan::sizes(&checkpoint, config, &options, taken)?;
+    Ok(Prepared { checkpoint, tokenizer, pool, sizes })
 }

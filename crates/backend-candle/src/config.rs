@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use ternion_core::kv::KvType;
 
 /// The table `options` of a model that runs on the backend `candle`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -10,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct CandleOptions {
     /// What logits are computed from.
     pub head: HeadPrecision,
+    /// How keys and values are stored. Left out: `f32`, or what fits where there is a `memory_limit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_type: Option<KvType>,
 }
 
 /// What logits are computed from.

@@ -4,40 +4,100 @@
 //! int8 copy halves that; the leading candidates are then computed again from the original weights, so that the choice among
 //! them is the exact one.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
+use ternion_core::Result;
 use ternion_formats::DenseTensor;
 use ternion_kernels::{Int8Matrix, dense_matmul};
+
+use crate::residency::{Place, Placement, head_rows};
+use crate::stream::Stream;
 
 /// How many of the largest logits are exact with an int8 head.
 const RESCORED: usize = 64;
 
 /// A head `[vocab_size, hidden]`.
 pub(crate) struct Head {
+    /// All rows, to read single ones of.
     exact: DenseTensor,
-    int8: Option<Int8Matrix>,
+    /// Its rows in order; one part where all of them are in memory.
+    parts: Vec<Part>,
+    has_copy: bool,
+}
+
+struct Part {
+    first: usize,
+    rows: Rows,
+}
+
+enum Rows {
+    Exact(DenseTensor, Place),
+    Copy(Int8Matrix),
 }
 
 impl Head {
-    /// A head on `weights`, with an int8 copy of them if `int8`.
-    pub(crate) fn new(weights: DenseTensor, int8: bool) -> Self {
-        let int8 = int8.then(|| Int8Matrix::new(weights.view(), weights.shape[0], weights.shape[1]));
-        Self { exact: weights, int8 }
+    /// A head on `weights`, or on an int8 copy of them if `int8`.
+    ///
+    /// # Errors
+    /// Where weights that stay in memory cannot be read, or there is no memory.
+    pub(crate) fn new(weights: DenseTensor, int8: bool, placement: &mut Placement) -> Result<Self> {
+        let vocab = weights.shape[0];
+        let step = if placement.is_limited() { head_rows(&weights) } else { vocab };
+        let part = |first: usize| -> Result<Part> {
+            let range: Range<usize> = first..vocab.min(first + step);
+            let mut tensor = weights.rows(range);
+            let rows = if int8 {
+                tensor.bytes = tensor.bytes.loaded()?;
+                Rows::Copy(Int8Matrix::new(tensor.view(), tensor.shape[0], tensor.shape[1]))
+            } else {
+                let place = placement.place(&mut tensor.bytes)?;
+                Rows::Exact(tensor, place)
+            };
+            Ok(Part { first, rows })
+        };
+        let parts = (0..vocab).step_by(step).map(part).collect::<Result<_>>()?;
+        Ok(Self { exact: weights, parts, has_copy: int8 })
     }
 
-    /// Logits `[rows, vocab_size]` of normalised hidden states `[rows, hidden]`.
-    pub(crate) fn forward(&self, hidden: &[f32], logits: &mut [f32]) {
+    /// Logits `[rows, vocab_size]` of normalised hidden states `[rows, hidden]`. `None` if a part could not be streamed.
+    ///
+    /// # Errors
+    /// Where a row that is to be exact cannot be read.
+    pub(crate) fn forward(
+        &self,
+        hidden: &[f32],
+        logits: &mut [f32],
+        stream: Option<&Stream>,
+    ) -> Result<Option<()>> {
         let (vocab, width) = (self.exact.shape[0], self.exact.shape[1]);
-        let Some(int8) = &self.int8 else {
-            dense_matmul(self.exact.view(), vocab, width, hidden, logits, vocab);
-            return;
-        };
-        int8.matmul(hidden, logits, vocab);
-        let rows = logits.par_chunks_exact_mut(vocab).zip(hidden.par_chunks_exact(width));
-        rows.for_each(|(logits, hidden)| self.rescore(hidden, logits));
+        for Part { first, rows } in &self.parts {
+            let logits = &mut logits[*first..];
+            match (rows, stream) {
+                (Rows::Copy(int8), _) => int8.matmul(hidden, logits, vocab),
+                (Rows::Exact(tensor, Place::Streamed(piece)), Some(stream)) => {
+                    let done = stream.with(*piece, |bytes| {
+                        let weights = tensor.dtype.view(bytes);
+                        dense_matmul(weights, tensor.shape[0], width, hidden, logits, vocab);
+                    });
+                    if done.is_none() {
+                        return Ok(None);
+                    }
+                }
+                (Rows::Exact(tensor, _), _) => {
+                    dense_matmul(tensor.view(), tensor.shape[0], width, hidden, logits, vocab);
+                }
+            }
+        }
+        if self.has_copy {
+            let rows = logits.par_chunks_exact_mut(vocab).zip(hidden.par_chunks_exact(width));
+            rows.try_for_each(|(logits, hidden)| self.rescore(hidden, logits))?;
+        }
+        Ok(Some(()))
     }
 
     /// Replaces the largest logits by exact ones.
-    fn rescore(&self, hidden: &[f32], logits: &mut [f32]) {
+    fn rescore(&self, hidden: &[f32], logits: &mut [f32]) -> Result<()> {
         let mut leading: Vec<u32> = (0..logits.len() as u32).collect();
         if leading.len() > RESCORED {
             leading.select_nth_unstable_by(RESCORED, |a, b| {
@@ -47,8 +107,11 @@ impl Head {
         }
         for id in leading {
             let logit = &mut logits[id as usize..=id as usize];
-            dense_matmul(self.exact.row(id as usize).view(), 1, hidden.len(), hidden, logit, 1);
+            let row = self.exact.row(id as usize);
+            let bytes = row.bytes.loaded()?;
+            dense_matmul(row.dtype.view(&bytes), 1, hidden.len(), hidden, logit, 1);
         }
+        Ok(())
     }
 }
 
@@ -57,6 +120,7 @@ mod tests {
     use ternion_formats::DenseType;
 
     use super::*;
+    use crate::residency::Budget;
 
     #[test]
     fn the_leading_logits_of_an_int8_head_are_exact() {
@@ -67,7 +131,9 @@ mod tests {
         let hidden: Vec<f32> = (0..rows * width).map(|i| (i * 31 % 17) as f32 - 8.0).collect();
         let logits = |int8| {
             let mut logits = vec![0.0; rows * vocab];
-            Head::new(weights.clone(), int8).forward(&hidden, &mut logits);
+            let mut placement = Placement::new(Budget::new(None));
+            let head = Head::new(weights.clone(), int8, &mut placement).unwrap();
+            head.forward(&hidden, &mut logits, None).unwrap().unwrap();
             logits
         };
         let (exact, fast) = (logits(false), logits(true));

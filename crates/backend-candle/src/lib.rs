@@ -5,6 +5,9 @@
 //! mapped file, and attention over a paged KV cache ([`kv`](ternion_core::kv)), which neither copies itself on append nor repeats the
 //! key/value heads. All the arithmetic of those is in `ternion-kernels`.
 //!
+//! Weights lie in the mapped file. Under a `memory_limit` the sizes that keep it are planned before anything is allocated
+//! (`plan`), and weights that do not fit are read from the disk for each step (`residency`, `stream`), with the same results.
+//!
 //! Hidden states are f32 throughout: squared ReLU passes the range of f16, and the answers are held to those of
 //! transformers in f32.
 #![forbid(unsafe_code)]
@@ -14,10 +17,14 @@ mod config;
 mod head;
 mod model;
 mod ops;
+mod plan;
+mod residency;
+mod stream;
 
 pub use backend::CandleFactory;
 pub use config::{CandleOptions, HeadPrecision};
 pub use model::{Decoder, DecoderOptions};
+pub use ternion_core::kv::KvType;
 
 use ternion_core::registry::Registry;
 

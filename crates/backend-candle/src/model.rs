@@ -1,14 +1,17 @@
 //! The decoder: one graph for all families, which differ by what their [`Checkpoint`] has (sub-norms, activation,
 //! projections that are ternary or plain).
 
-use std::{cell::RefCell, sync::Arc};
+use std::{
+    cell::RefCell,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use candle_core::{Device, Tensor};
 use candle_nn::rotary_emb::rope_thd;
 use ternion_core::{
     CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput,
     batch::{self, Span},
-    kv::{KvCache, Layout},
+    kv::{KvCache, KvType},
 };
 use ternion_formats::{Activation, Checkpoint, DenseTensor, LayerTensors, ModelSpec};
 
@@ -16,6 +19,8 @@ use crate::{
     HeadPrecision,
     head::Head,
     ops::{self, CachedAttention, GatedUnit, Norm, Projections},
+    residency::{Budget, Place, Placement},
+    stream::Stream,
 };
 
 /// Sizes that a host may set.
@@ -30,6 +35,11 @@ pub struct DecoderOptions {
     pub prefill_chunk: usize,
     /// What logits are computed from.
     pub head: HeadPrecision,
+    /// Bytes of weights that are kept in memory; the others are read from their file for each step, with the same
+    /// results. `None`: all lie in the mapped file.
+    pub resident_weights: Option<u64>,
+    /// How keys and values are stored.
+    pub kv_type: KvType,
 }
 
 impl DecoderOptions {
@@ -40,6 +50,8 @@ impl DecoderOptions {
             max_sequences: 4,
             prefill_chunk: 128,
             head: HeadPrecision::Exact,
+            resident_weights: None,
+            kv_type: KvType::F32,
         }
     }
 }
@@ -58,6 +70,8 @@ pub struct Decoder {
     kv_heads: usize,
     head_dim: usize,
     cache: KvCache,
+    /// Where not all weights are kept in memory.
+    stream: Option<Arc<Stream>>,
     pool: Arc<rayon::ThreadPool>,
 }
 
@@ -74,18 +88,24 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(tensors: LayerTensors, activation: Activation) -> Self {
+    fn new(
+        tensors: LayerTensors,
+        places: [Place; 7],
+        stream: Option<&Arc<Stream>>,
+        activation: Activation,
+    ) -> Self {
         let t = tensors;
+        let [q, k, v, o, gate, up, down] = places;
         Self {
             input_norm: Norm(t.input_norm),
-            qkv: Projections::new(vec![t.q, t.k, t.v]),
+            qkv: Projections::new(vec![(t.q, q), (t.k, k), (t.v, v)], stream),
             attn_sub_norm: t.attn_sub_norm.map(Norm),
-            o: Projections::new(vec![t.o]),
+            o: Projections::new(vec![(t.o, o)], stream),
             post_attention_norm: Norm(t.post_attention_norm),
-            gate_up: Projections::new(vec![t.gate, t.up]),
+            gate_up: Projections::new(vec![(t.gate, gate), (t.up, up)], stream),
             activation: GatedUnit(activation),
             ffn_sub_norm: t.ffn_sub_norm.map(Norm),
-            down: Projections::new(vec![t.down]),
+            down: Projections::new(vec![(t.down, down)], stream),
         }
     }
 }
@@ -104,15 +124,17 @@ impl Decoder {
             .map_err(|e| Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e))
     }
 
-    /// A decoder on the tensors of `checkpoint`; none of the mapped ones is copied.
+    /// A decoder on the tensors of `checkpoint`; none of the mapped ones is copied unless `resident_weights` is set.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidConfig`] for a size that is 0 or a context beyond the model's.
+    /// [`ErrorKind::InvalidConfig`] for a size that is 0 or a context beyond the model's; [`ErrorKind::Io`] where weights
+    /// that are to be kept in memory cannot be read.
     pub fn new(
-        checkpoint: Checkpoint,
+        mut checkpoint: Checkpoint,
         pool: Arc<rayon::ThreadPool>,
         options: DecoderOptions,
     ) -> Result<Self> {
+        let head = checkpoint.head_or_embed().clone();
         let spec = &checkpoint.spec;
         let positive = [
             ("context", options.context),
@@ -128,8 +150,16 @@ impl Decoder {
                 options.context, spec.context_length
             )));
         }
-        let head = checkpoint.head.clone().unwrap_or_else(|| checkpoint.embed.clone());
-        let head = pool.install(|| Head::new(head, options.head == HeadPrecision::Int8));
+        let mut placement = Placement::new(Budget::new(options.resident_weights));
+        let places =
+            checkpoint.layers.iter_mut().map(|layer| placement.layer(layer)).collect::<Result<Vec<_>>>()?;
+        let head_begins = placement.len();
+        let int8 = options.head == HeadPrecision::Int8;
+        let head = pool.install(|| Head::new(head, int8, &mut placement))?;
+        let stream = match placement.into_pieces() {
+            none if none.is_empty() => None,
+            pieces => Some(Arc::new(Stream::start(pieces, head_begins)?)),
+        };
         Ok(Self {
             options,
             vocab_size: spec.vocab_size,
@@ -137,18 +167,16 @@ impl Decoder {
             heads: spec.heads,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
-            cache: KvCache::new(Layout {
-                layers: spec.layers,
-                kv_heads: spec.kv_heads,
-                head_dim: spec.head_dim,
-            }),
+            cache: KvCache::new(spec.kv_layout(), options.kv_type),
             layers: {
                 let activation = spec.activation;
-                checkpoint.layers.into_iter().map(|l| Layer::new(l, activation)).collect()
+                let layers = checkpoint.layers.into_iter().zip(places);
+                layers.map(|(layer, places)| Layer::new(layer, places, stream.as_ref(), activation)).collect()
             },
             head,
             embed: checkpoint.embed,
             final_norm: Norm(checkpoint.final_norm),
+            stream,
             pool,
         })
     }
@@ -157,19 +185,32 @@ impl Decoder {
         for span in spans {
             self.cache.reserve(span.sequence, span.count)?;
         }
-        let h = self.hidden_states(batch, spans).map_err(candle_error)?;
-        self.head(&h, batch, spans, logits).map_err(candle_error)
+        let wanted = wanted(batch, spans);
+        if let Some(stream) = &self.stream {
+            stream.begin(!wanted.is_empty());
+        }
+        let rows = self.embedded(batch, spans)?;
+        let h = self.hidden_states(rows, spans).map_err(|e| self.failure(e))?;
+        self.head(&h, wanted, logits)
     }
 
-    /// The hidden states after the last layer, `[T, hidden]`.
-    fn hidden_states(&mut self, batch: &[SequenceInput<'_>], spans: &[Span]) -> candle_core::Result<Tensor> {
+    /// The rows of the embedding for all tokens, `[T, hidden]`.
+    fn embedded(&self, batch: &[SequenceInput<'_>], spans: &[Span]) -> Result<Vec<f32>> {
         let tokens: usize = spans.iter().map(|s| s.count).sum();
         let hidden = self.embed.shape[1];
         let mut rows = vec![0.0; tokens * hidden];
         let ids = batch.iter().flat_map(|input| input.tokens);
-        for (&id, row) in ids.zip(rows.chunks_exact_mut(hidden)) {
-            self.embed.view().row(id as usize, row);
+        for (&id, out) in ids.zip(rows.chunks_exact_mut(hidden)) {
+            let row = self.embed.row(id as usize);
+            row.dtype.view(&row.bytes.loaded()?).row(0, out);
         }
+        Ok(rows)
+    }
+
+    /// The hidden states after the last layer, `[T, hidden]`.
+    fn hidden_states(&mut self, rows: Vec<f32>, spans: &[Span]) -> candle_core::Result<Tensor> {
+        let hidden = self.embed.shape[1];
+        let tokens = rows.len() / hidden;
         let mut h = Tensor::from_vec(rows, (tokens, hidden), &Device::Cpu)?;
         let (cos, sin) = self.rotations(spans, tokens)?;
         let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
@@ -177,23 +218,26 @@ impl Decoder {
             rope_thd(&x.contiguous()?.reshape((1, tokens, heads, self.head_dim))?, &cos, &sin)
         };
         for (index, layer) in self.layers.iter().enumerate() {
-            let qkv = layer.qkv.forward(&layer.input_norm.forward(&h)?)?;
-            let q = rotate(&qkv.narrow(1, 0, width)?, self.heads)?;
-            let k = rotate(&qkv.narrow(1, width, kv_width)?, self.kv_heads)?;
-            let v = qkv.narrow(1, width + kv_width, kv_width)?.contiguous()?;
-            let attention = CachedAttention {
-                cache: RefCell::new(&mut self.cache),
-                layer: index,
-                spans,
-                heads: self.heads,
-                kv_heads: self.kv_heads,
-                head_dim: self.head_dim,
+            // A block, so that nothing of the attention is kept while the larger rest of the layer is computed.
+            h = {
+                let qkv = layer.qkv.forward(&layer.input_norm.forward(&h)?)?;
+                let q = rotate(&qkv.narrow(1, 0, width)?, self.heads)?;
+                let k = rotate(&qkv.narrow(1, width, kv_width)?, self.kv_heads)?;
+                let v = qkv.narrow(1, width + kv_width, kv_width)?.contiguous()?;
+                let attention = CachedAttention {
+                    cache: RefCell::new(&mut self.cache),
+                    layer: index,
+                    spans,
+                    heads: self.heads,
+                    kv_heads: self.kv_heads,
+                    head_dim: self.head_dim,
+                };
+                let mut o = q.apply_op3_no_bwd(&k, &v, &attention)?;
+                if let Some(norm) = &layer.attn_sub_norm {
+                    o = norm.forward(&o)?;
+                }
+                (h + layer.o.forward(&o)?)?
             };
-            let mut o = q.apply_op3_no_bwd(&k, &v, &attention)?;
-            if let Some(norm) = &layer.attn_sub_norm {
-                o = norm.forward(&o)?;
-            }
-            h = (h + layer.o.forward(&o)?)?;
             let gate_up = layer.gate_up.forward(&layer.post_attention_norm.forward(&h)?)?;
             let mut g = gate_up.apply_op1_no_bwd(&layer.activation)?;
             if let Some(norm) = &layer.ffn_sub_norm {
@@ -215,37 +259,60 @@ impl Decoder {
         Ok((angles.cos()?, angles.sin()?))
     }
 
-    /// The rows of logits that the batch asks for.
-    fn head(
-        &self,
-        h: &Tensor,
-        batch: &[SequenceInput<'_>],
-        spans: &[Span],
-        logits: &mut Vec<f32>,
-    ) -> candle_core::Result<()> {
-        let mut wanted = Vec::new();
-        for (input, span) in batch.iter().zip(spans) {
-            let first = match input.logits {
-                LogitsWanted::None => continue,
-                LogitsWanted::Last => span.count - 1,
-                LogitsWanted::From(first) => first.min(span.count),
-            };
-            wanted.extend((span.start + first..span.start + span.count).map(|i| i as u32));
-        }
+    /// The rows of logits of the `wanted` tokens.
+    fn head(&self, h: &Tensor, wanted: Vec<u32>, logits: &mut Vec<f32>) -> Result<()> {
         if wanted.is_empty() {
             return Ok(());
         }
         let count = wanted.len();
-        let rows = h.index_select(&Tensor::from_vec(wanted, count, &Device::Cpu)?, 0)?;
-        let rows = self.final_norm.forward(&rows)?;
+        let rows = || -> candle_core::Result<Tensor> {
+            let rows = h.index_select(&Tensor::from_vec(wanted, count, &Device::Cpu)?, 0)?;
+            self.final_norm.forward(&rows)
+        };
+        let rows = rows().map_err(candle_error)?;
         logits.resize(count * self.vocab_size, 0.0);
         let (storage, layout) = rows.storage_and_layout();
         let candle_core::Storage::Cpu(storage) = &*storage else {
-            candle_core::bail!("a tensor on the CPU expected")
+            return Err(Error::backend("a tensor is not on the CPU"));
         };
-        self.head.forward(ops::floats(storage, layout)?, logits);
-        Ok(())
+        let rows = ops::floats(storage, layout).map_err(candle_error)?;
+        match self.head.forward(rows, logits, self.stream.as_deref())? {
+            Some(()) => Ok(()),
+            None => Err(self.failure(candle_core::Error::msg("the head could not be read"))),
+        }
     }
+
+    /// Why the layers or the head failed: the stream knows it of weights that could not be read.
+    fn failure(&self, error: candle_core::Error) -> Error {
+        let streamed = self.stream.as_ref().and_then(|stream| stream.failure());
+        streamed.unwrap_or_else(|| candle_error(error))
+    }
+}
+
+/// Runs `work` on the pool's first thread, with the others at its service. Always the same one, because an allocator that
+/// has a heap for each thread would otherwise keep the hidden states of a chunk once for each of them.
+fn on_first_thread<T: Send>(pool: &rayon::ThreadPool, work: impl FnOnce() -> T + Send) -> T {
+    let work = Mutex::new(Some(work));
+    let take = || work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let results = pool.broadcast(|context| {
+        let work = if context.index() == 0 { take() } else { None };
+        work.map(|work| work())
+    });
+    results.into_iter().flatten().next().expect("invariant: a pool has a first thread, which takes the work")
+}
+
+/// The tokens of a batch whose logits are asked for, by their place in it.
+fn wanted(batch: &[SequenceInput<'_>], spans: &[Span]) -> Vec<u32> {
+    let mut wanted = Vec::new();
+    for (input, span) in batch.iter().zip(spans) {
+        let first = match input.logits {
+            LogitsWanted::None => continue,
+            LogitsWanted::Last => span.count - 1,
+            LogitsWanted::From(first) => first.min(span.count),
+        };
+        wanted.extend((span.start + first..span.start + span.count).map(|i| i as u32));
+    }
+    wanted
 }
 
 impl CausalLm for Decoder {
@@ -275,7 +342,7 @@ impl CausalLm for Decoder {
         let length = |id| self.cache.length(id);
         let spans = batch::spans(batch, length, self.options.context, self.vocab_size)?;
         let pool = Arc::clone(&self.pool);
-        let outcome = pool.install(|| self.run(batch, &spans, logits));
+        let outcome = on_first_thread(&pool, || self.run(batch, &spans, logits));
         for span in &spans {
             match outcome {
                 Ok(()) => self.cache.advance(span.sequence, span.count),

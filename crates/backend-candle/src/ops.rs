@@ -1,14 +1,17 @@
 //! The operations that candle does not have, as candle custom operations over `ternion-kernels`.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, sync::Arc};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use ternion_core::{
     batch::Span,
-    kv::{self, KvCache},
+    kv::{self, KvCache, Planes},
 };
-use ternion_formats::{Activation, DenseTensor, Linear, RmsNorm, Weights};
-use ternion_kernels as kernels;
+use ternion_formats::{Activation, Linear, RmsNorm, Weights};
+use ternion_kernels::{self as kernels, KvBlocks};
+
+use crate::residency::Place;
+use crate::stream::Stream;
 
 const _: () = assert!(kv::BLOCK == kernels::BLOCK, "attention takes the blocks of the cache");
 
@@ -25,14 +28,31 @@ pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a
 ///
 /// Query, key and value (and gate and up) go together, so that the input is quantised once.
 pub(crate) struct Projections {
-    parts: Vec<Linear>,
+    parts: Vec<(Linear, Place)>,
     rows: usize,
+    stream: Option<Arc<Stream>>,
 }
 
 impl Projections {
-    pub(crate) fn new(parts: Vec<Linear>) -> Self {
-        let rows = parts.iter().map(Linear::rows).sum();
-        Self { parts, rows }
+    pub(crate) fn new(parts: Vec<(Linear, Place)>, stream: Option<&Arc<Stream>>) -> Self {
+        let rows = parts.iter().map(|(part, _)| part.rows()).sum();
+        Self { parts, rows, stream: stream.cloned() }
+    }
+
+    /// Calls `compute` with the weights' bytes, wherever they are.
+    fn with_bytes(
+        &self,
+        part: &Linear,
+        place: Place,
+        compute: impl FnOnce(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        match (place, &self.stream) {
+            (Place::Streamed(piece), Some(stream)) => stream.with(piece, compute).unwrap_or_else(|| {
+                // The decoder asks the stream for the cause.
+                bail!("{} could not be read", part.name)
+            }),
+            _ => compute(part.bytes()),
+        }
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -49,33 +69,43 @@ impl CustomOp1 for Projections {
         let x = floats(storage, layout)?;
         let (tokens, cols) = layout.shape().dims2()?;
         let mut out = vec![0.0; tokens * self.rows];
-        // Those that take the input as it is are computed together.
+        // Those that take the input as it is and are in memory are computed together.
         let mut together = Vec::new();
+        let mut quantized = None;
         let mut offset = 0;
-        for part in &self.parts {
+        for (part, place) in &self.parts {
             if part.cols() != cols {
                 bail!("{} takes {} features, {cols} given", part.name, part.cols());
             }
             let normed = part.input_norm.as_ref().map(|norm| normalize(x, norm));
             let input = normed.as_deref().unwrap_or(x);
             match &part.weights {
-                Weights::Dense(dense) => {
-                    dense_matmul(dense, input, &mut out[offset..], self.rows);
+                Weights::Dense(dense) => self.with_bytes(part, *place, |bytes| {
+                    let out = &mut out[offset..];
+                    kernels::dense_matmul(dense.dtype.view(bytes), part.rows(), cols, input, out, self.rows);
+                    Ok(())
+                })?,
+                Weights::Ternary(ternary) if normed.is_none() && *place == Place::Here => {
+                    let weights = ternary.view().map_err(candle_core::Error::wrap)?;
+                    together.push(kernels::Product { weights, scale: ternary.scale, offset });
                 }
                 Weights::Ternary(ternary) => {
-                    let weights = ternary.view().map_err(candle_core::Error::wrap)?;
-                    let product = kernels::Product { weights, scale: ternary.scale, offset };
-                    if normed.is_some() {
-                        kernels::matmul_all(&[product], &quantize(input, cols), &mut out, self.rows);
-                    } else {
-                        together.push(product);
-                    }
+                    let own = normed.as_deref().map(|normed| quantize(normed, cols));
+                    let input =
+                        own.as_ref().unwrap_or_else(|| quantized.get_or_insert_with(|| quantize(x, cols)));
+                    self.with_bytes(part, *place, |bytes| {
+                        let weights = ternary.view_of(bytes).map_err(candle_core::Error::wrap)?;
+                        let product = kernels::Product { weights, scale: ternary.scale, offset };
+                        kernels::matmul_all(&[product], input, &mut out, self.rows);
+                        Ok(())
+                    })?;
                 }
             }
             offset += part.rows();
         }
         if !together.is_empty() {
-            kernels::matmul_all(&together, &quantize(x, cols), &mut out, self.rows);
+            let input = quantized.get_or_insert_with(|| quantize(x, cols));
+            kernels::matmul_all(&together, input, &mut out, self.rows);
         }
         Ok((CpuStorage::F32(out), Shape::from((tokens, self.rows))))
     }
@@ -91,12 +121,6 @@ fn normalize(x: &[f32], norm: &RmsNorm) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     kernels::rms_norm(x, &norm.weight, norm.eps, &mut out);
     out
-}
-
-/// `out[t * stride + n] = sum_k x[t, k] * w[n, k]` for plain weights.
-pub(crate) fn dense_matmul(dense: &DenseTensor, x: &[f32], out: &mut [f32], stride: usize) {
-    let (rows, cols) = (dense.shape[0], dense.shape[1]);
-    kernels::dense_matmul(dense.view(), rows, cols, x, out, stride);
 }
 
 /// RMS normalisation over the last dimension. candle-nn's sums in sequence, which is slower and further from
@@ -179,20 +203,21 @@ impl CustomOp3 for CachedAttention<'_> {
             cache
                 .write(span.sequence, self.layer, &k[kv.clone()], &v[kv])
                 .map_err(candle_core::Error::wrap)?;
-            let (keys, values) = cache.layer(span.sequence, self.layer).map_err(candle_core::Error::wrap)?;
-            kernels::attention(
-                kernels::Attention {
-                    heads: self.heads,
-                    kv_heads: self.kv_heads,
-                    head_dim: self.head_dim,
-                    past: span.past,
-                    scale: 1.0 / (self.head_dim as f32).sqrt(),
-                },
-                &q[start * width..end * width],
-                &keys,
-                &values,
-                &mut out[start * width..end * width],
-            );
+            let shape = kernels::Attention {
+                heads: self.heads,
+                kv_heads: self.kv_heads,
+                head_dim: self.head_dim,
+                past: span.past,
+                scale: 1.0 / (self.head_dim as f32).sqrt(),
+            };
+            let (q, out) = (&q[start * width..end * width], &mut out[start * width..end * width]);
+            let planes = cache.layer(span.sequence, self.layer).map_err(candle_core::Error::wrap)?;
+            let kv = match &planes {
+                Planes::F32 { keys, values } => KvBlocks::F32 { keys, values },
+                Planes::F16 { keys, values } => KvBlocks::F16 { keys, values },
+                Planes::Int8 { keys, values } => KvBlocks::Int8 { keys, values },
+            };
+            kernels::attention(shape, q, kv, out);
         }
         Ok((CpuStorage::F32(out), Shape::from((q.len() / width, width))))
     }

@@ -38,7 +38,7 @@ impl BackendFactory for OnnxFactory {
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
-    let OnnxOptions { library } = config.parse_options()?;
+    let OnnxOptions { library, kv_type } = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| {
         Error::invalid_config(format!("model `{name}` has no `path`; a folder or a .onnx file expected"))
     })?;
@@ -53,6 +53,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
         context: config.context.unwrap_or(0),
         max_sequences: config.max_sequences.unwrap_or(DecoderOptions::default().max_sequences),
         prefill_chunk: config.prefill_chunk.unwrap_or(DecoderOptions::default().prefill_chunk),
+        kv_type,
     };
     let decoder = Decoder::new(&library, &summary, &host, options)?;
     progress.report(LoadProgress::new("weights", summary.data_bytes(), summary.data_bytes()));
@@ -66,6 +67,8 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     info.parameters = summary.metadata("ternion.parameters").and_then(|n| n.parse().ok()).unwrap_or(0);
     info.weight_bytes = summary.data_bytes();
     info.defaults = host.sampling.clone();
+    // ONNX Runtime's own products of one row and of several go different ways.
+    info.capabilities.batch_invariant = decoder.is_fast();
     let mut engine = EngineOptions::new(info);
     let known = |id: &u32| (*id as usize) < decoder.vocab_size();
     engine.eos_tokens = host.eos.iter().copied().filter(known).collect();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use ternion_core::kv::KvType;
 
 /// The table `options` of a model that runs on the backend `onnx`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -15,4 +16,7 @@ pub struct OnnxOptions {
     /// model that is loaded decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub library: Option<PathBuf>,
+    /// How keys and values are stored. Only models of the fast variant leave it open; in others it is the graph's choice, and
+    /// anything but `f32` is refused.
+    pub kv_type: KvType,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ort::session::Session;
 use ort::value::Tensor;
 use ternion_core::batch::{self, Span};
-use ternion_core::kv::{KvCache, Layout};
+use ternion_core::kv::{KvCache, KvType, Layout};
 use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Node, Size, Summary, fast};
 
@@ -28,11 +28,17 @@ pub(crate) fn is_fast(summary: &Summary) -> bool {
 }
 
 impl FastDecoder {
-    pub(crate) fn open(library: &Library, summary: &Summary, host: &Host, sizes: Sizes) -> Result<Self> {
+    pub(crate) fn open(
+        library: &Library,
+        summary: &Summary,
+        host: &Host,
+        sizes: Sizes,
+        kv_type: KvType,
+    ) -> Result<Self> {
         let in_file = |e: Error| e.with("file", summary.path.display());
         let vocab_size = interface(summary, host).map_err(in_file)?;
         let layout = cache_layout(summary, host).map_err(in_file)?;
-        let shared = Shared::new(KvCache::new(layout));
+        let shared = Shared::new(KvCache::new(layout, kv_type));
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(sizes.threads)
             .thread_name(|i| format!("ternion-compute-{i}"))

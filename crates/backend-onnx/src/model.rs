@@ -3,6 +3,7 @@
 use ort::ep;
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
+use ternion_core::kv::KvType;
 use ternion_core::{CausalLm, Error, Result, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Summary};
 
@@ -22,12 +23,14 @@ pub struct DecoderOptions {
     pub max_sequences: usize,
     /// The most tokens of one step.
     pub prefill_chunk: usize,
+    /// How keys and values are stored; models that are not of the fast variant leave no choice.
+    pub kv_type: KvType,
 }
 
 impl Default for DecoderOptions {
     /// All cores, the model's whole context, 4 sequences, prefill in chunks of 128 tokens.
     fn default() -> Self {
-        Self { threads: 0, context: 0, max_sequences: 4, prefill_chunk: 128 }
+        Self { threads: 0, context: 0, max_sequences: 4, prefill_chunk: 128, kv_type: KvType::F32 }
     }
 }
 
@@ -92,8 +95,14 @@ impl Decoder {
         let sizes = Sizes::new(options, host)?;
         let is_fast = fast::is_fast(summary);
         let inner: Box<dyn CausalLm> = if is_fast {
-            Box::new(FastDecoder::open(library, summary, host, sizes)?)
+            Box::new(FastDecoder::open(library, summary, host, sizes, options.kv_type)?)
         } else {
+            if options.kv_type != KvType::F32 {
+                return Err(Error::invalid_config(
+                    "options.kv_type: this model's graph has a KV cache of its own; only a model of the fast variant leaves \
+                     the type open",
+                ));
+            }
             Box::new(ExportedDecoder::open(library, summary, host, sizes)?)
         };
         Ok(Self { inner, is_fast })

@@ -4,13 +4,19 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ternion::Sampling;
+use ternion::config::ByteSize;
+use ternion::context::ContextPolicy;
 use ternion::formats::convert::{Embedding, Target};
+use ternion::text::ChunkKind;
+use ternion_conformance::compare::Tolerances;
+
+use crate::args_eval::EvalArgs;
 
 /// Chat with, inspect, verify and measure ternary language models on plain CPUs.
 #[derive(Debug, Parser)]
 #[command(name = "ternion", version, propagate_version = true, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 done, 2 wrong usage, 3 bad model or configuration (or `verify` found a \
+    after_help = "Exit codes: 0 done, 1 models differ (`conformance`), 2 wrong usage, 3 bad model or configuration (or `verify` found a \
                         difference), 4 failure at run time, 130 Ctrl-C."
 )]
 pub(crate) struct Cli {
@@ -28,10 +34,15 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Count the tokens of a text, with or without the chat template. Loads no weights.
     Count(CountArgs),
+    /// Show where a long text would be cut into chunks. Loads no weights.
+    Chunk(ChunkArgs),
     /// Show what a checkpoint is, its tensors and what it takes in memory.
     Inspect(InspectArgs),
     /// Compare a model with known file hashes, logits and text (default: BitNet b1.58 2B4T).
     Verify(VerifyArgs),
+    /// Compare models that should be the same one: in other formats, on other engines, with other options. With one model, try
+    /// whether its backend keeps the contract.
+    Conformance(ConformanceArgs),
     /// Write the logits at every position of a sequence of tokens.
     Logits(LogitsArgs),
     /// Write a valid checkpoint with random ternary weights, for measurements.
@@ -40,6 +51,8 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     /// Measure load time, prefill and decode speed, memory, and the machine's memory bandwidth.
     Bench(BenchArgs),
+    /// Measure how good the answers are (GSM8K, MMLU, perplexity), of one model or of two in comparison.
+    Eval(EvalArgs),
     /// Print the JSON schema of the configuration.
     Schema,
 }
@@ -86,6 +99,9 @@ pub(crate) struct EngineArgs {
     /// Tokens that prompt and answer may have together.
     #[arg(long, value_name = "TOKENS")]
     pub(crate) context: Option<usize>,
+    /// The most memory to take, such as 400MB or 1GiB. What is left open is chosen to keep it.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory_limit: Option<ByteSize>,
 }
 
 /// How an answer is generated.
@@ -147,6 +163,28 @@ impl GenerationArgs {
     }
 }
 
+/// A long text, and what is done if it does not fit into the context.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Long inputs")]
+pub(crate) struct LongArgs {
+    /// A long text that it is about; `-` reads standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// What is done if it does not fit: reject, truncate (drops the oldest turns), truncate-head, -tail or -middle, sliding, map-reduce
+    /// or refine. Default: the configuration's, else reject.
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) policy: Option<ContextPolicy>,
+    /// The most tokens of a chunk. Default: as many as fit.
+    #[arg(long, value_name = "N")]
+    pub(crate) chunk_tokens: Option<usize>,
+    /// The most tokens that a chunk repeats of the one before.
+    #[arg(long, value_name = "N")]
+    pub(crate) overlap: Option<usize>,
+    /// Where chunks are best cut: text, markdown or code. Default: what the file's name says.
+    #[arg(long)]
+    pub(crate) kind: Option<ChunkKind>,
+}
+
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     let (id, value) = text.split_once('=').ok_or("expected ID=VALUE, such as 42=-1.5")?;
     let id = id.trim().parse().map_err(|_| format!("`{id}` is no token id"))?;
@@ -161,6 +199,8 @@ pub(crate) struct ChatArgs {
     /// Instructions that stand before the conversation.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) long: LongArgs,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
     #[command(flatten)]
@@ -179,6 +219,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) ignore_eos: bool,
     #[command(flatten)]
+    pub(crate) long: LongArgs,
+    #[command(flatten)]
     pub(crate) generation: GenerationArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
@@ -195,6 +237,15 @@ pub(crate) struct CountArgs {
     /// Count it as a message of a conversation, with all that the chat template adds.
     #[arg(long)]
     pub(crate) chat: bool,
+    /// Count a conversation, message by message: a JSON array of objects with `role` and `content`, as `/save` writes it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "file", "chat", "prompt", "ids"])]
+    pub(crate) messages: Option<PathBuf>,
+    /// The context that it is to fit into. Default: the configuration's.
+    #[arg(long, value_name = "TOKENS", requires = "messages")]
+    pub(crate) context: Option<usize>,
+    /// Tokens of it that are kept free for the answer.
+    #[arg(long, value_name = "N", requires = "messages")]
+    pub(crate) max_tokens: Option<usize>,
     /// The message's role.
     #[arg(long, default_value = "user", requires = "chat")]
     pub(crate) role: String,
@@ -209,12 +260,29 @@ pub(crate) struct CountArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ChunkArgs {
+    /// The text; `-` reads standard input.
+    pub(crate) file: PathBuf,
+    /// The most tokens of a chunk.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) max_tokens: usize,
+    /// The most tokens that a chunk repeats of the one before.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) overlap: usize,
+    /// Where it is best cut: text, markdown or code. Default: what the file's name says.
+    #[arg(long)]
+    pub(crate) kind: Option<ChunkKind>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// List every tensor instead of one line for each type.
     #[arg(long)]
     pub(crate) tensors: bool,
     #[command(flatten)]
-    pub(crate) model: ModelArgs,
+    pub(crate) engine: EngineArgs,
 }
 
 #[derive(Debug, Args)]
@@ -224,6 +292,73 @@ pub(crate) struct VerifyArgs {
     pub(crate) expect: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConformanceArgs {
+    /// A configuration or a checkpoint. The first is the reference that the others are compared with.
+    #[arg(long = "config", value_name = "PATH", required = true)]
+    pub(crate) configs: Vec<PathBuf>,
+    /// A model of the configuration, if there is one configuration alone; the first is the reference.
+    #[arg(long = "name", value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    /// Compare the perplexity of this text, too.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+    /// The most positions to compare logits at.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) positions: usize,
+    /// Tokens of each greedy answer.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) answer_tokens: usize,
+    /// Write a page with the results and plots of each position.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tolerances: ToleranceArgs,
+}
+
+/// What may differ. The defaults are nothing where the arithmetic is the same (candle and the fast operators of ONNX; an
+/// engine and itself), else what the rounding of float sums does to int8 activations.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Tolerances")]
+pub(crate) struct ToleranceArgs {
+    /// The largest difference of a logit. Default: 0, or 0.5.
+    #[arg(long, value_name = "X")]
+    max_logit: Option<f32>,
+    /// The mean difference of logits. Default: 0 or 0.02.
+    #[arg(long, value_name = "X")]
+    mean_logit: Option<f64>,
+    /// The mean Kullback-Leibler divergence. Default: 0 or 0.001.
+    #[arg(long, value_name = "NATS")]
+    mean_kl: Option<f64>,
+    /// The least fraction of positions with the same best token. Default: 1 or 0.95.
+    #[arg(long, value_name = "FRACTION")]
+    min_top1: Option<f64>,
+    /// The least fraction of the same best five tokens. Default: 1 or 0.95.
+    #[arg(long, value_name = "FRACTION")]
+    min_top5: Option<f64>,
+    /// How much less probable than the reference's a token may be with which a greedy answer parts. Default: 0 or 0.25.
+    #[arg(long, value_name = "X")]
+    greedy_gap: Option<f32>,
+    /// The relative difference of perplexities. Default: 0 or 0.002.
+    #[arg(long, value_name = "X")]
+    perplexity: Option<f64>,
+}
+
+impl ToleranceArgs {
+    /// `base`, with what the command line says.
+    pub(crate) fn over(&self, base: Tolerances) -> Tolerances {
+        let mut all = base;
+        all.max_logit = self.max_logit.unwrap_or(base.max_logit);
+        all.mean_logit = self.mean_logit.unwrap_or(base.mean_logit);
+        all.mean_kl = self.mean_kl.unwrap_or(base.mean_kl);
+        all.min_top1 = self.min_top1.unwrap_or(base.min_top1);
+        all.min_top5 = self.min_top5.unwrap_or(base.min_top5);
+        all.greedy_gap = self.greedy_gap.unwrap_or(base.greedy_gap);
+        all.perplexity = self.perplexity.unwrap_or(base.perplexity);
+        all
+    }
 }
 
 #[derive(Debug, Args)]

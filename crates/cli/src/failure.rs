@@ -13,6 +13,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// A check found a difference, which has been printed.
     Mismatch,
+    /// Models differ by more than is allowed, or a backend breaks its contract, which has been printed.
+    Beyond,
     /// Ctrl-C.
     Interrupted,
     /// Nobody reads standard output any more.
@@ -28,7 +30,7 @@ impl Failure {
         Self::Usage(message.into())
     }
 
-    /// 2: what was asked is wrong; 3: the model or the configuration is; 4: it failed while it ran; 130: Ctrl-C.
+    /// 1: models differ; 2: what was asked is wrong; 3: the model or the configuration is; 4: it failed while it ran; 130: Ctrl-C.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Error(e) => match e.kind() {
@@ -40,6 +42,7 @@ impl Failure {
                 ErrorKind::Cancelled => 130,
                 _ => 4,
             },
+            Self::Beyond => 1,
             Self::Usage(_) => 2,
             Self::Mismatch => 3,
             Self::Interrupted => 130,
@@ -96,6 +99,7 @@ mod tests {
         assert_eq!(code(ErrorKind::InvalidModel), 3);
         assert_eq!(code(ErrorKind::Backend), 4);
         assert_eq!(code(ErrorKind::Busy), 4);
+        assert_eq!(Failure::Beyond.exit_code(), 1);
         assert_eq!(Failure::Mismatch.exit_code(), 3);
         assert_eq!(Failure::Interrupted.exit_code(), 130);
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).exit_code(), 0);

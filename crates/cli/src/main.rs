@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod args_eval;
 mod bandwidth;
 mod commands;
 mod failure;
@@ -12,6 +13,7 @@ mod input;
 mod interrupt;
 mod model;
 mod output;
+mod plot;
 mod rss;
 
 use std::process::ExitCode;
@@ -62,12 +64,15 @@ async fn run(app: &App, command: Command) -> Outcome {
         Command::Chat(args) => commands::chat::run(app, &args).await,
         Command::Generate(args) => commands::generate::run(app, &args).await,
         Command::Count(args) => commands::count::run(app, &args),
+        Command::Chunk(args) => commands::chunk::run(app, &args),
         Command::Inspect(args) => commands::inspect::run(app, &args),
         Command::Verify(args) => commands::verify::run(app, &args).await,
+        Command::Conformance(args) => commands::conformance::run(app, &args).await,
         Command::Logits(args) => commands::logits::run(app, &args).await,
         Command::Synth(args) => commands::synth::run(app, &args),
         Command::Convert(args) => commands::convert::run(app, &args),
         Command::Bench(args) => commands::bench::run(app, &args).await,
+        Command::Eval(args) => commands::eval::run(app, &args).await,
         Command::Schema => commands::schema::run(app),
     }
 }

@@ -50,6 +50,7 @@ impl Selected {
         }
         model.threads = args.threads.or(model.threads);
         model.context = args.context.or(model.context);
+        model.memory_limit = args.memory_limit.or(model.memory_limit);
         Ok(selected)
     }
 

@@ -62,6 +62,13 @@ impl Output {
         }
     }
 
+    /// News of work that a bar would show where there is one.
+    pub(crate) fn progress(&self, text: &str) {
+        if !self.bars {
+            self.notice(text);
+        }
+    }
+
     /// The last line of an answer: its speed.
     pub(crate) fn closing(&self, usage: &Usage, timing: &Timing) {
         self.notice(&closing_line(usage, timing));
@@ -75,6 +82,11 @@ impl Output {
     /// A bar for other units.
     pub(crate) fn steps(&self, what: &'static str) -> Bar {
         self.bar(what, "{prefix} {wide_bar} {pos}/{len}")
+    }
+
+    /// A bar for items with a result so far and the time left.
+    pub(crate) fn evaluation(&self) -> Bar {
+        self.bar("eval", "{prefix} {wide_bar} {pos}/{len} {msg} {eta} left")
     }
 
     fn bar(&self, what: &'static str, template: &str) -> Bar {
@@ -112,6 +124,20 @@ impl Bar {
     pub(crate) fn stage(&self, what: &'static str) {
         if let Some(bar) = &self.0 {
             bar.set_prefix(what);
+        }
+    }
+
+    /// Shows what is known so far.
+    pub(crate) fn message(&self, text: String) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(text);
+        }
+    }
+
+    /// The time left is reckoned from here: what is done by now took no time.
+    pub(crate) fn begin_here(&self) {
+        if let Some(bar) = &self.0 {
+            bar.reset_eta();
         }
     }
 

@@ -1,6 +1,6 @@
 //! `LlmBackend`: all that a host sees of a model.
 
-use std::sync::Arc;
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
 
@@ -8,6 +8,9 @@ use crate::{
     Completion, Error, GenerateRequest, GenerateStream, LogitsRequest, Message, ModelInfo, Result, Score,
     ScoreRequest, Stats, text::Tokenizer,
 };
+
+/// What [`LlmBackend::unloaded`] returns.
+pub type Unloaded = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A language model that a host can talk to, whatever runs it. Used as `Arc<dyn LlmBackend>`; cheap to share, and
 /// all methods may be called at the same time from many tasks. The futures and streams need a tokio runtime, which
@@ -31,18 +34,29 @@ pub trait LlmBackend: Send + Sync {
         Stats::default()
     }
 
+    /// A future that ends when the memory of the model is free: some time after the backend and all of its streams
+    /// are dropped. It keeps nothing alive itself, and may be awaited after the backend is gone.
+    ///
+    /// # Behavior
+    /// Ends at once for a backend that holds no memory worth waiting for. A wrapper returns that of what it wraps.
+    fn unloaded(&self) -> Unloaded {
+        Box::pin(std::future::ready(()))
+    }
+
     /// Continues a prompt as a stream of events.
     ///
     /// # Requires
     /// `max_tokens` at least 1, every field of [`Sampling`](crate::Sampling) in its range, no empty stop string, a
-    /// prompt with at least one token and fewer than `context_length`.
+    /// prompt with at least one token and fewer than `context_length`, unless a
+    /// [context policy](crate::context::ContextPolicy) of the request or of the model makes a longer one fit.
     ///
     /// # Behavior
     /// Returns when the prompt's tokens are known and the request is accepted, before the model does any work. Must be
     /// awaited in a tokio runtime: template and tokenizer run on its threads for blocking work. A request has its
     /// place in the queue from before that, so that a full queue refuses it at once.
     ///
-    /// The events come in order; the last is [`Event::Done`](crate::Event::Done). A slow reader slows its own generation down and nobody else's.
+    /// The events come in order; the last is [`Event::Done`](crate::Event::Done). Where a policy changed the prompt, a
+    /// [report](crate::context::ContextReport) comes right before it. A slow reader slows its own generation down and nobody else's.
     ///
     /// # Errors
     /// Here: [`InvalidRequest`](crate::ErrorKind::InvalidRequest) naming the field and its range,
@@ -62,7 +76,8 @@ pub trait LlmBackend: Send + Sync {
     ///
     /// # Behavior
     /// One [`TokenScore`](crate::TokenScore) for each of `tokens[start..]`, from the model's raw logits: the same
-    /// numbers that `generate` reports as `logprob` for the same tokens.
+    /// numbers, but for the rounding of float sums in another order, that `generate` reports as `logprob` for the same
+    /// tokens.
     ///
     /// # Errors
     /// As [`generate`](Self::generate); [`Unsupported`](crate::ErrorKind::Unsupported) without the capability.

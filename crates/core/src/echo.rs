@@ -23,7 +23,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::{
     Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Prompt,
-    Result, ResultExt, Score, ScoreRequest, Stats, Timing, Usage,
+    Result, ResultExt, Score, ScoreRequest, ServedBy, Stats, Timing, Usage,
     config::ModelConfig,
     engine::{StopMatcher, validate},
     registry::{BackendFactory, Progress},
@@ -103,6 +103,7 @@ impl Echo {
         info.capabilities.generate = true;
         info.capabilities.chat = true;
         info.capabilities.seed = true;
+        info.capabilities.batch_invariant = true;
         Self { info, options, counters: Arc::default() }
     }
 
@@ -158,6 +159,7 @@ impl Echo {
             announced: false,
             finish_reason: None,
             place: Some(place),
+            served_by: ServedBy::from(&self.info),
         })
     }
 }
@@ -243,6 +245,7 @@ struct EchoStream {
     finish_reason: Option<FinishReason>,
     /// `None` after the end.
     place: Option<Place>,
+    served_by: ServedBy,
 }
 
 impl EchoStream {
@@ -256,7 +259,8 @@ impl EchoStream {
         let decode =
             self.first_token.map_or(Duration::ZERO, |first| self.accepted.elapsed().saturating_sub(first));
         let timing = Timing { decode, first_token: self.first_token, ..Timing::default() };
-        Event::Done { finish_reason, text, usage: self.usage, timing, seed: None }
+        let served_by = Some(self.served_by.clone());
+        Event::Done { finish_reason, text, usage: self.usage, timing, seed: None, served_by }
     }
 
     fn token(&mut self, piece: &str) -> Event {

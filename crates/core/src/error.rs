@@ -33,6 +33,8 @@ pub enum ErrorKind {
     ResourceExhausted,
     /// The queue is full at the moment. Try again later.
     Busy,
+    /// The answer took longer than the host allows. Try again later, or allow more.
+    Timeout,
     /// The caller cancelled the request.
     Cancelled,
     /// The backend has been shut down or its thread has died. Load it again.
@@ -55,10 +57,31 @@ impl ErrorKind {
             Self::ContextOverflow => "context_overflow",
             Self::ResourceExhausted => "resource_exhausted",
             Self::Busy => "busy",
+            Self::Timeout => "timeout",
             Self::Cancelled => "cancelled",
             Self::Closed => "closed",
             Self::Backend => "backend",
             Self::Io => "io",
+        }
+    }
+
+    /// Whether another model may succeed where one failed in this way: what a fallback goes on after.
+    ///
+    /// True for what lies in the model, its files or its engine (`NotFound`, `InvalidModel`, `Unsupported`,
+    /// `ResourceExhausted`, `Busy`, `Timeout`, `Closed`, `Backend`, `Io`); false for what lies in the request, in the
+    /// configuration or with the caller (`InvalidRequest`, `ContextOverflow`, `InvalidConfig`, `Cancelled`).
+    pub fn falls_over(self) -> bool {
+        match self {
+            Self::InvalidRequest | Self::ContextOverflow | Self::InvalidConfig | Self::Cancelled => false,
+            Self::NotFound
+            | Self::InvalidModel
+            | Self::Unsupported
+            | Self::ResourceExhausted
+            | Self::Busy
+            | Self::Timeout
+            | Self::Closed
+            | Self::Backend
+            | Self::Io => true,
         }
     }
 }
@@ -92,7 +115,7 @@ impl Error {
             message: message.into(),
             context: Vec::new(),
             source: None,
-            retryable: kind == ErrorKind::Busy,
+            retryable: matches!(kind, ErrorKind::Busy | ErrorKind::Timeout),
         }))
     }
 
@@ -270,8 +293,9 @@ mod tests {
     }
 
     #[test]
-    fn only_busy_is_worth_a_retry_by_default() {
+    fn only_what_passes_by_itself_is_worth_a_retry_by_default() {
         assert!(Error::new(ErrorKind::Busy, "queue full").is_retryable());
+        assert!(Error::new(ErrorKind::Timeout, "too slow").is_retryable());
         assert!(!Error::backend("x").is_retryable());
         assert!(Error::backend("x").with_retryable(true).is_retryable());
     }

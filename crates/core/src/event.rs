@@ -9,9 +9,13 @@ use std::{
 use futures_core::Stream;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{
+    Error, ErrorKind, ModelInfo, Result,
+    context::{ContextReport, ContextStep},
+};
 
-/// One event of a generation. Any number of `Prefill`, any number of `Token`, one `Done`.
+/// One event of a generation. Any number of `Prefill`, any number of `Token`, one `Done`; any number of `Context` among them
+/// where the input did not fit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -22,6 +26,11 @@ pub enum Event {
         done: usize,
         /// Prompt tokens in all.
         total: usize,
+    },
+    /// Something is done because the input does not fit into the context.
+    Context {
+        /// What.
+        step: ContextStep,
     },
     /// The model chose a token.
     Token {
@@ -47,7 +56,33 @@ pub enum Event {
         /// The seed that the tokens were drawn with; `None` if they were not drawn (greedy).
         #[serde(skip_serializing_if = "Option::is_none")]
         seed: Option<u64>,
+        /// Which model answered, where several may: behind a fallback or a handle whose model is swapped.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        served_by: Option<ServedBy>,
     },
+}
+
+/// Which model gave an answer. The backend that computes it says so, and wrappers pass it on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ServedBy {
+    /// The model's name, as [`ModelInfo::name`].
+    pub model: String,
+    /// The backend that runs it, as [`ModelInfo::backend`].
+    pub backend: String,
+}
+
+impl From<&ModelInfo> for ServedBy {
+    fn from(info: &ModelInfo) -> Self {
+        Self { model: info.name.clone(), backend: info.backend.clone() }
+    }
+}
+
+impl std::fmt::Display for ServedBy {
+    /// `model on backend`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} on {}", self.model, self.backend)
+    }
 }
 
 /// Why a generation ended.
@@ -61,10 +96,23 @@ pub enum FinishReason {
     StopString(String),
     /// `max_tokens` were generated.
     MaxTokens,
-    /// Prompt and answer fill the context.
+    /// Prompt and answer fill the context. Never with a sliding window.
     ContextFull,
     /// The request was cancelled by its token.
     Cancelled,
+}
+
+impl FinishReason {
+    /// A stable, lower-case name, for logs and metrics; a stop string is not told.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::EndOfSequence => "end_of_sequence",
+            Self::StopString(_) => "stop_string",
+            Self::MaxTokens => "max_tokens",
+            Self::ContextFull => "context_full",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// Tokens used by one request.
@@ -136,15 +184,17 @@ impl GenerateStream {
         let mut answer = String::new();
         let mut tokens = Vec::new();
         let mut logprobs = Vec::new();
+        let mut context = None;
         while let Some(event) = self.next().await {
             match event? {
-                Event::Prefill { .. } => {}
+                Event::Context { step: ContextStep::Report(report) } => context = Some(report),
+                Event::Prefill { .. } | Event::Context { .. } => {}
                 Event::Token { id, text, logprob } => {
                     answer.push_str(&text);
                     tokens.push(id);
                     logprobs.extend(logprob);
                 }
-                Event::Done { finish_reason, text, usage, timing, seed } => {
+                Event::Done { finish_reason, text, usage, timing, seed, served_by } => {
                     answer.push_str(&text);
                     return Ok(Completion {
                         text: answer,
@@ -154,6 +204,8 @@ impl GenerateStream {
                         usage,
                         timing,
                         seed,
+                        context,
+                        served_by,
                     });
                 }
             }
@@ -195,6 +247,12 @@ pub struct Completion {
     pub timing: Timing,
     /// The seed that the tokens were drawn with.
     pub seed: Option<u64>,
+    /// What was done to fit the input into the context; `None` where it fitted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub context: Option<ContextReport>,
+    /// Which model answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<ServedBy>,
 }
 
 /// The scores of a [`ScoreRequest`](crate::ScoreRequest), one for each token from `start` on.
@@ -203,12 +261,15 @@ pub struct Completion {
 pub struct Score {
     /// In the order of the tokens.
     pub tokens: Vec<TokenScore>,
+    /// Which model gave them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<ServedBy>,
 }
 
 impl Score {
     /// The scores in this order.
     pub fn new(tokens: Vec<TokenScore>) -> Self {
-        Self { tokens }
+        Self { tokens, served_by: None }
     }
 
     /// The log-probability of all the scored tokens together.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::MemoryPlan;
+
 /// What a loaded model is and can do. Constant for the life of a backend (a wrapper that swaps models returns a new one).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -18,6 +20,9 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Bytes of weights that are resident or mapped; 0 where unknown.
     pub weight_bytes: u64,
+    /// What it takes in memory, as it was planned before it was loaded; `None` where the backend makes no plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryPlan>,
     /// Upper bounds.
     pub limits: Limits,
     /// What can be asked of this backend.
@@ -36,6 +41,7 @@ impl ModelInfo {
             format: String::new(),
             parameters: 0,
             weight_bytes: 0,
+            memory: None,
             limits: Limits::default(),
             capabilities: Capabilities::default(),
             defaults: SamplingDefaults::default(),
@@ -57,7 +63,8 @@ pub struct Limits {
     pub max_queued: usize,
 }
 
-/// What can be asked of a backend. Flat, so that hosts and test suites can choose by a field.
+/// What can be asked of a backend. Flat, so that hosts and test suites can choose by a field. What a backend cannot do it
+/// refuses as [`Unsupported`](crate::ErrorKind::Unsupported) rather than leaving it out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Capabilities {
@@ -73,8 +80,18 @@ pub struct Capabilities {
     pub logprobs: bool,
     /// The same seed gives the same tokens.
     pub seed: bool,
-    /// A common prefix of successive requests is computed once.
+    /// Prompts may be longer than the context: a context policy other than `reject` is configured.
+    pub long_prompts: bool,
+    /// The context policy `sliding` works.
+    pub sliding_window: bool,
+    /// A common prefix of successive requests is computed once. It shows in the time and the usage, and in nothing else but
+    /// rounding.
     pub prefix_reuse: bool,
+    /// Results do not depend, to the last bit, on what else runs, on how a prompt is divided, and on what is kept of earlier
+    /// ones. Without it they differ by the rounding of float sums in another order, which can change a token where two are
+    /// almost equally probable, and with it all that follow.
+    #[serde(default)]
+    pub batch_invariant: bool,
 }
 
 /// The sampling that a model's own `generation_config.json` asks for; what it leaves open is neutral.

@@ -2,11 +2,20 @@
 //!
 //! A sequence is a list of blocks of [`BLOCK`] positions. Appending fills the last block and adds new ones, so nothing
 //! is ever moved; a fork shares its full blocks with its source and copies one only when it writes to it. A block
-//! has the keys and values of all layers (10 MB for BitNet 2B4T), which keeps the bookkeeping to one list per sequence.
+//! has the keys and values of all layers (10 MB of f32 for BitNet 2B4T), which keeps the bookkeeping to one list per
+//! sequence.
+//!
+//! What is written is rounded to the cache's [`KvType`] at once and never again: a prefix that is kept or shared, or a
+//! prompt in chunks, gives the same bits as a prompt that is computed whole.
+
+mod block;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::{Error, ErrorKind, Result, SequenceId, batch::no_such};
+use block::Block;
+pub use block::{Int8Plane, KvType, Planes};
+
+use crate::{Error, Result, SequenceId, batch::no_such};
 
 /// Positions in a block. `ternion_kernels::attention` takes blocks of the same size.
 pub const BLOCK: usize = 64;
@@ -18,23 +27,9 @@ pub struct Layout {
     pub layers: usize,
     /// Heads of keys and values in each.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a head; even, as rotary embeddings need it.
     pub head_dim: usize,
 }
-
-impl Layout {
-    /// Floats of the keys, or of the values, of one layer.
-    fn plane(&self) -> usize {
-        self.kv_heads * BLOCK * self.head_dim
-    }
-}
-
-/// The keys and values of [`BLOCK`] positions: for each layer the keys `[kv_heads, head_dim, BLOCK]`, then the values
-/// `[kv_heads, BLOCK, head_dim]`, as `ternion_kernels::attention` takes them.
-type Block = Vec<f32>;
-
-/// The keys, or the values, of one layer: a part of each block.
-pub type Planes<'a> = Vec<&'a [f32]>;
 
 #[derive(Default)]
 struct Sequence {
@@ -45,14 +40,15 @@ struct Sequence {
 /// The KV caches of all sequences.
 pub struct KvCache {
     layout: Layout,
+    kv_type: KvType,
     sequences: BTreeMap<SequenceId, Sequence>,
     next: u32,
 }
 
 impl KvCache {
     /// A cache without sequences.
-    pub fn new(layout: Layout) -> Self {
-        Self { layout, sequences: BTreeMap::new(), next: 0 }
+    pub fn new(layout: Layout, kv_type: KvType) -> Self {
+        Self { layout, kv_type, sequences: BTreeMap::new(), next: 0 }
     }
 
     /// Whether there is such a layer, with such heads.
@@ -115,18 +111,15 @@ impl KvCache {
     /// # Errors
     /// If `id` does not exist; [`ResourceExhausted`](ErrorKind::ResourceExhausted) without memory.
     pub fn reserve(&mut self, id: SequenceId, count: usize) -> Result<()> {
-        let floats = 2 * self.layout.layers * self.layout.plane();
         let s = self.sequences.get_mut(&id).ok_or_else(|| no_such(id))?;
         let first = s.length / BLOCK;
         if let Some(partial) = s.blocks.get_mut(first)
             && Arc::get_mut(partial).is_none()
         {
-            let mut own = allocate(floats)?;
-            own.copy_from_slice(partial);
-            *partial = Arc::new(own);
+            *partial = Arc::new(partial.try_clone()?);
         }
         while s.blocks.len() * BLOCK < s.length + count {
-            s.blocks.push(Arc::new(allocate(floats)?));
+            s.blocks.push(Arc::new(Block::new(&self.layout, self.kv_type)?));
         }
         Ok(())
     }
@@ -144,22 +137,13 @@ impl KvCache {
     /// # Errors
     /// If `id` does not exist or has no room.
     pub fn write(&mut self, id: SequenceId, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
-        let Layout { kv_heads, head_dim, .. } = self.layout;
-        let plane = self.layout.plane();
+        let width = self.layout.kv_heads * self.layout.head_dim;
         let s = self.sequences.get_mut(&id).ok_or_else(|| no_such(id))?;
-        let rows = keys.chunks_exact(kv_heads * head_dim).zip(values.chunks_exact(kv_heads * head_dim));
-        for (i, (key, value)) in rows.enumerate() {
-            let position = s.length + i;
+        let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
+        for (position, (key, value)) in (s.length..).zip(rows) {
             let block =
                 s.blocks.get_mut(position / BLOCK).and_then(Arc::get_mut).ok_or_else(|| no_room(id))?;
-            let (k, v) = block[2 * layer * plane..][..2 * plane].split_at_mut(plane);
-            for head in 0..kv_heads {
-                let from = head * head_dim..(head + 1) * head_dim;
-                let column = k[head * head_dim * BLOCK + position % BLOCK..].iter_mut().step_by(BLOCK);
-                column.zip(&key[from.clone()]).for_each(|(place, x)| *place = *x);
-                let at = (head * BLOCK + position % BLOCK) * head_dim;
-                v[at..at + head_dim].copy_from_slice(&value[from]);
-            }
+            block.write(&self.layout, layer, position % BLOCK, key, value);
         }
         Ok(())
     }
@@ -168,21 +152,10 @@ impl KvCache {
     ///
     /// # Errors
     /// If `id` does not exist.
-    pub fn layer(&self, id: SequenceId, layer: usize) -> Result<(Planes<'_>, Planes<'_>)> {
-        let plane = self.layout.plane();
+    pub fn layer(&self, id: SequenceId, layer: usize) -> Result<Planes<'_>> {
         let s = self.sequences.get(&id).ok_or_else(|| no_such(id))?;
-        Ok(s.blocks.iter().map(|block| block[2 * layer * plane..][..2 * plane].split_at(plane)).unzip())
+        Ok(block::planes(s.blocks.iter().map(AsRef::as_ref), &self.layout, self.kv_type, layer))
     }
-}
-
-fn allocate(floats: usize) -> Result<Block> {
-    let mut block = Vec::new();
-    block.try_reserve_exact(floats).map_err(|e| {
-        Error::new(ErrorKind::ResourceExhausted, format!("no memory for {} bytes of KV cache", floats * 4))
-            .with_source(e)
-    })?;
-    block.resize(floats, 0.0);
-    Ok(block)
 }
 
 fn no_room(id: SequenceId) -> Error {
@@ -191,11 +164,15 @@ fn no_room(id: SequenceId) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+    use proptest::prelude::*;
+
     use super::*;
 
     const LAYOUT: Layout = Layout { layers: 2, kv_heads: 2, head_dim: 2 };
+    const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Int8];
 
-    /// Appends positions whose keys are their numbers plus `tag`.
+    /// Appends positions whose keys are their numbers plus `tag`, plus a part of 1 for each dimension.
     fn append(cache: &mut KvCache, id: SequenceId, count: usize, tag: f32) {
         cache.reserve(id, count).unwrap();
         let start = cache.length(id).unwrap();
@@ -209,64 +186,184 @@ mod tests {
         cache.advance(id, count);
     }
 
-    /// The key of head 1, first dimension, at a position of layer 1, and the value there.
-    fn at(cache: &KvCache, id: SequenceId, position: usize) -> (f32, f32) {
-        let (keys, values) = cache.layer(id, 1).unwrap();
+    /// Key and value of layer 1 at a position, in head 1, dimension 0 or 1.
+    fn element(cache: &KvCache, id: SequenceId, position: usize, d: usize) -> (f32, f32) {
         let (block, place) = (position / BLOCK, position % BLOCK);
-        (keys[block][2 * BLOCK + place], values[block][(BLOCK + place) * 2])
+        let (key_at, value_at) = ((2 + d) * BLOCK + place, (BLOCK + place) * 2 + d);
+        match cache.layer(id, 1).unwrap() {
+            Planes::F32 { keys, values } => (keys[block][key_at], values[block][value_at]),
+            Planes::F16 { keys, values } => (
+                f16::from_bits(keys[block][key_at]).to_f32(),
+                f16::from_bits(values[block][value_at]).to_f32(),
+            ),
+            Planes::Int8 { keys, values } => {
+                let ((keys, key_scales), (values, value_scales)) = (keys[block], values[block]);
+                let key = keys[(BLOCK + place) * 2 + d];
+                let value = values[(BLOCK + place / 2 * 2 + d) * 2 + place % 2];
+                (f32::from(key) * key_scales[BLOCK + place], f32::from(value) * value_scales[BLOCK + place])
+            }
+        }
+    }
+
+    /// The same of dimension 0.
+    fn at(cache: &KvCache, id: SequenceId, position: usize) -> (f32, f32) {
+        element(cache, id, position, 0)
+    }
+
+    /// What rounding may change at most of numbers up to `largest`.
+    fn close(kv_type: KvType, found: f32, expected: f32, largest: f32) -> bool {
+        let step = match kv_type {
+            KvType::F32 => 0.0,
+            KvType::F16 => expected.abs() / 2048.0,
+            KvType::Int8 => largest / 253.9,
+        };
+        (found - expected).abs() <= step
     }
 
     #[test]
     fn positions_keep_their_place_however_they_are_appended() {
-        let mut cache = KvCache::new(LAYOUT);
-        let id = cache.create();
-        for count in [1, 62, 1, 1, 100, 3] {
-            append(&mut cache, id, count, 0.0);
-        }
-        assert_eq!(cache.length(id), Some(168));
-        for position in [0, 1, 63, 64, 127, 128, 167] {
-            let key = position as f32 + 0.5;
-            assert_eq!(at(&cache, id, position), (key, -key - 1.0));
+        for kv_type in TYPES {
+            let mut cache = KvCache::new(LAYOUT, kv_type);
+            let id = cache.create();
+            for count in [1, 62, 1, 1, 100, 3] {
+                append(&mut cache, id, count, 0.0);
+            }
+            assert_eq!(cache.length(id), Some(168));
+            for position in [0, 1, 63, 64, 127, 128, 167] {
+                for d in 0..2 {
+                    let expected = position as f32 + 0.5 + 0.25 * d as f32;
+                    let (key, value) = element(&cache, id, position, d);
+                    let largest = expected + 1.25;
+                    assert!(close(kv_type, key, expected, largest), "{kv_type:?} {position}: {key}");
+                    assert!(close(kv_type, value, -expected - 1.0, largest), "{kv_type:?}: {value}");
+                }
+            }
         }
     }
 
     #[test]
     fn a_fork_shares_until_it_writes() {
-        let mut cache = KvCache::new(LAYOUT);
-        let source = cache.create();
-        append(&mut cache, source, 100, 0.0);
-        let fork = cache.fork(source, 70).unwrap();
-        assert!(Arc::ptr_eq(&cache.sequences[&source].blocks[0], &cache.sequences[&fork].blocks[0]));
-        append(&mut cache, fork, 5, 1000.0);
-        assert!(Arc::ptr_eq(&cache.sequences[&source].blocks[0], &cache.sequences[&fork].blocks[0]));
-        assert_eq!(at(&cache, fork, 69).0, 69.5);
-        assert_eq!(at(&cache, fork, 70).0, 1070.5);
-        assert_eq!(at(&cache, source, 70).0, 70.5);
-        cache.free(source);
-        assert_eq!(at(&cache, fork, 10).0, 10.5);
-        assert_eq!((cache.sequences(), cache.length(source)), (1, None));
+        for kv_type in TYPES {
+            let mut cache = KvCache::new(LAYOUT, kv_type);
+            let source = cache.create();
+            append(&mut cache, source, 100, 0.0);
+            let before = at(&cache, source, 70);
+            let fork = cache.fork(source, 70).unwrap();
+            let shared = |cache: &KvCache, block: usize| {
+                Arc::ptr_eq(&cache.sequences[&source].blocks[block], &cache.sequences[&fork].blocks[block])
+            };
+            assert!(shared(&cache, 0) && shared(&cache, 1));
+            append(&mut cache, fork, 5, 1000.0);
+            assert!(shared(&cache, 0) && !shared(&cache, 1));
+            assert_eq!(at(&cache, fork, 69), at(&cache, source, 69));
+            assert!(at(&cache, fork, 70).0 > 1066.0);
+            assert_eq!(at(&cache, source, 70), before);
+            let kept = at(&cache, fork, 10);
+            cache.free(source);
+            assert_eq!(at(&cache, fork, 10), kept);
+            assert_eq!((cache.sequences(), cache.length(source)), (1, None));
+        }
     }
 
     #[test]
     fn truncation_frees_whole_blocks_and_goes_on() {
-        let mut cache = KvCache::new(LAYOUT);
-        let id = cache.create();
-        append(&mut cache, id, 130, 0.0);
-        cache.truncate(id, 64);
-        assert_eq!(cache.sequences[&id].blocks.len(), 1);
-        append(&mut cache, id, 2, 500.0);
-        assert_eq!((at(&cache, id, 63).0, at(&cache, id, 65).0), (63.5, 565.5));
-        cache.truncate(id, 0);
-        assert!(cache.sequences[&id].blocks.is_empty());
-        cache.truncate(id, 10);
-        assert_eq!(cache.length(id), Some(0));
+        for kv_type in TYPES {
+            let mut cache = KvCache::new(LAYOUT, kv_type);
+            let id = cache.create();
+            append(&mut cache, id, 130, 0.0);
+            let before = at(&cache, id, 63);
+            cache.truncate(id, 64);
+            assert_eq!(cache.sequences[&id].blocks.len(), 1);
+            append(&mut cache, id, 2, 500.0);
+            assert_eq!(at(&cache, id, 63), before);
+            assert!(close(kv_type, at(&cache, id, 65).0, 565.5, 565.75));
+            cache.truncate(id, 0);
+            assert!(cache.sequences[&id].blocks.is_empty());
+            cache.truncate(id, 10);
+            assert_eq!(cache.length(id), Some(0));
+        }
     }
 
     #[test]
     fn writing_without_room_is_an_error() {
-        let mut cache = KvCache::new(LAYOUT);
+        let mut cache = KvCache::new(LAYOUT, KvType::Int8);
         let id = cache.create();
         assert!(cache.write(id, 0, &[0.0; 4], &[0.0; 4]).is_err());
         assert!(cache.write(SequenceId(99), 0, &[0.0; 4], &[0.0; 4]).is_err());
+    }
+
+    #[test]
+    fn sizes_are_those_that_are_allocated() {
+        let layout = Layout { layers: 30, kv_heads: 5, head_dim: 128 };
+        let of = |kv_type| layout.bytes_per_position(kv_type);
+        assert_eq!(TYPES.map(of), [153_600, 76_800, 39_600]);
+        assert_eq!(TYPES.map(|t| t.to_string()), ["f32", "f16", "int8"]);
+        assert_eq!(layout.bytes(KvType::Int8, 65), 128 * 39_600);
+        for kv_type in TYPES {
+            let bytes = match Block::new(&LAYOUT, kv_type).unwrap() {
+                Block::F32(x) => size_of_val(&x[..]),
+                Block::F16(x) => size_of_val(&x[..]),
+                Block::Int8 { elements, scales } => elements.len() + size_of_val(&scales[..]),
+            };
+            assert_eq!(bytes as u64, LAYOUT.bytes(kv_type, 1));
+        }
+    }
+
+    /// The elements of one head of a fresh cache.
+    fn stored(kv_type: KvType, key: [f32; 2]) -> [f32; 2] {
+        let mut cache = KvCache::new(LAYOUT, kv_type);
+        let id = cache.create();
+        cache.reserve(id, 1).unwrap();
+        cache.write(id, 1, &[0.0, 0.0, key[0], key[1]], &[1.0; 4]).unwrap();
+        cache.advance(id, 1);
+        [0, 1].map(|d| element(&cache, id, 0, d).0)
+    }
+
+    #[test]
+    fn what_no_type_can_hold_is_seen_and_the_rest_is_kept_in_range() {
+        assert_eq!(stored(KvType::F16, [1e6, -1e6]), [65504.0, -65504.0]);
+        assert_eq!(stored(KvType::F16, [f32::INFINITY, 1.0]), [f32::INFINITY, 1.0]);
+        assert!(stored(KvType::F16, [f32::NAN, 1.0])[0].is_nan());
+        for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(stored(KvType::Int8, [broken, 1.0]).iter().all(|x| x.is_nan()), "{broken}");
+        }
+        assert_eq!(stored(KvType::Int8, [0.0, 0.0]), [0.0, 0.0]);
+        assert_eq!(stored(KvType::Int8, [1e-38, -1e-38]), [0.0, 0.0]);
+        let [large, _] = stored(KvType::Int8, [3e38, 1.0]);
+        assert!(large.is_finite() && large > 2.99e38);
+    }
+
+    proptest! {
+        #[test]
+        fn int8_is_within_half_a_step(a in -1e4f32..1e4, b in -1e4f32..1e4) {
+            let largest = a.abs().max(b.abs());
+            let [x, y] = stored(KvType::Int8, [a, b]);
+            prop_assert!(close(KvType::Int8, x, a, largest) && close(KvType::Int8, y, b, largest));
+        }
+
+        /// Appending in any parts, with forks and truncations in between, leaves the same bits.
+        #[test]
+        fn parts_make_the_same_cache(cuts in proptest::collection::vec(1usize..90, 1..6), back in 0usize..40) {
+            for kv_type in TYPES {
+                let total: usize = cuts.iter().sum();
+                let mut cache = KvCache::new(LAYOUT, kv_type);
+                let whole = cache.create();
+                append(&mut cache, whole, total, 0.0);
+                let mut id = cache.create();
+                for count in &cuts {
+                    append(&mut cache, id, *count, 0.0);
+                    let length = cache.length(id).unwrap();
+                    let fork = cache.fork(id, length - back.min(length)).unwrap();
+                    append(&mut cache, fork, back.min(length), 0.0);
+                    cache.free(id);
+                    id = fork;
+                }
+                for position in 0..total {
+                    for d in 0..2 {
+                        prop_assert_eq!(element(&cache, id, position, d), element(&cache, whole, position, d));
+                    }
+                }
+            }
+        }
     }
 }

@@ -6,9 +6,11 @@
 //!   tokenizing, batching, prefix reuse, sampling, stop strings and streaming are written once, here, so that engines
 //!   can differ in their logits and in nothing else.
 //! * [`text`] holds the preprocessing: tokenizer, token counting, chat templates, incremental detokenizing.
+//! * [`context`] is what is done with inputs that are longer than the context.
 //! * [`config`] and [`registry`] turn a configuration file into a backend.
 //! * [`batch`] holds the checks that every engine makes of a batch.
 //! * [`kv`] is a paged KV cache for engines that keep keys and values themselves.
+//! * [`MemoryPlan`] says what a model takes in memory, before it takes it.
 //! * [`mod@file`] reads small files within a bound.
 //! * [`echo`] is a backend without a model, for the tests of hosts.
 //!
@@ -19,6 +21,7 @@ mod backend;
 pub mod batch;
 mod causal;
 pub mod config;
+pub mod context;
 pub mod echo;
 pub mod engine;
 mod error;
@@ -26,13 +29,17 @@ mod event;
 pub mod file;
 mod info;
 pub mod kv;
+mod memory;
 pub mod registry;
 mod request;
 pub mod text;
 
-pub use backend::{LlmBackend, LlmBackendExt};
+pub use backend::{LlmBackend, LlmBackendExt, Unloaded};
 pub use causal::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
 pub use error::{Error, ErrorKind, Result, ResultExt};
-pub use event::{Completion, Event, FinishReason, GenerateStream, Score, Timing, TokenScore, Usage};
+pub use event::{
+    Completion, Event, FinishReason, GenerateStream, Score, ServedBy, Timing, TokenScore, Usage,
+};
 pub use info::{Capabilities, Limits, ModelInfo, SamplingDefaults, Stats};
+pub use memory::{MemoryPart, MemoryPlan};
 pub use request::{GenerateRequest, LogitsRequest, Message, Prompt, Sampling, ScoreRequest};

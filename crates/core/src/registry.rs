@@ -8,8 +8,9 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
-    Error, ErrorKind, LlmBackend, Result, ResultExt,
+    Error, ErrorKind, LlmBackend, MemoryPlan, Result, ResultExt,
     config::{Config, ModelConfig, suggest},
+    context::ContextLayer,
     echo::EchoFactory,
 };
 
@@ -39,6 +40,25 @@ pub trait BackendFactory: Send + Sync {
     /// Dropping the future gives the model up; what has been started may go on in the background until it is done.
     async fn load(&self, name: &str, config: &ModelConfig, progress: Progress)
     -> Result<Arc<dyn LlmBackend>>;
+
+    /// Whether [`load`](Self::load) keeps the configuration's `memory_limit`. Where it does not, a configuration with one
+    /// is refused.
+    fn keeps_memory_limit(&self) -> bool {
+        false
+    }
+
+    /// What the model would take in memory, without loading its weights. Blocks.
+    ///
+    /// # Requires
+    /// As [`load`](Self::load).
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported) where the backend makes no plans, else as [`load`](Self::load).
+    fn plan(&self, name: &str, config: &ModelConfig) -> Result<MemoryPlan> {
+        let _ = (name, config);
+        Err(Error::unsupported(format!("backend `{}` makes no plan of its memory", self.name()))
+            .during("plan"))
+    }
 }
 
 /// Runs the `load` of a backend whose loading blocks, on tokio's threads for such work: what most factories'
@@ -130,7 +150,8 @@ impl Registry {
         self.factories.values().map(|factory| (factory.name(), factory.description()))
     }
 
-    /// Loads a model of a configuration: the one that is named, else its default. Must be awaited in a tokio runtime;
+    /// Loads a model of a configuration, with its context policy around it: the one that is named, else its default. Its
+    /// `layers` and its `fallback` are what the facade `ternion` adds. Must be awaited in a tokio runtime;
     /// outside of one, the loading of most backends panics.
     ///
     /// # Errors
@@ -150,13 +171,44 @@ impl Registry {
         model: Option<&str>,
         progress: Progress,
     ) -> Result<Arc<dyn LlmBackend>> {
-        let find = || -> Result<_> {
-            let (name, model) = config.model(model)?;
-            model.validate(name)?;
-            Ok((name, model, self.factory(&model.backend)?))
+        let (name, model, factory) = self.find(config, model).during("load")?;
+        let load = async {
+            let backend = factory.load(name, model, progress).await?;
+            Ok::<Arc<dyn LlmBackend>, Error>(Arc::new(ContextLayer::new(
+                backend,
+                model.context_policy.clone(),
+            )?))
         };
-        let (name, model, factory) = find().during("load")?;
-        factory.load(name, model, progress).await.with("model", name).during("load")
+        load.await.with("model", name).during("load")
+    }
+
+    /// What a model of a configuration would take in memory, without loading it. Blocks while it reads the files.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and [`Unsupported`](ErrorKind::Unsupported) where the backend makes no plans.
+    pub fn plan(&self, config: &Config, model: Option<&str>) -> Result<MemoryPlan> {
+        let (name, model, factory) = self.find(config, model).during("plan")?;
+        factory.plan(name, model).with("model", name).during("plan")
+    }
+
+    fn find<'a>(
+        &self,
+        config: &'a Config,
+        model: Option<&str>,
+    ) -> Result<(&'a str, &'a ModelConfig, &Arc<dyn BackendFactory>)> {
+        let (name, model) = config.model(model)?;
+        model.validate(name)?;
+        let factory = self.factory(&model.backend)?;
+        if model.memory_limit.is_some() && !factory.keeps_memory_limit() {
+            let able: Vec<&str> =
+                self.factories.values().filter(|f| f.keeps_memory_limit()).map(|f| f.name()).collect();
+            let able = if able.is_empty() { "none that is compiled in".to_owned() } else { able.join(", ") };
+            return Err(Error::unsupported(format!(
+                "models.{name}.memory_limit: backend `{}` cannot keep a limit; backends that can: {able}",
+                model.backend
+            )));
+        }
+        Ok((name, model, factory))
     }
 
     fn factory(&self, name: &str) -> Result<&Arc<dyn BackendFactory>> {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::context::ContextPolicy;
+
 /// One message of a conversation. The text is untrusted: special tokens in it are encoded as plain text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
@@ -100,8 +102,8 @@ pub struct Sampling {
     /// Added to the logits of these token ids; finite, or `-inf`, which forbids a token. Files and variables cannot
     /// say `-inf`; there a bias of -1e30 does the same.
     pub logit_bias: BTreeMap<u32, f32>,
-    /// The same seed with the same prompt gives the same tokens, whatever else runs. `None` draws a seed, which the
-    /// final event reports.
+    /// The same seed with the same prompt gives the same tokens, whatever else runs (but for rounding, where the backend is
+    /// not [`batch_invariant`](crate::Capabilities::batch_invariant)). `None` draws a seed, which the final event reports.
     pub seed: Option<u64>,
 }
 
@@ -138,6 +140,11 @@ pub struct GenerateRequest {
     pub sampling: Sampling,
     /// Report with each token its log-probability under the model (before penalties and temperature).
     pub logprobs: bool,
+    /// What is done if the prompt does not fit into the context. `None`: what the model's configuration says.
+    pub context_policy: Option<ContextPolicy>,
+    /// A long text that the prompt is about: it comes before the last user message, or before the text, and is what a policy
+    /// cuts first.
+    pub document: Option<String>,
     /// Cancels the request from anywhere; dropping the stream does the same.
     pub cancel: CancellationToken,
 }
@@ -152,6 +159,8 @@ impl GenerateRequest {
             ignore_eos: false,
             sampling: Sampling::default(),
             logprobs: false,
+            context_policy: None,
+            document: None,
             cancel: CancellationToken::new(),
         }
     }
@@ -182,6 +191,18 @@ impl GenerateRequest {
     /// The same request with log-probabilities.
     pub fn with_logprobs(mut self) -> Self {
         self.logprobs = true;
+        self
+    }
+
+    /// The same request with this policy for a prompt that does not fit.
+    pub fn with_context_policy(mut self, policy: ContextPolicy) -> Self {
+        self.context_policy = Some(policy);
+        self
+    }
+
+    /// The same request about a long text.
+    pub fn with_document(mut self, text: impl Into<String>) -> Self {
+        self.document = Some(text.into());
         self
     }
 

@@ -2,14 +2,21 @@
 //!
 //! Weights stay where they lie in the file. Every tensor holds its file's map alive, so a checkpoint may be taken apart
 //! and its parts may outlive it.
+//!
+//! A page of a map counts as this process's memory from the moment that it is touched. Under a limit of memory nothing
+//! is touched that need not be: bytes that are only looked at once go through a small buffer, and what an engine streams
+//! it reads with [`read_at`](SharedBytes::read_at). Either way the bytes are the same.
 
 use std::fs::File;
 use std::ops::{Deref, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
-use ternion_core::{Error, Result};
+use ternion_core::{Error, ErrorKind, Result};
+
+/// Bytes that are read at a time where a file is not to be touched; a whole number of elements of every type.
+const PIECE: usize = 4 << 20;
 
 /// Read-only bytes that are cheap to clone: a range of a mapped file, or of an owned buffer.
 #[derive(Clone)]
@@ -19,8 +26,15 @@ pub struct SharedBytes {
 }
 
 enum Owner {
-    Mapped(Mmap),
+    Mapped(Mapped),
     Owned(Vec<u8>),
+}
+
+struct Mapped {
+    map: Mmap,
+    file: File,
+    path: PathBuf,
+    untouched: bool,
 }
 
 impl SharedBytes {
@@ -30,6 +44,19 @@ impl SharedBytes {
     /// [`NotFound`](ternion_core::ErrorKind::NotFound) or [`Io`](ternion_core::ErrorKind::Io), naming the file;
     /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where it is empty or no regular file.
     pub fn map(path: &Path) -> Result<Self> {
+        Self::open(path, false)
+    }
+
+    /// [`map`](Self::map) for a process with little memory: [`pieces`](Self::pieces) and [`loaded`](Self::loaded) read
+    /// the file instead of touching the map.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn map_untouched(path: &Path) -> Result<Self> {
+        Self::open(path, true)
+    }
+
+    fn open(path: &Path, untouched: bool) -> Result<Self> {
         // Asked before opening: opening a pipe would wait for its writer.
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if !metadata.is_file() {
@@ -43,7 +70,8 @@ impl SharedBytes {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let map = map_file(&file).map_err(|e| Error::io(path, e))?;
         let range = 0..map.len();
-        Ok(Self { owner: Arc::new(Owner::Mapped(map)), range })
+        let mapped = Mapped { map, file, path: path.to_owned(), untouched };
+        Ok(Self { owner: Arc::new(Owner::Mapped(mapped)), range })
     }
 
     /// A part of these bytes with the same owner; `None` where `range` does not lie within them.
@@ -59,6 +87,115 @@ impl SharedBytes {
     pub fn is_mapped(&self) -> bool {
         matches!(*self.owner, Owner::Mapped(_))
     }
+
+    /// Copies the bytes from `from` on into `out`. Those of a file are read from it without touching its map; a file that
+    /// has become shorter gives an error.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`](ErrorKind::InvalidRequest) beyond the end, [`Io`](ErrorKind::Io) where reading fails, naming
+    /// the file.
+    pub fn read_at(&self, from: usize, out: &mut [u8]) -> Result<()> {
+        let end = from.checked_add(out.len()).filter(|end| *end <= self.range.len());
+        let end = end.ok_or_else(|| {
+            let length = self.range.len();
+            Error::invalid_request(format!("{} bytes from {from} on, but there are {length}", out.len()))
+        })?;
+        match &*self.owner {
+            Owner::Owned(_) => out.copy_from_slice(&self[from..end]),
+            Owner::Mapped(mapped) => {
+                let at = (self.range.start + from) as u64;
+                read_exact_at(&mapped.file, at, out).map_err(|e| Error::io(&mapped.path, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `look` with all bytes, piece by piece and in order, and with where each begins, until it returns `false`.
+    /// A piece but the last is a whole number of elements of any type.
+    ///
+    /// # Errors
+    /// [`Io`](ErrorKind::Io) where reading fails.
+    pub(crate) fn pieces(&self, mut look: impl FnMut(usize, &[u8]) -> bool) -> Result<()> {
+        if !self.is_untouched() {
+            look(0, self);
+            return Ok(());
+        }
+        let mut buffer = vec![0; PIECE.min(self.range.len())];
+        for from in (0..self.range.len()).step_by(PIECE) {
+            let piece = &mut buffer[..PIECE.min(self.range.len() - from)];
+            self.read_at(from, piece)?;
+            if !look(from, piece) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes where they may be touched: a copy in memory of those of [`map_untouched`](Self::map_untouched), for any
+    /// others these themselves.
+    ///
+    /// # Errors
+    /// [`Io`](ErrorKind::Io) where reading fails, [`ResourceExhausted`](ErrorKind::ResourceExhausted) without memory.
+    pub fn loaded(&self) -> Result<Self> {
+        if self.is_untouched() { self.to_memory() } else { Ok(self.clone()) }
+    }
+
+    /// A copy in memory.
+    ///
+    /// # Errors
+    /// As [`loaded`](Self::loaded).
+    pub fn to_memory(&self) -> Result<Self> {
+        let length = self.range.len();
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(length).map_err(|e| {
+            let message = format!("no memory for {length} bytes of weights");
+            Error::new(ErrorKind::ResourceExhausted, message).with_source(e)
+        })?;
+        bytes.resize(length, 0);
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes.into())
+    }
+
+    /// Whether both are the same bytes.
+    ///
+    /// # Errors
+    /// [`Io`](ErrorKind::Io) where reading fails.
+    pub(crate) fn same_as(&self, other: &Self) -> Result<bool> {
+        let mut same = self.range.len() == other.range.len();
+        let mut failed = Ok(());
+        if same {
+            let mut theirs = Vec::new();
+            self.pieces(|from, ours| {
+                if !other.is_untouched() {
+                    same = other[from..from + ours.len()] == *ours;
+                    return same;
+                }
+                theirs.resize(ours.len(), 0);
+                failed = other.read_at(from, &mut theirs);
+                same = theirs == ours;
+                same && failed.is_ok()
+            })?;
+        }
+        failed.map(|()| same)
+    }
+
+    fn is_untouched(&self) -> bool {
+        matches!(&*self.owner, Owner::Mapped(mapped) if mapped.untouched)
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, at: u64, out: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, at)
+}
+
+#[cfg(not(unix))]
+fn read_exact_at(mut file: &File, at: u64, out: &mut [u8]) -> std::io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    // Two threads must not move the position between each other's seek and read.
+    static POSITION: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _own = POSITION.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(out))
 }
 
 #[allow(unsafe_code)]
@@ -81,7 +218,7 @@ impl Deref for SharedBytes {
 
     fn deref(&self) -> &[u8] {
         let all: &[u8] = match &*self.owner {
-            Owner::Mapped(map) => map,
+            Owner::Mapped(mapped) => &mapped.map,
             Owner::Owned(bytes) => bytes,
         };
         &all[self.range.clone()]
@@ -108,6 +245,50 @@ mod tests {
         assert_eq!(&*middle.slice(3..3).unwrap(), [0u8; 0]);
         assert!(middle.slice(1..4).is_none(), "the parent goes on, the slice does not");
         assert!(middle.slice(usize::MAX..usize::MAX).is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_not_touched_has_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        let written: Vec<u8> = (0..PIECE + 1000).map(|i| (i * 7 % 251) as u8).collect();
+        std::fs::write(&path, &written).unwrap();
+        let touched = SharedBytes::map(&path).unwrap().slice(10..PIECE + 900).unwrap();
+        let untouched = SharedBytes::map_untouched(&path).unwrap().slice(10..PIECE + 900).unwrap();
+        assert!(touched.loaded().unwrap().is_mapped() && !untouched.loaded().unwrap().is_mapped());
+        assert_eq!(untouched.loaded().unwrap()[..], written[10..PIECE + 900]);
+        for bytes in [&touched, &untouched] {
+            let mut seen = Vec::new();
+            bytes
+                .pieces(|from, piece| {
+                    assert_eq!(from, seen.len());
+                    seen.extend_from_slice(piece);
+                    true
+                })
+                .unwrap();
+            assert!(seen == written[10..PIECE + 900]);
+            assert!(bytes.same_as(&touched).unwrap() && bytes.same_as(&untouched).unwrap());
+            let other = touched.slice(1..touched.len()).unwrap();
+            assert!(!bytes.same_as(&other).unwrap());
+        }
+        let mut out = [0; 8];
+        untouched.read_at(PIECE + 800, &mut out).unwrap();
+        assert_eq!(out[..], written[PIECE + 810..PIECE + 818]);
+        assert!(untouched.read_at(PIECE + 886, &mut out).unwrap_err().to_string().contains("bytes from"));
+        assert!(untouched.read_at(usize::MAX, &mut out).is_err());
+    }
+
+    #[test]
+    fn a_file_that_has_become_shorter_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        std::fs::write(&path, [1; 100]).unwrap();
+        let bytes = SharedBytes::map_untouched(&path).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(50).unwrap();
+        let error = bytes.read_at(40, &mut [0; 20]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(error.to_string().contains("weights"), "{error}");
+        assert!(bytes.loaded().is_err());
     }
 
     #[test]

@@ -8,14 +8,51 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ternion_core::text::{Tokenizer, TokenizerParts};
-use ternion_core::{Error, Result, ResultExt, SamplingDefaults};
+use ternion_core::{Error, ErrorKind, Result, ResultExt, SamplingDefaults};
 
-use crate::{DenseTensor, LayerTensors, ModelSpec, RmsNorm, gguf, huggingface};
+use crate::{DenseTensor, LayerTensors, ModelSpec, RmsNorm, SharedBytes, gguf, huggingface};
 
 const TOKENIZER: &str = "tokenizer.json";
 
 /// Called while a checkpoint is opened, with the bytes of weights that have been read and their sum.
 pub type Progress<'a> = dyn FnMut(u64, u64) + 'a;
+
+/// What a checkpoint may take while it is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Means {
+    /// The maps of files are not touched.
+    untouched: bool,
+    /// Bytes that tensors may take which cannot stay in the file.
+    memory: u64,
+}
+
+impl Means {
+    /// As much as it needs.
+    const ALL: Self = Self { untouched: false, memory: u64::MAX };
+
+    pub(crate) fn map(self, path: &Path) -> Result<SharedBytes> {
+        if self.untouched { SharedBytes::map_untouched(path) } else { SharedBytes::map(path) }
+    }
+
+    /// Counts `bytes` for a tensor that cannot stay in the file.
+    ///
+    /// # Errors
+    /// [`ResourceExhausted`](ErrorKind::ResourceExhausted) where there are fewer left.
+    pub(crate) fn take(&mut self, bytes: u64) -> Result<()> {
+        if let Some(left) = self.memory.checked_sub(bytes) {
+            self.memory = left;
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::ResourceExhausted,
+            format!(
+                "the tensor has to be converted when it is loaded, which takes {bytes} bytes more than the memory limit \
+                 leaves ({}); convert the checkpoint once (`ternion convert`), then its weights can stay in the file",
+                self.memory
+            ),
+        ))
+    }
+}
 
 /// A model that has been read: its facts, its tensors and where its tokenizer is.
 #[derive(Debug, Clone)]
@@ -67,11 +104,25 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`open`](Self::open).
     pub fn open_with(path: impl AsRef<Path>, progress: &mut Progress<'_>) -> Result<Self> {
+        Self::read(path.as_ref(), Means::ALL, progress)
+    }
+
+    /// [`open_with`](Self::open_with) for a process that has little memory. The files are mapped, but no page of their
+    /// weights is touched: the checks read them through a buffer of some megabytes. Tensors that have to be converted
+    /// when they are loaded (float masters, TQ1_0, a quantised head) may take `memory` bytes together.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), and [`ResourceExhausted`](ErrorKind::ResourceExhausted) naming the tensor for which
+    /// `memory` is too little, before it is converted.
+    pub fn open_within(path: impl AsRef<Path>, memory: u64, progress: &mut Progress<'_>) -> Result<Self> {
+        Self::read(path.as_ref(), Means { untouched: true, memory }, progress)
+    }
+
+    fn read(path: &Path, means: Means, progress: &mut Progress<'_>) -> Result<Self> {
         let start = Instant::now();
-        let path = path.as_ref();
         let checkpoint = match gguf_file(path)? {
-            Some(file) => gguf::open(&file, progress),
-            None => huggingface::open(path, progress),
+            Some(file) => gguf::open(&file, means, progress),
+            None => huggingface::open(path, means, progress),
         };
         let checkpoint = checkpoint.during("load")?;
         tracing::info!(

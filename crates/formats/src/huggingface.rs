@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 use ternion_core::{Error, ErrorKind, Result};
 
-use crate::checkpoint::Progress;
+use crate::checkpoint::{Means, Progress};
 use crate::json::{Entries, Object, cause, read_capped, show};
 use crate::layers::Reader;
 use crate::safetensors::{self, RawTensor};
@@ -23,7 +23,7 @@ const CONFIG_CAP: u64 = 4 << 20;
 const INDEX_CAP: u64 = 64 << 20;
 
 /// Opens the checkpoint that `path` names: a folder, a `.safetensors` file or an index.
-pub(crate) fn open(path: &Path, progress: &mut Progress<'_>) -> Result<Checkpoint> {
+pub(crate) fn open(path: &Path, means: Means, progress: &mut Progress<'_>) -> Result<Checkpoint> {
     let (folder, weights) = locate(path)?;
     let config = Object::read(&folder.join(CONFIG), CONFIG_CAP)?;
     let mut spec = config::read(&config)?;
@@ -35,8 +35,8 @@ pub(crate) fn open(path: &Path, progress: &mut Progress<'_>) -> Result<Checkpoin
     spec.eos.retain(|&id| (id as usize) < spec.vocab_size);
     spec.bos = spec.bos.filter(|&id| (id as usize) < spec.vocab_size);
 
-    let (tensors, files) = open_weights(&weights)?;
-    let mut reader = Reader::new(&spec, tensors, &weights, progress);
+    let (tensors, files) = open_weights(&weights, means)?;
+    let mut reader = Reader::new(&spec, tensors, &weights, means, progress);
     let embed = reader.embedding()?;
     let layers = (0..spec.layers).map(|i| reader.layer(i)).collect::<Result<Vec<_>>>()?;
     let final_norm = reader.final_norm()?;
@@ -119,9 +119,9 @@ struct Index {
 }
 
 /// All tensors that `path` leads to, and the files that hold them.
-fn open_weights(path: &Path) -> Result<(BTreeMap<String, RawTensor>, Vec<PathBuf>)> {
+fn open_weights(path: &Path, means: Means) -> Result<(BTreeMap<String, RawTensor>, Vec<PathBuf>)> {
     if !path.to_string_lossy().ends_with(".index.json") {
-        return Ok((safetensors::open(path)?, vec![path.to_owned()]));
+        return Ok((safetensors::open(path, means)?, vec![path.to_owned()]));
     }
     let bytes = read_capped(path, INDEX_CAP)?;
     let index: Index = serde_json::from_slice(&bytes).map_err(|e| {
@@ -140,7 +140,7 @@ fn open_weights(path: &Path) -> Result<(BTreeMap<String, RawTensor>, Vec<PathBuf
             Entry::Vacant(entry) => {
                 let file = shard_path(folder, entry.key())
                     .map_err(|e| e.with("tensor", &name).with("file", path.display()))?;
-                let held = safetensors::open(&file)
+                let held = safetensors::open(&file, means)
                     .map_err(|e| e.with("tensor", &name).with("index", path.display()))?;
                 files.push(file);
                 entry.insert(held)

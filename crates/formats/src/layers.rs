@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use ternion_core::{Error, Result};
 use ternion_kernels::{MAX_COLS, TernaryLayout};
 
-use crate::checkpoint::Progress;
+use crate::checkpoint::{Means, Progress};
 use crate::safetensors::RawTensor;
 use crate::{
     DenseTensor, DenseType, LayerTensors, Linear, ModelSpec, RmsNorm, ScaleUse, SharedBytes, TernaryTensor,
@@ -32,6 +32,7 @@ pub(crate) struct Reader<'a> {
     tensors: BTreeMap<String, RawTensor>,
     /// What errors about missing tensors name: the file or the index.
     source: &'a Path,
+    means: Means,
     progress: &'a mut Progress<'a>,
     done: u64,
     total: u64,
@@ -43,10 +44,11 @@ impl<'a> Reader<'a> {
         spec: &'a ModelSpec,
         tensors: BTreeMap<String, RawTensor>,
         source: &'a Path,
+        means: Means,
         progress: &'a mut Progress<'a>,
     ) -> Self {
         let total = tensors.values().map(|t| t.bytes.len() as u64).sum();
-        Self { spec, tensors, source, progress, done: 0, total, packed: false }
+        Self { spec, tensors, source, means, progress, done: 0, total, packed: false }
     }
 
     /// Whether a packed ternary tensor has been taken.
@@ -69,7 +71,7 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let head = self.dense(HEAD, [self.spec.vocab_size, self.spec.hidden_size])?;
-        let copy = self.spec.tied && head.dtype == embed.dtype && head.bytes[..] == embed.bytes[..];
+        let copy = self.spec.tied && head.dtype == embed.dtype && head.bytes.same_as(&embed.bytes)?;
         if self.spec.tied && !copy {
             tracing::warn!(
                 "the configuration ties the head to the embedding, the file holds another: it is used"
@@ -144,7 +146,8 @@ impl<'a> Reader<'a> {
     }
 
     fn norm(&mut self, name: &str, width: usize, eps: f32) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: self.dense(name, [width])?.to_f32(), eps })
+        let tensor = self.take(name)?.loaded()?;
+        Ok(RmsNorm { weight: finite_dense(&tensor, name, &[width])?.to_f32(), eps })
     }
 
     fn sub_norm(&mut self, module: &str, names: [&str; 2], width: usize) -> Result<Option<RmsNorm>> {
@@ -170,13 +173,20 @@ impl<'a> Reader<'a> {
             (_, None) => Weights::Dense(finite_dense(&weight, &weight_name, &[rows, cols])?),
             (dtype, Some(quantization)) => {
                 check_ternary_shape(&weight, &weight_name, rows, cols)?;
-                let (codes, scale) = if dtype != Dtype::U8 && quantization.online {
-                    master(&weight, &weight_name, rows, cols)?
+                let packed = dtype == Dtype::U8;
+                if !packed {
+                    let codes = (rows / 4 * cols) as u64;
+                    self.means.take(codes).map_err(|e| e.with("tensor", &weight_name))?;
+                }
+                let (codes, scale) = if !packed && quantization.online {
+                    master(&weight.loaded()?, &weight_name, rows, cols)?
                 } else {
-                    let packed = dtype == Dtype::U8;
                     self.packed |= packed;
-                    let codes = if packed { packed_codes } else { float_codes };
-                    let codes = codes(&weight, &weight_name, rows, cols)?;
+                    let codes = if packed {
+                        packed_codes(&weight, &weight_name, rows, cols)?
+                    } else {
+                        float_codes(&weight.loaded()?, &weight_name, rows, cols)?
+                    };
                     (codes, self.scale(&format!("{name}.weight_scale"), quantization.scale_use)?)
                 };
                 Weights::Ternary(TernaryTensor { codes, layout: TernaryLayout::Quarters, rows, cols, scale })
@@ -191,7 +201,7 @@ impl<'a> Reader<'a> {
 
     /// The factor of the integer product that a `weight_scale` stands for.
     fn scale(&mut self, name: &str, scale_use: ScaleUse) -> Result<f32> {
-        let tensor = self.take(name)?;
+        let tensor = self.take(name)?.loaded()?;
         let dense = tensor.dense(name)?;
         if dense.elements() != 1 {
             let message = format!("the shape is {:?}, expected one value: [1] or []", tensor.shape);
@@ -221,17 +231,32 @@ fn check_shape(tensor: &RawTensor, name: &str, expected: &[usize]) -> Result<()>
 fn finite_dense(tensor: &RawTensor, name: &str, shape: &[usize]) -> Result<DenseTensor> {
     check_shape(tensor, name, shape)?;
     let dense = tensor.dense(name)?;
-    if all_finite(dense.dtype, &dense.bytes) {
+    if all_finite(dense.dtype, &dense.bytes)? {
         return Ok(dense);
     }
     Err(tensor.invalid(name, "a value is infinite or not a number, expected finite numbers"))
 }
 
 /// Whether no element is infinite or not a number; looked at on all threads.
-pub(crate) fn all_finite(dtype: DenseType, bytes: &[u8]) -> bool {
-    // A large piece to a thread, and a whole number of elements.
-    const PIECE: usize = 1 << 20;
-    bytes.par_chunks(PIECE).all(|piece| dtype.is_finite(piece))
+pub(crate) fn all_finite(dtype: DenseType, bytes: &SharedBytes) -> Result<bool> {
+    // A large part to a thread, and a whole number of elements.
+    const PART: usize = 1 << 20;
+    let mut finite = true;
+    bytes.pieces(|_, piece| {
+        finite = piece.par_chunks(PART).all(|part| dtype.is_finite(part));
+        finite
+    })?;
+    Ok(finite)
+}
+
+/// The first byte of packed codes in which a code is 3, and where it is.
+pub(crate) fn invalid_code(codes: &SharedBytes) -> Result<Option<(usize, u8)>> {
+    let mut found = None;
+    codes.pieces(|from, piece| {
+        found = ternion_kernels::find_invalid_code(piece).map(|at| (from + at, piece[at]));
+        found.is_none()
+    })?;
+    Ok(found)
 }
 
 fn check_ternary_shape(tensor: &RawTensor, name: &str, rows: usize, cols: usize) -> Result<()> {
@@ -250,8 +275,7 @@ fn check_ternary_shape(tensor: &RawTensor, name: &str, rows: usize, cols: usize)
 /// Codes as they lie in the file.
 fn packed_codes(tensor: &RawTensor, name: &str, rows: usize, cols: usize) -> Result<SharedBytes> {
     check_shape(tensor, name, &[rows / 4, cols])?;
-    if let Some(at) = ternion_kernels::find_invalid_code(&tensor.bytes) {
-        let found = tensor.bytes[at];
+    if let Some((at, found)) = invalid_code(&tensor.bytes)? {
         let message =
             format!("byte {at} is {found:#04x}, which holds the code 3; expected the codes 0, 1 and 2");
         return Err(tensor.invalid(name, message));

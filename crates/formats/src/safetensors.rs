@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use ternion_core::{Error, Result};
 
+use crate::checkpoint::Means;
 use crate::json::{Entries, cause, show};
 use crate::{DenseTensor, DenseType, SharedBytes};
 
@@ -36,6 +37,11 @@ impl RawTensor {
     /// An error about this tensor.
     pub(crate) fn invalid(&self, name: &str, message: impl Into<String>) -> Error {
         Error::invalid_model(message).with("tensor", name).with("file", self.file.display())
+    }
+
+    /// The tensor with its bytes where they may be touched.
+    pub(crate) fn loaded(self) -> Result<Self> {
+        Ok(Self { bytes: self.bytes.loaded()?, ..self })
     }
 
     /// The tensor as a dense one; an error that names it where its elements are no floats.
@@ -63,8 +69,8 @@ struct Entry {
 }
 
 /// Maps `path` and reads its header.
-pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, RawTensor>> {
-    parse(&SharedBytes::map(path)?, path)
+pub(crate) fn open(path: &Path, means: Means) -> Result<BTreeMap<String, RawTensor>> {
+    parse(&means.map(path)?, path)
 }
 
 /// Reads the header of `file`, whose name is `path`.

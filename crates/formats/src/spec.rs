@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use ternion_core::kv::{self, KvType};
+
 /// The facts of a decoder-only transformer that an engine needs. All counts are checked: none is zero, heads divide
 /// evenly, and products of them fit into memory addresses.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,9 +48,14 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
+    /// What a KV cache holds for each token.
+    pub fn kv_layout(&self) -> kv::Layout {
+        kv::Layout { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    }
+
     /// Bytes that one token takes in a KV cache of 32-bit floats.
     pub fn kv_bytes_per_token(&self) -> u64 {
-        2 * 4 * (self.layers * self.kv_heads * self.head_dim) as u64
+        self.kv_layout().bytes_per_position(KvType::F32)
     }
 }
 

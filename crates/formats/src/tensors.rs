@@ -1,5 +1,7 @@
 //! The tensors of a decoder as an engine sees them: norms, and projections that are ternary or dense.
 
+use std::ops::Range;
+
 use ternion_kernels::{DenseRef, TernaryLayout, TernaryRef, WeightsError};
 
 use crate::SharedBytes;
@@ -30,6 +32,15 @@ impl DenseType {
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::Bf16 => "BF16",
+        }
+    }
+
+    /// Elements of this type as the kernels take them.
+    pub fn view(self, bytes: &[u8]) -> DenseRef<'_> {
+        match self {
+            Self::F32 => DenseRef::F32(bytes),
+            Self::F16 => DenseRef::F16(bytes),
+            Self::Bf16 => DenseRef::Bf16(bytes),
         }
     }
 
@@ -76,19 +87,23 @@ impl DenseTensor {
     /// # Panics
     /// If there is no such row.
     pub fn row(&self, index: usize) -> Self {
+        self.rows(index..index + 1)
+    }
+
+    /// Some rows of a matrix, as a matrix of their own.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
         let width: usize = self.shape[1..].iter().product();
-        let bytes = index * width * self.dtype.size()..(index + 1) * width * self.dtype.size();
-        let bytes = self.bytes.slice(bytes).expect("a row of the matrix");
-        Self { dtype: self.dtype, shape: vec![1, width], bytes }
+        let bytes = rows.start * width * self.dtype.size()..rows.end * width * self.dtype.size();
+        let bytes = self.bytes.slice(bytes).expect("rows of the matrix");
+        Self { dtype: self.dtype, shape: vec![rows.len(), width], bytes }
     }
 
     /// The same elements as the kernels take them.
     pub fn view(&self) -> DenseRef<'_> {
-        match self.dtype {
-            DenseType::F32 => DenseRef::F32(&self.bytes),
-            DenseType::F16 => DenseRef::F16(&self.bytes),
-            DenseType::Bf16 => DenseRef::Bf16(&self.bytes),
-        }
+        self.dtype.view(&self.bytes)
     }
 
     /// All elements as single-precision floats.
@@ -130,7 +145,15 @@ impl TernaryTensor {
     /// # Errors
     /// Where the fields contradict each other, which those of a [`Checkpoint`](crate::Checkpoint) do not.
     pub fn view(&self) -> Result<TernaryRef<'_>, WeightsError> {
-        TernaryRef::new(self.layout, &self.codes, self.rows, self.cols)
+        self.view_of(&self.codes)
+    }
+
+    /// The same matrix with its codes elsewhere.
+    ///
+    /// # Errors
+    /// As [`view`](Self::view), and where there are more or fewer codes.
+    pub fn view_of<'a>(&self, codes: &'a [u8]) -> Result<TernaryRef<'a>, WeightsError> {
+        TernaryRef::new(self.layout, codes, self.rows, self.cols)
     }
 }
 

@@ -4,9 +4,15 @@
 //! along vectors and neither adds up lanes. The softmax is computed block by block with a running maximum; blocks stand
 //! at fixed positions, so a token's result has the same bits whatever tokens are computed with it.
 
+mod blocks;
+mod float;
+mod int8;
+
+use blocks::{Blocks, Place};
+pub use blocks::{Int8Block, KvBlocks};
 use rayon::prelude::*;
 
-use crate::{isa::vectorized, lanes::LANES, vector::Vector};
+use crate::{Isa, isa::vectorized, lanes::LANES, vector::Vector};
 
 /// Positions in a block of the KV cache.
 pub const BLOCK: usize = 64;
@@ -40,22 +46,36 @@ pub struct Attention {
 
 /// `softmax(scale * q k^T) v` for queries at the positions `past..past + tokens`, each over all positions up to its own.
 ///
-/// Queries and `out` are `[tokens, heads, head_dim]`. The blocks hold the positions in order, [`BLOCK`] each: keys as
-/// `[kv_heads, head_dim, BLOCK]`, values as `[kv_heads, BLOCK, head_dim]`.
+/// Queries and `out` are `[tokens, heads, head_dim]`; the blocks hold the positions in order.
 ///
 /// # Panics
 /// If the lengths do not agree with the shape.
-pub fn attention(shape: Attention, q: &[f32], keys: &[&[f32]], values: &[&[f32]], out: &mut [f32]) {
+pub fn attention(shape: Attention, q: &[f32], kv: KvBlocks<'_>, out: &mut [f32]) {
+    attention_with(Isa::detect(), shape, q, kv, out);
+}
+
+/// [`attention`] with given instructions, for tests and measurements.
+///
+/// # Panics
+/// As [`attention`], and if the CPU does not have them.
+pub fn attention_with(isa: Isa, shape: Attention, q: &[f32], kv: KvBlocks<'_>, out: &mut [f32]) {
+    attention_by(shape, q, kv, out, |task| run(isa, &shape, kv, task));
+}
+
+fn attention_by(
+    shape: Attention,
+    q: &[f32],
+    kv: KvBlocks<'_>,
+    out: &mut [f32],
+    run: impl Fn(&mut Task<'_>) + Sync + Send,
+) {
     let Attention { heads, kv_heads, head_dim, past, .. } = shape;
     let width = heads * head_dim;
     assert!(width > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads over {kv_heads}");
     assert!(q.len() == out.len() && q.len().is_multiple_of(width), "lengths of queries and output");
     let tokens = q.len() / width;
     let blocks = (past + tokens).div_ceil(BLOCK);
-    let plane = kv_heads * BLOCK * head_dim;
-    for side in [keys, values] {
-        assert!(side.len() >= blocks && side.iter().all(|b| b.len() == plane), "blocks of the KV cache");
-    }
+    assert!(kv.are(blocks, kv_heads, head_dim), "blocks of the KV cache");
     let group = heads / kv_heads;
     let mut tasks: Vec<Task<'_>> = (0..tokens.div_ceil(TASK_TOKENS) * kv_heads)
         .map(|i| Task { kv_head: i % kv_heads, rows: Vec::with_capacity(TASK_TOKENS.min(tokens) * group) })
@@ -63,11 +83,11 @@ pub fn attention(shape: Attention, q: &[f32], keys: &[&[f32]], values: &[&[f32]]
     for (i, (q, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
         let (token, head) = (i / heads, i % heads);
         let rows = &mut tasks[token / TASK_TOKENS * kv_heads + head / group].rows;
-        rows.push(Row { q, out, length: past + token + 1 });
+        rows.push(Row { q, out, length: past + token + 1, largest: f32::NEG_INFINITY, total: 0.0 });
     }
     let work = TASK_TOKENS.min(tokens) * group * head_dim * (past + tokens) * 2;
     let fewest = PARALLEL.div_ceil(work.max(1));
-    tasks.par_iter_mut().with_min_len(fewest).for_each(|task| run(&shape, keys, values, task));
+    tasks.par_iter_mut().with_min_len(fewest).for_each(run);
 }
 
 /// The tokens of a task for the query heads that share a head of keys and values.
@@ -82,79 +102,86 @@ struct Row<'a> {
     out: &'a mut [f32],
     /// Positions that it sees.
     length: usize,
+    /// The largest score so far.
+    largest: f32,
+    /// The sum of the weights so far, relative to that.
+    total: f32,
 }
 
 vectorized! {
-    fn run(shape: &Attention, keys: &[&[f32]], values: &[&[f32]], task: &mut Task<'_>) = run_body;
+    fn run(isa: Isa, shape: &Attention, kv: KvBlocks<'_>, task: &mut Task<'_>) = run_body;
 }
 
 #[inline(always)]
-fn run_body<V: Vector>(shape: &Attention, keys: &[&[f32]], values: &[&[f32]], task: &mut Task<'_>) {
-    let plane = BLOCK * shape.head_dim;
-    let part = task.kv_head * plane..(task.kv_head + 1) * plane;
-    let (tiles, rest) = task.rows.as_chunks_mut::<TILE>();
-    for rows in tiles {
-        tile::<V, TILE>(shape, keys, values, part.clone(), rows);
-    }
-    for row in rest {
-        tile::<V, 1>(shape, keys, values, part.clone(), std::array::from_mut(row));
+fn run_body<V: Vector>(shape: &Attention, kv: KvBlocks<'_>, task: &mut Task<'_>) {
+    match kv {
+        KvBlocks::F32 { keys, values } => tiles::<V, _>(shape, float::Floats { keys, values }, task),
+        KvBlocks::F16 { keys, values } => tiles::<V, _>(shape, float::Floats { keys, values }, task),
+        KvBlocks::Int8 { keys, values } => tiles::<V, _>(shape, int8::Int8s { keys, values }, task),
     }
 }
 
-/// Rows in the order of their lengths, against the same head of keys and values.
+/// All rows block by block, so that a block is read from memory once for a task.
 #[inline(always)]
-fn tile<V: Vector, const R: usize>(
-    shape: &Attention,
-    keys: &[&[f32]],
-    values: &[&[f32]],
-    part: std::ops::Range<usize>,
-    rows: &mut [Row<'_>; R],
-) {
-    let mut largest = [f32::NEG_INFINITY; R];
-    let mut total = [0.0f32; R];
-    for row in rows.iter_mut() {
+fn tiles<V: Vector, B: Blocks>(shape: &Attention, kv: B, task: &mut Task<'_>) {
+    let head = task.kv_head;
+    let mut queries = Vec::with_capacity(task.rows.len());
+    for row in &mut task.rows {
         row.out.fill(0.0);
+        queries.push(B::query::<V>(row.q));
     }
-    let blocks = rows[R - 1].length.div_ceil(BLOCK);
-    for block in 0..blocks {
-        let scores = scores::<V, R>(rows, &keys[block][part.clone()]);
-        let mut weights = [[0.0; BLOCK]; R];
-        let mut correction = [1.0f32; R];
-        for r in 0..R {
-            let visible = rows[r].length.saturating_sub(block * BLOCK).min(BLOCK);
-            if visible > 0 {
-                let new = weigh_scores(&scores[r], shape.scale, visible, largest[r], &mut weights[r]);
-                correction[r] = V::splat(largest[r] - new.largest).exp_negative().lanes()[0];
-                largest[r] = new.largest;
-                total[r] = total[r] * correction[r] + new.sum;
-            }
+    let longest = task.rows.last().map_or(0, |row| row.length);
+    for block in 0..longest.div_ceil(BLOCK) {
+        // While the first tile reads the block, it asks for the next one.
+        let mut ahead = true;
+        let (tiles, rest) = task.rows.as_chunks_mut::<TILE>();
+        let (tile_queries, rest_queries) = queries.as_chunks::<TILE>();
+        for (rows, queries) in tiles.iter_mut().zip(tile_queries) {
+            let place = Place { block, head, ahead: std::mem::take(&mut ahead) };
+            tile::<V, B, TILE>(shape, kv, place, rows, queries);
         }
-        let visible = (rows[R - 1].length - block * BLOCK).min(BLOCK);
-        weigh::<V, R>(rows, &weights, &correction, &values[block][part.clone()], visible);
+        for (row, query) in rest.iter_mut().zip(rest_queries) {
+            let place = Place { block, head, ahead: std::mem::take(&mut ahead) };
+            tile::<V, B, 1>(shape, kv, place, std::array::from_mut(row), std::array::from_ref(query));
+        }
     }
-    for (row, total) in rows.iter_mut().zip(total) {
-        let factor = 1.0 / total;
+    for row in &mut task.rows {
+        let factor = 1.0 / row.total;
         for x in row.out.iter_mut() {
             *x *= factor;
         }
     }
 }
 
-/// The products of the queries with all keys of a block, `[head_dim, BLOCK]`.
+/// What a block adds to rows in the order of their lengths.
 #[inline(always)]
-fn scores<V: Vector, const R: usize>(rows: &[Row<'_>; R], keys: &[f32]) -> [[V; VECTORS]; R] {
-    let mut sums = [[V::splat(0.0); VECTORS]; R];
-    for (d, keys) in keys.as_chunks::<BLOCK>().0.iter().enumerate() {
-        let keys = keys.as_chunks::<LANES>().0;
-        let keys: [V; VECTORS] = std::array::from_fn(|v| V::load(&keys[v]));
-        for r in 0..R {
-            let q = V::splat(rows[r].q[d]);
-            for v in 0..VECTORS {
-                sums[r][v] = q.mul_add(keys[v], sums[r][v]);
-            }
+fn tile<V: Vector, B: Blocks, const R: usize>(
+    shape: &Attention,
+    kv: B,
+    place: Place,
+    rows: &mut [Row<'_>; R],
+    queries: &[B::Query<'_>; R],
+) {
+    let start = place.block * BLOCK;
+    let longest = rows[R - 1].length.saturating_sub(start).min(BLOCK);
+    if longest == 0 {
+        return;
+    }
+    let scores = kv.scores::<V, R>(place, queries);
+    let mut weights = [[0.0; BLOCK]; R];
+    let mut correction = [1.0f32; R];
+    for r in 0..R {
+        let row = &mut rows[r];
+        let visible = row.length.saturating_sub(start).min(BLOCK);
+        if visible > 0 {
+            let new = weigh_scores(&scores[r], shape.scale, visible, row.largest, &mut weights[r]);
+            correction[r] = V::splat(row.largest - new.largest).exp_negative().lanes()[0];
+            row.largest = new.largest;
+            row.total = row.total * correction[r] + new.sum;
         }
     }
-    sums
+    let mut out = rows.each_mut().map(|row| &mut *row.out);
+    kv.weigh::<V, R>(place, &weights, &correction, longest, &mut out);
 }
 
 /// What a block adds to a row's softmax.
@@ -192,68 +219,78 @@ fn weigh_scores<V: Vector>(
     BlockSum { largest, sum: sum.sum() }
 }
 
-/// `out = out * correction + weights * values`, over the first `visible` positions of a block, `[BLOCK, head_dim]`.
-#[inline(always)]
-fn weigh<V: Vector, const R: usize>(
-    rows: &mut [Row<'_>; R],
-    weights: &[[f32; BLOCK]; R],
-    correction: &[f32; R],
-    values: &[f32],
-    visible: usize,
-) {
-    let head_dim = rows[0].out.len();
-    let mut at = 0;
-    while head_dim - at >= VECTORS * LANES {
-        weigh_part::<V, R, VECTORS>(rows, weights, correction, values, visible, at);
-        at += VECTORS * LANES;
-    }
-    while head_dim - at >= LANES {
-        weigh_part::<V, R, 1>(rows, weights, correction, values, visible, at);
-        at += LANES;
-    }
-    for i in at..head_dim {
-        for r in 0..R {
-            let mut sum = rows[r].out[i] * correction[r];
-            for j in 0..visible {
-                sum += weights[r][j] * values[j * head_dim + i];
-            }
-            rows[r].out[i] = sum;
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vector::Portable;
 
-/// [`weigh`] for `N` vectors of dimensions from `at` on.
-#[inline(always)]
-fn weigh_part<V: Vector, const R: usize, const N: usize>(
-    rows: &mut [Row<'_>; R],
-    weights: &[[f32; BLOCK]; R],
-    correction: &[f32; R],
-    values: &[f32],
-    visible: usize,
-    at: usize,
-) {
-    let head_dim = rows[0].out.len();
-    let mut sums = [[V::splat(0.0); N]; R];
-    for r in 0..R {
-        let out = rows[r].out[at..at + N * LANES].as_chunks::<LANES>().0;
-        for v in 0..N {
-            sums[r][v] = V::load(&out[v]).mul(V::splat(correction[r]));
-        }
-    }
-    for j in 0..visible {
-        let row = values[j * head_dim + at..j * head_dim + at + N * LANES].as_chunks::<LANES>().0;
-        let row: [V; N] = std::array::from_fn(|v| V::load(&row[v]));
-        for r in 0..R {
-            let weight = V::splat(weights[r][j]);
-            for v in 0..N {
-                sums[r][v] = weight.mul_add(row[v], sums[r][v]);
+    /// On instructions with fused multiply-adds a result has the bits that portable Rust gives.
+    #[test]
+    fn all_instructions_give_the_same_bits() {
+        let mut state = 7u32;
+        let mut next = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 8
+        };
+        for (heads, kv_heads, head_dim, past, tokens) in
+            [(8, 2, 64, 0, 70), (5, 5, 16, 130, 1), (6, 1, 72, 60, 9), (4, 1, 128, 200, 3), (2, 1, 600, 5, 1)]
+        {
+            let shape = Attention { heads, kv_heads, head_dim, past, scale: 0.3 };
+            let plane = kv_heads * head_dim * BLOCK;
+            let count = 2 * (past + tokens).div_ceil(BLOCK);
+            let mut float = || next() as f32 / (1 << 23) as f32 - 1.0;
+            let q: Vec<f32> = (0..tokens * heads * head_dim).map(|_| float()).collect();
+            let scales: Vec<f32> = (0..kv_heads * BLOCK).map(|_| 0.01 * (1.5 + float())).collect();
+            let singles: Vec<f32> = (0..count * plane).map(|_| float()).collect();
+            // Halves of all kinds below 2, subnormal ones too.
+            let halves: Vec<u16> = (0..count * plane).map(|_| next() as u16 & 0xbfff).collect();
+            let bytes: Vec<i8> = (0..count * plane).map(|_| next() as u8 as i8).collect();
+            let singles: Vec<&[f32]> = singles.chunks_exact(plane).collect();
+            let halves: Vec<&[u16]> = halves.chunks_exact(plane).collect();
+            let bytes: Vec<Int8Block<'_>> = bytes.chunks_exact(plane).map(|b| (b, &scales[..])).collect();
+            let types = [
+                KvBlocks::F32 { keys: &singles[..count / 2], values: &singles[count / 2..] },
+                KvBlocks::F16 { keys: &halves[..count / 2], values: &halves[count / 2..] },
+                KvBlocks::Int8 { keys: &bytes[..count / 2], values: &bytes[count / 2..] },
+            ];
+            for (kv, name) in types.into_iter().zip(["f32", "f16", "int8"]) {
+                let mut expected = vec![0.0; q.len()];
+                attention_by(shape, &q, kv, &mut expected, |task| {
+                    run_body::<Portable<true>>(&shape, kv, task);
+                });
+                assert!(expected.iter().all(|x| x.is_finite()) && expected.iter().any(|x| *x != 0.0));
+                for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::Scalar) {
+                    let mut found = vec![0.0; q.len()];
+                    attention_with(isa, shape, &q, kv, &mut found);
+                    let same = expected.iter().zip(&found).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{name} on {isa}: {heads} heads of {head_dim}, {tokens} after {past}");
+                }
             }
         }
     }
-    for r in 0..R {
-        let out = rows[r].out[at..at + N * LANES].as_chunks_mut::<LANES>().0;
-        for v in 0..N {
-            sums[r][v].store(&mut out[v]);
-        }
+
+    /// A number that is broken is seen in the result, whatever the type.
+    #[test]
+    fn what_is_not_a_number_is_passed_on() {
+        let shape = Attention { heads: 1, kv_heads: 1, head_dim: 16, past: 0, scale: 1.0 };
+        let mut good = vec![1.0; 16];
+        let broken = |kv: KvBlocks<'_>, q: &[f32], out: &mut [f32]| {
+            for isa in Isa::available() {
+                attention_with(isa, shape, q, kv, out);
+                assert!(out.iter().all(|x| x.is_nan()), "{isa}: {out:?}");
+            }
+        };
+        let q = [1.0; 16];
+        let (fine, nan) = (vec![1.0; BLOCK], vec![f32::NAN; BLOCK]);
+        let int8 = vec![1i8; 16 * BLOCK];
+        let (fine, nan) = ([(&int8[..], &fine[..])], [(&int8[..], &nan[..])]);
+        broken(KvBlocks::Int8 { keys: &nan, values: &fine }, &q, &mut good);
+        broken(KvBlocks::Int8 { keys: &fine, values: &nan }, &q, &mut good);
+        let mut query = q;
+        query[3] = f32::NAN;
+        broken(KvBlocks::Int8 { keys: &fine, values: &fine }, &query, &mut good);
+        let (one, nan) = (vec![0x3c00u16; 16 * BLOCK], vec![0x7e00u16; 16 * BLOCK]);
+        broken(KvBlocks::F16 { keys: &[&nan], values: &[&one] }, &q, &mut good);
+        broken(KvBlocks::F16 { keys: &[&one], values: &[&nan] }, &q, &mut good);
     }
 }

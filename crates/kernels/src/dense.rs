@@ -96,15 +96,9 @@ impl Weight for Single {
 
 impl Weight for Half {
     type Bytes = [u8; 2];
-    /// Without branches, so that a loop over it becomes vector instructions.
     #[inline(always)]
     fn widen(bytes: [u8; 2]) -> f32 {
-        let half = u32::from(u16::from_le_bytes(bytes));
-        // The half's exponent and fraction in the place of a single's; the product puts the exponent right, for
-        // subnormal numbers too.
-        let magnitude = f32::from_bits((half & 0x7fff) << 13) * f32::from_bits((254 - 15) << 23);
-        let special = if half & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
-        f32::from_bits(magnitude.to_bits() | special | (half & 0x8000) << 16)
+        lanes::half(u16::from_le_bytes(bytes))
     }
 }
 

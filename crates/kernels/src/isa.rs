@@ -8,7 +8,7 @@ use std::{fmt, sync::OnceLock};
 pub enum Isa {
     /// Portable Rust; the reference for the others.
     Scalar,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 (F, BW, VL, DQ) and VNNI.
     Avx512Vnni,
@@ -31,7 +31,11 @@ impl Isa {
         match self {
             Self::Scalar => true,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => {
                 Self::Avx2.is_available()
@@ -88,29 +92,33 @@ macro_rules! multiversion {
 }
 pub(crate) use multiversion;
 
-/// As [`multiversion!`], for a body that is generic over the [`Vector`](crate::vector::Vector) of the instructions.
+/// As [`multiversion!`], for a body that is generic over the [`Vector`](crate::vector::Vector) of the instructions; they
+/// are named by the first argument.
 macro_rules! vectorized {
-    (fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident;) => {
-        fn $name($($arg: $ty),*) {
+    (fn $name:ident($isa:ident: Isa, $($arg:ident: $ty:ty),* $(,)?) = $body:ident;) => {
+        fn $name($isa: $crate::isa::Isa, $($arg: $ty),*) {
+            assert!($isa.is_available(), "this CPU has no {}", $isa);
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
                 fn avx512($($arg: $ty),*) {
                     $body::<$crate::x86::vector::Avx512>($($arg),*)
                 }
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $ty),*) {
                     $body::<$crate::x86::vector::Avx2>($($arg),*)
                 }
-                match $crate::isa::Isa::detect() {
-                    // SAFETY: `detect` returns only what the CPU has, which includes these features.
+                match $isa {
+                    // SAFETY: The CPU has these instructions, as was asserted.
                     $crate::isa::Isa::Avx512Vnni => return unsafe { avx512($($arg),*) },
                     // SAFETY: As above.
                     $crate::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::isa::Isa::Scalar => {}
                 }
             }
-            $body::<$crate::lanes::Lanes>($($arg),*)
+            $body::<
+                $crate::vector::Portable<{ cfg!(any(target_arch = "aarch64", target_feature = "fma")) }>,
+            >($($arg),*)
         }
     };
 }

@@ -31,6 +31,17 @@ pub(crate) fn accumulate<const FMA: bool>(sum: &mut Lanes, a: &Lanes, b: &Lanes)
     }
 }
 
+/// The number with the bits of an IEEE 754 half. Without branches, so that a loop over it becomes vector instructions.
+#[inline(always)]
+pub(crate) fn half(bits: u16) -> f32 {
+    let half = u32::from(bits);
+    // The half's exponent and fraction in the place of a single's; the product puts the exponent right, for subnormal
+    // numbers too.
+    let magnitude = f32::from_bits((half & 0x7fff) << 13) * f32::from_bits((254 - 15) << 23);
+    let special = if half & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | special | (half & 0x8000) << 16)
+}
+
 /// Asks for the cache line at an address, which may be any.
 #[inline(always)]
 pub(crate) fn prefetch<T>(at: *const T) {
@@ -42,6 +53,14 @@ pub(crate) fn prefetch<T>(at: *const T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
+}
+
+/// Asks for the `count` elements from an address on, which may be any.
+#[inline(always)]
+pub(crate) fn prefetch_all<T>(at: *const T, count: usize) {
+    for line in (0..count * size_of::<T>()).step_by(64) {
+        prefetch(at.wrapping_byte_add(line));
+    }
 }
 
 /// Adds up the lanes, by halves.

@@ -38,7 +38,7 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{Attention, BLOCK, attention};
+pub use attention::{Attention, BLOCK, Int8Block, KvBlocks, attention, attention_with};
 pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
 pub use float::{relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};
 pub use int8::Int8Matrix;

@@ -7,8 +7,15 @@ use crate::lanes::{self, LANES, Lanes};
 
 /// Sixteen floats. The methods are instructions; they are only called within functions that are compiled for them.
 pub(crate) trait Vector: Copy {
+    /// Sixteen 32-bit integers.
+    type Ints: Copy;
+    /// Sixteen pairs of 16-bit integers.
+    type Pairs: Copy;
+
     fn splat(x: f32) -> Self;
     fn load(x: &Lanes) -> Self;
+    /// Of the bits of half precision.
+    fn load_halves(x: &[u16; LANES]) -> Self;
     fn store(self, out: &mut Lanes);
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -23,6 +30,16 @@ pub(crate) trait Vector: Copy {
     fn power_of_two(self) -> Self;
     /// The lanes below `count`, and `other` in the rest.
     fn first(self, count: usize, other: Self) -> Self;
+
+    /// The nearest integers, ties to even, which are within 16 bits.
+    fn store_i16(self, out: &mut [i16; LANES]);
+
+    fn zeros() -> Self::Ints;
+    fn of_ints(x: Self::Ints) -> Self;
+    fn splat_pair(pair: [i16; 2]) -> Self::Pairs;
+    fn load_pairs(x: &[i8; 2 * LANES]) -> Self::Pairs;
+    /// Adds the sum of both products of each pair.
+    fn add_products(sum: Self::Ints, a: Self::Pairs, b: Self::Pairs) -> Self::Ints;
 
     /// The sum of the lanes, by halves.
     #[inline(always)]
@@ -62,55 +79,103 @@ pub(crate) trait Vector: Copy {
     fn zero_where_below(self, x: Self, limit: f32) -> Self;
 }
 
-impl Vector for Lanes {
+/// The reference: portable Rust, with multiply-adds fused or not.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable<const FMA: bool>(Lanes);
+
+impl<const FMA: bool> Portable<FMA> {
+    #[inline(always)]
+    fn each(self, f: impl Fn(f32) -> f32) -> Self {
+        Self(self.0.map(f))
+    }
+    #[inline(always)]
+    fn with(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+    }
+}
+
+impl<const FMA: bool> Vector for Portable<FMA> {
+    type Ints = [i32; LANES];
+    type Pairs = [[i16; 2]; LANES];
+
     #[inline(always)]
     fn splat(x: f32) -> Self {
-        [x; LANES]
+        Self([x; LANES])
     }
     #[inline(always)]
     fn load(x: &Lanes) -> Self {
-        *x
+        Self(*x)
+    }
+    #[inline(always)]
+    fn load_halves(x: &[u16; LANES]) -> Self {
+        Self(x.map(lanes::half))
     }
     #[inline(always)]
     fn store(self, out: &mut Lanes) {
-        *out = self;
+        *out = self.0;
     }
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
-        std::array::from_fn(|i| self[i] - other[i])
+        self.with(other, |a, b| a - b)
     }
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
-        std::array::from_fn(|i| self[i] * other[i])
+        self.with(other, |a, b| a * b)
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        std::array::from_fn(|i| self[i] + other[i])
+        self.with(other, |a, b| a + b)
     }
     #[inline(always)]
     fn mul_add(self, a: Self, b: Self) -> Self {
-        const FMA: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
-        std::array::from_fn(|i| lanes::mul_add::<FMA>(self[i], a[i], b[i]))
+        Self(std::array::from_fn(|i| lanes::mul_add::<FMA>(self.0[i], a.0[i], b.0[i])))
     }
     #[inline(always)]
     fn max(self, other: Self) -> Self {
-        std::array::from_fn(|i| if self[i] > other[i] { self[i] } else { other[i] })
+        self.with(other, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
     fn round(self) -> Self {
-        self.map(f32::round_ties_even)
+        self.each(f32::round_ties_even)
     }
     #[inline(always)]
     fn power_of_two(self) -> Self {
-        self.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+        self.each(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
     fn first(self, count: usize, other: Self) -> Self {
-        std::array::from_fn(|i| if i < count { self[i] } else { other[i] })
+        Self(std::array::from_fn(|i| if i < count { self.0[i] } else { other.0[i] }))
     }
     #[inline(always)]
     fn zero_where_below(self, x: Self, limit: f32) -> Self {
-        std::array::from_fn(|i| if x[i] < limit { 0.0 } else { self[i] })
+        self.with(x, |y, x| if x < limit { 0.0 } else { y })
+    }
+    #[inline(always)]
+    fn store_i16(self, out: &mut [i16; LANES]) {
+        *out = self.0.map(|x| x.round_ties_even() as i16);
+    }
+    #[inline(always)]
+    fn zeros() -> Self::Ints {
+        [0; LANES]
+    }
+    #[inline(always)]
+    fn of_ints(x: Self::Ints) -> Self {
+        Self(x.map(|x| x as f32))
+    }
+    #[inline(always)]
+    fn splat_pair(pair: [i16; 2]) -> Self::Pairs {
+        [pair; LANES]
+    }
+    #[inline(always)]
+    fn load_pairs(x: &[i8; 2 * LANES]) -> Self::Pairs {
+        std::array::from_fn(|i| [i16::from(x[2 * i]), i16::from(x[2 * i + 1])])
+    }
+    #[inline(always)]
+    fn add_products(sum: Self::Ints, a: Self::Pairs, b: Self::Pairs) -> Self::Ints {
+        std::array::from_fn(|i| {
+            let product = |j: usize| i32::from(a[i][j]) * i32::from(b[i][j]);
+            sum[i] + product(0) + product(1)
+        })
     }
 }
 
@@ -118,16 +183,20 @@ impl Vector for Lanes {
 mod tests {
     use super::*;
 
+    fn exp(x: f32) -> Lanes {
+        Portable::<false>::splat(x).exp_negative().lanes()
+    }
+
     #[test]
     fn exp_is_that_of_the_lanes() {
         for i in 0..=88_000 {
-            let x = [i as f32 * -1e-3; LANES];
-            let exact = f64::from(x[0]).exp();
-            let ours = f64::from(x.exp_negative()[3]);
-            assert!((ours - exact).abs() <= 2.4e-7 * exact + 1e-37, "{}: {ours} {exact}", x[0]);
+            let x = i as f32 * -1e-3;
+            let exact = f64::from(x).exp();
+            let ours = f64::from(exp(x)[3]);
+            assert!((ours - exact).abs() <= 2.4e-7 * exact + 1e-37, "{x}: {ours} {exact}");
         }
-        assert_eq!([f32::NEG_INFINITY; LANES].exp_negative(), [0.0; LANES]);
-        assert_eq!([0.0; LANES].exp_negative(), [1.0; LANES]);
-        assert!([f32::NAN; LANES].exp_negative()[0].is_nan());
+        assert_eq!(exp(f32::NEG_INFINITY), [0.0; LANES]);
+        assert_eq!(exp(0.0), [1.0; LANES]);
+        assert!(exp(f32::NAN)[0].is_nan());
     }
 }

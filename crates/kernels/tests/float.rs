@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use ternion_kernels::{
-    Attention, BLOCK, DenseRef, Int8Matrix, attention, dense_matmul, dense_matmul_part, relu2_glu,
+    Attention, BLOCK, DenseRef, Int8Matrix, KvBlocks, attention, dense_matmul, dense_matmul_part, relu2_glu,
     relu2_part, rms_norm, rms_norm_here, silu_glu,
 };
 
@@ -164,48 +164,118 @@ fn silu_of_the_extremes() {
     }
 }
 
-/// Keys and values `[positions, kv_heads, head_dim]` as blocks of the KV cache.
-fn blocks(x: &[f32], kv_heads: usize, head_dim: usize, keys: bool) -> Vec<Vec<f32>> {
-    let mut out: Vec<Vec<f32>> = Vec::new();
-    for (position, row) in x.chunks_exact(kv_heads * head_dim).enumerate() {
-        if position % BLOCK == 0 {
-            out.push(vec![1e30; kv_heads * head_dim * BLOCK]);
+/// A KV cache of one layer in one of its types.
+#[derive(Default)]
+struct Cache {
+    f32: [Vec<Vec<f32>>; 2],
+    f16: [Vec<Vec<u16>>; 2],
+    int8: [Vec<(Vec<i8>, Vec<f32>)>; 2],
+}
+
+const TYPES: [&str; 3] = ["f32", "f16", "int8"];
+
+impl Cache {
+    /// Keys and values `[positions, kv_heads, head_dim]`, which are rounded to what is stored. What lies behind them is not
+    /// to be read.
+    fn new(name: &str, k: &mut [f32], v: &mut [f32], kv_heads: usize, head_dim: usize) -> Self {
+        let mut cache = Self::default();
+        let (plane, width) = (kv_heads * head_dim * BLOCK, kv_heads * head_dim);
+        for (side, x) in [k, v].into_iter().enumerate() {
+            for (position, row) in x.chunks_exact_mut(width).enumerate() {
+                let p = position % BLOCK;
+                if p == 0 {
+                    cache.f32[side].push(vec![1e30; plane]);
+                    cache.f16[side].push(vec![0x7bff; plane]);
+                    cache.int8[side].push((vec![77; plane], vec![f32::NAN; kv_heads * BLOCK]));
+                }
+                for (head, row) in row.chunks_exact_mut(head_dim).enumerate() {
+                    let scale = row.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0;
+                    for (d, x) in row.iter_mut().enumerate() {
+                        let at = [(head * head_dim + d) * BLOCK + p, (head * BLOCK + p) * head_dim + d];
+                        let paired = [
+                            ((head * head_dim / 2 + d / 2) * BLOCK + p) * 2 + d % 2,
+                            ((head * BLOCK / 2 + p / 2) * head_dim + d) * 2 + p % 2,
+                        ];
+                        match name {
+                            "f32" => cache.f32[side].last_mut().unwrap()[at[side]] = *x,
+                            "f16" => {
+                                let half = half::f16::from_f32(*x);
+                                cache.f16[side].last_mut().unwrap()[at[side]] = half.to_bits();
+                                *x = half.to_f32();
+                            }
+                            _ => {
+                                let block = cache.int8[side].last_mut().unwrap();
+                                let rounded = (*x / scale).round();
+                                block.0[paired[side]] = rounded as i8;
+                                block.1[head * BLOCK + p] = scale;
+                                *x = rounded * scale;
+                            }
+                        }
+                    }
+                }
+            }
         }
-        let p = position % BLOCK;
-        let block = out.last_mut().unwrap();
-        for head in 0..kv_heads {
-            for d in 0..head_dim {
-                let at =
-                    if keys { (head * head_dim + d) * BLOCK + p } else { (head * BLOCK + p) * head_dim + d };
-                block[at] = row[head * head_dim + d];
+        cache
+    }
+
+    fn with(&self, name: &str, run: impl FnOnce(KvBlocks<'_>)) {
+        match name {
+            "f32" => {
+                let [keys, values] =
+                    self.f32.each_ref().map(|s| s.iter().map(Vec::as_slice).collect::<Vec<_>>());
+                run(KvBlocks::F32 { keys: &keys, values: &values });
+            }
+            "f16" => {
+                let [keys, values] =
+                    self.f16.each_ref().map(|s| s.iter().map(Vec::as_slice).collect::<Vec<_>>());
+                run(KvBlocks::F16 { keys: &keys, values: &values });
+            }
+            _ => {
+                let [keys, values] = self
+                    .int8
+                    .each_ref()
+                    .map(|s| s.iter().map(|(x, scales)| (&x[..], &scales[..])).collect::<Vec<_>>());
+                run(KvBlocks::Int8 { keys: &keys, values: &values });
             }
         }
     }
-    out
 }
 
 #[test]
 fn attention_of_all_shapes() {
-    for (heads, kv_heads, head_dim, length) in
-        [(1, 1, 1, 3), (4, 2, 16, 70), (20, 5, 128, 130), (6, 2, 72, 66), (3, 1, 100, 200), (8, 8, 64, 65)]
+    for name in TYPES {
+        for shape in [
+            (1, 1, 2, 3),
+            (4, 2, 16, 70),
+            (20, 5, 128, 130),
+            (6, 2, 72, 66),
+            (3, 1, 100, 200),
+            (8, 8, 64, 65),
+        ] {
+            attention_of(name, shape);
+        }
+    }
+    attention_of("f32", (1, 1, 1, 3));
+}
+
+fn attention_of(name: &str, (heads, kv_heads, head_dim, length): (usize, usize, usize, usize)) {
     {
         let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         let q = noise(6, length * width);
-        let k = noise(7, length * kv_width);
-        let v = noise(8, length * kv_width);
-        let (key_blocks, value_blocks) =
-            (blocks(&k, kv_heads, head_dim, true), blocks(&v, kv_heads, head_dim, false));
-        let keys: Vec<&[f32]> = key_blocks.iter().map(Vec::as_slice).collect();
-        let values: Vec<&[f32]> = value_blocks.iter().map(Vec::as_slice).collect();
+        let (mut k, mut v) = (noise(7, length * kv_width), noise(8, length * kv_width));
+        let cache = Cache::new(name, &mut k, &mut v, kv_heads, head_dim);
         let scale = 3.0 / (head_dim as f32).sqrt();
         let run = |threads: usize, from: usize, to: usize| {
             let shape = Attention { heads, kv_heads, head_dim, past: from, scale };
             let mut out = vec![0.0; (to - from) * width];
-            pool(threads)
-                .install(|| attention(shape, &q[from * width..to * width], &keys, &values, &mut out));
+            cache.with(name, |kv| {
+                pool(threads).install(|| attention(shape, &q[from * width..to * width], kv, &mut out));
+            });
             out
         };
         let all = run(1, 0, length);
+        // Queries and weights in 16 bits beside the rounding of sums.
+        let tolerance = if name == "int8" { 6e-5 } else { 3e-6 };
         for position in [0, 1, length / 2, length - 1] {
             for head in 0..heads {
                 let kv = head / (heads / kv_heads);
@@ -224,8 +294,8 @@ fn attention_of_all_shapes() {
                         (0..=position).map(|p| (scores[p] - most).exp() / total * at(&v, p, d)).sum();
                     let ours = all[position * width + head * head_dim + d];
                     assert!(
-                        (f64::from(ours) - exact).abs() < 3e-6,
-                        "{heads} {head_dim} {position}: {ours} {exact}"
+                        (f64::from(ours) - exact).abs() < tolerance,
+                        "{name} {heads} {head_dim} {position}: {ours} {exact}"
                     );
                 }
             }

@@ -19,6 +19,9 @@
 //! # }
 //! ```
 //!
+//! A host that runs for long keeps handles of its models ([`models`]): their configuration may change while it runs, and
+//! one model may stand in for another. What else goes around a model, such as timeouts and metrics, are [`layers`].
+//!
 //! Loading and generating are awaited in a tokio runtime: what would block it runs on its threads for blocking work.
 //! Outside of one, loading panics and `generate` returns an error.
 //!
@@ -34,14 +37,18 @@ use std::{path::Path, sync::Arc};
 
 pub use ternion_core::{
     Capabilities, CausalLm, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest,
-    GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, Message, ModelInfo,
-    Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest, SequenceId, SequenceInput,
-    Stats, Timing, TokenScore, Usage,
+    GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted, MemoryPart, MemoryPlan,
+    Message, ModelInfo, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest,
+    SequenceId, SequenceInput, ServedBy, Stats, Timing, TokenScore, Unloaded, Usage,
 };
-pub use ternion_core::{config, echo, engine, registry, text};
+pub use ternion_core::{config, context, echo, engine, kv, registry, text};
 pub use ternion_formats as formats;
 
+pub mod layers;
+pub mod models;
+
 use config::{Config, ModelConfig};
+use models::Models;
 use registry::{Progress, Registry};
 
 /// The backends that are compiled in.
@@ -57,10 +64,11 @@ pub fn registry() -> Registry {
     registry
 }
 
-/// Loads a model of a configuration: the one that is named, else its default. Must be awaited in a tokio runtime.
+/// Loads a model of a configuration: the one that is named, else its default, with its layers and its fallback. Must be
+/// awaited in a tokio runtime.
 ///
 /// # Errors
-/// What [`Registry::load`] returns: an unknown model or backend, or a model that cannot be loaded.
+/// An unknown model or backend, or a model that cannot be loaded and for which no other stands in.
 pub async fn load(config: &Config, model: Option<&str>) -> Result<Arc<dyn LlmBackend>> {
     load_with_progress(config, model, Progress::none()).await
 }
@@ -74,7 +82,17 @@ pub async fn load_with_progress(
     model: Option<&str>,
     progress: Progress,
 ) -> Result<Arc<dyn LlmBackend>> {
-    registry().load_with_progress(config, model, progress).await
+    let models = Models::new(config.clone())?;
+    let (name, _) = config.model(model).during("load")?;
+    Ok(Arc::new(models.get_with_progress(name, progress).await?))
+}
+
+/// What a model of a configuration would take in memory, without loading it. Blocks while it reads the files.
+///
+/// # Errors
+/// As [`Registry::plan`].
+pub fn plan(config: &Config, model: Option<&str>) -> Result<MemoryPlan> {
+    registry().plan(config, model)
 }
 
 /// Reads a configuration file (TOML, JSON or YAML), with the overrides of the environment, and loads its default model.

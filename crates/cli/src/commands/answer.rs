@@ -1,8 +1,10 @@
 //! One generation, from the request to the closing line: what `chat` and `generate` have in common.
 
 use serde::Serialize;
-use ternion::{Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, Timing, Usage};
+use ternion::context::{ContextReport, ContextStep};
+use ternion::{Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, ServedBy, Timing, Usage};
 
+use super::long;
 use crate::App;
 use crate::args::GenerationArgs;
 use crate::failure::{Failure, Outcome};
@@ -17,6 +19,8 @@ pub(crate) struct Answer {
     usage: Usage,
     timing: Timing,
     seed: Option<u64>,
+    context: Option<ContextReport>,
+    served_by: Option<ServedBy>,
 }
 
 /// A token of an answer, as `--json` shows it.
@@ -35,15 +39,15 @@ impl Answer {
     }
 
     fn to_json(&self, backend: &dyn LlmBackend) -> serde_json::Value {
-        let info = backend.info();
+        let served_by = self.served_by.clone().unwrap_or_else(|| ServedBy::from(&*backend.info()));
         let (timing, usage) = (&self.timing, &self.usage);
         let (reason, stop) = match &self.finish_reason {
             FinishReason::StopString(stop) => (serde_json::json!("stop_string"), Some(stop)),
             other => (serde_json::json!(other), None),
         };
         serde_json::json!({
-            "model": info.name,
-            "backend": info.backend,
+            "model": served_by.model,
+            "backend": served_by.backend,
             "text": self.text,
             "finish_reason": reason,
             "stop_string": stop,
@@ -58,6 +62,7 @@ impl Answer {
                 "decode_tokens_per_second": timing.decode_rate(usage),
             },
             "tokens": self.tokens,
+            "context": self.context,
         })
     }
 }
@@ -90,24 +95,28 @@ pub(crate) async fn generate(
         usage: Usage::default(),
         timing: Timing::default(),
         seed: None,
+        context: None,
+        served_by: None,
     };
     // A line that has been begun is ended, whatever happens, before anything else is written.
     let ended = async {
         while let Some(event) = stream.next().await {
             match event? {
                 Event::Prefill { done, total } => bar.set(done as u64, total as u64),
+                Event::Context { step: ContextStep::Report(report) } => answer.context = Some(report),
+                Event::Context { step } => long::show(app, &bar, &step),
                 Event::Token { id, text, logprob } => {
                     bar.clear();
                     print(app, &text)?;
                     answer.text.push_str(&text);
                     answer.tokens.push(Token { id, text, logprob });
                 }
-                Event::Done { finish_reason, text, usage, timing, seed } => {
+                Event::Done { finish_reason, text, usage, timing, seed, served_by } => {
                     bar.clear();
                     print(app, &text)?;
                     answer.text.push_str(&text);
                     (answer.finish_reason, answer.usage) = (finish_reason, usage);
-                    (answer.timing, answer.seed) = (timing, seed);
+                    (answer.timing, answer.seed, answer.served_by) = (timing, seed, served_by);
                     return Ok(());
                 }
                 _ => {}
@@ -134,6 +143,9 @@ pub(crate) async fn generate(
         }
     }
     app.output.closing(&answer.usage, &answer.timing);
+    for line in answer.context.iter().flat_map(long::lines) {
+        app.output.notice(&line);
+    }
     Ok(answer)
 }
 

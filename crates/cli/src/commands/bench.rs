@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use ternion::formats::Checkpoint;
-use ternion::{Error, GenerateRequest, LlmBackend, Sampling};
+use ternion::{Error, GenerateRequest, LlmBackend, MemoryPlan, Sampling};
 
 use super::load;
 use crate::App;
@@ -55,6 +55,12 @@ struct Results {
     decode_tokens_per_second: Option<Spread>,
     first_token_seconds: Option<Spread>,
     memory: Option<Memory>,
+    /// What was planned before the model was loaded; the peak is below its sum.
+    memory_plan: Option<MemoryPlan>,
+    /// That sum.
+    planned_bytes: Option<u64>,
+    /// Weights that are read from the disk in a second of decoding (median), where not all are kept in memory.
+    streamed_bytes_per_second: Option<f64>,
     /// Weights that are read for each generated token.
     weight_bytes_per_token: Option<u64>,
     bandwidth: Option<Bandwidth>,
@@ -76,11 +82,17 @@ pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
     let memory = rss::memory();
 
     // The files are mapped once more for this, so it comes after the look at the memory.
+    let limit = selected.model()?.memory_limit.map(|limit| limit.0);
+    let open = |path| match limit {
+        Some(limit) => Checkpoint::open_within(path, limit, &mut |_, _| {}),
+        None => Checkpoint::open(path),
+    };
     let weight_bytes_per_token =
-        selected.path().ok().and_then(|path| Checkpoint::open(path).ok()).map(|c| bytes_per_token(&c));
+        selected.path().ok().and_then(|path| open(path).ok()).map(|c| bytes_per_token(&c));
     let info = backend.info();
     drop(backend);
-    let bandwidth = (args.buffer > 0)
+    // Its buffer would not keep a limit.
+    let bandwidth = (args.buffer > 0 && limit.is_none())
         .then(|| {
             let bar = app.output.steps("memory");
             bar.set(0, 1);
@@ -100,7 +112,12 @@ pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
         }
         _ => None,
     };
+    let plan = info.memory.clone();
+    let streamed = plan.as_ref().map(|plan| plan.streamed_bytes as f64).filter(|bytes| *bytes > 0.0);
     let results = Results {
+        planned_bytes: plan.as_ref().map(MemoryPlan::total),
+        streamed_bytes_per_second: decode.zip(streamed).map(|(decode, bytes)| decode.median * bytes),
+        memory_plan: plan,
         model: info.name.clone(),
         backend: info.backend.clone(),
         format: info.format.clone(),
@@ -198,6 +215,16 @@ fn table(results: &Results) -> String {
                 bytes(memory.mapped)
             ),
         ));
+    }
+    if let Some(plan) = &results.memory_plan {
+        let share = results.memory.map_or(String::new(), |memory| {
+            format!("; the peak is {:.1} % of it", 100.0 * memory.peak as f64 / plan.total().max(1) as f64)
+        });
+        rows.push(("memory plan".into(), format!("{}{share}", bytes(plan.total()))));
+        rows.push(("planned for".into(), plan.to_string()));
+    }
+    if let Some(rate) = results.streamed_bytes_per_second {
+        rows.push(("disk reads".into(), format!("{:.2} GB/s of weights while decoding", rate / 1e9)));
     }
     if let Some(b) = results.bandwidth {
         rows.push((

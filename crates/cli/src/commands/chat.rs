@@ -2,7 +2,7 @@
 
 use ternion::Message;
 
-use super::{answer, conversation, load};
+use super::{answer, conversation, load, long};
 use crate::App;
 use crate::args::ChatArgs;
 use crate::failure::{Failure, Outcome};
@@ -11,6 +11,12 @@ use crate::model::Selected;
 
 pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
     let source = TextSource::new(args.message.as_deref(), None);
+    if args.long.file.is_some() && args.message.is_none() {
+        return Err(Failure::usage("--file needs a message that says what to do with the text"));
+    }
+    if args.long.file.as_deref().is_some_and(|f| f.as_os_str() == "-") && source == TextSource::Stdin {
+        return Err(Failure::usage("message and --file cannot both be standard input"));
+    }
     if source == TextSource::Nobody && app.output.json {
         return Err(Failure::usage("--json prints one answer; give a message, or `-` for standard input"));
     }
@@ -22,7 +28,7 @@ pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
     }
     if source == TextSource::Nobody {
         let backend = load(app, &selected).await?;
-        return conversation::run(app, &*backend, args).await;
+        return conversation::run(app, &*backend, &selected, args).await;
     }
     let message = source.read("message")?;
     // What `echo` or an editor puts at the end is no part of the message.
@@ -30,9 +36,11 @@ pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
     if message.is_empty() {
         return Err(Failure::usage("the message is empty; at least one character expected"));
     }
-    let backend = load(app, &selected).await?;
     let messages: Vec<Message> =
         args.system.as_deref().map(Message::system).into_iter().chain([Message::user(message)]).collect();
-    let answer = answer::generate(app, &*backend, answer::request(messages, &args.generation)).await?;
+    let mut request = answer::request(messages, &args.generation);
+    long::apply(&selected, &args.long, &mut request)?;
+    let backend = load(app, &selected).await?;
+    let answer = answer::generate(app, &*backend, request).await?;
     if answer.is_cancelled() { Err(Failure::Interrupted) } else { Ok(()) }
 }

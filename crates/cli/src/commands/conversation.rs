@@ -7,11 +7,12 @@ use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor};
 use ternion::{Error, ErrorKind, LlmBackend, Message};
 
-use super::answer;
+use super::{answer, long};
 use crate::App;
 use crate::args::ChatArgs;
 use crate::failure::{Failure, Outcome};
 use crate::input::write_atomically;
+use crate::model::Selected;
 use crate::output::complain;
 
 const HELP: &str = "\
@@ -58,7 +59,12 @@ impl<'a> Input<'a> {
 }
 
 /// Holds a conversation until the user leaves. Errors of one answer are told and do not end it.
-pub(crate) async fn run(app: &App, backend: &dyn LlmBackend, args: &ChatArgs) -> Outcome {
+pub(crate) async fn run(
+    app: &App,
+    backend: &dyn LlmBackend,
+    selected: &Selected,
+    args: &ChatArgs,
+) -> Outcome {
     let mut messages = opening(args.system.as_deref().unwrap_or_default());
     let mut reader = Reader::new()?;
     app.output.notice(&format!("{}: /help lists the commands, Ctrl-D leaves", backend.info().name));
@@ -86,7 +92,7 @@ pub(crate) async fn run(app: &App, backend: &dyn LlmBackend, args: &ChatArgs) ->
             }
             Input::Say(text) => {
                 messages.push(Message::user(text));
-                answer_to(app, backend, args, &mut messages).await?;
+                answer_to(app, backend, selected, args, &mut messages).await?;
             }
         }
     }
@@ -101,10 +107,13 @@ fn opening(instructions: &str) -> Vec<Message> {
 async fn answer_to(
     app: &App,
     backend: &dyn LlmBackend,
+    selected: &Selected,
     args: &ChatArgs,
     messages: &mut Vec<Message>,
 ) -> Outcome {
-    match answer::generate(app, backend, answer::request(messages.clone(), &args.generation)).await {
+    let mut request = answer::request(messages.clone(), &args.generation);
+    long::apply(selected, &args.long, &mut request)?;
+    match answer::generate(app, backend, request).await {
         Ok(answer) if answer.text.is_empty() && answer.is_cancelled() => {
             messages.pop();
         }

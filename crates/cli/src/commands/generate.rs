@@ -1,6 +1,6 @@
 //! `ternion generate`: continues a text as it is.
 
-use super::{answer, load};
+use super::{answer, load, long};
 use crate::App;
 use crate::args::GenerateArgs;
 use crate::failure::{Failure, Outcome};
@@ -9,9 +9,11 @@ use crate::model::Selected;
 
 pub(crate) async fn run(app: &App, args: &GenerateArgs) -> Outcome {
     let prompt = TextSource::new(args.prompt.as_deref(), args.prompt_file.as_deref()).read("prompt")?;
-    let backend = load(app, &Selected::for_engine(&args.engine)?).await?;
+    let selected = Selected::for_engine(&args.engine)?;
     let mut request = answer::request(prompt, &args.generation);
     request.ignore_eos = args.ignore_eos;
+    long::apply(&selected, &args.long, &mut request)?;
+    let backend = load(app, &selected).await?;
     let answer = answer::generate(app, &*backend, request).await?;
     if answer.is_cancelled() { Err(Failure::Interrupted) } else { Ok(()) }
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde_json::{Value, json};
+use ternion::config::ModelConfig;
 use ternion::formats::{Activation, Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse};
+use ternion::kv::KvType;
+use ternion::{ErrorKind, MemoryPlan};
 
 use super::blocking;
 use crate::App;
@@ -14,22 +17,48 @@ use crate::model::Selected;
 use crate::output::bytes;
 
 pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
-    let selected = Selected::for_files(&args.model)?;
+    let selected = Selected::for_engine(&args.engine)?;
     let path = selected.path()?;
+    // Before the checkpoint is opened, whose pages would count as memory that is taken already.
+    let plan = blocking(app, || ternion::plan(&selected.config, Some(&selected.name)));
+    if let Err(error) = &plan
+        && error.kind() == ErrorKind::ResourceExhausted
+    {
+        return plan.map(drop).map_err(Into::into);
+    }
     let bar = app.output.bytes("read");
     let checkpoint = blocking(app, || Checkpoint::open_with(path, &mut |done, total| bar.set(done, total)));
     bar.clear();
     let checkpoint = checkpoint?;
     let report = checkpoint.report();
     let (tokenizer, warnings) = tokenizer(&checkpoint);
+    let kv_type = kv_type(selected.model()?);
     if app.output.json {
-        return app.output.object(&as_json(&checkpoint, &report, args.tensors, &tokenizer, &warnings));
+        return app.output.object(&as_json(
+            &checkpoint,
+            &report,
+            kv_type,
+            args.tensors,
+            &tokenizer,
+            &warnings,
+            plan.ok().as_ref(),
+        ));
     }
-    app.output.line(as_text(&checkpoint, &report, args.tensors, &tokenizer).trim_end())?;
+    app.output.line(as_text(&checkpoint, &report, kv_type, args.tensors, &tokenizer).trim_end())?;
+    app.output.line(&match plan {
+        Ok(plan) => format!("\n{}", memory_table(&plan)),
+        Err(error) => format!("\nmemory       no plan: {error}"),
+    })?;
     for warning in warnings {
         app.output.notice(&format!("warning: {warning}"));
     }
     Ok(())
+}
+
+/// How keys and values are stored by configuration. What only another engine knows counts as the default.
+fn kv_type(model: &ModelConfig) -> KvType {
+    let named = model.options.get("kv_type").cloned();
+    named.and_then(|name| serde_json::from_value(name).ok()).unwrap_or_default()
 }
 
 /// What is known of the tokenizer, and what is wrong with it.
@@ -75,7 +104,13 @@ fn groups(report: &Report) -> BTreeMap<(&'static str, &'static str), Group> {
     groups
 }
 
-fn as_text(checkpoint: &Checkpoint, report: &Report, all: bool, tokenizer: &Value) -> String {
+fn as_text(
+    checkpoint: &Checkpoint,
+    report: &Report,
+    kv_type: KvType,
+    all: bool,
+    tokenizer: &Value,
+) -> String {
     let spec = &checkpoint.spec;
     let mut text = String::new();
     let mut row = |key: &str, value: String| {
@@ -132,14 +167,18 @@ fn as_text(checkpoint: &Checkpoint, report: &Report, all: bool, tokenizer: &Valu
         "weights",
         format!("{} mapped from files, {} in memory", bytes(report.mapped_bytes), bytes(report.owned_bytes)),
     );
-    let kv = report.kv_bytes_per_token;
+    let of = |kv_type| spec.kv_layout().bytes_per_position(kv_type);
     row(
         "KV cache",
         format!(
-            "{} a token, {} for a sequence of {} tokens",
-            bytes(kv),
-            bytes(kv * spec.context_length as u64),
-            spec.context_length
+            "{} a token in {}, {} for a sequence of {} tokens (a token in f32 {}, f16 {}, int8 {})",
+            bytes(of(kv_type)),
+            kv_type,
+            bytes(spec.kv_layout().bytes(kv_type, spec.context_length)),
+            spec.context_length,
+            bytes(of(KvType::F32)),
+            bytes(of(KvType::F16)),
+            bytes(of(KvType::Int8)),
         ),
     );
     text.push('\n');
@@ -156,6 +195,19 @@ fn as_text(checkpoint: &Checkpoint, report: &Report, all: bool, tokenizer: &Valu
                 bytes(group.owned)
             );
         }
+    }
+    text
+}
+
+/// The parts of a plan, and what they are for.
+pub(super) fn memory_table(plan: &MemoryPlan) -> String {
+    let mut text = format!("{:20} {:>10}\n", "memory, at most", bytes(plan.total()));
+    for part in &plan.parts {
+        let _ = writeln!(text, "  {:18} {:>10}", part.name, bytes(part.bytes));
+    }
+    let _ = write!(text, "for {plan}");
+    for choice in &plan.choices {
+        let _ = write!(text, "\nchosen: {choice}");
     }
     text
 }
@@ -180,9 +232,11 @@ fn list(text: &mut String, report: &Report) {
 fn as_json(
     checkpoint: &Checkpoint,
     report: &Report,
+    kv_type: KvType,
     all: bool,
     tokenizer: &Value,
     warnings: &[String],
+    plan: Option<&MemoryPlan>,
 ) -> Value {
     let spec = &checkpoint.spec;
     let groups: Vec<Value> = groups(report)
@@ -226,8 +280,11 @@ fn as_json(
         "memory": {
             "mapped_bytes": report.mapped_bytes,
             "owned_bytes": report.owned_bytes,
-            "kv_bytes_per_token": report.kv_bytes_per_token,
-            "kv_bytes_per_sequence": report.kv_bytes_per_token * spec.context_length as u64,
+            "kv_type": kv_type,
+            "kv_bytes_per_token": spec.kv_layout().bytes_per_position(kv_type),
+            "kv_bytes_per_sequence": spec.kv_layout().bytes(kv_type, spec.context_length),
+            "plan": plan,
+            "planned_bytes": plan.map(MemoryPlan::total),
         },
         "groups": groups,
         "tensors": all.then_some(&report.tensors),

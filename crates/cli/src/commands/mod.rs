@@ -3,13 +3,18 @@
 pub(crate) mod answer;
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod chunk;
+pub(crate) mod conformance;
+pub(crate) mod contract;
 pub(crate) mod conversation;
 pub(crate) mod convert;
 pub(crate) mod count;
+pub(crate) mod eval;
 pub(crate) mod expectation;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod long;
 pub(crate) mod schema;
 pub(crate) mod synth;
 pub(crate) mod verify;
@@ -35,7 +40,14 @@ pub(crate) async fn load(app: &App, selected: &Selected) -> Outcome<Arc<dyn LlmB
     };
     bar.clear();
     app.interrupts.idle();
-    Ok(loaded?)
+    let backend = loaded?;
+    if let Some(plan) = backend.info().memory.as_ref().filter(|plan| plan.limit.is_some()) {
+        app.output.notice(&format!("memory: {plan}"));
+        for choice in &plan.choices {
+            app.output.notice(&format!("memory: {choice}"));
+        }
+    }
+    Ok(backend)
 }
 
 /// Runs blocking work of a command that only reads or writes files, so that Ctrl-C ends it as it ends any program.

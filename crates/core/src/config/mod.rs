@@ -12,12 +12,28 @@
 //! path = "models/bitnet-b1.58-2B-4T"   # relative to this file
 //! context = 4096
 //!
+//! fallback = ["small"]                 # who answers where it fails
+//!
 //! [models.bitnet.sampling]
 //! temperature = 0.7
+//!
+//! [models.bitnet.layers]
+//! metrics = true
+//! timeout.first_token_ms = 10000
+//!
+//! [models.small]
+//! path = "models/small"
+//!
+//! [reload]
+//! mode = "after"                       # there is no memory for two models at a time
 //! ```
 
 mod env;
+mod fallback;
+mod host;
 mod parse;
+mod size;
+mod unique;
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +45,14 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Error, ErrorKind, Result, ResultExt, Sampling, engine::validate, file::read_capped};
+pub use size::ByteSize;
+
+use crate::{
+    Error, ErrorKind, Result, ResultExt, Sampling, context::ContextPolicy, engine::validate,
+    file::read_capped,
+};
+
+pub use host::{LayersConfig, LimitConfig, ReloadConfig, ReloadMode, RetryConfig, TimeoutConfig};
 
 /// No configuration is larger than this, and a file that is was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
@@ -44,6 +67,8 @@ pub struct Config {
     pub default_model: Option<String>,
     /// The models by the names that the host calls them.
     pub models: BTreeMap<String, ModelConfig>,
+    /// How a model takes the place of another while the host runs.
+    pub reload: ReloadConfig,
 }
 
 /// One model: where it is, what runs it, and how.
@@ -76,6 +101,18 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub prefill_chunk: Option<usize>,
+    /// The most memory that the process may take with this model: a number of bytes, or a text such as `400MB` or `1GiB`.
+    /// What is left out here is then chosen so that it is kept, and what cannot be kept is refused when the model is
+    /// loaded. Left out: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<ByteSize>,
+    /// What is done with prompts that do not fit into the context, unless a request says otherwise. Left out: they are refused.
+    pub context_policy: ContextPolicy,
+    /// Models of this configuration that answer, in this order, where this one cannot be loaded or fails.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fallback: Vec<String>,
+    /// What is done around each request to it.
+    pub layers: LayersConfig,
     /// What applies where a request leaves its sampling open, before the model's own defaults.
     pub sampling: Sampling,
     /// What only this backend knows. Its documentation says what there is.
@@ -92,6 +129,10 @@ impl Default for ModelConfig {
             max_sequences: None,
             max_queued: None,
             prefill_chunk: None,
+            memory_limit: None,
+            context_policy: ContextPolicy::default(),
+            fallback: Vec::new(),
+            layers: LayersConfig::default(),
             sampling: Sampling::default(),
             options: serde_json::Map::new(),
         }
@@ -173,7 +214,7 @@ impl Config {
 
     /// A configuration of one model.
     pub fn single(name: impl Into<String>, model: ModelConfig) -> Self {
-        Self { default_model: None, models: BTreeMap::from([(name.into(), model)]) }
+        Self { models: BTreeMap::from([(name.into(), model)]), ..Self::default() }
     }
 
     /// The JSON schema of a configuration file, for editors and for checks before a roll-out.
@@ -218,6 +259,8 @@ impl Config {
             self.model(Some(name))
                 .map_err(|e| Error::invalid_config(format!("default_model: {}", e.message())))?;
         }
+        self.reload.validate()?;
+        fallback::validate(&self.models)?;
         self.models.iter().try_for_each(|(name, model)| model.validate(name))
     }
 
@@ -269,6 +312,10 @@ impl ModelConfig {
                 )));
             }
         }
+        self.context_policy
+            .validate()
+            .map_err(|e| Error::invalid_config(format!("models.{name}.context_policy.{}", e.message())))?;
+        self.layers.validate(&format!("models.{name}.layers"))?;
         // Token ids can only be checked when the vocabulary is known, at load.
         validate::sampling(&self.sampling, usize::MAX).map_err(|e| {
             Error::new(ErrorKind::InvalidConfig, format!("models.{name}.sampling.{}", e.message()))

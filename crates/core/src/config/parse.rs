@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Format, suggest};
+use super::{Format, suggest, unique::Unique};
 use crate::{Error, Result};
 
 /// The text's own structure, which the environment can still change. An empty text is an empty table.
@@ -16,7 +16,8 @@ pub(super) fn to_value(text: &str, format: Format) -> Result<Value> {
             let place = e.span().map_or(String::new(), |span| line_and_column(text, span.start));
             Error::invalid_config(format!("not valid TOML: {}{place}", one_line(e.message())))
         })?,
-        Format::Json => serde_json::from_str(text)
+        Format::Json => serde_json::from_str::<Unique>(text)
+            .map(|value| value.0)
             .map_err(|e| Error::invalid_config(format!("not valid JSON: {}", one_line(&e.to_string()))))?,
         Format::Yaml => serde_saphyr::from_str::<Option<Value>>(text)
             .map_err(|e| Error::invalid_config(format!("not valid YAML: {}", one_line(&e.to_string()))))?
@@ -59,10 +60,25 @@ pub(super) fn strict<T: DeserializeOwned + JsonSchema>(value: Value, place: &str
 /// The schema of what lies at `key` of an object with this schema.
 pub(super) fn child<'a>(schema: &'a Value, root: &'a Value, key: &str) -> Option<&'a Value> {
     let schema = target(schema, root);
-    let property = schema.get("properties").and_then(|p| p.get(key));
+    let property = |schema: &'a Value| schema.get("properties").and_then(|p| p.get(key));
+    let of_a_variant = || schema.get("oneOf")?.as_array()?.iter().find_map(property);
+    let property = property(schema).or_else(of_a_variant);
     let id =
         || numbered(schema).filter(|_| key.bytes().all(|b| b.is_ascii_digit()) && key.parse::<u32>().is_ok());
     property.or_else(id).or_else(|| schema.get("additionalProperties").filter(|s| s.is_object()))
+}
+
+/// Of a schema with variants that a key tells apart, the one that `value` chooses; any other schema as it is.
+fn variant<'a>(schema: &'a Value, root: &'a Value, value: &Value) -> &'a Value {
+    let chosen = |variant: &&Value| {
+        let properties = variant.get("properties").and_then(Value::as_object);
+        properties
+            .into_iter()
+            .flatten()
+            .any(|(key, s)| s.get("const").is_some_and(|c| value.get(key) == Some(c)))
+    };
+    let variants = target(schema, root).get("oneOf").and_then(Value::as_array);
+    variants.and_then(|variants| variants.iter().find(chosen)).unwrap_or(schema)
 }
 
 /// The schema of all values of a map whose keys are numbers: the only maps here that a schema describes by a pattern.
@@ -79,9 +95,14 @@ pub(super) fn is_text(schema: &Value, root: &Value) -> bool {
     }
 }
 
-/// Follows a reference to a definition of the root.
+/// Follows a reference to a definition of the root, also that of a table which may be left out.
 fn target<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
-    schema
+    let optional = schema
+        .get("anyOf")
+        .and_then(Value::as_array)
+        .and_then(|any| any.iter().find(|s| s.get("$ref").is_some()));
+    optional
+        .unwrap_or(schema)
         .get("$ref")
         .and_then(Value::as_str)
         .and_then(|reference| root.pointer(reference.strip_prefix('#')?))
@@ -90,10 +111,15 @@ fn target<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
 
 fn refuse_unknown_keys(value: &Value, schema: &Value, root: &Value, place: &str) -> Result<()> {
     let Value::Object(entries) = value else { return Ok(()) };
+    let whole = schema;
+    let schema = variant(whole, root, value);
+    // A variant without keys of its own does not say that it has no others.
+    let closed = !std::ptr::eq(whole, schema)
+        || target(schema, root).get("additionalProperties") == Some(&Value::Bool(false));
     for (key, value) in entries {
         if let Some(child) = child(schema, root, key) {
             refuse_unknown_keys(value, child, root, &join(place, key))?;
-        } else if target(schema, root).get("additionalProperties") == Some(&Value::Bool(false)) {
+        } else if closed {
             let mut message = format!("unknown key `{}`", join(place, key));
             let known = target(schema, root).get("properties").and_then(Value::as_object);
             let known: Vec<&str> = known.into_iter().flat_map(|k| k.keys()).map(String::as_str).collect();
@@ -204,6 +230,48 @@ mod tests {
             let text = format!("[models.m.sampling.logit_bias]\n{entry}");
             let error = Config::from_str(&text, Format::Toml).unwrap_err().to_string();
             assert!(error.contains(place), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_context_policy_is_as_strict_as_all_else() {
+        let policy = |text: &str| {
+            let text = format!("[models.m.context_policy]\n{text}");
+            Config::from_str(&text, Format::Toml).map(|c| c.models["m"].context_policy.clone())
+        };
+        for text in [
+            "kind = \"reject\"",
+            "kind = \"truncate\"\ndrop = \"middle\"\nreserve = 100",
+            "kind = \"sliding\"\nsinks = 8",
+            "kind = \"map_reduce\"\nchunk_kind = \"markdown\"\nfirst_prompt = \"{task} {text}\"",
+            "kind = \"refine\"\noverlap = 0",
+        ] {
+            let name = policy(text).unwrap().name();
+            assert!(text.contains(name), "{name}");
+        }
+        for (text, words) in [
+            ("kind = \"truncat\"", "models.m.context_policy"),
+            ("drop = \"head\"", "models.m.context_policy"),
+            ("kind = \"reject\"\ndrop = \"head\"", "unknown key `models.m.context_policy.drop`"),
+            (
+                "kind = \"truncate\"\ndorp = \"head\"",
+                "unknown key `models.m.context_policy.dorp`; did you mean `drop`?",
+            ),
+            ("kind = \"truncate\"\ndrop = \"heads\"", "models.m.context_policy"),
+            ("kind = \"truncate\"\nreserve = 0", "models.m.context_policy.reserve: 0 is out of range"),
+            ("kind = \"sliding\"\nrecent = 0", "models.m.context_policy.recent: 0 is out of range"),
+            (
+                "kind = \"map_reduce\"\nchunk_tokens = 10\noverlap = 10",
+                "models.m.context_policy.overlap: 10 tokens",
+            ),
+            (
+                "kind = \"map_reduce\"\nfirst_prompt = \"{task}\"",
+                "context_policy.first_prompt: has no `{text}`",
+            ),
+            ("kind = \"refine\"\nnext_prompt = \"{text}\"", "context_policy.next_prompt: has no `{answer}`"),
+        ] {
+            let error = policy(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
         }
     }
 }

@@ -12,10 +12,11 @@ use super::{
     Admission,
     sampler::{Sampler, argmax, check_finite, log_softmax_at, log_sum_exp},
     stop::StopMatcher,
+    window::Window,
 };
 use crate::{
-    Error, ErrorKind, Event, FinishReason, LogitsWanted, Result, ResultExt, Score, Timing, TokenScore, Usage,
-    text::IncrementalDecoder,
+    Error, ErrorKind, Event, FinishReason, LogitsWanted, Result, ResultExt, Score, ServedBy, Timing,
+    TokenScore, Usage, text::IncrementalDecoder,
 };
 
 /// One request on the engine's thread.
@@ -131,12 +132,23 @@ impl Job {
         (&self.tokens[length..end], logits)
     }
 
+    /// The tokens at the beginning of the KV cache that are still those of the job, once after the window has moved.
+    pub(super) fn take_rewind(&mut self) -> Option<usize> {
+        match &mut self.work {
+            Work::Generate(g) => g.window.as_mut()?.take_rewind(),
+            Work::Score(_) | Work::Logits(_) => None,
+        }
+    }
+
     /// Takes the logits of a step after which `length` tokens are in the KV cache. `true` when the job is finished.
     pub(super) fn advance(&mut self, length: usize, logits: &mut [f32], model: &ModelFacts) -> Result<bool> {
         let total = self.tokens.len();
         match &mut self.work {
             Work::Generate(g) if length < total => {
-                g.report_prefill(length, total);
+                // Later it is the window that is computed anew.
+                if g.generated == 0 {
+                    g.report_prefill(length, total);
+                }
                 return Ok(false);
             }
             Work::Generate(g) => return g.step(&mut self.tokens, logits, model),
@@ -166,7 +178,7 @@ impl Job {
             }
             Work::Score(s) => {
                 // A reader that has gone away needs no result.
-                let _ = s.result.send(end.into_result().map(|()| Score { tokens: s.scores }));
+                let _ = s.result.send(end.into_result().map(|()| Score::new(s.scores)));
             }
             Work::Logits(r) => {
                 let _ = r.result.send(end.into_result().map(|()| r.rows));
@@ -176,7 +188,12 @@ impl Job {
 
     /// Prompt tokens that were computed when `length` tokens are in the KV cache.
     pub(super) fn computed_prompt(&self, length: usize) -> usize {
-        self.prompt_tokens().min(length).saturating_sub(self.cached)
+        let computed = match &self.work {
+            // The window may have moved since.
+            Work::Generate(g) if g.generated > 0 => g.prompt_tokens,
+            _ => self.prompt_tokens().min(length),
+        };
+        computed.saturating_sub(self.cached)
     }
 
     fn prompt_tokens(&self) -> usize {
@@ -201,6 +218,8 @@ pub(super) struct Generation {
     events: Sender<Result<Event>>,
     /// Room for the next token's event, taken before the token is computed so that it can always be delivered.
     permit: Option<OwnedPermit<Result<Event>>>,
+    /// Room for the report of the window.
+    report_permit: Option<OwnedPermit<Result<Event>>>,
     /// Room for the end.
     last_permit: Option<OwnedPermit<Result<Event>>>,
     decoder: IncrementalDecoder,
@@ -209,11 +228,13 @@ pub(super) struct Generation {
     max_tokens: usize,
     ignore_eos: bool,
     logprobs: bool,
+    window: Option<Window>,
     prompt_tokens: usize,
     generated: usize,
     first_token: Option<Instant>,
     /// Set by the step that ended the generation.
     finish_reason: Option<FinishReason>,
+    served_by: ServedBy,
 }
 
 impl Generation {
@@ -227,12 +248,16 @@ impl Generation {
         stop: Vec<String>,
         ignore_eos: bool,
         logprobs: bool,
+        window: Option<Window>,
+        served_by: ServedBy,
     ) -> Self {
         sampler.observe_prompt(prompt);
-        let last_permit = events.clone().try_reserve_owned().ok();
+        let reserve = || events.clone().try_reserve_owned().ok();
+        let (last_permit, report_permit) = (reserve(), window.as_ref().and_then(|_| reserve()));
         Self {
             events,
             permit: None,
+            report_permit,
             last_permit,
             decoder,
             sampler,
@@ -240,10 +265,12 @@ impl Generation {
             max_tokens,
             ignore_eos,
             logprobs,
+            window,
             prompt_tokens: prompt.len(),
             generated: 0,
             first_token: None,
             finish_reason: None,
+            served_by,
         }
     }
 
@@ -271,6 +298,7 @@ impl Generation {
         tokens.push(id);
 
         let mut text = String::new();
+        let mut moved = None;
         if !self.ignore_eos && model.eos.contains(&id) {
             self.finish_reason = Some(FinishReason::EndOfSequence);
         } else {
@@ -281,7 +309,8 @@ impl Generation {
             } else if self.generated >= self.max_tokens {
                 Some(FinishReason::MaxTokens)
             } else if tokens.len() >= model.context_length {
-                Some(FinishReason::ContextFull)
+                moved = self.window.as_mut().map(|window| window.advance(tokens));
+                if moved.is_some() { None } else { Some(FinishReason::ContextFull) }
             } else {
                 None
             };
@@ -289,14 +318,23 @@ impl Generation {
         if let Some(permit) = self.permit.take() {
             permit.send(Ok(Event::Token { id, text, logprob }));
         }
+        if let Some(step) = moved {
+            // The report has it as well.
+            let _ = self.events.try_send(Ok(Event::Context { step }));
+        }
         Ok(self.finish_reason.is_some())
     }
 
     fn deliver_end(&mut self, end: End, usage: Usage, timing: Timing) {
         let Some(permit) = self.last_permit.take() else { return };
+        let report = self.window.take().and_then(|window| window.report(&usage));
+        if let (Some(step), Some(permit)) = (report, self.report_permit.take()) {
+            permit.send(Ok(Event::Context { step }));
+        }
         let event = self.closing_text(end).map(|(finish_reason, text)| {
             let seed = self.sampler.seed();
-            Event::Done { finish_reason, text, usage, timing, seed }
+            let served_by = Some(self.served_by.clone());
+            Event::Done { finish_reason, text, usage, timing, seed, served_by }
         });
         permit.send(event.during("generate"));
     }

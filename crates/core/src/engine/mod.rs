@@ -10,6 +10,7 @@ mod sampler;
 mod slots;
 mod stop;
 pub mod validate;
+mod window;
 mod worker;
 
 use std::{
@@ -27,14 +28,15 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use tokio::{
     runtime::Handle,
-    sync::{mpsc as channel, oneshot},
+    sync::{mpsc as channel, oneshot, watch},
 };
 
 use crate::{
     CausalLm, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo,
-    Prompt, Result, ResultExt, Sampling, Score, ScoreRequest, Stats, text::Tokenizer,
+    Prompt, Result, ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded, text::Tokenizer,
 };
 use job::{Job, Work};
+use window::Window;
 
 pub use sampler::log_softmax_at;
 pub(crate) use stop::StopMatcher;
@@ -46,7 +48,8 @@ const EVENT_CAPACITY: usize = 64;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct EngineOptions {
-    /// What `info()` returns. The engine fills in the limits and capabilities.
+    /// What `info()` returns. The engine fills in the limits and capabilities, all but
+    /// [`batch_invariant`](crate::Capabilities::batch_invariant), which is a property of the model's arithmetic.
     pub info: ModelInfo,
     /// Tokens that end an answer, besides the tokenizer's EOS.
     pub eos_tokens: Vec<u32>,
@@ -54,12 +57,21 @@ pub struct EngineOptions {
     pub sampling: Sampling,
     /// Requests that may wait for a sequence.
     pub max_queued: usize,
+    /// Bytes of logits that one request may have in memory at a time: scoring computes them in chunks of so many, and a
+    /// request for more logits is refused. `None`: chunks of 32 MB, and as many logits as there is memory for.
+    pub logits_bytes: Option<u64>,
 }
 
 impl EngineOptions {
     /// Options with a queue of 64 and no further tokens that end an answer.
     pub fn new(info: ModelInfo) -> Self {
-        Self { info, eos_tokens: Vec::new(), sampling: Sampling::default(), max_queued: 64 }
+        Self {
+            info,
+            eos_tokens: Vec::new(),
+            sampling: Sampling::default(),
+            max_queued: 64,
+            logits_bytes: None,
+        }
     }
 }
 
@@ -70,9 +82,15 @@ pub struct Engine {
     info: Arc<ModelInfo>,
     tokenizer: Arc<Tokenizer>,
     sampling: Sampling,
+    logits_bytes: Option<u64>,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
+    /// Closed when the thread has dropped the model.
+    gone: watch::Receiver<()>,
 }
+
+/// A prompt's tokens that fit into the context, and the window that moves over them if it is one that does.
+type Prepared = (Vec<u32>, Option<Window>);
 
 /// What reaches the thread.
 enum Command {
@@ -142,6 +160,7 @@ impl Engine {
         info.capabilities.logits = true;
         info.capabilities.logprobs = true;
         info.capabilities.seed = true;
+        info.capabilities.sliding_window = true;
         info.capabilities.prefix_reuse = true;
         info.defaults = info.defaults.clone().overridden_by(&options.sampling);
 
@@ -152,16 +171,23 @@ impl Engine {
 
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
-        let worker = worker::Worker::new(model, inbox, Arc::clone(&shared), eos);
-        std::thread::Builder::new().name("ternion-engine".into()).spawn(move || worker.run()).map_err(
-            |e| Error::new(ErrorKind::ResourceExhausted, "cannot start the engine's thread").with_source(e),
-        )?;
+        let worker = worker::Worker::new(model, inbox, Arc::clone(&shared), eos, options.logits_bytes);
+        let (alive, gone) = watch::channel(());
+        let run = move || {
+            worker.run(); // drops the model
+            drop(alive);
+        };
+        std::thread::Builder::new().name("ternion-engine".into()).spawn(run).map_err(|e| {
+            Error::new(ErrorKind::ResourceExhausted, "cannot start the engine's thread").with_source(e)
+        })?;
         Ok(Self {
             info: Arc::new(options.info),
             tokenizer: Arc::new(tokenizer),
             sampling: options.sampling,
+            logits_bytes: options.logits_bytes,
             commands,
             shared,
+            gone,
         })
     }
 
@@ -169,12 +195,16 @@ impl Engine {
     ///
     /// A template and a tokenizer may take seconds for megabytes, so they run where blocking is allowed. The place is
     /// taken before and held until they are done, even if nobody waits any more: that bounds how many run.
-    async fn prepare(&self, prompt: Prompt) -> Result<(Admission, Vec<u32>)> {
+    async fn prepare(&self, prompt: Prompt, window: Option<Window>) -> Result<(Admission, Prepared)> {
         let limits = self.info.limits.clone();
-        let checked = move |tokens: Vec<u32>| -> Result<Vec<u32>> {
+        let checked = move |mut tokens: Vec<u32>| -> Result<Prepared> {
             validate::tokens("prompt", &tokens, limits.vocab_size)?;
+            let mut window = window;
+            if let Some(window) = &mut window {
+                window.fit_prompt(&mut tokens);
+            }
             validate::prompt_fits(tokens.len(), limits.context_length)?;
-            Ok(tokens)
+            Ok((tokens, window))
         };
         if let Prompt::Tokens(tokens) = prompt {
             let tokens = checked(tokens)?;
@@ -254,11 +284,17 @@ impl LlmBackend for Engine {
         }
     }
 
-    async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
+    fn unloaded(&self) -> Unloaded {
+        let mut gone = self.gone.clone();
+        Box::pin(async move { while gone.changed().await.is_ok() {} })
+    }
+
+    async fn generate(&self, mut request: GenerateRequest) -> Result<GenerateStream> {
         let accepted = Instant::now();
         let start = async {
+            let window = Window::of(&mut request, self.info.limits.context_length)?;
             validate::generate(&request, self.info.limits.vocab_size)?;
-            let (admission, tokens) = self.prepare(request.prompt).await?;
+            let (admission, (tokens, window)) = self.prepare(request.prompt, window).await?;
             let sampling = request.sampling.or(&self.sampling);
             let (sender, events) = channel::channel(EVENT_CAPACITY);
             let generation = job::Generation::new(
@@ -270,6 +306,8 @@ impl LlmBackend for Engine {
                 request.stop,
                 request.ignore_eos,
                 request.logprobs,
+                window,
+                ServedBy::from(&*self.info),
             );
             self.submit(Job::new(
                 tokens,
@@ -292,7 +330,9 @@ impl LlmBackend for Engine {
             let admission = self.admit()?;
             let (sender, result) = oneshot::channel();
             let work = Work::Score(job::Scoring::new(sender, request.start, last, request.top));
-            self.run(Job::new(request.tokens, work, request.cancel, admission, accepted), result).await
+            let job = Job::new(request.tokens, work, request.cancel, admission, accepted);
+            let score = self.run(job, result).await?;
+            Ok(Score { served_by: Some(ServedBy::from(&*self.info)), ..score })
         };
         run.await.during("score")
     }
@@ -301,6 +341,16 @@ impl LlmBackend for Engine {
         let accepted = Instant::now();
         let run = async {
             validate::logits(&request, &self.info.limits)?;
+            let rows = (request.tokens.len() - request.start) as u64;
+            let wanted = rows.saturating_mul(4 * self.info.limits.vocab_size as u64);
+            if let Some(most) = self.logits_bytes.filter(|most| wanted > *most) {
+                return Err(Error::new(
+                    ErrorKind::ResourceExhausted,
+                    format!(
+                        "{rows} rows of logits are {wanted} bytes; the memory limit leaves {most} for them"
+                    ),
+                ));
+            }
             let admission = self.admit()?;
             let (sender, result) = oneshot::channel();
             let work = Work::Logits(job::Rows::new(sender, request.start));

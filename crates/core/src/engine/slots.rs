@@ -69,6 +69,25 @@ impl Slots {
         }
     }
 
+    /// Forgets all but the first `length` tokens of `sequence`. Returns the sequence to go on with and the tokens that it holds:
+    /// an empty one where the model cannot truncate.
+    pub(super) fn rewind(
+        &mut self,
+        model: &mut dyn CausalLm,
+        sequence: SequenceId,
+        length: usize,
+    ) -> Result<(SequenceId, usize)> {
+        if model.truncate(sequence, length).is_ok() {
+            if let Some(slot) = self.slots.iter_mut().find(|s| s.sequence == sequence) {
+                slot.tokens.truncate(length);
+            }
+            return Ok((sequence, length));
+        }
+        self.slots.retain(|s| s.sequence != sequence);
+        model.free(sequence);
+        self.fresh(model)
+    }
+
     /// Nobody works on `sequence` any more; it is kept for its tokens.
     pub(super) fn release(&mut self, sequence: SequenceId) {
         self.clock += 1;
@@ -115,6 +134,7 @@ impl Slots {
     }
 }
 
-fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+/// How many tokens both begin with.
+pub(super) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(x, y)| x == y).count()
 }

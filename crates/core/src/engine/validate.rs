@@ -23,6 +23,18 @@ pub fn generate(request: &GenerateRequest, vocab_size: usize) -> Result<()> {
     {
         return Err(Error::invalid_request("prompt: is empty; at least one token expected"));
     }
+    // Whoever can do these takes them out of the request.
+    if let Some(policy) = request.context_policy.as_ref().filter(|policy| policy.takes_long_prompts()) {
+        return Err(Error::unsupported(format!(
+            "context_policy: the backend itself has no `{}`; load the model through the registry, or put a ContextLayer around it",
+            policy.name()
+        )));
+    }
+    if request.document.is_some() {
+        return Err(Error::unsupported(
+            "document: load the model through the registry, or put a ContextLayer around the backend",
+        ));
+    }
     sampling(&request.sampling, vocab_size)
 }
 

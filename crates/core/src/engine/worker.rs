@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{CausalLm, Error, ErrorKind, Result, SequenceId, SequenceInput};
 
-/// Bytes of logits that one chunk of a scoring may ask for.
+/// Bytes of logits that one chunk of a scoring may ask for, where nothing else is said.
 const LOGITS_BYTES: usize = 32 << 20;
 
 /// How often jobs that wait for their reader are looked at, to see that they were cancelled by their token.
@@ -52,10 +52,12 @@ impl Worker {
         inbox: mpsc::Receiver<Command>,
         shared: Arc<Shared>,
         eos: Vec<u32>,
+        logits_bytes: Option<u64>,
     ) -> Self {
         let facts =
             ModelFacts { vocab_size: model.vocab_size(), context_length: model.context_length(), eos };
-        let max_rows = (LOGITS_BYTES / 4 / facts.vocab_size.max(1)).max(1);
+        let bytes = logits_bytes.map_or(LOGITS_BYTES, |bytes| LOGITS_BYTES.min(bytes as usize));
+        let max_rows = (bytes / 4 / facts.vocab_size.max(1)).max(1);
         Self {
             model,
             facts,
@@ -241,7 +243,14 @@ impl Worker {
             self.slots.appended(active.sequence, &active.job.tokens[start..active.length]);
             let (own, others) = std::mem::take(&mut rest).split_at_mut(rows * self.facts.vocab_size);
             rest = others;
-            match active.job.advance(active.length, own, &self.facts) {
+            let advanced = active.job.advance(active.length, own, &self.facts).and_then(|finished| {
+                if let Some(kept) = active.job.take_rewind() {
+                    (active.sequence, active.length) =
+                        self.slots.rewind(&mut *self.model, active.sequence, kept)?;
+                }
+                Ok(finished)
+            });
+            match advanced {
                 Ok(false) => {}
                 Ok(true) => ended.push((i, End::Finished)),
                 Err(error) => ended.push((i, End::Failed(error))),

@@ -4,6 +4,8 @@
 //! Hugging Face repository and gives what transformers gives for them, with one difference: the text of messages is
 //! untrusted, and special tokens written in it stay plain text (see [`Tokenizer::encode_chat`]).
 
+mod chunk;
+mod code;
 mod control;
 mod growth;
 mod guard;
@@ -13,6 +15,8 @@ mod stream;
 mod template;
 mod tokenizer;
 
+pub use chunk::{Chunk, ChunkKind, ChunkOptions, chunks};
+pub(crate) use chunk::{boundary_after, boundary_before, is_boundary};
 pub use parts::TokenizerParts;
 pub use stream::IncrementalDecoder;
 pub use tokenizer::Tokenizer;

@@ -1,11 +1,12 @@
 //! The tokenizer of a model: text to ids, ids to text, and conversations to prompts.
 
-use std::{borrow::Cow, collections::HashSet, panic::AssertUnwindSafe, sync::Arc};
+use std::{borrow::Cow, collections::HashSet, ops::Range, panic::AssertUnwindSafe, sync::Arc};
 
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{
-    AddedVocabulary, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper,
+    AddedVocabulary, Encoding, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+    PreTokenizerWrapper,
 };
 
 use super::{
@@ -193,6 +194,27 @@ impl Tokenizer {
     /// As [`encode`](Self::encode).
     pub fn count(&self, text: &str) -> Result<usize> {
         self.encode(text, false).map(|ids| ids.len())
+    }
+
+    /// The bytes of `text` that each of its tokens stands for, in their order. `trusted`: special tokens in the text are
+    /// control tokens, as [`encode`](Self::encode) takes them; else they are text, as [`encode_plain`](Self::encode_plain) does.
+    ///
+    /// Tokens that are parts of one character all have that character's bytes.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn token_spans(&self, text: &str, trusted: bool) -> Result<Vec<Range<usize>>> {
+        let spans = || {
+            let encoding = if trusted {
+                self.inner.encode(text, false).map_err(failed)?
+            } else {
+                let normalizer = self.inner.get_normalizer();
+                let parts = self.plain_added.extract_and_normalize(normalizer, text);
+                self.encoding_of(parts, true, OffsetType::Byte)?
+            };
+            Ok(encoding.get_offsets().iter().map(|&(start, end)| start..end).collect())
+        };
+        guarded(spans, Error::invalid_request)
     }
 
     /// The prompt for a conversation, as `apply_chat_template(messages, tokenize=False)` gives it. The template sees
@@ -442,7 +464,16 @@ impl Tokenizer {
     }
 
     /// The ids of text that is normalized.
-    fn encode_parts(&self, mut parts: PreTokenizedString, first: bool) -> Result<Vec<u32>> {
+    fn encode_parts(&self, parts: PreTokenizedString, first: bool) -> Result<Vec<u32>> {
+        Ok(self.encoding_of(parts, first, OffsetType::None)?.get_ids().to_vec())
+    }
+
+    fn encoding_of(
+        &self,
+        mut parts: PreTokenizedString,
+        first: bool,
+        offsets: OffsetType,
+    ) -> Result<Encoding> {
         let pre_tokenizer = match &self.pre_tokenizer_within {
             Some(within) if !first => Some(within),
             _ => self.inner.get_pre_tokenizer(),
@@ -452,8 +483,7 @@ impl Tokenizer {
         }
         let model = self.inner.get_model();
         parts.tokenize(|part| tokenizers::Model::tokenize(model, part.get())).map_err(failed)?;
-        let encoding = parts.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
-        Ok(encoding.get_ids().to_vec())
+        parts.into_encoding(None, 0, offsets).map_err(failed)
     }
 
     fn has_control(&self, ids: &[u32]) -> bool {

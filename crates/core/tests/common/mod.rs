@@ -39,6 +39,7 @@ pub(crate) struct Toy {
     /// Fails on sequences that contain this token.
     pub(crate) poison: Option<u32>,
     pub(crate) can_fork: bool,
+    pub(crate) can_truncate: bool,
     /// Tokens that all sequences may hold together.
     pub(crate) memory: usize,
     pub(crate) probe: Arc<Probe>,
@@ -60,6 +61,7 @@ impl Toy {
             prompt_length: 0,
             poison: None,
             can_fork: true,
+            can_truncate: true,
             memory: usize::MAX,
             probe,
             sequences: HashMap::new(),
@@ -172,6 +174,9 @@ impl CausalLm for Toy {
     }
 
     fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<()> {
+        if !self.can_truncate {
+            return Err(Error::unsupported("no truncation"));
+        }
         if let Some(tokens) = self.sequences.get_mut(&sequence) {
             tokens.truncate(length);
         }

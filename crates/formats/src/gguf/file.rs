@@ -5,10 +5,8 @@
 //! neither gap nor overlap beyond the alignment, since each offset must be the one that follows from the sizes before.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{Read, Seek, SeekFrom};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use ternion_core::{Error, Result};
 
@@ -62,10 +60,6 @@ pub struct File {
     names: HashMap<String, usize>,
     /// The tensors' data.
     data: SharedBytes,
-    /// Where that begins in the file.
-    begin: u64,
-    /// The file itself, to read what need not stay mapped.
-    handle: Option<Arc<Mutex<std::fs::File>>>,
 }
 
 impl File {
@@ -77,10 +71,7 @@ impl File {
     /// is not known; [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where it is damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut file = Self::parse(&SharedBytes::map(path)?, path)?;
-        let handle = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-        file.handle = Some(Arc::new(Mutex::new(handle)));
-        Ok(file)
+        Self::parse(&SharedBytes::map(path)?, path)
     }
 
     /// Checks the container in `bytes`; errors name `path`.
@@ -140,15 +131,11 @@ impl File {
             let message = format!("{} bytes from {from} on, but it has {}", out.len(), tensor.bytes);
             Error::invalid_request(message).with("tensor", &tensor.name)
         })?;
-        let Some(handle) = &self.handle else {
-            out.copy_from_slice(&self.data(tensor)[from as usize..end as usize]);
-            return Ok(());
-        };
-        // A panic elsewhere leaves the position anywhere, and it is set here.
-        let mut file = handle.lock().unwrap_or_else(PoisonError::into_inner);
-        let read =
-            file.seek(SeekFrom::Start(self.begin + tensor.offset + from)).and_then(|_| file.read_exact(out));
-        read.map_err(|e| Error::io(&self.path, e).with("tensor", &tensor.name))
+        self.data
+            .slice(tensor.offset as usize..tensor.offset.saturating_add(end) as usize)
+            .ok_or_else(|| Error::invalid_request("a tensor of another file"))
+            .and_then(|bytes| bytes.read_at(from as usize, out))
+            .map_err(|e| e.with("tensor", &tensor.name))
     }
 
     /// The value of a key.
@@ -345,19 +332,8 @@ fn parse(bytes: &SharedBytes, path: &Path) -> Result<File> {
         }
         tensors.push(tensor);
     }
-    let (begin, data) = data(bytes, cursor.at, alignment, &tensors)?;
-    Ok(File {
-        path: path.to_owned(),
-        version,
-        alignment,
-        metadata,
-        keys,
-        tensors,
-        names,
-        data,
-        begin,
-        handle: None,
-    })
+    let data = data(bytes, cursor.at, alignment, &tensors)?;
+    Ok(File { path: path.to_owned(), version, alignment, metadata, keys, tensors, names, data })
 }
 
 fn header(cursor: &mut Cursor<'_>) -> Result<u32> {
@@ -469,13 +445,13 @@ fn tensor(cursor: &mut Cursor<'_>, index: usize) -> Result<TensorInfo> {
     Ok(TensorInfo { name, kind, dims, offset, bytes })
 }
 
-/// Where the data of all tensors begins, and the data, after the check that each lies where it must.
+/// The data of all tensors, after the check that each lies where it must.
 fn data(
     bytes: &SharedBytes,
     table_end: usize,
     alignment: u64,
     tensors: &[TensorInfo],
-) -> Result<(u64, SharedBytes)> {
+) -> Result<SharedBytes> {
     let begin = (table_end as u64).next_multiple_of(alignment);
     let available = (bytes.len() as u64).saturating_sub(begin);
     let mut expected = 0u64;
@@ -513,8 +489,7 @@ fn data(
     }
     let begin = begin.min(bytes.len() as u64);
     let range = begin as usize..begin as usize + end as usize;
-    let data = bytes.slice(range).expect("invariant: the last tensor ends within the file");
-    Ok((begin, data))
+    Ok(bytes.slice(range).expect("invariant: the last tensor ends within the file"))
 }
 
 /// The first name that occurs twice.

@@ -14,7 +14,7 @@ use ternion_kernels::{MAX_COLS, TernaryLayout};
 use super::rows::{Heads, pack_i2s};
 use super::ternary::{decode_tq, shared_scale};
 use super::{File, I2S_GROUP, TensorInfo, TensorType, dense, keys, spec};
-use crate::checkpoint::Progress;
+use crate::checkpoint::{Means, Progress};
 use crate::{
     Checkpoint, DenseTensor, DenseType, Family, LayerTensors, Linear, ModelSpec, RmsNorm, RopeScaling,
     SharedBytes, TernaryTensor, Weights, generation, layers,
@@ -24,8 +24,8 @@ const GENERATION: &str = "generation_config.json";
 const GENERATION_CAP: u64 = 4 << 20;
 
 /// Opens the file.
-pub(crate) fn open(path: &Path, progress: &mut Progress<'_>) -> Result<Checkpoint> {
-    let file = File::open(path)?;
+pub(crate) fn open(path: &Path, means: Means, progress: &mut Progress<'_>) -> Result<Checkpoint> {
+    let file = File::parse(&means.map(path)?, path)?;
     let mut spec = spec::read(&file)?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -41,7 +41,7 @@ pub(crate) fn open(path: &Path, progress: &mut Progress<'_>) -> Result<Checkpoin
         }
     }
 
-    let mut reader = Reader::new(&file, &spec, progress);
+    let mut reader = Reader::new(&file, &spec, means, progress);
     let embed = reader.dense(keys::EMBED, &[spec.vocab_size, spec.hidden_size], None)?;
     let head = reader.head(&embed)?;
     let rope_factors = reader.rope_factors()?;
@@ -83,6 +83,7 @@ struct Reader<'a> {
     file: &'a File,
     spec: &'a ModelSpec,
     left: BTreeMap<&'a str, &'a TensorInfo>,
+    means: Means,
     progress: &'a mut Progress<'a>,
     done: u64,
     total: u64,
@@ -91,10 +92,10 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(file: &'a File, spec: &'a ModelSpec, progress: &'a mut Progress<'a>) -> Self {
+    fn new(file: &'a File, spec: &'a ModelSpec, means: Means, progress: &'a mut Progress<'a>) -> Self {
         let left = file.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
         let total = file.tensors().iter().map(|t| t.bytes).sum();
-        Self { file, spec, left, progress, done: 0, total, ternary: None, keep_dense: Vec::new() }
+        Self { file, spec, left, means, progress, done: 0, total, ternary: None, keep_dense: Vec::new() }
     }
 
     fn error(&self, name: &str, message: impl Into<String>) -> Error {
@@ -125,15 +126,31 @@ impl<'a> Reader<'a> {
             None => (DenseType::F32, self.decoded(tensor)?),
         };
         if let Some(heads) = heads {
-            bytes = ordered(&bytes, bytes.len() / shape[0], heads);
+            if mapped.is_some() {
+                self.own(name, bytes.len())?;
+            }
+            bytes = ordered(&bytes.loaded()?, bytes.len() / shape[0], heads);
         }
-        if !layers::all_finite(dtype, &bytes) {
+        if !layers::all_finite(dtype, &bytes)? {
             return Err(self.error(name, "a value is infinite or not a number, expected finite numbers"));
         }
         Ok(DenseTensor { dtype, shape: shape.to_vec(), bytes })
     }
 
-    fn decoded(&self, tensor: &TensorInfo) -> Result<SharedBytes> {
+    /// Counts `bytes` for a tensor that cannot stay in the file.
+    fn own(&mut self, name: &str, bytes: usize) -> Result<()> {
+        self.means
+            .take(bytes as u64)
+            .map_err(|e| e.with("tensor", name).with("file", self.file.path().display()))
+    }
+
+    /// The elements of a tensor that is needed whole and is small.
+    fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let dense = self.dense(name, shape, None)?;
+        Ok(DenseTensor { bytes: dense.bytes.loaded()?, ..dense }.to_f32())
+    }
+
+    fn decoded(&mut self, tensor: &TensorInfo) -> Result<SharedBytes> {
         let kind = tensor.kind;
         if !dense::is_dense(kind) {
             let message = format!("the element type is {kind}, expected F32, F16, BF16, Q8_0, Q6_K or Q4_0");
@@ -143,7 +160,9 @@ impl<'a> Reader<'a> {
         }
         // Some thousand blocks to a task, some of these to a piece that is read.
         let (task, len) = (1024 * kind.block_bytes(), 1024 * kind.block_len());
-        let mut out = vec![0; tensor.dims.iter().product::<u64>() as usize * 4];
+        let size = tensor.dims.iter().product::<u64>() as usize * 4;
+        self.own(&tensor.name, size)?;
+        let mut out = vec![0; size];
         let mut piece = vec![0; (64 * task).min(tensor.bytes as usize)];
         let mut done = 0;
         for out in out.chunks_mut(64 * 4 * len) {
@@ -165,7 +184,7 @@ impl<'a> Reader<'a> {
     }
 
     fn norm(&mut self, name: &str, width: usize) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: self.dense(name, &[width], None)?.to_f32(), eps: self.spec.rms_eps })
+        Ok(RmsNorm { weight: self.values(name, &[width])?, eps: self.spec.rms_eps })
     }
 
     /// The head, unless it is a copy of the embedding.
@@ -174,7 +193,7 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let head = self.dense(keys::HEAD, &[self.spec.vocab_size, self.spec.hidden_size], None)?;
-        let copy = head.dtype == embed.dtype && head.bytes[..] == embed.bytes[..];
+        let copy = head.dtype == embed.dtype && head.bytes.same_as(&embed.bytes)?;
         Ok((!copy).then_some(head))
     }
 
@@ -183,7 +202,7 @@ impl<'a> Reader<'a> {
         if !self.left.contains_key(name) {
             return Ok(None);
         }
-        let factors = self.dense(name, &[self.spec.head_dim / 2], None)?.to_f32();
+        let factors = self.values(name, &[self.spec.head_dim / 2])?;
         match factors.iter().find(|x| **x <= 0.0) {
             Some(x) => Err(self.error(name, format!("a factor is {x:?}, expected positive numbers"))),
             None => Ok(Some(factors)),
@@ -265,19 +284,19 @@ impl<'a> Reader<'a> {
             debug_assert!(cols.is_multiple_of(I2S_GROUP), "a row is a whole number of groups");
             let end = rows * cols / 4;
             let codes = bytes.slice(0..end).ok_or_else(|| self.error(name, "the codes are incomplete"))?;
-            if let Some(at) = ternion_kernels::find_invalid_code(&codes) {
-                let found = codes[at];
-                return Err(self.error(
-                    name,
-                    format!(
-                        "byte {at} is {found:#04x}, which holds the code 3; expected the codes 0, 1 and 2"
-                    ),
-                ));
+            if let Some((at, found)) = layers::invalid_code(&codes)? {
+                let message = format!(
+                    "byte {at} is {found:#04x}, which holds the code 3; expected the codes 0, 1 and 2"
+                );
+                return Err(self.error(name, message));
             }
-            let scale = bytes.get(end..end + 4).and_then(|b| b.try_into().ok()).map(f32::from_le_bytes);
-            let scale = scale.ok_or_else(|| self.error(name, "the scale after the codes is missing"))?;
-            (codes, scale)
+            let mut scale = [0; 4];
+            bytes
+                .read_at(end, &mut scale)
+                .map_err(|e| self.error(name, "the scale after the codes is missing").with_source(e))?;
+            (codes, f32::from_le_bytes(scale))
         } else {
+            self.own(name, rows * cols / 4)?;
             // Read rather than mapped: the pages would stay resident beside what is made of them.
             let mut bytes = vec![0; tensor.bytes as usize];
             self.file.read(tensor, 0, &mut bytes)?;
@@ -298,7 +317,12 @@ impl<'a> Reader<'a> {
         let scale = self.scale(name, part, stored)?;
         self.ternary.get_or_insert(kind);
         let codes = match heads {
-            Some(heads) => ordered(&codes, cols / 4, heads),
+            Some(heads) => {
+                if codes.is_mapped() {
+                    self.own(name, codes.len())?;
+                }
+                ordered(&codes.loaded()?, cols / 4, heads)
+            }
             None => codes,
         };
         Ok(TernaryTensor { codes, layout: TernaryLayout::I2s, rows, cols, scale })
@@ -307,11 +331,8 @@ impl<'a> Reader<'a> {
     /// The factor of the integer product: the scale in the tensor, times the one beside it where there is one.
     fn scale(&mut self, name: &str, part: &str, stored: f32) -> Result<f32> {
         let beside = format!("{part}.scale");
-        let factor = if self.left.contains_key(beside.as_str()) {
-            self.dense(&beside, &[1], None)?.to_f32()[0]
-        } else {
-            1.0
-        };
+        let factor =
+            if self.left.contains_key(beside.as_str()) { self.values(&beside, &[1])?[0] } else { 1.0 };
         let scale = stored * factor;
         if scale == 0.0 || !scale.is_finite() {
             return Err(

@@ -4,13 +4,17 @@
 //! the CPU has them.
 
 use std::arch::x86_64::{
-    __m256, __m512, _CMP_LT_OQ, _mm256_add_epi32, _mm256_add_ps, _mm256_andnot_ps, _mm256_blendv_ps,
-    _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtps_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
-    _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_ps, _mm256_slli_epi32,
-    _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_castsi512_ps,
-    _mm512_cmp_ps_mask, _mm512_cvtps_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps,
-    _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_roundscale_ps, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    __m256, __m256i, __m512, __m512i, _CMP_LT_OQ, _mm_loadu_si128, _mm256_add_epi32, _mm256_add_ps,
+    _mm256_andnot_ps, _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepi8_epi16,
+    _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_ps, _mm256_mul_ps, _mm256_packs_epi32,
+    _mm256_permute4x64_epi64, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_ps,
+    _mm256_setzero_si256, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi16,
+    _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_dpwssd_epi32,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps,
+    _mm512_mul_ps, _mm512_roundscale_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
+    _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use crate::{
@@ -25,9 +29,12 @@ const NEAREST: i32 = 8;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(__m512);
 
-// SAFETY (of all blocks): these are instructions of AVX-512F, which the function that this is inlined into is compiled for;
-// loads and stores touch the 16 floats of the reference.
+// SAFETY (of all blocks): these are instructions of AVX-512 and VNNI, which the function that this is inlined into is compiled
+// for; loads and stores touch the 16 elements of the reference, or 32.
 impl Vector for Avx512 {
+    type Ints = __m512i;
+    type Pairs = __m512i;
+
     #[inline(always)]
     fn splat(x: f32) -> Self {
         // SAFETY: See above.
@@ -95,6 +102,50 @@ impl Vector for Avx512 {
             _mm512_maskz_mov_ps(!below, self.0)
         })
     }
+    #[inline(always)]
+    fn load_halves(x: &[u16; LANES]) -> Self {
+        // SAFETY: See above.
+        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn store_i16(self, out: &mut [i16; LANES]) {
+        // SAFETY: See above.
+        unsafe {
+            let short = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(self.0));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), short);
+        }
+    }
+    #[inline(always)]
+    fn zeros() -> __m512i {
+        // SAFETY: See above.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    fn of_ints(x: __m512i) -> Self {
+        // SAFETY: See above.
+        Self(unsafe { _mm512_cvtepi32_ps(x) })
+    }
+    #[inline(always)]
+    fn splat_pair(pair: [i16; 2]) -> __m512i {
+        // SAFETY: See above.
+        unsafe { _mm512_set1_epi32(one(pair)) }
+    }
+    #[inline(always)]
+    fn load_pairs(x: &[i8; 2 * LANES]) -> __m512i {
+        // SAFETY: See above.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn add_products(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: See above.
+        unsafe { _mm512_dpwssd_epi32(sum, a, b) }
+    }
+}
+
+/// Both integers of a pair in one, the first in the lower half.
+#[inline(always)]
+fn one([low, high]: [i16; 2]) -> i32 {
+    i32::from(low as u16) | i32::from(high) << 16
 }
 
 /// Two registers of AVX2.
@@ -112,9 +163,12 @@ impl Avx2 {
     }
 }
 
-// SAFETY (of all blocks): these are instructions of AVX2 and FMA, which the function that this is inlined into is compiled
-// for; loads and stores touch the 16 floats of the reference.
+// SAFETY (of all blocks): these are instructions of AVX2, FMA and F16C, which the function that this is inlined into is
+// compiled for; loads and stores touch the 16 elements of the reference, or 32.
 impl Vector for Avx2 {
+    type Ints = [__m256i; 2];
+    type Pairs = [__m256i; 2];
+
     #[inline(always)]
     fn splat(x: f32) -> Self {
         // SAFETY: See above.
@@ -189,5 +243,50 @@ impl Vector for Avx2 {
         self.with(x, |y, x| unsafe {
             _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(limit)), y)
         })
+    }
+    #[inline(always)]
+    fn load_halves(x: &[u16; LANES]) -> Self {
+        let (low, high) = x.split_at(LANES / 2);
+        // SAFETY: See above.
+        let half = |x: &[u16]| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())) };
+        Self(half(low), half(high))
+    }
+    #[inline(always)]
+    fn store_i16(self, out: &mut [i16; LANES]) {
+        // SAFETY: See above.
+        unsafe {
+            let short = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+            // The packing works in each half of the register: put the quarters in order.
+            let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(short);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), ordered);
+        }
+    }
+    #[inline(always)]
+    fn zeros() -> [__m256i; 2] {
+        // SAFETY: See above.
+        [unsafe { _mm256_setzero_si256() }; 2]
+    }
+    #[inline(always)]
+    fn of_ints([low, high]: [__m256i; 2]) -> Self {
+        // SAFETY: See above.
+        unsafe { Self(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)) }
+    }
+    #[inline(always)]
+    fn splat_pair(pair: [i16; 2]) -> [__m256i; 2] {
+        // SAFETY: See above.
+        [unsafe { _mm256_set1_epi32(one(pair)) }; 2]
+    }
+    #[inline(always)]
+    fn load_pairs(x: &[i8; 2 * LANES]) -> [__m256i; 2] {
+        let (low, high) = x.split_at(LANES);
+        // SAFETY: See above.
+        let half = |x: &[i8]| unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast())) };
+        [half(low), half(high)]
+    }
+    #[inline(always)]
+    fn add_products(sum: [__m256i; 2], a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: See above.
+        let add = |sum, a, b| unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) };
+        [add(sum[0], a[0], b[0]), add(sum[1], a[1], b[1])]
     }
 }

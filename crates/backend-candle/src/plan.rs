@@ -1,0 +1,281 @@
+//! What a model will take in memory, and with a limit the sizes that keep it.
+//!
+//! What takes memory is counted from the checkpoint's tensors and the sizes that are set; what the process has already,
+//! its tokenizer among it, is measured. Under a limit, what the configuration leaves open is chosen by trying, in this
+//! order, until it fits:
+//!
+//! 1. fewer sequences at the same time (others wait in the queue),
+//! 2. weights that do not fit are streamed from the disk: the same results, slower,
+//! 3. smaller prefill chunks: the same results, slower,
+//! 4. keys and values in f16, then in int8: nearly the same results,
+//! 5. a shorter context.
+//!
+//! So what changes no result comes first. The head is never changed: an int8 copy of it takes more memory, since its
+//! original can be streamed and the copy cannot. What the configuration fixes stays, and a limit that cannot be kept with
+//! it is refused with the least that could be.
+
+use ternion_core::kv::{BLOCK, KvType};
+use ternion_core::{Error, ErrorKind, MemoryPlan, Result, config::ByteSize, config::ModelConfig};
+use ternion_formats::{Checkpoint, LayerTensors, ModelSpec};
+
+use crate::residency::{Budget, Division};
+use crate::stream::BUFFERS;
+use crate::{CandleOptions, DecoderOptions, HeadPrecision};
+
+/// Chunks that are tried, and the shortest context that is chosen.
+const CHUNKS: [usize; 3] = [128, 64, 32];
+const LEAST_CONTEXT: usize = 256;
+
+/// Rows of logits that a request may ask for at a time under a limit.
+const LOGIT_ROWS: usize = 4;
+
+/// About the size of a projection.
+const PROBE: usize = 1 << 20;
+
+/// What the process will take beyond all that is counted: pages of the program that have not been used yet, stacks of
+/// threads, and what lies between the blocks of an allocator that has given much back.
+const RUNTIME: u64 = 6_000_000;
+
+/// The sizes that keep a limit, or that are simply set, with their plan.
+#[derive(Debug)]
+pub(crate) struct Sizes {
+    pub(crate) options: DecoderOptions,
+    pub(crate) plan: MemoryPlan,
+    /// Bytes of logits that a request may ask for at a time.
+    pub(crate) logits_bytes: Option<u64>,
+}
+
+/// What the process takes already.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Taken {
+    /// Before anything of the model.
+    pub(crate) process: u64,
+    /// By the tokenizer, with what was needed to build it.
+    pub(crate) tokenizer: u64,
+    /// The part of that which the allocator gives to weights that are copied to memory.
+    pub(crate) reusable: u64,
+}
+
+/// Bytes that are resident now; 0 where the system does not tell.
+pub(crate) fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// How much of `freed` bytes the allocator has kept and gives out again in pieces as large as weights: found by taking as
+/// much and looking at what the process grew by.
+pub(crate) fn reusable(freed: u64) -> u64 {
+    let before = resident();
+    let pieces: Vec<Vec<u8>> = (0..freed as usize / PROBE).map(|_| vec![1; PROBE]).collect();
+    let taken = std::hint::black_box(&pieces).len() as u64 * PROBE as u64;
+    taken.saturating_sub(resident().saturating_sub(before))
+}
+
+/// Chooses the sizes for a checkpoint.
+///
+/// # Errors
+/// [`ResourceExhausted`](ErrorKind::ResourceExhausted) for a limit that cannot be kept, with the least that could be.
+pub(crate) fn sizes(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    options: &CandleOptions,
+    taken: Taken,
+) -> Result<Sizes> {
+    let planner = Planner { checkpoint, taken, limit: config.memory_limit.map(|limit| limit.0) };
+    let mut wanted = DecoderOptions::new(&checkpoint.spec);
+    wanted.head = options.head;
+    wanted.kv_type = options.kv_type.unwrap_or(wanted.kv_type);
+    wanted.context = config.context.unwrap_or(wanted.context);
+    wanted.max_sequences = config.max_sequences.unwrap_or(wanted.max_sequences);
+    wanted.prefill_chunk = config.prefill_chunk.unwrap_or(wanted.prefill_chunk);
+    let Some(limit) = planner.limit else { return Ok(planner.finish(wanted, &wanted)) };
+
+    let mut least: Option<(u64, DecoderOptions)> = None;
+    for candidate in candidates(wanted, config, options, planner.streams()) {
+        let plan = planner.plan(&candidate);
+        if plan.total() <= limit {
+            // What is left holds weights that need not be streamed then.
+            let left = limit - plan.total() + taken.reusable;
+            let resident_weights = candidate.resident_weights.map(|_| left);
+            return Ok(planner.finish(DecoderOptions { resident_weights, ..candidate }, &wanted));
+        }
+        if least.as_ref().is_none_or(|(bytes, _)| plan.total() < *bytes) {
+            least = Some((plan.total(), candidate));
+        }
+    }
+    let (bytes, options) = least.expect("invariant: the sizes that are wanted are among the candidates");
+    let fixed: Vec<&str> = [
+        ("context", config.context.is_some()),
+        ("max_sequences", config.max_sequences.is_some()),
+        ("prefill_chunk", config.prefill_chunk.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, is_fixed)| is_fixed.then_some(name))
+    .collect();
+    let fixed = if fixed.is_empty() {
+        String::new()
+    } else {
+        format!(" (fixed by the configuration: {})", fixed.join(", "))
+    };
+    Err(Error::new(
+        ErrorKind::ResourceExhausted,
+        format!(
+            "memory_limit: {} is too little; the least is {}: context {}, {} sequence{}, keys and values in {}, weights \
+             read from the disk for each step{fixed}",
+            ByteSize(limit),
+            ByteSize(bytes.next_multiple_of(1_000_000)),
+            options.context,
+            options.max_sequences,
+            if options.max_sequences == 1 { "" } else { "s" },
+            options.kv_type,
+        ),
+    ))
+}
+
+/// The sizes that are tried, the best first. `streams`: weights may be left on the disk.
+fn candidates(
+    wanted: DecoderOptions,
+    config: &ModelConfig,
+    options: &CandleOptions,
+    streams: bool,
+) -> Vec<DecoderOptions> {
+    let sequences: Vec<usize> = match config.max_sequences {
+        Some(fixed) => vec![fixed],
+        None => (1..=wanted.max_sequences).rev().collect(),
+    };
+    let fewest = sequences[sequences.len() - 1];
+    let chunks: Vec<usize> = config.prefill_chunk.map_or(CHUNKS.to_vec(), |fixed| vec![fixed]);
+    let types = match options.kv_type {
+        Some(fixed) => vec![fixed],
+        None => vec![KvType::F32, KvType::F16, KvType::Int8],
+    };
+    let mut found = Vec::new();
+    let mut add = |context, max_sequences, prefill_chunk, kv_type, resident_weights| {
+        found.push(DecoderOptions {
+            context,
+            max_sequences,
+            prefill_chunk,
+            resident_weights,
+            kv_type,
+            ..wanted
+        });
+    };
+    for &kv_type in &types {
+        for &sequences in &sequences {
+            add(wanted.context, sequences, chunks[0], kv_type, None);
+        }
+        for &chunk in chunks.iter().filter(|_| streams) {
+            add(wanted.context, fewest, chunk, kv_type, Some(0));
+        }
+    }
+    if config.context.is_none() {
+        let (smallest, last) = (chunks[chunks.len() - 1], types[types.len() - 1]);
+        let longest = wanted.context.saturating_sub(1) / BLOCK * BLOCK;
+        for context in (LEAST_CONTEXT..=longest).rev().step_by(BLOCK) {
+            add(context, fewest, smallest, last, streams.then_some(0));
+        }
+    }
+    found
+}
+
+struct Planner<'a> {
+    checkpoint: &'a Checkpoint,
+    taken: Taken,
+    limit: Option<u64>,
+}
+
+impl Planner<'_> {
+    /// Whether any weights lie in a file in a form that can be computed with.
+    fn streams(&self) -> bool {
+        let linears = self.checkpoint.layers.iter().flat_map(LayerTensors::linears);
+        linears.map(ternion_formats::Linear::bytes).any(ternion_formats::SharedBytes::is_mapped)
+            || self.checkpoint.head_or_embed().bytes.is_mapped()
+    }
+
+    fn finish(&self, options: DecoderOptions, wanted: &DecoderOptions) -> Sizes {
+        let mut plan = self.plan(&options);
+        let mut note = |what: &str, found: String, asked: String| {
+            if found != asked {
+                plan.choices.push(format!("{what} {found} instead of {asked}"));
+            }
+        };
+        note("max_sequences", options.max_sequences.to_string(), wanted.max_sequences.to_string());
+        note("prefill_chunk", options.prefill_chunk.to_string(), wanted.prefill_chunk.to_string());
+        note("keys and values in", options.kv_type.to_string(), wanted.kv_type.to_string());
+        note("context", options.context.to_string(), wanted.context.to_string());
+        if plan.streamed_bytes > 0 {
+            plan.choices.push(format!(
+                "{} of weights read from the disk for each step instead of kept in memory",
+                ByteSize(plan.streamed_bytes)
+            ));
+        }
+        let logits_bytes = self.limit.map(|_| self.logit_rows(&options) * row_bytes(&self.checkpoint.spec));
+        Sizes { options, plan, logits_bytes }
+    }
+
+    fn logit_rows(&self, options: &DecoderOptions) -> u64 {
+        let least = if self.limit.is_some() { LOGIT_ROWS } else { 1 };
+        options.max_sequences.max(least) as u64
+    }
+
+    fn plan(&self, options: &DecoderOptions) -> MemoryPlan {
+        let checkpoint = self.checkpoint;
+        let spec = &checkpoint.spec;
+        let mut plan = MemoryPlan::new();
+        plan.limit = self.limit;
+        plan.context = options.context;
+        plan.max_sequences = options.max_sequences;
+        plan.prefill_chunk = options.prefill_chunk;
+        plan.kv_type = options.kv_type.to_string();
+
+        let copy = options.head == HeadPrecision::Int8;
+        let exact = !(copy && self.limit.is_some());
+        let division = Division::of(checkpoint, Budget::new(options.resident_weights), exact);
+        plan.streamed_bytes = division.streamed;
+        plan.add("ternary weights", division.ternary);
+        plan.add("plain weights", division.dense);
+        plan.add(if checkpoint.head.is_some() { "head" } else { "embedding and head" }, division.head);
+        let separate = checkpoint.head.is_some() && !checkpoint.embed.bytes.is_mapped();
+        // Without a limit all of an embedding is looked at when it is opened; with one, rows are read as they are needed.
+        let looked_at = checkpoint.head.is_some() && self.limit.is_none();
+        plan.add("embedding", if separate || looked_at { checkpoint.embed.bytes.len() as u64 } else { 0 });
+        if copy {
+            plan.add("head in int8", (spec.vocab_size * (spec.hidden_size + 4)) as u64);
+        }
+        plan.add("norms", norms(checkpoint));
+        let kv = spec.kv_layout().bytes(options.kv_type, options.context);
+        plan.add("keys and values", kv.saturating_mul(options.max_sequences as u64));
+        plan.add("activations", activations(spec, options));
+        plan.add("logits", self.logit_rows(options) * row_bytes(spec) + 3 * row_bytes(spec));
+        plan.add("read-ahead", division.largest * BUFFERS as u64);
+        let copied = options.resident_weights.map_or(0, |_| division.copied);
+        plan.add("tokenizer", self.taken.tokenizer - self.taken.reusable.min(copied));
+        plan.add("process", self.taken.process + RUNTIME);
+        plan
+    }
+}
+
+/// Bytes of a row of logits.
+fn row_bytes(spec: &ModelSpec) -> u64 {
+    4 * spec.vocab_size as u64
+}
+
+fn norms(checkpoint: &Checkpoint) -> u64 {
+    let layers = checkpoint.layers.iter().flat_map(LayerTensors::norms);
+    let inputs =
+        checkpoint.layers.iter().flat_map(LayerTensors::linears).filter_map(|l| l.input_norm.as_ref());
+    let elements: usize = layers.chain(inputs).chain([&checkpoint.final_norm]).map(|n| n.weight.len()).sum();
+    4 * elements as u64
+}
+
+/// The hidden states of a chunk at the place in a layer where most of them are held: while queries are rotated, or while
+/// the gated unit's output is normalised.
+fn activations(spec: &ModelSpec, options: &DecoderOptions) -> u64 {
+    let (width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+    let attention = 2 * spec.hidden_size + 4 * width + 4 * kv_width;
+    let feed_forward = spec.hidden_size + 4 * spec.intermediate_size;
+    let tokens = options.prefill_chunk.min(options.context).max(options.max_sequences);
+    (4 * attention.max(feed_forward) * tokens) as u64
+}

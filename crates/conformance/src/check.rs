@@ -1,0 +1,270 @@
+//! What a check is: a sentence of the contract, what it needs of a backend, and the function that tries it.
+
+use std::{fmt, future::Future, pin::Pin, time::Duration};
+
+use ternion_core::{Error, LlmBackend};
+
+/// How long one check may take. A backend that hangs has failed.
+pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(120);
+
+/// How many prompts are tried where rounding may make a difference.
+const ATTEMPTS: usize = 8;
+
+tokio::task_local! {
+    /// Which of these attempts runs; prompts differ by it.
+    static ATTEMPT: usize;
+}
+
+/// The number of the attempt that runs, from 0; 0 for a function that is called by itself.
+pub(crate) fn attempt() -> usize {
+    ATTEMPT.try_with(|attempt| *attempt).unwrap_or(0)
+}
+
+/// The most requests that checks open at the same time, to fill a queue or all sequences.
+const MOST_REQUESTS: usize = 512;
+
+/// A sentence of the contract: the documentation of [`LlmBackend`] and of the types that it takes and gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sentence {
+    /// The item whose documentation it is: `LlmBackend::generate`.
+    pub place: &'static str,
+    /// Its words, links as plain words.
+    pub text: &'static str,
+}
+
+impl Sentence {
+    pub(crate) const fn new(place: &'static str, text: &'static str) -> Self {
+        Self { place, text }
+    }
+
+    /// The failure that `found` is where `expected` was.
+    pub(crate) fn broken(self, found: impl fmt::Display, expected: impl fmt::Display) -> Failure {
+        Failure { sentence: self, found: found.to_string(), expected: expected.to_string() }
+    }
+
+    /// Nothing if `condition` holds.
+    pub(crate) fn require(
+        self,
+        condition: bool,
+        found: impl fmt::Display,
+        expected: impl fmt::Display,
+    ) -> Result<(), Failure> {
+        if condition { Ok(()) } else { Err(self.broken(found, expected)) }
+    }
+
+    /// Nothing if both are equal; `what` names them.
+    pub(crate) fn equal<T: PartialEq + fmt::Debug>(
+        self,
+        what: impl fmt::Display,
+        found: T,
+        expected: T,
+    ) -> Result<(), Failure> {
+        if found == expected {
+            return Ok(());
+        }
+        Err(self.broken(format_args!("{what}: {found:?}"), format_args!("{expected:?}")))
+    }
+
+    /// The failure that a call which had to work gave an error.
+    pub(crate) fn refused(self, what: impl fmt::Display) -> impl FnOnce(Error) -> Failure {
+        move |error| self.broken(format_args!("{what}: the error `{error}`"), "success")
+    }
+}
+
+impl fmt::Display for Sentence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: \"{}\"", self.place, self.text)
+    }
+}
+
+/// A sentence of the contract that a backend does not keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Failure {
+    /// The sentence.
+    pub sentence: Sentence,
+    /// What the backend did.
+    pub found: String,
+    /// What it should have done.
+    pub expected: String,
+}
+
+impl fmt::Display for Failure {
+    /// One line: `found X; Y expected. LlmBackend::generate: "the sentence"`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "found {}; {} expected. {}", self.found, self.expected, self.sentence)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// What a check needs of a backend; without it, the check does not apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    Generate,
+    Chat,
+    Score,
+    Logits,
+    Logprobs,
+    Seed,
+    PrefixReuse,
+    NoChat,
+    NoScore,
+    NoLogits,
+    NoLogprobs,
+    /// Token ids are known on this side, so that prompts can be tokens.
+    Tokenizer,
+    NoTokenizer,
+    /// The tokenizer names a token that ends a sequence.
+    EndOfSequence,
+    /// The tokenizer names a token that begins a sequence.
+    BeginningOfSequence,
+    /// More than one sequence, so that requests run beside each other.
+    SeveralSequences,
+    /// So few sequences and places in the queue that a check can take them all.
+    SmallQueue,
+    /// So few sequences that a check can take them all.
+    FewSequences,
+}
+
+impl Need {
+    /// Why the backend does not have it.
+    fn missing(self, model: &dyn LlmBackend) -> Option<String> {
+        let info = model.info();
+        let (can, limits) = (&info.capabilities, &info.limits);
+        let places = limits.max_sequences.saturating_add(limits.max_queued);
+        let (has, reason) = match self {
+            Self::Generate => (can.generate, "the backend does not generate"),
+            Self::Chat => (can.chat, "there is no chat template"),
+            Self::Score => (can.score, "the backend does not score"),
+            Self::Logits => (can.logits, "the backend does not give logits"),
+            Self::Logprobs => (can.logprobs, "the backend does not report log-probabilities"),
+            Self::Seed => (can.seed, "the backend does not keep to seeds"),
+            Self::PrefixReuse => (can.prefix_reuse, "the backend does not reuse prefixes"),
+            Self::NoChat => (!can.chat, "there is a chat template"),
+            Self::NoScore => (!can.score, "the backend scores"),
+            Self::NoLogits => (!can.logits, "the backend gives logits"),
+            Self::NoLogprobs => (!can.logprobs, "the backend reports log-probabilities"),
+            Self::Tokenizer => (model.tokenizer().is_some(), "tokens are not known on this side"),
+            Self::NoTokenizer => (model.tokenizer().is_none(), "tokens are known on this side"),
+            Self::EndOfSequence => {
+                let eos = model.tokenizer().and_then(|t| t.eos_id());
+                (eos.is_some(), "no token that ends a sequence is known on this side")
+            }
+            Self::BeginningOfSequence => {
+                let bos = model.tokenizer().and_then(|t| t.bos_id());
+                (bos.is_some(), "no token that begins a sequence is known on this side")
+            }
+            Self::SeveralSequences => (limits.max_sequences > 1, "there is one sequence"),
+            Self::SmallQueue => {
+                let small = (1..=MOST_REQUESTS).contains(&places);
+                return (!small)
+                    .then(|| format!("{places} requests fill the queue; at most {MOST_REQUESTS} are tried"));
+            }
+            Self::FewSequences => {
+                let (found, few) = (limits.max_sequences, 1..=MOST_REQUESTS);
+                return (!few.contains(&found))
+                    .then(|| format!("there are {found} sequences; at most {MOST_REQUESTS} are tried"));
+            }
+        };
+        (!has).then(|| reason.to_owned())
+    }
+}
+
+pub(crate) type Running<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
+
+/// One check: a public function of this crate with the sentence that it is about.
+#[derive(Clone, Copy)]
+pub struct Check {
+    /// Module and function: `streaming::the_last_event_is_done`.
+    pub name: &'static str,
+    /// The sentence of the contract.
+    pub sentence: Sentence,
+    pub(crate) needs: &'static [Need],
+    pub(crate) compared: bool,
+    pub(crate) function: for<'a> fn(&'a dyn LlmBackend) -> Running<'a>,
+}
+
+impl Check {
+    /// Why the check does not apply to this backend: a capability that it does not have. `None`: it applies.
+    pub fn skipped(&self, model: &dyn LlmBackend) -> Option<String> {
+        self.needs.iter().find_map(|need| need.missing(model))
+    }
+
+    /// Tries the backend, whether the check applies or not. Nothing else may use the model meanwhile: checks look at
+    /// its statistics and fill its queue.
+    ///
+    /// A backend that is not [`batch_invariant`](ternion_core::Capabilities::batch_invariant) may answer the same request
+    /// differently where two tokens are almost equally probable. A check that compares answers is then tried with up to eight
+    /// different prompts, until one passes: rounding spares most of them, a mistake none.
+    ///
+    /// Must be awaited in a tokio runtime with its timer enabled.
+    ///
+    /// # Errors
+    /// The sentence that is broken, with what was found and expected; a check that takes longer than two minutes is broken too.
+    pub async fn run(&self, model: &dyn LlmBackend) -> Result<(), Failure> {
+        let rounding = self.compared && !model.info().capabilities.batch_invariant;
+        let attempts = if rounding { ATTEMPTS } else { 1 };
+        let tries = async {
+            let mut outcome = Ok(());
+            for attempt in 0..attempts {
+                outcome = ATTEMPT.scope(attempt, (self.function)(model)).await;
+                if outcome.is_ok() {
+                    break;
+                }
+            }
+            outcome
+        };
+        match tokio::time::timeout(TIME_LIMIT, tries).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.sentence.broken(format_args!("no end after {TIME_LIMIT:?}"), "an end")),
+        }
+    }
+
+    /// [`run`](Self::run) if the check applies.
+    pub async fn outcome(&self, model: &dyn LlmBackend) -> Outcome {
+        match self.skipped(model) {
+            Some(reason) => Outcome::Skipped(reason),
+            None => match self.run(model).await {
+                Ok(()) => Outcome::Passed,
+                Err(failure) => Outcome::Failed(failure),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Check")
+            .field("name", &self.name)
+            .field("sentence", &self.sentence)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a check ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The backend keeps the sentence.
+    Passed,
+    /// It does not.
+    Failed(Failure),
+    /// The check does not apply, for this reason.
+    Skipped(String),
+}
+
+/// A list of checks: each with its function's name, sentence and needs. `compared`: whether they compare answers with each
+/// other, so that rounding may show.
+macro_rules! checks {
+    ($module:literal, compared: $compared:literal; $($function:ident, $sentence:ident, [$($need:ident),*];)*) => {
+        pub(crate) const CHECKS: &[$crate::Check] = &[$($crate::Check {
+            name: concat!($module, "::", stringify!($function)),
+            sentence: $sentence,
+            needs: &[$($crate::check::Need::$need),*],
+            compared: $compared,
+            function: |model| Box::pin($function(model)),
+        }),*];
+    };
+}
+pub(crate) use checks;

@@ -1,0 +1,271 @@
+//! Carries out the plan for a long text: its steps as requests to the backend, those that do not depend on each other side by
+//! side, and the last one streamed as the answer.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use futures_core::Stream;
+use tokio::{
+    sync::mpsc::{Receiver, Sender, channel},
+    task::JoinSet,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    ContextStep,
+    long::{Plan, Way},
+};
+use crate::{
+    Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, Prompt,
+    Result, ResultExt, Timing, Usage, text::Tokenizer,
+};
+
+/// Events that may wait for a slow reader.
+const EVENT_CAPACITY: usize = 64;
+
+/// What ends a run before its last event.
+enum Stop {
+    /// Nobody reads any more.
+    Gone,
+    Cancelled,
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        if error.kind() == ErrorKind::Cancelled { Self::Cancelled } else { Self::Failed(error) }
+    }
+}
+
+/// A plan under way.
+pub(super) struct Run {
+    pub(super) plan: Arc<Plan>,
+    pub(super) backend: Arc<dyn LlmBackend>,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    /// The request as it was asked for; its prompt is replaced by that of the last step.
+    pub(super) request: GenerateRequest,
+    pub(super) accepted: Instant,
+}
+
+impl Run {
+    /// Starts it on the current runtime.
+    pub(super) fn start(mut self) -> GenerateStream {
+        let (events, reader) = channel(EVENT_CAPACITY);
+        let cancel = self.request.cancel.child_token();
+        self.request.cancel = cancel.clone();
+        let guard = cancel.clone().drop_guard();
+        tokio::spawn(async move {
+            let mut steps = Steps { report: self.plan.report.clone(), events, cancel, run: self };
+            let end = match steps.all().await {
+                Ok(()) | Err(Stop::Gone) => return,
+                Err(Stop::Failed(error)) => Err(error.during("generate")),
+                Err(Stop::Cancelled) => {
+                    // Nobody may read it.
+                    let _ = steps.emit(ContextStep::Report(steps.report.clone())).await;
+                    Ok(Event::Done {
+                        finish_reason: FinishReason::Cancelled,
+                        text: String::new(),
+                        usage: Usage::default(),
+                        timing: Timing { queued: steps.run.accepted.elapsed(), ..Timing::default() },
+                        seed: None,
+                        served_by: None,
+                    })
+                }
+            };
+            let _ = steps.events.send(end).await;
+        });
+        GenerateStream::new(Events { reader, guard: Some(guard) })
+    }
+}
+
+struct Steps {
+    run: Run,
+    report: super::ContextReport,
+    events: Sender<Result<Event>>,
+    cancel: CancellationToken,
+}
+
+impl Steps {
+    async fn all(&mut self) -> Result<(), Stop> {
+        let plan = Arc::clone(&self.run.plan);
+        let last = match plan.way {
+            _ if plan.chunks.len() <= 1 => plan.chunk_prompt(0, ""),
+            Way::Refine => self.refine(&plan).await?,
+            Way::MapReduce => self.map_reduce(&plan).await?,
+        };
+        self.answer(last).await
+    }
+
+    /// One answer after the other; returns the prompt of the last step.
+    async fn refine(&mut self, plan: &Plan) -> Result<Prompt, Stop> {
+        let mut answer = String::new();
+        let parts = plan.chunks.len();
+        for part in 0..parts - 1 {
+            let prompt = plan.chunk_prompt(part, &answer);
+            let answers = self.round(0, part, parts, vec![prompt]).await?;
+            answer = answers.into_iter().next().unwrap_or_default();
+        }
+        Ok(plan.chunk_prompt(parts - 1, &answer))
+    }
+
+    /// An answer for each chunk, then for groups of answers until there is one group; returns its prompt.
+    async fn map_reduce(&mut self, plan: &Arc<Plan>) -> Result<Prompt, Stop> {
+        let mut prompts: Vec<Prompt> =
+            (0..plan.chunks.len()).map(|part| plan.chunk_prompt(part, "")).collect();
+        for round in 0.. {
+            let parts = prompts.len();
+            let mut answers = self.round(round, 0, parts, prompts).await?;
+            answers.retain(|answer| !answer.trim().is_empty());
+            if answers.is_empty() {
+                return Err(Error::backend(format!("none of the {parts} parts was given an answer")).into());
+            }
+            self.report.merged.push(answers.len());
+            let (plan, tokenizer) = (Arc::clone(plan), Arc::clone(&self.run.tokenizer));
+            prompts = blocking(move || plan.combine(&tokenizer, &answers)).await?;
+            if prompts.len() == 1 {
+                break;
+            }
+        }
+        Ok(prompts.swap_remove(0))
+    }
+
+    /// The answers to these prompts, as many at once as the backend works on. `first` is the number of the first of `parts`.
+    async fn round(
+        &mut self,
+        round: usize,
+        first: usize,
+        parts: usize,
+        prompts: Vec<Prompt>,
+    ) -> Result<Vec<String>, Stop> {
+        let at_once = self.run.backend.info().limits.max_sequences.max(1);
+        let mut answers = vec![String::new(); prompts.len()];
+        let mut waiting: VecDeque<usize> = (0..prompts.len()).collect();
+        let mut working = JoinSet::new();
+        while !waiting.is_empty() || !working.is_empty() {
+            while working.len() < at_once
+                && let Some(i) = waiting.pop_front()
+            {
+                self.emit(ContextStep::PartStarted { round, part: first + i, parts }).await?;
+                let request = self.step(prompts[i].clone());
+                let backend = Arc::clone(&self.run.backend);
+                working.spawn(async move {
+                    let answer = async { backend.generate(request).await?.collect().await };
+                    (i, answer.await)
+                });
+            }
+            let Some(done) = working.join_next().await else { break };
+            let (i, answer) =
+                done.map_err(|e| Stop::Failed(Error::backend("a step was given up").with_source(e)))?;
+            match answer {
+                // Others fill the queue; ours that are under way make room.
+                Err(e) if e.kind() == ErrorKind::Busy && !working.is_empty() => waiting.push_front(i),
+                Err(e) if e.kind() == ErrorKind::Cancelled => return Err(Stop::Cancelled),
+                Err(e) => return Err(Stop::Failed(self.of_part(e, round, first + i, parts))),
+                Ok(answer) => {
+                    answers[i] = self.keep(answer).await?;
+                    let answer = answers[i].clone();
+                    self.emit(ContextStep::PartDone { round, part: first + i, parts, answer }).await?;
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// A request for an answer that only the next step reads.
+    fn step(&self, prompt: Prompt) -> GenerateRequest {
+        let mut request = GenerateRequest::new(prompt)
+            .with_max_tokens(self.run.plan.answer_tokens)
+            .with_sampling(self.run.request.sampling.clone())
+            .with_cancel(self.cancel.clone());
+        request.ignore_eos = self.run.request.ignore_eos;
+        request
+    }
+
+    async fn keep(&mut self, answer: Completion) -> Result<String, Stop> {
+        self.report.add(&answer.usage);
+        if answer.finish_reason == FinishReason::Cancelled {
+            return Err(Stop::Cancelled);
+        }
+        let (plan, tokenizer) = (Arc::clone(&self.run.plan), Arc::clone(&self.run.tokenizer));
+        let (answer, cut) = blocking(move || plan.within(&tokenizer, answer.text)).await?;
+        self.report.answers_cut += usize::from(cut);
+        Ok(answer)
+    }
+
+    fn of_part(&self, error: Error, round: usize, part: usize, parts: usize) -> Error {
+        let error = error.with("part", format!("{} of {parts}", part + 1));
+        match self.run.plan.chunks.get(part) {
+            Some(chunk) if round == 0 => error.with("bytes", format!("{}..{}", chunk.start, chunk.end)),
+            _ => error.with("round", round),
+        }
+    }
+
+    /// Streams the answer to the last prompt.
+    async fn answer(&mut self, prompt: Prompt) -> Result<(), Stop> {
+        let mut request = self.run.request.clone();
+        request.prompt = prompt;
+        let before = self.run.accepted.elapsed();
+        let mut stream = self.run.backend.generate(request).await?;
+        while let Some(event) = stream.next().await {
+            let mut event = event?;
+            if let Event::Done { usage, timing, .. } = &mut event {
+                // The times count from the request that the host made.
+                timing.queued += before;
+                timing.first_token = timing.first_token.map(|t| t + before);
+                self.report.add(usage);
+                self.emit(ContextStep::Report(self.report.clone())).await?;
+            }
+            self.events.send(Ok(event)).await.map_err(|_| Stop::Gone)?;
+        }
+        Ok(())
+    }
+
+    async fn emit(&self, step: ContextStep) -> Result<(), Stop> {
+        self.events.send(Ok(Event::Context { step })).await.map_err(|_| Stop::Gone)
+    }
+}
+
+/// Runs work that takes its time where that is allowed.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let work = tokio::task::spawn_blocking(work).await;
+    work.unwrap_or_else(|e| {
+        Err(Error::new(ErrorKind::Closed, "the work on the prompt was given up").with_source(e))
+    })
+}
+
+/// The reading end. Dropping it cancels all steps.
+struct Events {
+    reader: Receiver<Result<Event>>,
+    /// `None` after the end.
+    guard: Option<DropGuard>,
+}
+
+impl Stream for Events {
+    type Item = Result<Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.guard.is_none() {
+            return Poll::Ready(None);
+        }
+        let event = match self.reader.poll_recv(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(event)) => event,
+            Poll::Ready(None) => {
+                Err(Error::new(ErrorKind::Closed, "the steps stopped before the answer ended"))
+                    .during("generate")
+            }
+        };
+        if matches!(event, Err(_) | Ok(Event::Done { .. })) {
+            // Nothing is left to be cancelled.
+            self.guard.take().map(DropGuard::disarm);
+        }
+        Poll::Ready(Some(event))
+    }
+}

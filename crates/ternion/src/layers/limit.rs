@@ -1,0 +1,298 @@
+//! Lets a bounded number of requests through at a time.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use ternion_core::{
+    Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt,
+    Result, ResultExt, Score, ScoreRequest, Stats, config::LimitConfig, engine::validate,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Layer, cancelled, forward, is_end};
+
+/// Lets at most so many requests reach the backend at the same time. Further ones wait, first come first served; of
+/// those that may not even wait, each fails with [`Busy`](ErrorKind::Busy).
+///
+/// A request has its place until its stream has ended or is dropped, or it is cancelled. One that has to wait gets its stream at once, after
+/// the backend's own checks; the stream begins when its turn has come. `info()` and `stats()` tell of the waiting room.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit {
+    concurrent: usize,
+    waiting: usize,
+}
+
+impl Limit {
+    /// At most `concurrent` requests (at least 1) at the same time, while none waits.
+    pub fn new(concurrent: usize) -> Self {
+        Self { concurrent: concurrent.clamp(1, Semaphore::MAX_PERMITS), waiting: 0 }
+    }
+
+    /// So many requests may wait.
+    pub fn with_waiting(mut self, waiting: usize) -> Self {
+        self.waiting = waiting;
+        self
+    }
+}
+
+impl From<&LimitConfig> for Limit {
+    fn from(config: &LimitConfig) -> Self {
+        Self::new(config.concurrent).with_waiting(config.waiting)
+    }
+}
+
+impl Layer for Limit {
+    fn wrap(&self, inner: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
+        let places = Arc::new(Semaphore::new(self.concurrent));
+        Arc::new(Limited { inner, limit: *self, places, waiting: Arc::default() })
+    }
+}
+
+struct Limited {
+    inner: Arc<dyn LlmBackend>,
+    limit: Limit,
+    places: Arc<Semaphore>,
+    /// Requests that wait for a place.
+    waiting: Arc<AtomicUsize>,
+}
+
+/// One of those that wait, for as long as it does.
+struct Waiting(Arc<AtomicUsize>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+type Turn = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit>> + Send>>;
+
+/// A place, or one in the queue before it.
+enum Place {
+    Taken(OwnedSemaphorePermit),
+    Queued(Turn),
+}
+
+impl Limited {
+    /// A place in the order in which this is called.
+    async fn place(&self) -> Result<Place> {
+        // Does not overtake those that wait: a place that becomes free is theirs at once.
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            return Ok(Place::Taken(place));
+        }
+        let most = self.limit.waiting;
+        self.waiting
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < most).then_some(n + 1))
+            .map_err(|_| {
+                Error::new(ErrorKind::Busy, "all places are taken; try again later")
+                    .with("concurrent", self.limit.concurrent)
+                    .with("waiting", most)
+            })?;
+        let waiting = Waiting(Arc::clone(&self.waiting));
+        let places = Arc::clone(&self.places);
+        let mut turn: Turn = Box::pin(async move {
+            let place = places.acquire_owned().await;
+            drop(waiting);
+            place.map_err(|e| Error::new(ErrorKind::Closed, "no places are given any more").with_source(e))
+        });
+        // The first poll is what enters it into the queue.
+        match std::future::poll_fn(|cx| Poll::Ready(turn.as_mut().poll(cx))).await {
+            Poll::Ready(place) => place.map(Place::Taken),
+            Poll::Pending => Ok(Place::Queued(turn)),
+        }
+    }
+
+    /// Waits for a place.
+    async fn wait(&self, cancel: &CancellationToken) -> Result<OwnedSemaphorePermit> {
+        match self.place().await? {
+            Place::Taken(place) => Ok(place),
+            Place::Queued(turn) => in_turn(turn, cancel)
+                .await?
+                .ok_or_else(|| Error::new(ErrorKind::Cancelled, "the request was cancelled")),
+        }
+    }
+
+    /// The checks that the backend would make, for a request that it sees only later: what is wrong with it is to be said
+    /// at once. The prompt stays as it is, since it may be another model by then that reads it.
+    async fn validate(&self, request: &GenerateRequest) -> Result<()> {
+        let limits = self.inner.info().limits.clone();
+        let vocab_size = if limits.vocab_size == 0 { usize::MAX } else { limits.vocab_size };
+        validate::generate(request, vocab_size)?;
+        let Some(tokenizer) = self.inner.tokenizer() else { return Ok(()) };
+        let prompt = request.prompt.clone();
+        let check = move || {
+            let tokens = match &prompt {
+                Prompt::Text(text) => tokenizer.encode(text, true)?,
+                Prompt::Chat(messages) if messages.is_empty() => {
+                    return Err(Error::invalid_request("prompt: no messages; at least one expected"));
+                }
+                Prompt::Chat(messages) => tokenizer.encode_chat(messages, true)?,
+                Prompt::Tokens(tokens) => tokens.clone(),
+                _ => return Ok(()),
+            };
+            validate::tokens("prompt", &tokens, limits.vocab_size)?;
+            validate::prompt_fits(tokens.len(), limits.context_length)
+        };
+        tokio::task::spawn_blocking(check).await.unwrap_or_else(|e| {
+            Err(Error::new(ErrorKind::Closed, "the prompt's tokens were given up").with_source(e))
+        })
+    }
+}
+
+/// `None` if the request is cancelled before its turn.
+async fn in_turn(turn: Turn, cancel: &CancellationToken) -> Result<Option<OwnedSemaphorePermit>> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Ok(None),
+        place = turn => place.map(Some),
+    }
+}
+
+#[async_trait]
+impl LlmBackend for Limited {
+    forward!(inner: tokenizer unloaded);
+
+    fn info(&self) -> Arc<ModelInfo> {
+        let mut info = self.inner.info();
+        let limits = &mut Arc::make_mut(&mut info).limits;
+        let room = limits.max_sequences.saturating_add(limits.max_queued);
+        // Where the backend itself takes fewer, it is the one that refuses, and nobody ever waits here.
+        if self.limit.concurrent <= room {
+            limits.max_sequences = limits.max_sequences.min(self.limit.concurrent);
+            let accepted = self.limit.concurrent.saturating_add(self.limit.waiting);
+            limits.max_queued = accepted - limits.max_sequences;
+        }
+        info
+    }
+
+    fn stats(&self) -> Stats {
+        let mut stats = self.inner.stats();
+        stats.queued = stats.queued.saturating_add(self.waiting.load(Ordering::Acquire));
+        stats
+    }
+
+    async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
+        let turn = match self.place().await.during("generate")? {
+            Place::Taken(place) => {
+                let place = Held::new(place, request.cancel.clone());
+                let stream = self.inner.generate(request).await?;
+                return Ok(GenerateStream::new(LimitedStream::Running { stream, _place: Some(place) }));
+            }
+            Place::Queued(turn) => turn,
+        };
+        self.validate(&request).await.during("generate")?;
+        // A task of its own, so that a place which becomes free is used even if nobody reads the stream just then.
+        let inner = Arc::clone(&self.inner);
+        let begin = async move {
+            match in_turn(turn, &request.cancel).await? {
+                Some(place) => {
+                    let place = Held::new(place, request.cancel.clone());
+                    Ok((inner.generate(request).await?, Some(place)))
+                }
+                None => Ok((cancelled(), None)),
+            }
+        };
+        Ok(GenerateStream::new(LimitedStream::Waiting(Beginning(tokio::spawn(begin)))))
+    }
+
+    async fn score(&self, request: ScoreRequest) -> Result<Score> {
+        let _place = self.wait(&request.cancel).await.during("score")?;
+        self.inner.score(request).await
+    }
+
+    async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
+        let _place = self.wait(&request.cancel).await.during("logits")?;
+        self.inner.logits(request).await
+    }
+}
+
+/// The place of a request that runs, given back when this is dropped or the request is cancelled: the backend gives up
+/// a cancelled request even if nobody reads its end.
+struct Held {
+    place: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    watching: JoinHandle<()>,
+}
+
+impl Held {
+    fn new(place: OwnedSemaphorePermit, cancel: CancellationToken) -> Self {
+        let place = Arc::new(Mutex::new(Some(place)));
+        let held = Arc::clone(&place);
+        let watching = tokio::spawn(async move {
+            cancel.cancelled().await;
+            give_back(&held);
+        });
+        Self { place, watching }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.watching.abort();
+        give_back(&self.place);
+    }
+}
+
+fn give_back(place: &Mutex<Option<OwnedSemaphorePermit>>) {
+    drop(place.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+/// The task of a request that waits; it ends with this.
+struct Beginning(JoinHandle<Result<(GenerateStream, Option<Held>)>>);
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A stream with its place, until it ends. The stream goes first, so that the place is free when the work has ended.
+enum LimitedStream {
+    Waiting(Beginning),
+    Running { stream: GenerateStream, _place: Option<Held> },
+    Ended,
+}
+
+impl Stream for LimitedStream {
+    type Item = Result<Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match &mut *self {
+                Self::Waiting(Beginning(task)) => {
+                    let begun = ready!(Pin::new(task).poll(cx));
+                    let begun = begun.unwrap_or_else(|e| {
+                        Err(Error::new(ErrorKind::Closed, "the request was interrupted").with_source(e))
+                    });
+                    match begun {
+                        Ok((stream, place)) => *self = Self::Running { stream, _place: place },
+                        Err(error) => {
+                            *self = Self::Ended;
+                            return Poll::Ready(Some(Err(error.during("generate"))));
+                        }
+                    }
+                }
+                Self::Running { stream, .. } => {
+                    let event = ready!(Pin::new(stream).poll_next(cx));
+                    if event.as_ref().is_none_or(is_end) {
+                        *self = Self::Ended;
+                    }
+                    return Poll::Ready(event);
+                }
+                Self::Ended => return Poll::Ready(None),
+            }
+        }
+    }
+}

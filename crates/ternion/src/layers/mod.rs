@@ -1,0 +1,124 @@
+//! Layers: what can be laid around any backend without its knowing.
+//!
+//! A layer takes an `Arc<dyn LlmBackend>` and gives another that keeps the same contract. Dropping a stream or a future
+//! through any number of layers cancels the work underneath.
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use ternion::{LlmBackend, layers::{LayerExt, Limit, Timeout}};
+//!
+//! fn guarded(model: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
+//!     let limit = Limit::new(2).with_waiting(16);
+//!     let timeout = Timeout::new().with_first_token(Duration::from_secs(10));
+//!     model.layer(&limit).layer(&timeout) // the last is the outermost
+//! }
+//! ```
+//!
+//! In a configuration they stand in the table `layers` of a model ([`LayersConfig`]). Their order is then always the
+//! same, from the outside in:
+//!
+//! 1. tracing and metrics see what the host sees;
+//! 2. the timeout is what the host promises to its own callers: waits and retries count;
+//! 3. the retry waits outside of the limit, so that a request which waits for its next attempt takes nobody's place;
+//! 4. the limit stands before the model.
+
+mod limit;
+mod metrics;
+mod restart;
+mod retry;
+mod timeout;
+mod tracing;
+
+use std::sync::Arc;
+
+use ternion_core::{Event, FinishReason, GenerateStream, LlmBackend, Timing, Usage, config::LayersConfig};
+
+pub use self::{limit::Limit, metrics::Metrics, retry::Retry, timeout::Timeout, tracing::Tracing};
+pub(crate) use restart::{Attempts, start};
+
+/// Something that can be laid around a backend.
+pub trait Layer {
+    /// The backend with this around it.
+    fn wrap(&self, inner: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend>;
+}
+
+/// [`Layer`]s on a backend, one after the other.
+pub trait LayerExt {
+    /// This backend with `layer` around all that is around it already.
+    fn layer(self, layer: &dyn Layer) -> Arc<dyn LlmBackend>;
+}
+
+impl LayerExt for Arc<dyn LlmBackend> {
+    fn layer(self, layer: &dyn Layer) -> Arc<dyn LlmBackend> {
+        layer.wrap(self)
+    }
+}
+
+/// All layers that a configuration asks for.
+impl Layer for LayersConfig {
+    fn wrap(&self, inner: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
+        let mut backend = inner;
+        if let Some(limit) = &self.limit {
+            backend = Limit::from(limit).wrap(backend);
+        }
+        if let Some(retry) = &self.retry {
+            backend = Retry::from(retry).wrap(backend);
+        }
+        if let Some(timeout) = &self.timeout {
+            backend = Timeout::from(timeout).wrap(backend);
+        }
+        if self.metrics {
+            backend = Metrics::new().wrap(backend);
+        }
+        if self.tracing {
+            backend = Tracing::new().wrap(backend);
+        }
+        backend
+    }
+}
+
+/// The methods of a wrapper that say what the wrapped backend says.
+macro_rules! forward {
+    ($inner:ident: $($method:ident)+) => {
+        $(crate::layers::forward!(@ $inner $method);)+
+    };
+    (@ $inner:ident info) => {
+        fn info(&self) -> ::std::sync::Arc<::ternion_core::ModelInfo> {
+            self.$inner.info()
+        }
+    };
+    (@ $inner:ident tokenizer) => {
+        fn tokenizer(&self) -> Option<::std::sync::Arc<::ternion_core::text::Tokenizer>> {
+            self.$inner.tokenizer()
+        }
+    };
+    (@ $inner:ident stats) => {
+        fn stats(&self) -> ::ternion_core::Stats {
+            self.$inner.stats()
+        }
+    };
+    (@ $inner:ident unloaded) => {
+        fn unloaded(&self) -> ::ternion_core::Unloaded {
+            self.$inner.unloaded()
+        }
+    };
+}
+pub(crate) use forward;
+
+/// Whether an event is the last one of a stream.
+fn is_end(event: &ternion_core::Result<Event>) -> bool {
+    matches!(event, Err(_) | Ok(Event::Done { .. }))
+}
+
+/// The stream of a request that its token cancelled before any model saw it.
+pub(crate) fn cancelled() -> GenerateStream {
+    let done = Event::Done {
+        finish_reason: FinishReason::Cancelled,
+        text: String::new(),
+        usage: Usage::default(),
+        timing: Timing::default(),
+        seed: None,
+        served_by: None,
+    };
+    GenerateStream::new(restart::Once(Some(Ok(done))))
+}

@@ -1,0 +1,318 @@
+//! The place of one named model: nothing yet, a model, or one that is about to change.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use ternion_core::{
+    Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Result, ResultExt,
+    config::{Config, LayersConfig, ModelConfig, ReloadConfig, ReloadMode},
+    registry::{Progress, Registry},
+    text::Tokenizer,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    check::check,
+    event::{Events, ModelEvent},
+    loaded::{Files, Loaded, Pinned},
+};
+use crate::layers::cancelled;
+
+pub(super) struct Slot {
+    pub(super) name: String,
+    registry: Arc<Registry>,
+    pub(super) events: Events,
+    /// What is loaded when the model is first wanted.
+    wanted: Mutex<ModelConfig>,
+    state: watch::Sender<State>,
+    /// The models that stand in for this one, in order.
+    fallback: RwLock<Vec<Arc<Slot>>>,
+    /// Held while a model is loaded here, so that it is one at a time.
+    loading: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone)]
+enum State {
+    /// Nobody has asked for the model yet.
+    Empty,
+    Serving(Arc<Loaded>),
+    /// The old model is given up and the new one is not there: requests wait.
+    Changing(Face),
+    /// The last attempt to load it failed in this way.
+    Failed(Arc<Error>),
+}
+
+/// What can be asked of a model without waiting.
+#[derive(Clone)]
+pub(super) struct Face {
+    pub(super) info: Arc<ModelInfo>,
+    pub(super) tokenizer: Option<Arc<Tokenizer>>,
+}
+
+/// What a new configuration did to a model.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    None,
+    Made,
+}
+
+impl Slot {
+    pub(super) fn new(
+        name: &str,
+        config: ModelConfig,
+        registry: &Arc<Registry>,
+        events: &Events,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.to_owned(),
+            registry: Arc::clone(registry),
+            events: events.clone(),
+            wanted: Mutex::new(config),
+            state: watch::channel(State::Empty).0,
+            fallback: RwLock::new(Vec::new()),
+            loading: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// This model and those that stand in for it.
+    pub(super) fn chain(self: &Arc<Self>) -> Vec<Arc<Self>> {
+        let fallback = self.fallback.read().unwrap_or_else(PoisonError::into_inner);
+        std::iter::once(self).chain(fallback.iter()).cloned().collect()
+    }
+
+    pub(super) fn set_fallback(&self, slots: Vec<Arc<Self>>) {
+        *self.fallback.write().unwrap_or_else(PoisonError::into_inner) = slots;
+    }
+
+    pub(super) fn wanted(&self) -> ModelConfig {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn want(&self, config: ModelConfig) {
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    /// The model, if it is there.
+    pub(super) fn serving(&self) -> Option<Pinned> {
+        match &*self.state.borrow() {
+            State::Serving(loaded) => Some(Pinned(Arc::clone(loaded))),
+            _ => None,
+        }
+    }
+
+    /// What the model says of itself, or the old one while it changes.
+    pub(super) fn face(&self) -> Option<Face> {
+        match &*self.state.borrow() {
+            State::Serving(loaded) => Some(Face::of(&Pinned(Arc::clone(loaded)))),
+            State::Changing(face) => Some(face.clone()),
+            State::Empty | State::Failed(_) => None,
+        }
+    }
+
+    /// The model, after it is loaded or changed if need be; `None` if the request was cancelled before.
+    ///
+    /// # Errors
+    /// That of the loading. What has failed before is not tried again here: each request would load for seconds.
+    pub(super) async fn ready(self: &Arc<Self>, cancel: &CancellationToken) -> Result<Option<Pinned>> {
+        let mut changes = self.state.subscribe();
+        loop {
+            let state = changes.borrow_and_update().clone();
+            match state {
+                State::Serving(loaded) => return Ok(Some(Pinned(loaded))),
+                State::Failed(error) => {
+                    let message = format!("the model is not loaded: {error}");
+                    return Err(Error::new(error.kind(), message).with("model", &self.name));
+                }
+                State::Empty => tokio::select! {
+                    biased;
+                    () = cancel.cancelled() => return Ok(None),
+                    outcome = self.load(Progress::none()) => outcome?,
+                },
+                State::Changing(_) => tokio::select! {
+                    biased;
+                    () = cancel.cancelled() => return Ok(None),
+                    _ = changes.changed() => {}
+                },
+            }
+        }
+    }
+
+    pub(super) async fn generate(self: &Arc<Self>, request: GenerateRequest) -> Result<GenerateStream> {
+        match self.ready(&request.cancel).await.during("generate")? {
+            Some(model) => model.generate(request).await,
+            None => Ok(cancelled()),
+        }
+    }
+
+    /// Loads the model if it is not there. Goes on to its end even if nobody waits for it any more: the next request
+    /// would begin anew.
+    pub(super) async fn load(self: &Arc<Self>, progress: Progress) -> Result<()> {
+        let slot = Arc::clone(self);
+        let load = async move {
+            let _one = slot.loading.lock().await;
+            if slot.serving().is_some() {
+                return Ok(());
+            }
+            match slot.open(slot.wanted(), progress).await {
+                Ok(loaded) => {
+                    slot.serve(loaded);
+                    Ok(())
+                }
+                Err(error) => {
+                    slot.fail(&error);
+                    Err(error)
+                }
+            }
+        };
+        tokio::spawn(load).await.unwrap_or_else(|e| Err(interrupted(e)))
+    }
+
+    /// Gives the model this configuration: at once if it is not loaded yet, else by a new model in the old one's place.
+    ///
+    /// # Errors
+    /// What loading and checking the new model return. The old model goes on, with its old configuration.
+    pub(super) async fn change(&self, config: ModelConfig, reload: &ReloadConfig) -> Result<Change> {
+        let _one = self.loading.lock().await;
+        let state = self.state.borrow().clone();
+        let State::Serving(old) = state else {
+            self.want(config.clone());
+            if matches!(state, State::Empty) {
+                return Ok(Change::None);
+            }
+            let loaded = self.open_checked(config, reload).await.inspect_err(|error| self.fail(error))?;
+            self.serve(loaded);
+            return Ok(Change::Made);
+        };
+        if same_model(&old.config, &config) && old.files == Files::look(config.path.as_deref()).await {
+            let layers_changed = old.config.layers != config.layers;
+            if layers_changed {
+                self.serve(old.with_layers_of(config.clone()));
+            }
+            self.want(config);
+            return Ok(if layers_changed { Change::Made } else { Change::None });
+        }
+        if reload.mode == ReloadMode::After {
+            self.change_after(old, config.clone(), reload).await?;
+        } else {
+            let new = self.open_checked(config.clone(), reload).await?;
+            self.serve(new);
+        }
+        self.want(config);
+        Ok(Change::Made)
+    }
+
+    /// Gives up the old model and then loads the new one. After an error the old one serves again, if it can.
+    async fn change_after(&self, old: Arc<Loaded>, config: ModelConfig, reload: &ReloadConfig) -> Result<()> {
+        let _changing = Changing(self);
+        self.state.send_replace(State::Changing(Face::of(&Pinned(Arc::clone(&old)))));
+        let old_config = old.config.clone();
+        let gone = old.gone();
+        let weak = Arc::downgrade(&old);
+        drop(old);
+        let time = Duration::from_secs(reload.drain_seconds);
+        if tokio::time::timeout(time, gone).await.is_err()
+            && let Some(old) = weak.upgrade()
+        {
+            self.state.send_replace(State::Serving(old));
+            let message = format!("requests on the old model have not ended within {} s", time.as_secs());
+            return Err(Error::new(ErrorKind::Timeout, message).with("model", &self.name).during("reload"));
+        }
+        let error = match self.open_checked(config, reload).await {
+            Ok(new) => {
+                self.serve(new);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        match self.open(old_config, Progress::none()).await {
+            Ok(old) => {
+                self.state.send_replace(State::Serving(old));
+                Err(error)
+            }
+            Err(second) => {
+                self.fail(&second);
+                Err(error.with("old model", second))
+            }
+        }
+    }
+
+    async fn open_checked(&self, config: ModelConfig, reload: &ReloadConfig) -> Result<Arc<Loaded>> {
+        let new = self.open(config, Progress::none()).await?;
+        if let Err(error) = check(&*new.bare, reload).await.with("model", &self.name) {
+            // The next attempt may need its memory.
+            let gone = new.gone();
+            drop(new);
+            let _ = tokio::time::timeout(Duration::from_secs(reload.drain_seconds), gone).await;
+            return Err(error);
+        }
+        Ok(new)
+    }
+
+    async fn open(&self, config: ModelConfig, progress: Progress) -> Result<Arc<Loaded>> {
+        // Looked at before, so that what changes while they are read is seen the next time.
+        let files = Files::look(config.path.as_deref()).await;
+        let alone = Config::single(&*self.name, config.clone());
+        let bare = self.registry.load_with_progress(&alone, Some(&self.name), progress).await?;
+        Ok(Loaded::new(&self.name, config, files, bare, &self.events))
+    }
+
+    fn fail(&self, error: &Error) {
+        let copy = Error::new(error.kind(), error.to_string());
+        self.state.send_replace(State::Failed(Arc::new(copy)));
+    }
+
+    fn serve(&self, new: Arc<Loaded>) {
+        let to = new.bare.info().backend.clone();
+        let model = self.name.clone();
+        let old = self.state.send_replace(State::Serving(new));
+        let from = match &old {
+            State::Serving(old) => Some(old.bare.info().backend.clone()),
+            State::Changing(face) => Some(face.info.backend.clone()),
+            State::Empty | State::Failed(_) => None,
+        };
+        self.events.send(match from {
+            Some(from) => ModelEvent::Swapped { model, from, to },
+            None => ModelEvent::Loaded { model, backend: to },
+        });
+    }
+}
+
+impl Face {
+    fn of(model: &Pinned) -> Self {
+        Self { info: model.info(), tokenizer: model.tokenizer() }
+    }
+}
+
+/// A change that has given up the old model. If it is interrupted, the requests that wait for it must not wait forever.
+struct Changing<'a>(&'a Slot);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.state.send_if_modified(|state| {
+            let open = matches!(state, State::Changing(_));
+            if open {
+                let error = Error::new(ErrorKind::Closed, "the change of the model was interrupted");
+                *state = State::Failed(Arc::new(error));
+            }
+            open
+        });
+    }
+}
+
+/// Whether two configurations are of one and the same model; what is around it may differ.
+fn same_model(a: &ModelConfig, b: &ModelConfig) -> bool {
+    let bare = |config: &ModelConfig| {
+        let mut config = config.clone();
+        config.fallback.clear();
+        config.layers = LayersConfig::default();
+        config
+    };
+    bare(a) == bare(b)
+}
+
+pub(super) fn interrupted(error: tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Closed, "interrupted before its end").with_source(error).during("load")
+}

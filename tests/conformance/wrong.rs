@@ -1,0 +1,214 @@
+//! A wrapper around a right backend that does one thing wrong.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use ternion::{
+    Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt,
+    Result, Score, ScoreRequest, Stats, Timing, Usage, text::Tokenizer,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing.
+    None,
+    /// Conversations get a second BOS.
+    DoubleBos,
+    /// Special tokens in messages are control tokens.
+    TrustedMessages,
+    /// Stop strings are looked for in each piece alone.
+    StopWithinTokens,
+    /// Every answer is drawn with a new seed.
+    SeedIgnored,
+    /// The work goes on when nobody listens.
+    DropIgnored,
+    /// The request's token is not looked at.
+    CancelIgnored,
+    /// One token too many in the usage.
+    UsageOffByOne,
+    /// What is held back does not come at the end.
+    LastPieceLost,
+    /// `Done` twice.
+    TwoEnds,
+    /// Log-probabilities of another temperature.
+    ScaledLogprobs,
+    /// A negative temperature is taken for 0.
+    TemperatureClamped,
+    /// Every temperature is 1.
+    TemperatureIgnored,
+    /// All tokens are kept.
+    FiltersIgnored,
+    /// A request waits until the stream before it is gone.
+    OneAtATime,
+}
+
+pub(crate) struct Wrong {
+    inner: Arc<dyn LlmBackend>,
+    fault: Fault,
+    turn: Arc<Semaphore>,
+}
+
+impl Wrong {
+    pub(crate) fn new(inner: Arc<dyn LlmBackend>, fault: Fault) -> Self {
+        Self { inner, fault, turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    fn alter(&self, request: &mut GenerateRequest) {
+        let tokenizer = self.inner.tokenizer().unwrap();
+        match (self.fault, &request.prompt) {
+            (Fault::DoubleBos, Prompt::Chat(messages)) if !messages.is_empty() => {
+                let mut tokens = vec![tokenizer.bos_id().unwrap()];
+                tokens.extend(tokenizer.encode_chat(messages, true).unwrap());
+                request.prompt = Prompt::Tokens(tokens);
+            }
+            (Fault::TrustedMessages, Prompt::Chat(messages)) if !messages.is_empty() => {
+                let text = tokenizer.render_chat(messages, true).unwrap();
+                request.prompt = Prompt::Text(text);
+            }
+            (Fault::StopWithinTokens, _) if request.stop.iter().all(|stop| !stop.is_empty()) => {
+                request.stop.clear();
+            }
+            (Fault::SeedIgnored, _) => request.sampling.seed = None,
+            (Fault::CancelIgnored, _) => request.cancel = GenerateRequest::new("").cancel,
+            (Fault::TemperatureClamped, _) => {
+                request.sampling.temperature = request.sampling.temperature.map(|t| t.max(0.0));
+            }
+            (Fault::TemperatureIgnored, _) => {
+                let temperature = &mut request.sampling.temperature;
+                *temperature = temperature.map(|t| if t > 0.0 && t.is_finite() { 1.0 } else { t });
+            }
+            (Fault::FiltersIgnored, _) => {
+                let sampling = &mut request.sampling;
+                sampling.top_k = sampling.top_k.map(|_| 0);
+                sampling.top_p = sampling.top_p.map(|p| if p > 0.0 { p.max(1.0) } else { p });
+                sampling.min_p = sampling.min_p.map(|p| if p <= 1.0 { p.min(0.0) } else { p });
+            }
+            _ => {}
+        }
+    }
+}
+
+#[async_trait]
+impl LlmBackend for Wrong {
+    fn info(&self) -> Arc<ModelInfo> {
+        self.inner.info()
+    }
+
+    fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
+        self.inner.tokenizer()
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+
+    async fn generate(&self, mut request: GenerateRequest) -> Result<GenerateStream> {
+        let stops = request.stop.clone();
+        self.alter(&mut request);
+        let inner = self.inner.generate(request).await?;
+        if self.fault == Fault::None {
+            return Ok(inner);
+        }
+        let turn = match self.fault {
+            Fault::OneAtATime => Turn::Waiting(Box::pin(Arc::clone(&self.turn).acquire_owned())),
+            _ => Turn::Free,
+        };
+        Ok(GenerateStream::new(Events {
+            inner: Some(inner),
+            fault: self.fault,
+            stops,
+            queue: Vec::new(),
+            turn,
+        }))
+    }
+
+    async fn score(&self, request: ScoreRequest) -> Result<Score> {
+        self.inner.score(request).await
+    }
+
+    async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
+        self.inner.logits(request).await
+    }
+}
+
+enum Turn {
+    Free,
+    Waiting(Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, tokio::sync::AcquireError>> + Send>>),
+    Taken { _permit: OwnedSemaphorePermit },
+}
+
+struct Events {
+    /// `None` after the end.
+    inner: Option<GenerateStream>,
+    fault: Fault,
+    stops: Vec<String>,
+    /// Events to give before the inner stream's next one.
+    queue: Vec<Event>,
+    turn: Turn,
+}
+
+impl Events {
+    fn alter(&mut self, event: &mut Event) {
+        match (self.fault, &mut *event) {
+            (Fault::UsageOffByOne, Event::Done { usage, .. }) => usage.generated_tokens += 1,
+            (Fault::LastPieceLost, Event::Done { text, .. }) => text.clear(),
+            (Fault::ScaledLogprobs, Event::Token { logprob, .. }) => *logprob = logprob.map(|l| l * 0.5),
+            (Fault::TwoEnds, Event::Done { .. }) => self.queue.push(event.clone()),
+            (Fault::StopWithinTokens, Event::Token { text, .. }) => {
+                let found =
+                    self.stops.iter().filter_map(|stop| text.find(stop.as_str()).map(|at| (at, stop)));
+                if let Some((at, stop)) = found.min_by_key(|&(at, stop)| (at + stop.len(), at)) {
+                    text.truncate(at);
+                    self.queue.push(Event::Done {
+                        finish_reason: FinishReason::StopString(stop.clone()),
+                        text: String::new(),
+                        usage: Usage::default(),
+                        timing: Timing::default(),
+                        seed: None,
+                        served_by: None,
+                    });
+                    self.inner = None;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Stream for Events {
+    type Item = Result<Event>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if let Turn::Waiting(turn) = &mut this.turn {
+            let permit = ready!(turn.as_mut().poll(cx)).unwrap();
+            this.turn = Turn::Taken { _permit: permit };
+        }
+        if let Some(event) = this.queue.pop() {
+            return Poll::Ready(Some(Ok(event)));
+        }
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let mut event = ready!(Pin::new(inner).poll_next(cx));
+        match &mut event {
+            Some(Ok(event)) => this.alter(event),
+            Some(Err(_)) => {}
+            None => this.inner = None,
+        }
+        Poll::Ready(event)
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        if self.fault == Fault::DropIgnored {
+            std::mem::forget(self.inner.take());
+        }
+    }
+}

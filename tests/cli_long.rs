@@ -10,7 +10,9 @@ use common::{failure, fixture_arg, json, stderr, stdout, success, ternion_in};
 use serde_json::json;
 
 fn sentences(count: usize) -> String {
-    (0..count).map(|i| format!("Sentence {i} tells of the sky, 天空, which is blue.\n")).collect()
+    let sentences: Vec<String> =
+        (0..count).map(|i| format!("Sentence {i} tells of the sky, 天空, which is blue.\n")).collect();
+    sentences.concat()
 }
 
 /// The small model in a context of 192 tokens.

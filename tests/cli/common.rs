@@ -19,6 +19,7 @@ pub(crate) fn ternion_in(folder: &Path, args: &[&str]) -> Command {
 }
 
 /// A run of `ternion` where no configuration lies.
+#[allow(dead_code, reason = "not every test needs it")]
 pub(crate) fn ternion(args: &[&str]) -> Command {
     ternion_in(&fixture(""), args)
 }

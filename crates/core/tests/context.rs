@@ -19,7 +19,8 @@ use ternion_core::{
     Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, LlmBackendExt,
     Message, ModelInfo, Prompt, Result, Score, ScoreRequest, Timing, Usage,
     context::{
-        Chunked, ContextLayer, ContextPolicy, ContextReport, ContextStep, DropFrom, TokenBudget, Truncate,
+        Chunked, ContextLayer, ContextPolicy, ContextReport, ContextStep, DropFrom, MessageTokens,
+        TokenBudget, Truncate,
     },
     echo::{Echo, EchoOptions},
     engine::validate,
@@ -143,6 +144,7 @@ impl LlmBackend for Clerk {
                 usage,
                 timing: Timing::default(),
                 seed: None,
+                served_by: None,
             };
             let _ = sender.send(Ok(done)).await;
         });
@@ -197,7 +199,7 @@ fn the_parts_of_a_budget_sum_up_to_the_prompt() {
         assert_eq!(budget.prompt, TOKENIZER.encode_chat(&messages, true).unwrap().len());
         let texts = budget.system() + budget.history() + budget.input();
         assert_eq!(budget.template() + texts as i64, budget.prompt as i64);
-        let parts: i64 = budget.messages.iter().map(|m| m.total()).sum();
+        let parts: i64 = budget.messages.iter().map(MessageTokens::total).sum();
         assert_eq!(budget.opening as i64 + parts + budget.answer_header, budget.prompt as i64);
         assert_eq!(budget.free(), Some(CONTEXT as i64 - budget.prompt as i64 - 20));
         for (part, message) in budget.messages.iter().zip(&messages) {

@@ -119,7 +119,7 @@ impl ContextLayer {
         let max_tokens = request.max_tokens;
         let prompt = std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new()));
         let plan = self
-            .prepare(move |tokenizer| Plan::new(tokenizer, prompt, document, &policy, max_tokens, context))
+            .prepare(move |tokenizer| Plan::make(tokenizer, prompt, document, &policy, max_tokens, context))
             .await?;
         match plan {
             Planned::Fits(prompt) => {

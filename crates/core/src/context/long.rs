@@ -54,7 +54,7 @@ impl Plan {
     /// # Errors
     /// [`ContextOverflow`](ErrorKind::ContextOverflow) where nothing is left for chunks,
     /// [`InvalidRequest`](ErrorKind::InvalidRequest) where it is not known what to do with the text.
-    pub(super) fn new(
+    pub(super) fn make(
         tokenizer: &Tokenizer,
         prompt: Prompt,
         document: Option<usize>,

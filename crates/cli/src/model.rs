@@ -12,7 +12,7 @@ use crate::args::{EngineArgs, ModelArgs};
 use crate::failure::{Failure, Outcome};
 
 /// The small checkpoint of the source tree, for a first run without a download.
-const DEFAULT_MODEL: &str = "fixtures/tiny-packed";
+const DEFAULT_MODEL: &str = "fixtures/ternion-tiny";
 const CONFIG_FILE: &str = "ternion.toml";
 const EXPECTED: &str =
     "expected a checkpoint's folder, a .gguf or .safetensors file, or a configuration (.toml, .json, .yaml)";
@@ -24,7 +24,7 @@ pub(crate) struct Selected {
     pub(crate) config: Config,
     /// Its name.
     pub(crate) name: String,
-    /// It is the untrained model of the source tree, which nobody asked for.
+    /// It is the small model of the source tree, which nobody asked for.
     pub(crate) is_default: bool,
 }
 

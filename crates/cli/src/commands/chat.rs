@@ -23,7 +23,7 @@ pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
     let selected = Selected::for_engine(&args.engine)?;
     if selected.is_default {
         app.output.notice(
-            "note: the model in fixtures/ has random weights: its answers are noise; name a real one with --model",
+            "note: the model in fixtures/ is tiny and knows next to nothing; name a real one with --model",
         );
     }
     if source == TextSource::Nobody {

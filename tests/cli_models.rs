@@ -113,7 +113,8 @@ fn chat_answers_with_the_default_model_and_says_that_it_is_tiny() {
 #[test]
 fn the_same_seed_gives_the_same_answer() {
     let model = fixture_arg("tiny-packed");
-    let args = ["chat", "How many days are in a week?", "--model", &model, "--max-tokens", "8", "--seed", "7"];
+    let args =
+        ["chat", "How many days are in a week?", "--model", &model, "--max-tokens", "8", "--seed", "7"];
     let answer = stdout(&success(ternion(&args)));
     assert_eq!(answer, stdout(&success(ternion(&args))));
     assert!(answer.trim().len() > 1, "random weights say something");

@@ -114,9 +114,7 @@ fn engines(mut suite: Suite, name: &str, folder: &Path) -> Suite {
     #[cfg(feature = "llama-cpp")]
     {
         let file = converted(&checkpoint, Target::GgufI2s, folder.join(name).with_extension("gguf"));
-        let mut config = config("llama-cpp", Some(&file));
-        // Every sequence may then fill its context.
-        config.options.insert("cache_tokens".to_owned(), (SEQUENCES * CONTEXT).into());
+        let config = config("llama-cpp", Some(&file));
         suite = with(suite, &format!("{name}::llama-cpp"), &references, config);
     }
     #[cfg(feature = "onnx")]

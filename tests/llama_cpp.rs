@@ -130,8 +130,8 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// However the prompt comes into the KV cache, the logits are the same but for the order of additions in attention. Only
-/// cases whose activations are some units in the last place of a float away from a rounding tie: ggml multiplies one
-/// token by another routine than several, and a single unit decides a tie that is nearer.
+/// cases whose activations are known to be some units in the last place of a float away from a rounding tie: ggml multiplies
+/// one token by another routine than several, and a single unit decides a tie that is nearer.
 #[tokio::test]
 async fn chunks_and_kept_prefixes_change_nothing() {
     /// In steps of the quantisation: 4 units in the last place of its largest values.
@@ -139,7 +139,8 @@ async fn chunks_and_kept_prefixes_change_nothing() {
     let mut compared = 0;
     for checkpoint in checkpoints() {
         let cases = cases(&checkpoint);
-        let apart = |case: &&Case| case.strict && case.golden["min_margin"].as_f64().unwrap() >= MARGIN;
+        let apart =
+            |case: &&Case| case.strict && case.golden["min_margin"].as_f64().is_some_and(|m| m >= MARGIN);
         for case in cases.iter().filter(|c| c.ids.len() > 8).filter(apart) {
             compared += 1;
             let place = format!("{} {}", checkpoint.display(), case.name);

@@ -55,6 +55,34 @@ async fn accuracy(backend: Arc<dyn LlmBackend>) -> Metric {
     report.metrics.into_iter().find(|metric| metric.name == "strict-match").unwrap()
 }
 
+/// Of the held-out word problems with their answers, as one text.
+async fn perplexity(backend: Arc<dyn LlmBackend>) -> f64 {
+    let folder = tempfile::tempdir().unwrap();
+    let questions = std::fs::read_to_string(fixture().join("eval/gsm8k.jsonl")).unwrap();
+    let text: String = questions
+        .lines()
+        .take(100)
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|item| {
+            [
+                "Question: ",
+                item["question"].as_str().unwrap(),
+                "\nAnswer: ",
+                item["answer"].as_str().unwrap(),
+                "\n\n",
+            ]
+            .concat()
+        })
+        .collect::<Vec<_>>()
+        .concat();
+    let path = folder.path().join("text.txt");
+    std::fs::write(&path, text).unwrap();
+    let task = Task::open(Kind::Perplexity, &path, &Settings::default()).unwrap();
+    let model = Model::new(backend).unwrap();
+    let report = Report::new(&evaluate(&model, &task, RunOptions::default()).await.unwrap());
+    report.perplexity.unwrap().token_perplexity
+}
+
 /// Asserts that a model is as often right as the packed one through candle is.
 async fn expect_accuracy(backend: Arc<dyn LlmBackend>, what: &str) {
     let ours = accuracy(load(&fixture(), "candle").await.unwrap()).await;
@@ -92,8 +120,8 @@ async fn gguf_says_the_same() {
 #[tokio::test]
 async fn a_wrong_engine_is_found_by_lost_accuracy() {
     let ours = accuracy(load(&fixture(), "candle").await.unwrap()).await;
-    let (low, _) = ours.interval.unwrap();
-    println!("right: {} (from {low})", ours.value);
+    let expected = perplexity(load(&fixture(), "candle").await.unwrap()).await;
+    println!("right: {}, perplexity {expected}", ours.value);
     assert!(ours.value >= RIGHT, "{}", ours.value);
     let mutants: [(&str, fn(&mut Checkpoint)); 3] = [
         ("SiLU", |c| c.spec.activation = Activation::Silu),
@@ -110,9 +138,12 @@ async fn a_wrong_engine_is_found_by_lost_accuracy() {
         let mut engine = EngineOptions::new(ModelInfo::new("mutant", "candle"));
         engine.eos_tokens.clone_from(&checkpoint.spec.eos);
         let decoder = Decoder::new(checkpoint, Decoder::threads(0).unwrap(), options).unwrap();
-        let mutant = accuracy(Arc::new(Engine::start(Box::new(decoder), tokenizer, engine).unwrap())).await;
-        println!("{what}: {}", mutant.value);
-        assert!(mutant.value < low, "{what}: {} right, {} without", mutant.value, ours.value);
+        let mutant: Arc<dyn LlmBackend> =
+            Arc::new(Engine::start(Box::new(decoder), tokenizer, engine).unwrap());
+        let (right, surprise) = (accuracy(Arc::clone(&mutant)).await.value, perplexity(mutant).await);
+        println!("{what}: {right} right, perplexity {surprise}");
+        assert!(right < ours.value, "{what}: {right} right, {} without", ours.value);
+        assert!(surprise > 1.2 * expected, "{what}: perplexity {surprise}, {expected} without");
     }
 }
 

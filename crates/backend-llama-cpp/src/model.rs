@@ -25,9 +25,10 @@ const DEFAULT_KV_BYTES: u64 = 1 << 30;
 pub struct ModelOptions {
     /// Threads that compute; 0 takes one for each core. More than there are cores are as many as there are.
     pub threads: usize,
-    /// Tokens that a sequence may hold. `None`: as many as the model was made for, or as fit into 1 GiB if that is less.
+    /// Tokens that a sequence may hold. `None`: as many as the model was made for, or as fit into 1 GiB for all sequences if
+    /// that is less.
     pub context: Option<usize>,
-    /// Sequences that may exist at the same time.
+    /// Sequences that may exist at the same time. The KV cache of all of them is allocated when the model is loaded.
     pub max_sequences: usize,
     /// The most tokens of one step.
     pub prefill_chunk: usize,
@@ -36,12 +37,12 @@ pub struct ModelOptions {
 }
 
 impl Default for ModelOptions {
-    /// All cores, 4 sequences, prefill in chunks of 128 tokens.
+    /// All cores, one sequence, prefill in chunks of 128 tokens.
     fn default() -> Self {
         Self {
             threads: 0,
             context: None,
-            max_sequences: 4,
+            max_sequences: 1,
             prefill_chunk: 128,
             llama_cpp: LlamaCppOptions::default(),
         }
@@ -277,7 +278,8 @@ fn sizes(shape: &KvShape, options: &ModelOptions, default_kv_type: KvType) -> Re
     let kv_type = options.llama_cpp.kv_type.unwrap_or(default_kv_type);
     let per_token = shape.bytes_per_token(kv_type).max(1);
     let own = shape.context_length;
-    let fits = usize::try_from(DEFAULT_KV_BYTES / per_token).unwrap_or(usize::MAX);
+    let sequences = options.max_sequences.max(1);
+    let fits = usize::try_from(DEFAULT_KV_BYTES / per_token).unwrap_or(usize::MAX) / sequences;
     let context = options.context.unwrap_or_else(|| own.min(fits).max(MIN_CONTEXT.min(own)));
     if context < MIN_CONTEXT {
         return out_of_range("context", context, format!("at least {MIN_CONTEXT}"));
@@ -291,7 +293,8 @@ fn sizes(shape: &KvShape, options: &ModelOptions, default_kv_type: KvType) -> Re
     if options.prefill_chunk == 0 {
         return out_of_range("prefill_chunk", 0, "at least 1".to_owned());
     }
-    let cache_tokens = options.llama_cpp.cache_tokens.unwrap_or(context);
+    let cache_tokens =
+        options.llama_cpp.cache_tokens.unwrap_or(context.saturating_mul(options.max_sequences));
     if cache_tokens < context || cache_tokens > context.saturating_mul(options.max_sequences) {
         let expected = format!("`context` ({context}) to `context` times `max_sequences`");
         return out_of_range("options.cache_tokens", cache_tokens, expected);

@@ -89,7 +89,8 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2))]
     pub context: Option<usize>,
-    /// Requests that are worked on at the same time, at least 1. Left out: 4.
+    /// Requests that are worked on at the same time, at least 1. Left out: 4; on `llama-cpp`, which allocates the KV cache of all
+    /// of them at once, 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub max_sequences: Option<usize>,

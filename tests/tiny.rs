@@ -1,5 +1,5 @@
 //! The small trained model of `fixtures/ternion-tiny`: it answers, in every format and through every engine that is compiled
-//! in it says the same and is as often right, and an engine that computes something else is found by lost accuracy.
+//! in it says the same and is as often right, and an engine that computes something else is measurably worse.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,9 @@ use ternion::formats::convert::{Options, Target, convert};
 use ternion::formats::{Activation, Checkpoint};
 use ternion::{GenerateRequest, LlmBackend, Message, ModelInfo, Sampling};
 use ternion_backend_candle::{Decoder, DecoderOptions};
-use ternion_eval::{Kind, Metric, Model, Report, RunOptions, Settings, Task, evaluate};
+use ternion_eval::{
+    Comparison, Evaluation, Kind, Metric, Model, Report, RunOptions, Settings, Task, evaluate,
+};
 
 const EXPECTED: [(&str, &str); 6] = [
     ("How many days are in a week?", "There are seven days in a week."),
@@ -55,34 +57,6 @@ async fn accuracy(backend: Arc<dyn LlmBackend>) -> Metric {
     report.metrics.into_iter().find(|metric| metric.name == "strict-match").unwrap()
 }
 
-/// Of the held-out word problems with their answers, as one text.
-async fn perplexity(backend: Arc<dyn LlmBackend>) -> f64 {
-    let folder = tempfile::tempdir().unwrap();
-    let questions = std::fs::read_to_string(fixture().join("eval/gsm8k.jsonl")).unwrap();
-    let text: String = questions
-        .lines()
-        .take(100)
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
-        .map(|item| {
-            [
-                "Question: ",
-                item["question"].as_str().unwrap(),
-                "\nAnswer: ",
-                item["answer"].as_str().unwrap(),
-                "\n\n",
-            ]
-            .concat()
-        })
-        .collect::<Vec<_>>()
-        .concat();
-    let path = folder.path().join("text.txt");
-    std::fs::write(&path, text).unwrap();
-    let task = Task::open(Kind::Perplexity, &path, &Settings::default()).unwrap();
-    let model = Model::new(backend).unwrap();
-    let report = Report::new(&evaluate(&model, &task, RunOptions::default()).await.unwrap());
-    report.perplexity.unwrap().token_perplexity
-}
-
 /// Asserts that a model is as often right as the packed one through candle is.
 async fn expect_accuracy(backend: Arc<dyn LlmBackend>, what: &str) {
     let ours = accuracy(load(&fixture(), "candle").await.unwrap()).await;
@@ -117,33 +91,57 @@ async fn gguf_says_the_same() {
     }
 }
 
+/// The held-out word problems with their answers as a text, and how well a model foresees it.
+async fn foresight(backend: Arc<dyn LlmBackend>) -> Evaluation {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("problems.txt");
+    let problems = std::fs::read_to_string(fixture().join("eval/gsm8k.jsonl")).unwrap();
+    let text = problems.lines().map(|line| {
+        let item: serde_json::Value = serde_json::from_str(line).unwrap();
+        let field = |name: &str| item[name].as_str().unwrap().to_owned();
+        format!("Question: {}\nAnswer: {}\n\n", field("question"), field("answer"))
+    });
+    std::fs::write(&path, text.collect::<String>()).unwrap();
+    let task = Task::open(Kind::Perplexity, &path, &Settings::default()).unwrap();
+    evaluate(&Model::new(backend).unwrap(), &task, RunOptions::default()).await.unwrap()
+}
+
+/// The packed model through candle, changed.
+fn mutant(mutate: impl Fn(&mut Checkpoint)) -> Arc<dyn LlmBackend> {
+    let mut checkpoint = Checkpoint::open(fixture()).unwrap();
+    mutate(&mut checkpoint);
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let mut options = DecoderOptions::new(&checkpoint.spec);
+    options.context = 512;
+    let mut engine = EngineOptions::new(ModelInfo::new("mutant", "candle"));
+    engine.eos_tokens.clone_from(&checkpoint.spec.eos);
+    let decoder = Decoder::new(checkpoint, Decoder::threads(0).unwrap(), options).unwrap();
+    Arc::new(Engine::start(Box::new(decoder), tokenizer, engine).unwrap())
+}
+
 #[tokio::test]
-async fn a_wrong_engine_is_found_by_lost_accuracy() {
-    let ours = accuracy(load(&fixture(), "candle").await.unwrap()).await;
-    let expected = perplexity(load(&fixture(), "candle").await.unwrap()).await;
-    println!("right: {}, perplexity {expected}", ours.value);
-    assert!(ours.value >= RIGHT, "{}", ours.value);
-    let mutants: [(&str, fn(&mut Checkpoint)); 3] = [
+async fn it_knows_something() {
+    let right = accuracy(load(&fixture(), "candle").await.unwrap()).await;
+    println!("right: {} {:?}", right.value, right.interval);
+    assert!(right.value >= RIGHT, "{}", right.value);
+}
+
+#[tokio::test]
+async fn a_wrong_engine_is_measurably_worse() {
+    let ours = foresight(mutant(|_| ())).await;
+    let mutants: [(&str, fn(&mut Checkpoint)); 4] = [
         ("SiLU", |c| c.spec.activation = Activation::Silu),
         ("no sub-norm of the attention", |c| c.layers.iter_mut().for_each(|l| l.attn_sub_norm = None)),
         ("no sub-norm of the feed-forward network", |c| {
             c.layers.iter_mut().for_each(|l| l.ffn_sub_norm = None)
         }),
+        ("another rotary base", |c| c.spec.rope.theta = 10_000.0),
     ];
     for (what, mutate) in mutants {
-        let mut checkpoint = Checkpoint::open(fixture()).unwrap();
-        mutate(&mut checkpoint);
-        let tokenizer = checkpoint.tokenizer().unwrap();
-        let options = DecoderOptions::new(&checkpoint.spec);
-        let mut engine = EngineOptions::new(ModelInfo::new("mutant", "candle"));
-        engine.eos_tokens.clone_from(&checkpoint.spec.eos);
-        let decoder = Decoder::new(checkpoint, Decoder::threads(0).unwrap(), options).unwrap();
-        let mutant: Arc<dyn LlmBackend> =
-            Arc::new(Engine::start(Box::new(decoder), tokenizer, engine).unwrap());
-        let (right, surprise) = (accuracy(Arc::clone(&mutant)).await.value, perplexity(mutant).await);
-        println!("{what}: {right} right, perplexity {surprise}");
-        assert!(right < ours.value, "{what}: {right} right, {} without", ours.value);
-        assert!(surprise > 1.2 * expected, "{what}: perplexity {surprise}, {expected} without");
+        let comparison = Comparison::new(&ours, &foresight(mutant(mutate)).await).unwrap();
+        let better = comparison.perplexity.unwrap();
+        println!("{what}: {better:?}");
+        assert!(better.interval.unwrap().0 > 0.0, "{what}: {better:?}");
     }
 }
 

@@ -126,14 +126,16 @@ async fn it_knows_something() {
     assert!(right.value >= RIGHT, "{}", right.value);
 }
 
+type Mutation = fn(&mut Checkpoint);
+
 #[tokio::test]
 async fn a_wrong_engine_is_measurably_worse() {
     let ours = foresight(mutant(|_| ())).await;
-    let mutants: [(&str, fn(&mut Checkpoint)); 4] = [
+    let mutants: [(&str, Mutation); 4] = [
         ("SiLU", |c| c.spec.activation = Activation::Silu),
         ("no sub-norm of the attention", |c| c.layers.iter_mut().for_each(|l| l.attn_sub_norm = None)),
         ("no sub-norm of the feed-forward network", |c| {
-            c.layers.iter_mut().for_each(|l| l.ffn_sub_norm = None)
+            c.layers.iter_mut().for_each(|l| l.ffn_sub_norm = None);
         }),
         ("another rotary base", |c| c.spec.rope.theta = 10_000.0),
     ];

@@ -1,4 +1,4 @@
-//! The contract of [`LlmBackend`](ternion_core::LlmBackend), sentence by sentence, as functions that try a backend.
+//! The contract of [`LlmBackend`], sentence by sentence, as functions that try a backend.
 //!
 //! Each check is a plain public async function on `&dyn LlmBackend`; it quotes the sentence of the trait's documentation that
 //! it is about, and its [`Failure`] says what the backend did instead. Backends that cannot do something say so in their

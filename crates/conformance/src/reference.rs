@@ -173,15 +173,15 @@ impl Reference {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Aspect {
-    /// [`Reference::logits`].
+    /// `Reference::logits`.
     Logits,
-    /// [`Reference::logprobs`].
+    /// `Reference::logprobs`.
     Logprobs,
-    /// [`Reference::messages`] have the ids [`Reference::tokens`].
+    /// `Reference::messages` have the ids `Reference::tokens`.
     Chat,
-    /// [`Reference::text`] has the ids [`Reference::tokens`].
+    /// `Reference::text` has the ids `Reference::tokens`.
     Text,
-    /// [`Reference::greedy`].
+    /// `Reference::greedy`.
     Greedy,
 }
 

@@ -109,7 +109,7 @@ impl KvCache {
     /// Makes room for `count` more positions and sees to it that they may be written to.
     ///
     /// # Errors
-    /// If `id` does not exist; [`ResourceExhausted`](ErrorKind::ResourceExhausted) without memory.
+    /// If `id` does not exist; [`ResourceExhausted`](crate::ErrorKind::ResourceExhausted) without memory.
     pub fn reserve(&mut self, id: SequenceId, count: usize) -> Result<()> {
         let s = self.sequences.get_mut(&id).ok_or_else(|| no_such(id))?;
         let first = s.length / BLOCK;

@@ -47,7 +47,7 @@ impl SharedBytes {
         Self::open(path, false)
     }
 
-    /// [`map`](Self::map) for a process with little memory: [`pieces`](Self::pieces) and [`loaded`](Self::loaded) read
+    /// [`map`](Self::map) for a process with little memory: `pieces` and [`loaded`](Self::loaded) read
     /// the file instead of touching the map.
     ///
     /// # Errors

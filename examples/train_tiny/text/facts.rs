@@ -197,6 +197,26 @@ pub(crate) fn document(random: &mut Random, shots: usize) -> Document {
     document
 }
 
+/// Four words behind letters, and which letter each has: to find a letter by its word is what a choice takes beside the
+/// knowledge, and here it can be learned four times a list.
+pub(crate) fn list(random: &mut Random) -> Document {
+    let mut document = Document::default();
+    for _ in 0..random.between(1, 3) {
+        let choice = choice(random, Split::Train, None);
+        let [a, b, c, d] = &choice.choices;
+        document.push(format!("Words:\nA. {a}\nB. {b}\nC. {c}\nD. {d}\n"), Role::Given);
+        let mut order = [0, 1, 2, 3];
+        random.shuffle(&mut order);
+        for index in order {
+            document.push(format!("Which letter has {}?\nAnswer:", choice.choices[index]), Role::Given);
+            document.push(format!(" {}", char::from(b'A' + index as u8)), Role::Letter);
+            document.push("\n", Role::Given);
+        }
+    }
+    document.push(END_OF_TEXT, Role::Given);
+    document
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

@@ -34,7 +34,7 @@ pub(crate) enum Role {
     Given,
     /// What the model is to say.
     Said,
-    /// The one letter of a choice: there is one for forty tokens.
+    /// The one letter of a choice: there is one for many tokens.
     Letter,
 }
 
@@ -63,12 +63,13 @@ pub(crate) const END_OF_TEXT: &str = "<|end_of_text|>";
 pub(crate) const END_OF_TURN: &str = "<|eot_id|>";
 
 /// A document of any kind, with none to five examples before a question. A `long` one has mostly five and is no small talk;
-/// of the others most are small talk, which is short: a quarter of all tokens.
+/// of the others half are small talk, which is short.
 pub(crate) fn document(random: &mut Random, long: bool) -> Document {
     let shots = if long && random.below(2) == 0 { 5 } else { random.below(6) };
     match (random.below(10), long) {
         (0..6, true) | (0, false) => facts::document(random, shots),
         (_, true) | (1, false) => arithmetic::document(random, shots),
+        (2..5, false) => facts::list(random),
         _ => chat::document(random),
     }
 }

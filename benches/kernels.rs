@@ -6,14 +6,13 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use rayon::prelude::*;
 use ternion_kernels::{
-    Attention, BLOCK, DenseRef, Int8Block, Isa, KvBlocks, Quantized, TernaryLayout, TernaryRef, attention,
-    dense_matmul, matmul_with,
+    Attention, BLOCK, CompactBits, CompactMatrix, DenseRef, Int8Block, Isa, KvBlocks, Quantized, Team,
+    TernaryLayout, TernaryRef, attention, dense_matmul, for_each_mut, matmul_with,
 };
 
-fn pool(threads: usize) -> rayon::ThreadPool {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started")
+fn team(threads: usize) -> Team {
+    Team::new(threads).expect("threads can be started")
 }
 
 fn thread_counts() -> Vec<usize> {
@@ -42,7 +41,7 @@ fn ternary(c: &mut Criterion) {
                 for threads in thread_counts() {
                     let id = BenchmarkId::new(format!("{isa}/{threads} threads"), tokens);
                     group.bench_function(id, |b| {
-                        pool(threads)
+                        team(threads)
                             .install(|| b.iter(|| matmul_with(isa, weights, 0.5, &x, &mut out, rows)));
                     });
                 }
@@ -62,9 +61,9 @@ fn decode(c: &mut Criterion) {
     let mut group = c.benchmark_group("memory");
     group.sample_size(10).throughput(Throughput::Bytes(codes.len() as u64));
     for threads in thread_counts() {
-        let pool = pool(threads);
+        let team = team(threads);
         group.bench_function(BenchmarkId::new("ternary", threads), |b| {
-            pool.install(|| {
+            team.install(|| {
                 b.iter(|| {
                     for codes in codes.chunks_exact(size) {
                         let weights = TernaryRef::new(TernaryLayout::Quarters, codes, rows, cols)
@@ -78,8 +77,12 @@ fn decode(c: &mut Criterion) {
             let sum = |part: &[u8]| {
                 part.as_chunks().0.iter().fold(0u64, |s, w: &[u8; 8]| s ^ u64::from_le_bytes(*w))
             };
-            pool.install(|| {
-                b.iter(|| black_box(codes.par_chunks(1 << 20).map(sum).reduce(|| 0, |a, b| a ^ b)));
+            team.install(|| {
+                b.iter(|| {
+                    let mut parts: Vec<_> = codes.chunks(1 << 20).map(|part| (part, 0)).collect();
+                    for_each_mut(&mut parts, |_, (part, result)| *result = sum(part));
+                    black_box(parts);
+                });
             });
         });
     }
@@ -87,12 +90,24 @@ fn decode(c: &mut Criterion) {
     let head = vec![0x3fu8; rows * cols * 2];
     let x = activations(8, cols);
     let mut out = vec![0.0; 8 * rows];
+    for (bits, name) in [(CompactBits::Eight, "int8"), (CompactBits::Four, "int4")] {
+        let copy = CompactMatrix::of(bits, DenseRef::Bf16(&head), rows, cols);
+        group.throughput(Throughput::Bytes(copy.bytes() as u64));
+        for threads in thread_counts() {
+            let team = team(threads);
+            for tokens in [1, 8] {
+                group.bench_function(BenchmarkId::new(format!("{name} head of {tokens}"), threads), |b| {
+                    team.install(|| b.iter(|| copy.matmul(&x[..tokens * cols], &mut out, rows)));
+                });
+            }
+        }
+    }
     group.throughput(Throughput::Bytes(head.len() as u64));
     for threads in thread_counts() {
-        let pool = pool(threads);
+        let team = team(threads);
         for tokens in [1, 8] {
             group.bench_function(BenchmarkId::new(format!("head of {tokens}"), threads), |b| {
-                pool.install(|| {
+                team.install(|| {
                     b.iter(|| {
                         let x = &x[..tokens * cols];
                         dense_matmul(DenseRef::Bf16(&head), rows, cols, x, &mut out, rows);
@@ -163,11 +178,11 @@ fn attend(c: &mut Criterion) {
         let products = 2 * heads * head_dim * tokens * (past + tokens / 2) * layers.len();
         group.throughput(Throughput::Elements(products as u64));
         for threads in thread_counts() {
-            let pool = pool(threads);
+            let team = team(threads);
             for name in ["f32", "f16", "int8"] {
                 let id = format!("{name}/{tokens} tokens after {past}");
                 group.bench_function(BenchmarkId::new(id, threads), |b| {
-                    pool.install(|| {
+                    team.install(|| {
                         b.iter(|| layers.iter().for_each(|layer| layer.attend(name, shape, &q, &mut out)));
                     });
                 });
@@ -180,9 +195,9 @@ fn attend(c: &mut Criterion) {
     group.throughput(Throughput::Elements(x.len() as u64));
     let mut quantized = Quantized::default();
     for threads in thread_counts() {
-        let pool = pool(threads);
+        let team = team(threads);
         group.bench_function(BenchmarkId::from_parameter(threads), |b| {
-            pool.install(|| b.iter(|| quantized.quantize(&x, 6912)));
+            team.install(|| b.iter(|| quantized.quantize(&x, 6912)));
         });
     }
 }

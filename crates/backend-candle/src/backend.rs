@@ -14,7 +14,7 @@ use ternion_core::{
 use ternion_formats::Checkpoint;
 
 use crate::plan::{self, Sizes, Taken};
-use crate::{CandleOptions, Decoder};
+use crate::{CandleOptions, Decoder, model::no_threads};
 
 /// Loads models for the backend `candle`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,7 +49,7 @@ impl BackendFactory for CandleFactory {
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
-    let Prepared { checkpoint, tokenizer, pool, sizes } = prepare(name, config, progress, false)?;
+    let Prepared { checkpoint, tokenizer, sizes } = prepare(name, config, progress, false)?;
     let Sizes { options, plan, logits_bytes } = sizes;
     let report = checkpoint.report();
     let mut info = ModelInfo::new(name, "candle");
@@ -68,7 +68,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     engine.max_queued = config.max_queued.unwrap_or(engine.max_queued);
     engine.logits_bytes = logits_bytes;
 
-    let decoder = Decoder::new(checkpoint, pool, options)?;
+    let decoder = Decoder::new(checkpoint, Decoder::threads(config.threads.unwrap_or(0))?, options)?;
     tracing::info!(model = name, context = options.context, "loaded");
     Ok(Arc::new(Engine::start(Box::new(decoder), tokenizer, engine)?))
 }
@@ -77,7 +77,6 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
 struct Prepared {
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
-    pool: Arc<rayon::ThreadPool>,
     sizes: Sizes,
 }
 
@@ -89,12 +88,17 @@ fn prepare(name: &str, config: &ModelConfig, progress: &Progress, only_planned: 
             "model `{name}` has no `path`; a folder, a .gguf or a .safetensors file expected"
         ))
     })?;
-    let pool = Decoder::threads(config.threads.unwrap_or(0))?;
     let limit = config.memory_limit.map(|limit| limit.0);
     let mut taken = Taken { process: plan::resident(), ..Taken::default() };
     let mut report = |done, total| progress.report(LoadProgress::new("weights", done, total));
+    // For the look at all codes; what computes comes later.
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(config.threads.unwrap_or(0))
+        .build()
+        .map_err(no_threads)?;
     let checkpoint = pool.install(|| {
-        if limit.is_none() && !only_planned {
+        // With a copy of the head, what it was made from is not to stay in memory beside it.
+        if limit.is_none() && !only_planned && options.head.copy().is_none() {
             return Checkpoint::open_with(path, &mut report);
         }
         let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(taken.process));
@@ -107,5 +111,5 @@ fn prepare(name: &str, config: &ModelConfig, progress: &Progress, only_planned: 
         taken.reusable = plan::reusable(taken.tokenizer).min(taken.tokenizer);
     }
     let sizes = plan::sizes(&checkpoint, config, &options, taken)?;
-    Ok(Prepared { checkpoint, tokenizer, pool, sizes })
+    Ok(Prepared { checkpoint, tokenizer, sizes })
 }

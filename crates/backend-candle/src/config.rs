@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ternion_core::kv::KvType;
+use ternion_kernels::CompactBits;
 
 /// The table `options` of a model that runs on the backend `candle`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -24,9 +25,21 @@ pub enum HeadPrecision {
     /// The weights of the checkpoint.
     #[default]
     Exact,
-    /// An int8 copy of them, made when the model is loaded: half the bytes to read for each token, which for
-    /// BitNet 2B4T makes decoding a fifth faster. The 64 largest logits are exact all the same, so greedy answers stay
-    /// what they are as far as the best token is among these; the others are off by 1 % of their spread (KL divergence 3e-5
-    /// with random weights of that shape).
+    /// An int8 copy of them, made when the model is loaded: half the bytes to read for each token. The 64 largest logits
+    /// are exact all the same, so greedy answers stay what they are as far as the best token is among these.
     Int8,
+    /// A copy of four bits and a scale for each 128 columns: a quarter of the bytes of half-precision weights. The 64 largest
+    /// logits are exact here as well.
+    Int4,
+}
+
+impl HeadPrecision {
+    /// The bits of a copy; `None` where there is none.
+    pub(crate) fn copy(self) -> Option<CompactBits> {
+        match self {
+            Self::Exact => None,
+            Self::Int8 => Some(CompactBits::Eight),
+            Self::Int4 => Some(CompactBits::Four),
+        }
+    }
 }

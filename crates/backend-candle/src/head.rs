@@ -1,63 +1,62 @@
 //! The head: from hidden states to logits.
 //!
-//! It is read whole for every token, and in half precision it is more bytes than all ternary weights of BitNet 2B4T. An
-//! int8 copy halves that; the leading candidates are then computed again from the original weights, so that the choice among
-//! them is the exact one.
+//! It is read whole for every token, and in half precision it is more bytes than all ternary weights of BitNet 2B4T. A copy
+//! of fewer bits is read instead where the host wants it; the leading candidates are then computed again from the original
+//! weights, so that the choice among them is the exact one.
 
 use std::ops::Range;
 
-use rayon::prelude::*;
 use ternion_core::Result;
 use ternion_formats::DenseTensor;
-use ternion_kernels::{Int8Matrix, dense_matmul};
+use ternion_kernels::{CompactBits, CompactMatrix, dense_matmul, for_each_mut, leading};
 
 use crate::residency::{Place, Placement, head_rows};
 use crate::stream::Stream;
 
-/// How many of the largest logits are exact with an int8 head.
+/// How many of the largest logits are exact with a copy.
 const RESCORED: usize = 64;
 
 /// A head `[vocab_size, hidden]`.
 pub(crate) struct Head {
     /// All rows, to read single ones of.
     exact: DenseTensor,
-    /// Its rows in order; one part where all of them are in memory.
-    parts: Vec<Part>,
-    has_copy: bool,
-}
-
-struct Part {
-    first: usize,
     rows: Rows,
 }
 
 enum Rows {
-    Exact(DenseTensor, Place),
-    Copy(Int8Matrix),
+    /// Parts in order, each with its first row; one where all of them are in memory.
+    Exact(Vec<(usize, DenseTensor, Place)>),
+    Copy(CompactMatrix),
 }
 
 impl Head {
-    /// A head on `weights`, or on an int8 copy of them if `int8`.
+    /// A head on `weights`, or on a copy of them.
     ///
     /// # Errors
     /// Where weights that stay in memory cannot be read, or there is no memory.
-    pub(crate) fn new(weights: DenseTensor, int8: bool, placement: &mut Placement) -> Result<Self> {
-        let vocab = weights.shape[0];
-        let step = if placement.is_limited() { head_rows(&weights) } else { vocab };
-        let part = |first: usize| -> Result<Part> {
-            let range: Range<usize> = first..vocab.min(first + step);
-            let mut tensor = weights.rows(range);
-            let rows = if int8 {
-                tensor.bytes = tensor.bytes.loaded()?;
-                Rows::Copy(Int8Matrix::new(tensor.view(), tensor.shape[0], tensor.shape[1]))
-            } else {
+    pub(crate) fn new(
+        weights: DenseTensor,
+        copy: Option<CompactBits>,
+        placement: &mut Placement,
+    ) -> Result<Self> {
+        let (vocab, width) = (weights.shape[0], weights.shape[1]);
+        let rows = if let Some(bits) = copy {
+            Rows::Copy(CompactMatrix::new(bits, vocab, width, |rows: Range<usize>, out: &mut [f32]| {
+                let bytes = read(&weights, rows)?;
+                let rows = weights.dtype.view(&bytes);
+                out.chunks_exact_mut(width).enumerate().for_each(|(row, out)| rows.row(row, out));
+                Ok(())
+            })?)
+        } else {
+            let step = if placement.is_limited() { head_rows(&weights) } else { vocab };
+            let part = |first: usize| {
+                let mut tensor = weights.rows(first..vocab.min(first + step));
                 let place = placement.place(&mut tensor.bytes)?;
-                Rows::Exact(tensor, place)
+                Ok((first, tensor, place))
             };
-            Ok(Part { first, rows })
+            Rows::Exact((0..vocab).step_by(step).map(part).collect::<Result<_>>()?)
         };
-        let parts = (0..vocab).step_by(step).map(part).collect::<Result<_>>()?;
-        Ok(Self { exact: weights, parts, has_copy: int8 })
+        Ok(Self { exact: weights, rows })
     }
 
     /// Logits `[rows, vocab_size]` of normalised hidden states `[rows, hidden]`. `None` if a part could not be streamed.
@@ -71,11 +70,18 @@ impl Head {
         stream: Option<&Stream>,
     ) -> Result<Option<()>> {
         let (vocab, width) = (self.exact.shape[0], self.exact.shape[1]);
-        for Part { first, rows } in &self.parts {
+        let parts = match &self.rows {
+            Rows::Copy(copy) => {
+                copy.matmul(hidden, logits, vocab);
+                let mut rows = logits.chunks_exact_mut(vocab).zip(hidden.chunks_exact(width));
+                return rows.try_for_each(|(logits, hidden)| self.rescore(hidden, logits)).map(Some);
+            }
+            Rows::Exact(parts) => parts,
+        };
+        for (first, tensor, place) in parts {
             let logits = &mut logits[*first..];
-            match (rows, stream) {
-                (Rows::Copy(int8), _) => int8.matmul(hidden, logits, vocab),
-                (Rows::Exact(tensor, Place::Streamed(piece)), Some(stream)) => {
+            match (place, stream) {
+                (Place::Streamed(piece), Some(stream)) => {
                     let done = stream.with(*piece, |bytes| {
                         let weights = tensor.dtype.view(bytes);
                         dense_matmul(weights, tensor.shape[0], width, hidden, logits, vocab);
@@ -84,35 +90,36 @@ impl Head {
                         return Ok(None);
                     }
                 }
-                (Rows::Exact(tensor, _), _) => {
-                    dense_matmul(tensor.view(), tensor.shape[0], width, hidden, logits, vocab);
-                }
+                _ => dense_matmul(tensor.view(), tensor.shape[0], width, hidden, logits, vocab),
             }
-        }
-        if self.has_copy {
-            let rows = logits.par_chunks_exact_mut(vocab).zip(hidden.par_chunks_exact(width));
-            rows.try_for_each(|(logits, hidden)| self.rescore(hidden, logits))?;
         }
         Ok(Some(()))
     }
 
     /// Replaces the largest logits by exact ones.
     fn rescore(&self, hidden: &[f32], logits: &mut [f32]) -> Result<()> {
-        let mut leading: Vec<u32> = (0..logits.len() as u32).collect();
-        if leading.len() > RESCORED {
-            leading.select_nth_unstable_by(RESCORED, |a, b| {
-                logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
+        let ids = leading(logits, RESCORED);
+        let mut exact: Vec<_> = ids.iter().map(|id| (*id as usize, Ok(0.0))).collect();
+        for_each_mut(&mut exact, |_, (id, logit)| {
+            *logit = read(&self.exact, *id..*id + 1).map(|bytes| {
+                let mut logit = [0.0];
+                dense_matmul(self.exact.dtype.view(&bytes), 1, hidden.len(), hidden, &mut logit, 1);
+                logit[0]
             });
-            leading.truncate(RESCORED);
-        }
-        for id in leading {
-            let logit = &mut logits[id as usize..=id as usize];
-            let row = self.exact.row(id as usize);
-            let bytes = row.bytes.loaded()?;
-            dense_matmul(row.dtype.view(&bytes), 1, hidden.len(), hidden, logit, 1);
+        });
+        for (id, logit) in exact {
+            logits[id] = logit?;
         }
         Ok(())
     }
+}
+
+/// The bytes of some rows, without touching the file's map.
+fn read(weights: &DenseTensor, rows: Range<usize>) -> Result<Vec<u8>> {
+    let rows = weights.rows(rows);
+    let mut bytes = vec![0; rows.bytes.len()];
+    rows.bytes.read_at(0, &mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -123,28 +130,32 @@ mod tests {
     use crate::residency::Budget;
 
     #[test]
-    fn the_leading_logits_of_an_int8_head_are_exact() {
+    fn the_leading_logits_of_a_copy_are_exact() {
         let (vocab, width, rows) = (1000, 48, 3);
         let value = |i: usize| ((i * 7919 % 2003) as f32 / 1001.0 - 1.0) * (1.0 + (i / width % 5) as f32);
         let bytes: Vec<u8> = (0..vocab * width).flat_map(|i| value(i).to_le_bytes()).collect();
         let weights = DenseTensor { dtype: DenseType::F32, shape: vec![vocab, width], bytes: bytes.into() };
         let hidden: Vec<f32> = (0..rows * width).map(|i| (i * 31 % 17) as f32 - 8.0).collect();
-        let logits = |int8| {
+        let logits = |copy| {
             let mut logits = vec![0.0; rows * vocab];
             let mut placement = Placement::new(Budget::new(None));
-            let head = Head::new(weights.clone(), int8, &mut placement).unwrap();
+            let head = Head::new(weights.clone(), copy, &mut placement).unwrap();
             head.forward(&hidden, &mut logits, None).unwrap().unwrap();
             logits
         };
-        let (exact, fast) = (logits(false), logits(true));
-        for (exact, fast) in exact.chunks_exact(vocab).zip(fast.chunks_exact(vocab)) {
-            let mut order: Vec<usize> = (0..vocab).collect();
-            order.sort_by(|a, b| exact[*b].total_cmp(&exact[*a]));
-            for id in &order[..RESCORED / 2] {
-                assert_eq!(exact[*id], fast[*id], "token {id}");
+        let exact = logits(None);
+        for (bits, bound) in [(CompactBits::Eight, 2.0), (CompactBits::Four, 30.0)] {
+            let copy = logits(Some(bits));
+            for (exact, copy) in exact.chunks_exact(vocab).zip(copy.chunks_exact(vocab)) {
+                let mut order: Vec<usize> = (0..vocab).collect();
+                order.sort_by(|a, b| exact[*b].total_cmp(&exact[*a]));
+                for id in &order[..RESCORED / 2] {
+                    assert_eq!(exact[*id], copy[*id], "token {id}, {bits:?}");
+                }
+                let different = exact.iter().zip(copy).filter(|(a, b)| a != b).count();
+                assert!(different > vocab / 2, "the rest is rounded");
+                assert!(exact.iter().zip(copy).all(|(a, b)| (a - b).abs() < bound), "{bits:?}");
             }
-            assert!(exact.iter().zip(fast).filter(|(a, b)| a != b).count() > vocab / 2, "the rest is int8");
-            assert!(exact.iter().zip(fast).all(|(a, b)| (a - b).abs() < 2.0));
         }
     }
 }

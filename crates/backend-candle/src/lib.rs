@@ -15,6 +15,7 @@
 mod backend;
 mod config;
 mod head;
+mod layer;
 mod model;
 mod ops;
 mod plan;

@@ -1,25 +1,23 @@
 //! The decoder: one graph for all families, which differ by what their [`Checkpoint`] has (sub-norms, activation,
 //! projections that are ternary or plain).
 
-use std::{
-    cell::RefCell,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{cell::RefCell, sync::Arc};
 
 use candle_core::{Device, Tensor};
-use candle_nn::rotary_emb::rope_thd;
 use ternion_core::{
     CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput,
     batch::{self, Span},
     kv::{KvCache, KvType},
 };
-use ternion_formats::{Activation, Checkpoint, DenseTensor, LayerTensors, ModelSpec};
+use ternion_formats::{Checkpoint, DenseTensor, ModelSpec, RmsNorm};
+use ternion_kernels::{Attention, Team};
 
 use crate::{
     HeadPrecision,
     head::Head,
-    ops::{self, CachedAttention, GatedUnit, Norm, Projections},
-    residency::{Budget, Place, Placement},
+    layer::{Layer, Layers, Scratch},
+    ops,
+    residency::{Budget, Placement},
     stream::Stream,
 };
 
@@ -62,52 +60,16 @@ pub struct Decoder {
     vocab_size: usize,
     embed: DenseTensor,
     layers: Vec<Layer>,
-    final_norm: Norm,
+    final_norm: RmsNorm,
     head: Head,
     /// Angle per position of each pair of dimensions, `[head_dim / 2]`.
     frequencies: Vec<f32>,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+    attention: Attention,
     cache: KvCache,
+    scratch: Scratch,
     /// Where not all weights are kept in memory.
     stream: Option<Arc<Stream>>,
-    pool: Arc<rayon::ThreadPool>,
-}
-
-struct Layer {
-    input_norm: Norm,
-    qkv: Projections,
-    attn_sub_norm: Option<Norm>,
-    o: Projections,
-    post_attention_norm: Norm,
-    gate_up: Projections,
-    activation: GatedUnit,
-    ffn_sub_norm: Option<Norm>,
-    down: Projections,
-}
-
-impl Layer {
-    fn new(
-        tensors: LayerTensors,
-        places: [Place; 7],
-        stream: Option<&Arc<Stream>>,
-        activation: Activation,
-    ) -> Self {
-        let t = tensors;
-        let [q, k, v, o, gate, up, down] = places;
-        Self {
-            input_norm: Norm(t.input_norm),
-            qkv: Projections::new(vec![(t.q, q), (t.k, k), (t.v, v)], stream),
-            attn_sub_norm: t.attn_sub_norm.map(Norm),
-            o: Projections::new(vec![(t.o, o)], stream),
-            post_attention_norm: Norm(t.post_attention_norm),
-            gate_up: Projections::new(vec![(t.gate, gate), (t.up, up)], stream),
-            activation: GatedUnit(activation),
-            ffn_sub_norm: t.ffn_sub_norm.map(Norm),
-            down: Projections::new(vec![(t.down, down)], stream),
-        }
-    }
+    team: Arc<Team>,
 }
 
 impl Decoder {
@@ -115,13 +77,8 @@ impl Decoder {
     ///
     /// # Errors
     /// [`ErrorKind::ResourceExhausted`] where they cannot be started.
-    pub fn threads(count: usize) -> Result<Arc<rayon::ThreadPool>> {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(count)
-            .thread_name(|i| format!("ternion-compute-{i}"))
-            .build()
-            .map(Arc::new)
-            .map_err(|e| Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e))
+    pub fn threads(count: usize) -> Result<Arc<Team>> {
+        Team::new(count).map(Arc::new).map_err(no_threads)
     }
 
     /// A decoder on the tensors of `checkpoint`; none of the mapped ones is copied unless `resident_weights` is set.
@@ -129,11 +86,7 @@ impl Decoder {
     /// # Errors
     /// [`ErrorKind::InvalidConfig`] for a size that is 0 or a context beyond the model's; [`ErrorKind::Io`] where weights
     /// that are to be kept in memory cannot be read.
-    pub fn new(
-        mut checkpoint: Checkpoint,
-        pool: Arc<rayon::ThreadPool>,
-        options: DecoderOptions,
-    ) -> Result<Self> {
+    pub fn new(mut checkpoint: Checkpoint, team: Arc<Team>, options: DecoderOptions) -> Result<Self> {
         let head = checkpoint.head_or_embed().clone();
         let spec = &checkpoint.spec;
         let positive = [
@@ -154,8 +107,7 @@ impl Decoder {
         let places =
             checkpoint.layers.iter_mut().map(|layer| placement.layer(layer)).collect::<Result<Vec<_>>>()?;
         let head_begins = placement.len();
-        let int8 = options.head == HeadPrecision::Int8;
-        let head = pool.install(|| Head::new(head, int8, &mut placement))?;
+        let head = team.install(|| Head::new(head, options.head.copy(), &mut placement))?;
         let stream = match placement.into_pieces() {
             none if none.is_empty() => None,
             pieces => Some(Arc::new(Stream::start(pieces, head_begins)?)),
@@ -164,9 +116,14 @@ impl Decoder {
             options,
             vocab_size: spec.vocab_size,
             frequencies: spec.rope.frequencies(spec.head_dim),
-            heads: spec.heads,
-            kv_heads: spec.kv_heads,
-            head_dim: spec.head_dim,
+            attention: Attention {
+                heads: spec.heads,
+                kv_heads: spec.kv_heads,
+                head_dim: spec.head_dim,
+                past: 0,
+                scale: 1.0 / (spec.head_dim as f32).sqrt(),
+            },
+            scratch: Scratch::default(),
             cache: KvCache::new(spec.kv_layout(), options.kv_type),
             layers: {
                 let activation = spec.activation;
@@ -175,9 +132,9 @@ impl Decoder {
             },
             head,
             embed: checkpoint.embed,
-            final_norm: Norm(checkpoint.final_norm),
+            final_norm: checkpoint.final_norm,
             stream,
-            pool,
+            team,
         })
     }
 
@@ -210,53 +167,18 @@ impl Decoder {
     /// The hidden states after the last layer, `[T, hidden]`.
     fn hidden_states(&mut self, rows: Vec<f32>, spans: &[Span]) -> candle_core::Result<Tensor> {
         let hidden = self.embed.shape[1];
-        let tokens = rows.len() / hidden;
-        let mut h = Tensor::from_vec(rows, (tokens, hidden), &Device::Cpu)?;
-        let (cos, sin) = self.rotations(spans, tokens)?;
-        let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let rotate = |x: &Tensor, heads: usize| -> candle_core::Result<Tensor> {
-            rope_thd(&x.contiguous()?.reshape((1, tokens, heads, self.head_dim))?, &cos, &sin)
-        };
-        for (index, layer) in self.layers.iter().enumerate() {
-            // A block, so that nothing of the attention is kept while the larger rest of the layer is computed.
-            h = {
-                let qkv = layer.qkv.forward(&layer.input_norm.forward(&h)?)?;
-                let q = rotate(&qkv.narrow(1, 0, width)?, self.heads)?;
-                let k = rotate(&qkv.narrow(1, width, kv_width)?, self.kv_heads)?;
-                let v = qkv.narrow(1, width + kv_width, kv_width)?.contiguous()?;
-                let attention = CachedAttention {
-                    cache: RefCell::new(&mut self.cache),
-                    layer: index,
-                    spans,
-                    heads: self.heads,
-                    kv_heads: self.kv_heads,
-                    head_dim: self.head_dim,
-                };
-                let mut o = q.apply_op3_no_bwd(&k, &v, &attention)?;
-                if let Some(norm) = &layer.attn_sub_norm {
-                    o = norm.forward(&o)?;
-                }
-                (h + layer.o.forward(&o)?)?
-            };
-            let gate_up = layer.gate_up.forward(&layer.post_attention_norm.forward(&h)?)?;
-            let mut g = gate_up.apply_op1_no_bwd(&layer.activation)?;
-            if let Some(norm) = &layer.ffn_sub_norm {
-                g = norm.forward(&g)?;
-            }
-            h = (h + layer.down.forward(&g)?)?;
-        }
-        Ok(h)
-    }
-
-    /// Cosines and sines of the rotary embedding for each token of the batch, `[T, head_dim / 2]`.
-    fn rotations(&self, spans: &[Span], tokens: usize) -> candle_core::Result<(Tensor, Tensor)> {
-        let angles: Vec<f32> = spans
-            .iter()
-            .flat_map(|s| s.past..s.past + s.count)
-            .flat_map(|position| self.frequencies.iter().map(move |f| position as f32 * f))
-            .collect();
-        let angles = Tensor::from_vec(angles, (tokens, self.frequencies.len()), &Device::Cpu)?;
-        Ok((angles.cos()?, angles.sin()?))
+        let h = Tensor::from_vec(rows, ((), hidden), &Device::Cpu)?;
+        let positions = spans.iter().flat_map(|s| s.past..s.past + s.count);
+        let angle = |position: usize| self.frequencies.iter().map(move |f| position as f32 * f);
+        let (sin, cos): (Vec<f32>, Vec<f32>) = positions.flat_map(angle).map(f32::sin_cos).unzip();
+        h.apply_op1_no_bwd(&Layers {
+            layers: &self.layers,
+            cache: RefCell::new(&mut self.cache),
+            scratch: RefCell::new(&mut self.scratch),
+            spans,
+            shape: self.attention,
+            angles: (&cos, &sin),
+        })
     }
 
     /// The rows of logits of the `wanted` tokens.
@@ -265,18 +187,16 @@ impl Decoder {
             return Ok(());
         }
         let count = wanted.len();
-        let rows = || -> candle_core::Result<Tensor> {
-            let rows = h.index_select(&Tensor::from_vec(wanted, count, &Device::Cpu)?, 0)?;
-            self.final_norm.forward(&rows)
-        };
-        let rows = rows().map_err(candle_error)?;
+        let select = || h.index_select(&Tensor::from_vec(wanted, count, &Device::Cpu)?, 0);
+        let rows = select().map_err(candle_error)?;
         logits.resize(count * self.vocab_size, 0.0);
         let (storage, layout) = rows.storage_and_layout();
         let candle_core::Storage::Cpu(storage) = &*storage else {
             return Err(Error::backend("a tensor is not on the CPU"));
         };
-        let rows = ops::floats(storage, layout).map_err(candle_error)?;
-        match self.head.forward(rows, logits, self.stream.as_deref())? {
+        let mut normed = Vec::new();
+        ops::normalize(ops::floats(storage, layout).map_err(candle_error)?, &self.final_norm, &mut normed);
+        match self.head.forward(&normed, logits, self.stream.as_deref())? {
             Some(()) => Ok(()),
             None => Err(self.failure(candle_core::Error::msg("the head could not be read"))),
         }
@@ -287,18 +207,6 @@ impl Decoder {
         let streamed = self.stream.as_ref().and_then(|stream| stream.failure());
         streamed.unwrap_or_else(|| candle_error(error))
     }
-}
-
-/// Runs `work` on the pool's first thread, with the others at its service. Always the same one, because an allocator that
-/// has a heap for each thread would otherwise keep the hidden states of a chunk once for each of them.
-fn on_first_thread<T: Send>(pool: &rayon::ThreadPool, work: impl FnOnce() -> T + Send) -> T {
-    let work = Mutex::new(Some(work));
-    let take = || work.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let results = pool.broadcast(|context| {
-        let work = if context.index() == 0 { take() } else { None };
-        work.map(|work| work())
-    });
-    results.into_iter().flatten().next().expect("invariant: a pool has a first thread, which takes the work")
 }
 
 /// The tokens of a batch whose logits are asked for, by their place in it.
@@ -341,8 +249,8 @@ impl CausalLm for Decoder {
         logits.clear();
         let length = |id| self.cache.length(id);
         let spans = batch::spans(batch, length, self.options.context, self.vocab_size)?;
-        let pool = Arc::clone(&self.pool);
-        let outcome = on_first_thread(&pool, || self.run(batch, &spans, logits));
+        let team = Arc::clone(&self.team);
+        let outcome = team.install(|| self.run(batch, &spans, logits));
         for span in &spans {
             match outcome {
                 Ok(()) => self.cache.advance(span.sequence, span.count),
@@ -369,6 +277,10 @@ impl CausalLm for Decoder {
     fn free(&mut self, sequence: SequenceId) {
         self.cache.free(sequence);
     }
+}
+
+pub(crate) fn no_threads(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(error)
 }
 
 fn candle_error(error: candle_core::Error) -> Error {

@@ -1,14 +1,11 @@
-//! The operations that candle does not have, as candle custom operations over `ternion-kernels`.
+//! The steps of a decoder layer on slices, over `ternion-kernels`.
 
-use std::{cell::RefCell, sync::Arc};
+use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use ternion_core::{
-    batch::Span,
-    kv::{self, KvCache, Planes},
-};
+use candle_core::{CpuStorage, Layout, Result, bail};
+use ternion_core::kv;
 use ternion_formats::{Activation, Linear, RmsNorm, Weights};
-use ternion_kernels::{self as kernels, KvBlocks};
+use ternion_kernels as kernels;
 
 use crate::residency::Place;
 use crate::stream::Stream;
@@ -24,19 +21,37 @@ pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a
     }
 }
 
+/// What the input of projections becomes before it is multiplied; buffers that are used again and again.
+#[derive(Default)]
+pub(crate) struct Input {
+    normed: Vec<f32>,
+    quantized: kernels::Quantized,
+}
+
 /// Projections of the same input: `[T, K]` to `[T, sum of their rows]`.
 ///
 /// Query, key and value (and gate and up) go together, so that the input is quantised once.
 pub(crate) struct Projections {
+    /// Of the input, before all of them.
+    norm: Option<RmsNorm>,
     parts: Vec<(Linear, Place)>,
     rows: usize,
     stream: Option<Arc<Stream>>,
 }
 
 impl Projections {
-    pub(crate) fn new(parts: Vec<(Linear, Place)>, stream: Option<&Arc<Stream>>) -> Self {
+    pub(crate) fn new(
+        norm: Option<RmsNorm>,
+        parts: Vec<(Linear, Place)>,
+        stream: Option<&Arc<Stream>>,
+    ) -> Self {
         let rows = parts.iter().map(|(part, _)| part.rows()).sum();
-        Self { parts, rows, stream: stream.cloned() }
+        Self { norm, parts, rows, stream: stream.cloned() }
+    }
+
+    /// Elements of a token's output.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Calls `compute` with the weights' bytes, wherever they are.
@@ -55,48 +70,61 @@ impl Projections {
         }
     }
 
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.apply_op1_no_bwd(self)
-    }
-}
-
-impl CustomOp1 for Projections {
-    fn name(&self) -> &'static str {
-        "ternary-projections"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = floats(storage, layout)?;
-        let (tokens, cols) = layout.shape().dims2()?;
-        let mut out = vec![0.0; tokens * self.rows];
+    /// Fills `out`, `[T, rows]`, from `x`, `[T, K]`.
+    pub(crate) fn forward(&self, x: &[f32], input: &mut Input, out: &mut [f32]) -> Result<()> {
+        let tokens = out.len() / self.rows;
+        let cols = x.len() / tokens;
+        if let Some((part, _)) = self.parts.iter().find(|(part, _)| part.cols() != cols) {
+            bail!("{} takes {} features, {cols} given", part.name, part.cols());
+        }
+        let Input { normed, quantized } = input;
+        let is_plain = |part: &Linear| part.input_norm.is_some() || matches!(part.weights, Weights::Dense(_));
+        // A norm is kept only where something takes its output in floats.
+        let x = match &self.norm {
+            Some(norm) if self.parts.iter().any(|(part, _)| is_plain(part)) => {
+                normalize(x, norm, normed);
+                &normed[..]
+            }
+            Some(norm) => {
+                quantized.quantize_normed(x, &norm.weight, norm.eps);
+                x
+            }
+            None => x,
+        };
+        if self.norm.is_none() || self.parts.iter().any(|(part, _)| is_plain(part)) {
+            quantized.quantize(x, cols);
+        }
         // Those that take the input as it is and are in memory are computed together.
-        let mut together = Vec::new();
-        let mut quantized = None;
+        let mut together = Vec::with_capacity(self.parts.len());
         let mut offset = 0;
         for (part, place) in &self.parts {
-            if part.cols() != cols {
-                bail!("{} takes {} features, {cols} given", part.name, part.cols());
+            let mut own = Vec::new();
+            if let Some(norm) = &part.input_norm {
+                normalize(x, norm, &mut own);
             }
-            let normed = part.input_norm.as_ref().map(|norm| normalize(x, norm));
-            let input = normed.as_deref().unwrap_or(x);
+            let input = if part.input_norm.is_some() { &own[..] } else { x };
             match &part.weights {
                 Weights::Dense(dense) => self.with_bytes(part, *place, |bytes| {
                     let out = &mut out[offset..];
                     kernels::dense_matmul(dense.dtype.view(bytes), part.rows(), cols, input, out, self.rows);
                     Ok(())
                 })?,
-                Weights::Ternary(ternary) if normed.is_none() && *place == Place::Here => {
+                Weights::Ternary(ternary) if part.input_norm.is_none() && *place == Place::Here => {
                     let weights = ternary.view().map_err(candle_core::Error::wrap)?;
                     together.push(kernels::Product { weights, scale: ternary.scale, offset });
                 }
                 Weights::Ternary(ternary) => {
-                    let own = normed.as_deref().map(|normed| quantize(normed, cols));
-                    let input =
-                        own.as_ref().unwrap_or_else(|| quantized.get_or_insert_with(|| quantize(x, cols)));
+                    let mut other = kernels::Quantized::default();
+                    let quantized = if part.input_norm.is_some() {
+                        other.quantize(input, cols);
+                        &other
+                    } else {
+                        &*quantized
+                    };
                     self.with_bytes(part, *place, |bytes| {
                         let weights = ternary.view_of(bytes).map_err(candle_core::Error::wrap)?;
                         let product = kernels::Product { weights, scale: ternary.scale, offset };
-                        kernels::matmul_all(&[product], input, &mut out, self.rows);
+                        kernels::matmul_all(&[product], quantized, out, self.rows);
                         Ok(())
                     })?;
                 }
@@ -104,121 +132,22 @@ impl CustomOp1 for Projections {
             offset += part.rows();
         }
         if !together.is_empty() {
-            let input = quantized.get_or_insert_with(|| quantize(x, cols));
-            kernels::matmul_all(&together, input, &mut out, self.rows);
+            kernels::matmul_all(&together, quantized, out, self.rows);
         }
-        Ok((CpuStorage::F32(out), Shape::from((tokens, self.rows))))
+        Ok(())
     }
 }
 
-fn quantize(x: &[f32], cols: usize) -> kernels::Quantized {
-    let mut quantized = kernels::Quantized::default();
-    quantized.quantize(x, cols);
-    quantized
-}
-
-fn normalize(x: &[f32], norm: &RmsNorm) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    kernels::rms_norm(x, &norm.weight, norm.eps, &mut out);
-    out
-}
-
-/// RMS normalisation over the last dimension. candle-nn's sums in sequence, which is slower and further from
-/// transformers.
-pub(crate) struct Norm(pub(crate) RmsNorm);
-
-impl Norm {
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.apply_op1_no_bwd(self)
-    }
-}
-
-impl CustomOp1 for Norm {
-    fn name(&self) -> &'static str {
-        "rms-norm"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = floats(storage, layout)?;
-        Ok((CpuStorage::F32(normalize(x, &self.0)), layout.shape().clone()))
-    }
+/// RMS normalisation of tokens, `[T, K]`. candle-nn's sums in sequence, which is slower and further from transformers.
+pub(crate) fn normalize(x: &[f32], norm: &RmsNorm, out: &mut Vec<f32>) {
+    out.resize(x.len(), 0.0);
+    kernels::rms_norm(x, &norm.weight, norm.eps, out);
 }
 
 /// `activation(gate) * up`, from gate and up side by side `[T, 2 F]` to `[T, F]`.
-pub(crate) struct GatedUnit(pub(crate) Activation);
-
-impl CustomOp1 for GatedUnit {
-    fn name(&self) -> &'static str {
-        "gated-unit"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = floats(storage, layout)?;
-        let (tokens, both) = layout.shape().dims2()?;
-        let width = both / 2;
-        let mut out = vec![0.0; tokens * width];
-        let unit = match self.0 {
-            Activation::Relu2 => kernels::relu2_glu,
-            Activation::Silu => kernels::silu_glu,
-        };
-        unit(x, width, &mut out);
-        Ok((CpuStorage::F32(out), Shape::from((tokens, width))))
-    }
-}
-
-/// Appends keys and values to the KV cache of one layer and attends: queries `[T, heads * head_dim]`, keys and values
-/// `[T, kv_heads * head_dim]` to `[T, heads * head_dim]`.
-pub(crate) struct CachedAttention<'a> {
-    pub(crate) cache: RefCell<&'a mut KvCache>,
-    pub(crate) layer: usize,
-    pub(crate) spans: &'a [Span],
-    pub(crate) heads: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
-}
-
-impl CustomOp3 for CachedAttention<'_> {
-    fn name(&self) -> &'static str {
-        "cached-attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        queries: &CpuStorage,
-        queries_layout: &Layout,
-        keys: &CpuStorage,
-        keys_layout: &Layout,
-        values: &CpuStorage,
-        values_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let q = floats(queries, queries_layout)?;
-        let k = floats(keys, keys_layout)?;
-        let v = floats(values, values_layout)?;
-        let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut out = vec![0.0; q.len()];
-        let mut cache = self.cache.borrow_mut();
-        for span in self.spans {
-            let (start, end) = (span.start, span.start + span.count);
-            let kv = start * kv_width..end * kv_width;
-            cache
-                .write(span.sequence, self.layer, &k[kv.clone()], &v[kv])
-                .map_err(candle_core::Error::wrap)?;
-            let shape = kernels::Attention {
-                heads: self.heads,
-                kv_heads: self.kv_heads,
-                head_dim: self.head_dim,
-                past: span.past,
-                scale: 1.0 / (self.head_dim as f32).sqrt(),
-            };
-            let (q, out) = (&q[start * width..end * width], &mut out[start * width..end * width]);
-            let planes = cache.layer(span.sequence, self.layer).map_err(candle_core::Error::wrap)?;
-            let kv = match &planes {
-                Planes::F32 { keys, values } => KvBlocks::F32 { keys, values },
-                Planes::F16 { keys, values } => KvBlocks::F16 { keys, values },
-                Planes::Int8 { keys, values } => KvBlocks::Int8 { keys, values },
-            };
-            kernels::attention(shape, q, kv, out);
-        }
-        Ok((CpuStorage::F32(out), Shape::from((q.len() / width, width))))
+pub(crate) fn gated_unit(activation: Activation, x: &[f32], width: usize, out: &mut [f32]) {
+    match activation {
+        Activation::Relu2 => kernels::relu2_glu(x, width, out),
+        Activation::Silu => kernels::silu_glu(x, width, out),
     }
 }

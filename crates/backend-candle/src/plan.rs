@@ -17,10 +17,11 @@
 use ternion_core::kv::{BLOCK, KvType};
 use ternion_core::{Error, ErrorKind, MemoryPlan, Result, config::ByteSize, config::ModelConfig};
 use ternion_formats::{Checkpoint, LayerTensors, ModelSpec};
+use ternion_kernels::CompactBits;
 
 use crate::residency::{Budget, Division};
 use crate::stream::BUFFERS;
-use crate::{CandleOptions, DecoderOptions, HeadPrecision};
+use crate::{CandleOptions, DecoderOptions};
 
 /// Chunks that are tried, and the shortest context that is chosen.
 const CHUNKS: [usize; 3] = [128, 64, 32];
@@ -230,8 +231,8 @@ impl Planner<'_> {
         plan.prefill_chunk = options.prefill_chunk;
         plan.kv_type = options.kv_type.to_string();
 
-        let copy = options.head == HeadPrecision::Int8;
-        let exact = !(copy && self.limit.is_some());
+        let copy = options.head.copy();
+        let exact = copy.is_none();
         let division = Division::of(checkpoint, Budget::new(options.resident_weights), exact);
         plan.streamed_bytes = division.streamed;
         plan.add("ternary weights", division.ternary);
@@ -239,10 +240,11 @@ impl Planner<'_> {
         plan.add(if checkpoint.head.is_some() { "head" } else { "embedding and head" }, division.head);
         let separate = checkpoint.head.is_some() && !checkpoint.embed.bytes.is_mapped();
         // Without a limit all of an embedding is looked at when it is opened; with one, rows are read as they are needed.
-        let looked_at = checkpoint.head.is_some() && self.limit.is_none();
+        let looked_at = checkpoint.head.is_some() && self.limit.is_none() && exact;
         plan.add("embedding", if separate || looked_at { checkpoint.embed.bytes.len() as u64 } else { 0 });
-        if copy {
-            plan.add("head in int8", (spec.vocab_size * (spec.hidden_size + 4)) as u64);
+        if let Some(bits) = copy {
+            let name = if bits == CompactBits::Eight { "head in int8" } else { "head in int4" };
+            plan.add(name, bits.bytes(spec.vocab_size, spec.hidden_size) as u64);
         }
         plan.add("norms", norms(checkpoint));
         let kv = spec.kv_layout().bytes(options.kv_type, options.context);

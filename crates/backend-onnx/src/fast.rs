@@ -1,13 +1,12 @@
 //! Decoders of the fast variant: the graph holds the weights and the order of the operators, the KV cache is ours.
 
-use std::sync::Arc;
-
 use ort::session::Session;
 use ort::value::Tensor;
 use ternion_core::batch::{self, Span};
 use ternion_core::kv::{KvCache, KvType, Layout};
 use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Node, Size, Summary, fast};
+use ternion_kernels::Team;
 
 use crate::library::Library;
 use crate::model::{Sizes, engine_error, session_builder};
@@ -19,7 +18,7 @@ pub(crate) struct FastDecoder {
     vocab_size: usize,
     session: Session,
     shared: Shared,
-    pool: Arc<rayon::ThreadPool>,
+    team: Team,
 }
 
 /// Whether a file is of this kind.
@@ -39,13 +38,9 @@ impl FastDecoder {
         let vocab_size = interface(summary, host).map_err(in_file)?;
         let layout = cache_layout(summary, host).map_err(in_file)?;
         let shared = Shared::new(KvCache::new(layout, kv_type));
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(sizes.threads)
-            .thread_name(|i| format!("ternion-compute-{i}"))
-            .build()
-            .map_err(|e| {
-                Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e)
-            })?;
+        let no_threads =
+            |e| Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e);
+        let team = Team::new(sizes.threads).map_err(no_threads)?;
         let open = || -> ort::Result<Session> {
             // Our operators have threads of their own; what is left for the runtime is too little to divide.
             session_builder(library, 1, true)?
@@ -53,8 +48,8 @@ impl FastDecoder {
                 .commit_from_file(&summary.path)
         };
         let session =
-            pool.install(open).map_err(|e| in_file(engine_error("the model cannot be loaded", &e)))?;
-        Ok(Self { sizes, vocab_size, session, shared, pool: Arc::new(pool) })
+            team.install(open).map_err(|e| in_file(engine_error("the model cannot be loaded", &e)))?;
+        Ok(Self { sizes, vocab_size, session, shared, team })
     }
 
     fn run(&mut self, batch: &[SequenceInput<'_>], spans: &[Span], logits: &mut Vec<f32>) -> Result<()> {
@@ -92,7 +87,7 @@ impl FastDecoder {
             logits.extend_from_slice(values);
             Ok(())
         };
-        self.pool.install(compute).map_err(|e| engine_error("the decoder failed", &e))?;
+        self.team.install(compute).map_err(|e| engine_error("the decoder failed", &e))?;
         if logits.len() != wanted {
             return Err(Error::backend(format!(
                 "the decoder gave {} logits, expected {wanted}",

@@ -10,9 +10,8 @@ mod int8;
 
 use blocks::{Blocks, Place};
 pub use blocks::{Int8Block, KvBlocks};
-use rayon::prelude::*;
 
-use crate::{Isa, isa::vectorized, lanes::LANES, vector::Vector};
+use crate::{Isa, isa::vectorized, lanes::LANES, team, vector::Vector};
 
 /// Positions in a block of the KV cache.
 pub const BLOCK: usize = 64;
@@ -25,9 +24,6 @@ const TASK_TOKENS: usize = 16;
 
 /// Pairs of a token and a head that are computed together.
 const TILE: usize = 4;
-
-/// Multiply-adds below which other threads are not worth waking.
-const PARALLEL: usize = 1 << 16;
 
 /// The shape of an attention.
 #[derive(Debug, Clone, Copy)]
@@ -85,9 +81,7 @@ fn attention_by(
         let rows = &mut tasks[token / TASK_TOKENS * kv_heads + head / group].rows;
         rows.push(Row { q, out, length: past + token + 1, largest: f32::NEG_INFINITY, total: 0.0 });
     }
-    let work = TASK_TOKENS.min(tokens) * group * head_dim * (past + tokens) * 2;
-    let fewest = PARALLEL.div_ceil(work.max(1));
-    tasks.par_iter_mut().with_min_len(fewest).for_each(run);
+    team::for_each_mut(&mut tasks, |_, task| run(task));
 }
 
 /// The tokens of a task for the query heads that share a head of keys and values.

@@ -3,11 +3,10 @@
 //! Each output is one sum in 16 lanes, in the order of the columns, so it has the same bits in whatever tile it is
 //! computed. Paths with and without fused multiply-adds differ by rounding.
 
-use rayon::prelude::*;
-
 use crate::{
     isa::multiversion,
     lanes::{self, LANES},
+    team,
 };
 
 /// Rows and tokens of a tile: 16 vectors of sums.
@@ -83,8 +82,6 @@ trait Weight {
 struct Single;
 struct Half;
 struct Brain;
-/// int8, without the scale of its row.
-struct Signed;
 
 impl Weight for Single {
     type Bytes = [u8; 4];
@@ -99,14 +96,6 @@ impl Weight for Half {
     #[inline(always)]
     fn widen(bytes: [u8; 2]) -> f32 {
         lanes::half(u16::from_le_bytes(bytes))
-    }
-}
-
-impl Weight for Signed {
-    type Bytes = [u8; 1];
-    #[inline(always)]
-    fn widen([byte]: [u8; 1]) -> f32 {
-        f32::from(byte as i8)
     }
 }
 
@@ -149,7 +138,7 @@ pub(crate) fn by_rows(
             part.push(chunk);
         }
     }
-    parts.into_par_iter().enumerate().for_each(|(i, mut out)| work(i * TASK_ROWS, &mut out));
+    team::for_each_mut(&mut parts, |i, out| work(i * TASK_ROWS, out));
 }
 
 /// Computes the part `part` of `of` of a [`dense_matmul`] on the calling thread; the parts together are the whole.
@@ -187,9 +176,6 @@ multiversion! {
     fn halves(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = halves_body;
 }
 multiversion! {
-    pub(crate) fn bytes(w: &[[u8; 1]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = bytes_body;
-}
-multiversion! {
     fn brains(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = brains_body;
 }
 
@@ -201,11 +187,6 @@ fn singles_body<const FMA: bool>(w: &[[u8; 4]], x: &[f32], cols: usize, out: &mu
 #[inline(always)]
 fn halves_body<const FMA: bool>(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
     task::<Half, FMA>(w, x, cols, out);
-}
-
-#[inline(always)]
-fn bytes_body<const FMA: bool>(w: &[[u8; 1]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
-    task::<Signed, FMA>(w, x, cols, out);
 }
 
 #[inline(always)]

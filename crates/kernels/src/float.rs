@@ -1,14 +1,10 @@
 //! Normalisation and activations.
 
-use rayon::prelude::*;
-
 use crate::{
     isa::multiversion,
     lanes::{self, LANES},
+    team,
 };
-
-/// Elements for which it is worth to wake other threads.
-const PARALLEL: usize = 1 << 15;
 
 /// `weight * (x / sqrt(mean(x^2) + eps))` for each token of `x`, `[tokens, weight.len()]`, in the order in which
 /// transformers multiplies.
@@ -21,8 +17,8 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         width > 0 && x.len() == out.len() && x.len().is_multiple_of(width),
         "lengths of the normalisation"
     );
-    let tokens = x.par_chunks_exact(width).zip(out.par_chunks_exact_mut(width));
-    tokens.with_min_len(PARALLEL.div_ceil(width)).for_each(|(x, out)| norm_token(x, weight, eps, out));
+    let mut tokens: Vec<_> = x.chunks_exact(width).zip(out.chunks_exact_mut(width)).collect();
+    team::for_each_mut(&mut tokens, |_, (x, out)| norm_token(x, weight, eps, out));
 }
 
 /// [`rms_norm`] on the calling thread alone, for an engine with threads of its own.
@@ -41,7 +37,7 @@ pub fn rms_norm_here(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 }
 
 multiversion! {
-    fn norm_token(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = norm_token_body;
+    pub(crate) fn norm_token(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = norm_token_body;
 }
 
 #[inline(always)]
@@ -59,6 +55,17 @@ fn norm_token_body<const FMA: bool>(x: &[f32], weight: &[f32], eps: f32, out: &m
     for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
         *out = weight * (x * factor);
     }
+}
+
+/// Adds `y` to `x`, element by element.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add(x: &mut [f32], y: &[f32]) {
+    const PIECE: usize = 1 << 14;
+    assert_eq!(x.len(), y.len(), "lengths of the sum");
+    let mut pieces: Vec<_> = x.chunks_mut(PIECE).zip(y.chunks(PIECE)).collect();
+    team::for_each_mut(&mut pieces, |_, (x, y)| x.iter_mut().zip(*y).for_each(|(x, y)| *x += y));
 }
 
 /// `relu(gate)^2 * up` from tokens `[gate, up]` of twice `width` elements.
@@ -92,8 +99,8 @@ fn gated(x: &[f32], width: usize, out: &mut [f32], unit: fn(&[f32], &[f32], &mut
         width > 0 && x.len() == 2 * out.len() && out.len().is_multiple_of(width),
         "lengths of the gated unit"
     );
-    let tokens = x.par_chunks_exact(2 * width).zip(out.par_chunks_exact_mut(width));
-    tokens.with_min_len(PARALLEL.div_ceil(width)).for_each(|(x, out)| {
+    let mut tokens: Vec<_> = x.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)).collect();
+    team::for_each_mut(&mut tokens, |_, (x, out)| {
         let (gate, up) = x.split_at(width);
         unit(gate, up, out);
     });

@@ -4,14 +4,15 @@
 //!   where they lie in a mapped file, in the packed layout of Hugging Face transformers or in I2_S of GGUF; nothing is
 //!   repacked.
 //! * [`Quantized`]: activations as the products take them.
-//! * [`Int8Matrix`]: an int8 copy of plain weights.
-//! * [`dense_matmul`], [`rms_norm`], [`relu2_glu`], [`silu_glu`], [`attention`]: the float operations of a decoder.
+//! * [`CompactMatrix`]: a copy of plain weights in 8 or 4 bits.
+//! * [`dense_matmul`], [`rms_norm`], [`relu2_glu`], [`silu_glu`], [`rotate`], [`attention`]: the float operations of a
+//!   decoder.
 //!
 //! Which instructions are used is decided at run time ([`Isa`]). Products of ternary weights are the same to the last
 //! bit on every [`Isa`]. All results are the same to the last bit whatever the number of threads and however many tokens
 //! are computed at once, so that a prompt gives the same logits whole, in chunks or on a kept prefix.
 //!
-//! Work is divided over the threads of the rayon pool that the caller runs in. An engine with threads of its own calls
+//! Work is divided over the threads of the [`Team`] that the caller runs in. An engine with threads of its own calls
 //! [`matmul_part`] and [`dense_matmul_part`] on each of them instead.
 //!
 //! This is the only crate of Ternion with vector instructions; every `unsafe` block says what it relies on.
@@ -25,25 +26,31 @@
 )]
 
 mod attention;
+mod compact;
 mod dense;
 mod float;
-mod int8;
 mod isa;
 mod lanes;
+mod leading;
 mod master;
 mod matmul;
 mod quantize;
+mod rotary;
+mod team;
 mod ternary;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use attention::{Attention, BLOCK, Int8Block, KvBlocks, attention, attention_with};
+pub use compact::{CompactBits, CompactMatrix};
 pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
-pub use float::{relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};
-pub use int8::Int8Matrix;
+pub use float::{add, relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};
 pub use isa::Isa;
+pub use leading::leading;
 pub use master::quantize_master;
 pub use matmul::{Product, accumulate, matmul, matmul_all, matmul_part, matmul_with};
 pub use quantize::Quantized;
+pub use rotary::rotate;
+pub use team::{Team, for_each_mut};
 pub use ternary::{MAX_COLS, TernaryLayout, TernaryRef, WeightsError, find_invalid_code, pack, unpack};

@@ -2,12 +2,10 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use crate::{Isa, Quantized, TernaryRef};
+use crate::{Isa, Quantized, TernaryRef, team};
 
 /// Multiply-adds below which other threads are not worth waking.
-const PARALLEL: usize = 1 << 20;
+const PARALLEL: usize = 1 << 18;
 
 /// Bytes of codes that are taken through all tokens before the next ones: they stay in the second-level cache.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -129,7 +127,7 @@ fn run<T: Send>(
         // SAFETY: The length was checked, no rows overlap, and each unit belongs to one of the calls.
         unsafe { compute(isa, weights, x, units, &out, &|token, acc| finish(part, token, acc)) };
     };
-    let threads = rayon::current_num_threads();
+    let threads = team::threads();
     let work: usize = parts.iter().map(|(w, _)| w.codes.len().saturating_mul(4 * x.tokens())).sum();
     if threads == 1 || work < PARALLEL {
         for (part, (weights, _)) in parts.iter().enumerate() {
@@ -137,14 +135,15 @@ fn run<T: Send>(
         }
         return;
     }
-    // A few tasks for each thread, so that one that is held up does not hold up the others for long.
-    let step = (end / 4).div_ceil(threads * 4).max(1);
+    // Many tasks for each thread, so that all end at nearly the same time and one that is held up does not hold up the
+    // others for long; but each with a stretch of memory that is worth it.
+    let step = (end / 4).div_ceil(threads * 16).max(BLOCK_BYTES / x.cols);
     let mut tasks = Vec::new();
     for (part, (weights, _)) in parts.iter().enumerate() {
         let units = weights.rows / 4;
         tasks.extend((0..units).step_by(step).map(|first| (part, first..units.min(first + step))));
     }
-    tasks.into_par_iter().for_each(|(part, units)| compute(part, units));
+    team::for_each(tasks.len(), |task| compute(tasks[task].0, tasks[task].1.clone()));
 }
 
 /// The output, which several threads write to in different places.

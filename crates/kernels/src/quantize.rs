@@ -1,14 +1,11 @@
 //! int8 activations, one scale for each token.
 
-use rayon::prelude::*;
-
 use crate::{
+    float::norm_token,
     isa::multiversion,
     lanes::{self, LANES},
+    team,
 };
-
-/// Elements for which it is worth to wake other threads.
-const PARALLEL: usize = 1 << 16;
 
 /// Activations `[tokens, cols]` as `round_half_even(x * s)` with `s = 127 / max(|x|, 1e-5)` for each token, as in
 /// transformers' `BitLinear.activation_quant`.
@@ -38,11 +35,25 @@ impl Quantized {
     /// If `cols` is 0 or the length of `x` is no multiple of it.
     pub fn quantize(&mut self, x: &[f32], cols: usize) {
         self.resize(x.len(), cols);
-        let tokens =
-            x.par_chunks_exact(cols).zip(self.values.par_chunks_exact_mut(cols)).zip(&mut self.tokens);
-        tokens
-            .with_min_len(PARALLEL.div_ceil(cols))
-            .for_each(|((x, values), token)| quantize_token(x, values, token));
+        let tokens = x.chunks_exact(cols).zip(self.values.chunks_exact_mut(cols)).zip(&mut self.tokens);
+        let mut tokens: Vec<_> = tokens.collect();
+        team::for_each_mut(&mut tokens, |_, ((x, values), token)| quantize_token(x, values, token));
+    }
+
+    /// [`quantize`](Self::quantize) of what [`rms_norm`](crate::rms_norm) makes of `x`, which is not kept.
+    ///
+    /// # Panics
+    /// If `weight` is empty or the length of `x` is no multiple of its length.
+    pub fn quantize_normed(&mut self, x: &[f32], weight: &[f32], eps: f32) {
+        let cols = weight.len();
+        self.resize(x.len(), cols);
+        let tokens = x.chunks_exact(cols).zip(self.values.chunks_exact_mut(cols)).zip(&mut self.tokens);
+        let mut tokens: Vec<_> = tokens.collect();
+        team::for_each_mut(&mut tokens, |_, ((x, values), token)| {
+            let mut normed = vec![0.0; cols];
+            norm_token(x, weight, eps, &mut normed);
+            quantize_token(&normed, values, token);
+        });
     }
 
     /// [`quantize`](Self::quantize) on the calling thread alone, for an engine with threads of its own: tokens `stride`

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use ternion_kernels::{
-    Attention, BLOCK, DenseRef, Int8Matrix, KvBlocks, attention, dense_matmul, dense_matmul_part, relu2_glu,
+    Attention, BLOCK, DenseRef, KvBlocks, Team, attention, dense_matmul, dense_matmul_part, relu2_glu,
     relu2_part, rms_norm, rms_norm_here, silu_glu,
 };
 
@@ -16,8 +16,8 @@ fn noise(seed: u64, count: usize) -> Vec<f32> {
         .collect()
 }
 
-fn pool(threads: usize) -> rayon::ThreadPool {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+fn team(threads: usize) -> Team {
+    Team::new(threads).unwrap()
 }
 
 fn close(ours: f32, exact: f64, size: f64) -> bool {
@@ -39,7 +39,7 @@ fn dense_products_of_all_types() {
         ] {
             let stride = rows + 3;
             let mut all = vec![f32::NAN; tokens * stride];
-            pool(3).install(|| dense_matmul(w, rows, cols, &x, &mut all, stride));
+            team(3).install(|| dense_matmul(w, rows, cols, &x, &mut all, stride));
             for of in [1, 2, 7, 100] {
                 let mut parts = vec![f32::NAN; all.len()];
                 for part in 0..of {
@@ -64,7 +64,7 @@ fn dense_products_of_all_types() {
             for t in 0..tokens {
                 assert!(all[t * stride + rows..(t + 1) * stride].iter().all(|y| y.is_nan()));
                 let mut one = vec![0.0; rows];
-                pool(1).install(|| dense_matmul(w, rows, cols, &x[t * cols..(t + 1) * cols], &mut one, rows));
+                team(1).install(|| dense_matmul(w, rows, cols, &x[t * cols..(t + 1) * cols], &mut one, rows));
                 assert_eq!(one, all[t * stride..t * stride + rows], "the bits of token {t}");
             }
         }
@@ -78,7 +78,7 @@ fn normalisation_and_gated_units() {
         let x = noise(3, tokens * width);
         let weight = noise(4, width);
         let mut all = vec![0.0; x.len()];
-        pool(3).install(|| rms_norm(&x, &weight, 1e-5, &mut all));
+        team(3).install(|| rms_norm(&x, &weight, 1e-5, &mut all));
         let mut here = vec![0.0; x.len()];
         rms_norm_here(&x, &weight, 1e-5, &mut here);
         assert_eq!(here, all);
@@ -97,7 +97,7 @@ fn normalisation_and_gated_units() {
         for silu in [true, false] {
             let mut all = vec![0.0; tokens * width];
             let unit = if silu { silu_glu } else { relu2_glu };
-            pool(3).install(|| unit(&x, width, &mut all));
+            team(3).install(|| unit(&x, width, &mut all));
             for (t, row) in x.chunks_exact(2 * width).enumerate() {
                 for i in 0..width {
                     let (g, u) = (f64::from(row[i]), f64::from(row[width + i]));
@@ -110,40 +110,6 @@ fn normalisation_and_gated_units() {
                     assert_eq!(here, all[t * width..(t + 1) * width]);
                 }
             }
-        }
-    }
-}
-
-/// The int8 copy is within half a step of each weight, and its products are those of the rounded weights.
-#[test]
-fn int8_weights_are_rounded_by_row() {
-    let (rows, cols, tokens) = (301, 70, 5);
-    let mut weights = noise(9, rows * cols);
-    weights[3 * cols..4 * cols].fill(0.0);
-    let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
-    let matrix = Int8Matrix::new(DenseRef::F32(&bytes), rows, cols);
-    assert_eq!(matrix.bytes(), rows * cols + 4 * rows);
-    let mut units = vec![0.0; cols * cols];
-    (0..cols).for_each(|k| units[k * cols + k] = 1.0);
-    let mut rounded = vec![0.0; cols * rows];
-    matrix.matmul(&units, &mut rounded, rows);
-    for (n, row) in weights.chunks_exact(cols).enumerate() {
-        let step = row.iter().fold(0.0f32, |most, w| most.max(w.abs())) / 127.0;
-        for (k, w) in row.iter().enumerate() {
-            assert!((rounded[k * rows + n] - w).abs() <= 0.5001 * step, "row {n}");
-        }
-    }
-    let x = noise(10, tokens * cols);
-    let mut all = vec![0.0; tokens * rows];
-    pool(3).install(|| matrix.matmul(&x, &mut all, rows));
-    for t in 0..tokens {
-        let mut one = vec![0.0; rows];
-        let x = &x[t * cols..(t + 1) * cols];
-        pool(1).install(|| matrix.matmul(x, &mut one, rows));
-        assert_eq!(one, all[t * rows..(t + 1) * rows], "token {t}");
-        for n in 0..rows {
-            let exact: f64 = (0..cols).map(|k| f64::from(rounded[k * rows + n]) * f64::from(x[k])).sum();
-            assert!((f64::from(one[n]) - exact).abs() < 1e-5 * exact.abs().max(1.0), "{t} {n}");
         }
     }
 }
@@ -269,7 +235,7 @@ fn attention_of(name: &str, (heads, kv_heads, head_dim, length): (usize, usize, 
             let shape = Attention { heads, kv_heads, head_dim, past: from, scale };
             let mut out = vec![0.0; (to - from) * width];
             cache.with(name, |kv| {
-                pool(threads).install(|| attention(shape, &q[from * width..to * width], kv, &mut out));
+                team(threads).install(|| attention(shape, &q[from * width..to * width], kv, &mut out));
             });
             out
         };

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use ternion_kernels::{
-    Isa, MAX_COLS, Product, Quantized, TernaryLayout, TernaryRef, accumulate, matmul, matmul_all,
+    Isa, MAX_COLS, Product, Quantized, Team, TernaryLayout, TernaryRef, accumulate, matmul, matmul_all,
     matmul_part, matmul_with, pack, unpack,
 };
 
@@ -172,14 +172,14 @@ fn products_do_not_depend_on_how_they_are_computed() {
         assert_eq!(row[0], sum as f32 * (0.37 / x.scale(token)));
     }
     for threads in [1, 2, 5] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let team = Team::new(threads).unwrap();
         for isa in Isa::available() {
             for chunk in [1, 2, 3, 7, 8, tokens] {
                 for first in (0..tokens).step_by(chunk) {
                     let last = tokens.min(first + chunk);
                     let mut x = Quantized::default();
                     let mut out = vec![0.0; (last - first) * rows];
-                    pool.install(|| {
+                    team.install(|| {
                         x.quantize(&inputs[first * cols..last * cols], cols);
                         matmul_with(isa, weights, 0.37, &x, &mut out, rows);
                     });
@@ -271,9 +271,9 @@ fn products_together_are_products_alone() {
         matmul(p.weights, p.scale, &x, &mut expected[p.offset..], stride);
     }
     for threads in [1, 3] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let team = Team::new(threads).unwrap();
         let mut out = vec![7.0; tokens * stride];
-        pool.install(|| matmul_all(&products, &x, &mut out, stride));
+        team.install(|| matmul_all(&products, &x, &mut out, stride));
         assert_eq!(out, expected, "{threads} threads");
     }
 }

@@ -1,0 +1,159 @@
+//! A decoder layer: attention and feed-forward on hidden states, in buffers that all layers and passes share. To candle
+//! all layers together are one operation on a tensor, so that nothing is allocated between their steps.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
+use ternion_core::batch::Span;
+use ternion_core::kv::{KvCache, Planes};
+use ternion_formats::{Activation, LayerTensors};
+use ternion_kernels::{self as kernels, Attention, KvBlocks};
+
+use crate::ops::{self, Input, Projections};
+use crate::residency::Place;
+use crate::stream::Stream;
+
+/// The sub-norms are part of the projections behind them.
+pub(crate) struct Layer {
+    qkv: Projections,
+    o: Projections,
+    gate_up: Projections,
+    activation: Activation,
+    down: Projections,
+}
+
+impl Layer {
+    pub(crate) fn new(
+        tensors: LayerTensors,
+        places: [Place; 7],
+        stream: Option<&Arc<Stream>>,
+        activation: Activation,
+    ) -> Self {
+        let t = tensors;
+        let [q, k, v, o, gate, up, down] = places;
+        let input = Some(t.input_norm);
+        let post_attention = Some(t.post_attention_norm);
+        Self {
+            qkv: Projections::new(input, vec![(t.q, q), (t.k, k), (t.v, v)], stream),
+            o: Projections::new(t.attn_sub_norm, vec![(t.o, o)], stream),
+            gate_up: Projections::new(post_attention, vec![(t.gate, gate), (t.up, up)], stream),
+            activation,
+            down: Projections::new(t.ffn_sub_norm, vec![(t.down, down)], stream),
+        }
+    }
+}
+
+/// Buffers for the steps of a layer.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    input: Input,
+    /// Queries, keys, values and what attention makes of them; later gate and up.
+    wide: Vec<f32>,
+    gated: Vec<f32>,
+    /// What is added to the hidden states.
+    sum: Vec<f32>,
+}
+
+/// The first `count` floats of a buffer that grows to that.
+fn sized(buffer: &mut Vec<f32>, count: usize) -> &mut [f32] {
+    if buffer.len() < count {
+        buffer.resize(count, 0.0);
+    }
+    &mut buffer[..count]
+}
+
+/// All layers, for the tokens of one batch: hidden states `[T, hidden]` to such.
+pub(crate) struct Layers<'a> {
+    pub(crate) layers: &'a [Layer],
+    pub(crate) cache: RefCell<&'a mut KvCache>,
+    pub(crate) scratch: RefCell<&'a mut Scratch>,
+    pub(crate) spans: &'a [Span],
+    /// `past` is that of no span.
+    pub(crate) shape: Attention,
+    /// Cosines and sines of the rotary embedding, `[T, head_dim / 2]` each.
+    pub(crate) angles: (&'a [f32], &'a [f32]),
+}
+
+impl CustomOp1 for Layers<'_> {
+    fn name(&self) -> &'static str {
+        "decoder-layers"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut h = ops::floats(storage, layout)?.to_vec();
+        let (tokens, _) = layout.shape().dims2()?;
+        let mut cache = self.cache.borrow_mut();
+        let mut scratch = self.scratch.borrow_mut();
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.attention(index, layer, tokens, &mut h, &mut cache, &mut scratch)?;
+            feed_forward(layer, tokens, &mut h, &mut scratch)?;
+        }
+        Ok((CpuStorage::F32(h), layout.shape().clone()))
+    }
+}
+
+impl Layers<'_> {
+    fn attention(
+        &self,
+        index: usize,
+        layer: &Layer,
+        tokens: usize,
+        h: &mut [f32],
+        cache: &mut KvCache,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let Attention { heads, kv_heads, head_dim, .. } = self.shape;
+        let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        let Scratch { input, wide, sum, .. } = scratch;
+        let wide = sized(wide, tokens * (3 * width + 4 * kv_width));
+        let (qkv, rest) = wide.split_at_mut(tokens * (width + 2 * kv_width));
+        let (q, rest) = rest.split_at_mut(tokens * width);
+        let (k, rest) = rest.split_at_mut(tokens * kv_width);
+        let (v, attended) = rest.split_at_mut(tokens * kv_width);
+        if layer.qkv.rows() != width + 2 * kv_width {
+            bail!("layer {index}: {} rows of queries, keys and values", layer.qkv.rows());
+        }
+        layer.qkv.forward(h, input, qkv)?;
+        kernels::rotate(&self.shape, qkv, self.angles, q, k, v);
+        for span in self.spans {
+            let (start, end) = (span.start, span.start + span.count);
+            let kv = start * kv_width..end * kv_width;
+            cache.write(span.sequence, index, &k[kv.clone()], &v[kv]).map_err(candle_core::Error::wrap)?;
+            let planes = cache.layer(span.sequence, index).map_err(candle_core::Error::wrap)?;
+            let kv = match &planes {
+                Planes::F32 { keys, values } => KvBlocks::F32 { keys, values },
+                Planes::F16 { keys, values } => KvBlocks::F16 { keys, values },
+                Planes::Int8 { keys, values } => KvBlocks::Int8 { keys, values },
+            };
+            let shape = Attention { past: span.past, ..self.shape };
+            let part = start * width..end * width;
+            kernels::attention(shape, &q[part.clone()], kv, &mut attended[part]);
+        }
+        add_projected(&layer.o, attended, h, input, sum)
+    }
+}
+
+fn feed_forward(layer: &Layer, tokens: usize, h: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+    let Scratch { input, wide, gated, sum } = scratch;
+    let wide = sized(wide, tokens * layer.gate_up.rows());
+    layer.gate_up.forward(h, input, wide)?;
+    let width = layer.gate_up.rows() / 2;
+    let gated = sized(gated, tokens * width);
+    ops::gated_unit(layer.activation, wide, width, gated);
+    add_projected(&layer.down, gated, h, input, sum)
+}
+
+/// Adds the projections of `x` to the hidden states.
+fn add_projected(
+    projections: &Projections,
+    x: &[f32],
+    h: &mut [f32],
+    input: &mut Input,
+    sum: &mut Vec<f32>,
+) -> Result<()> {
+    let sum = sized(sum, h.len());
+    projections.forward(x, input, sum)?;
+    kernels::add(h, sum);
+    Ok(())
+}

@@ -1,0 +1,399 @@
+//! A copy of plain weights in 8 or 4 bits, for a head that is read whole for every token: what memory bounds gets faster
+//! by the bytes that are saved. The activations are rounded to int8 as for ternary weights, so that a product is a sum of
+//! integers for each group of columns.
+//!
+//! In 8 bits a row is one group, with one scale. In 4 bits a group is 128 columns; their 64 bytes hold the first 64
+//! columns in the lower and the other 64 in the upper halves.
+
+use std::ops::Range;
+
+use crate::{
+    DenseRef, Isa, Quantized, dense,
+    isa::multiversion,
+    lanes::{self, LANES},
+    team,
+};
+
+/// Bytes that are multiplied at a time, and columns that a row is filled up to a multiple of.
+pub(crate) const BLOCK: usize = 64;
+
+/// Rows that are rounded together.
+const PIECE: usize = 64;
+
+/// How many bits a weight is rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CompactBits {
+    /// A scale for each row: the largest weight of it becomes 127.
+    Eight,
+    /// A scale for each 128 columns of a row: the largest weight among them becomes -8.
+    Four,
+}
+
+impl CompactBits {
+    /// What is added to a weight, so that codes are unsigned.
+    fn offset(self) -> i32 {
+        match self {
+            Self::Eight => 128,
+            Self::Four => 8,
+        }
+    }
+
+    /// Columns that are stored for a row of `cols`.
+    fn padded(self, cols: usize) -> usize {
+        match self {
+            Self::Eight => cols.next_multiple_of(BLOCK),
+            Self::Four => cols.next_multiple_of(2 * BLOCK),
+        }
+    }
+
+    /// Bytes of a row, and its groups.
+    fn row(self, cols: usize) -> (usize, usize) {
+        let padded = self.padded(cols);
+        match self {
+            Self::Eight => (padded, 1),
+            Self::Four => (padded / 2, padded / (2 * BLOCK)),
+        }
+    }
+
+    /// Bytes that `rows` rows of `cols` weights take.
+    pub fn bytes(self, rows: usize, cols: usize) -> usize {
+        let (bytes, groups) = self.row(cols);
+        rows * (bytes + groups * size_of::<f32>())
+    }
+}
+
+/// A matrix `[rows, cols]` of rounded weights.
+#[derive(Debug, Clone)]
+pub struct CompactMatrix {
+    bits: CompactBits,
+    rows: usize,
+    cols: usize,
+    codes: Vec<u8>,
+    /// Of each row those of its groups.
+    scales: Vec<f32>,
+}
+
+impl CompactMatrix {
+    /// Rounds what `read` fills in for ranges of rows, `cols` weights each. Divided over the threads of the caller's
+    /// [`Team`](crate::Team), so that `read` is called by several of them.
+    ///
+    /// # Errors
+    /// The first of `read`, for whichever rows.
+    pub fn new<E: Send>(
+        bits: CompactBits,
+        rows: usize,
+        cols: usize,
+        read: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
+    ) -> Result<Self, E> {
+        let (width, groups) = bits.row(cols);
+        let mut matrix =
+            Self { bits, rows, cols, codes: vec![0; rows * width], scales: vec![0.0; rows * groups] };
+        let codes = matrix.codes.chunks_mut(PIECE * width.max(1));
+        let scales = matrix.scales.chunks_mut(PIECE * groups.max(1));
+        let mut pieces: Vec<_> = codes.zip(scales).map(|(codes, scales)| (codes, scales, Ok(()))).collect();
+        team::for_each_mut(&mut pieces, |i, (codes, scales, outcome)| {
+            let first = i * PIECE;
+            let mut weights = vec![0.0; PIECE.min(rows - first) * cols];
+            *outcome = read(first..first + weights.len() / cols, &mut weights);
+            let places = codes.chunks_exact_mut(width).zip(scales.chunks_exact_mut(groups));
+            for (row, (codes, scales)) in weights.chunks_exact(cols).zip(places) {
+                match bits {
+                    CompactBits::Eight => round_to_8(row, codes, &mut scales[0]),
+                    CompactBits::Four => round_to_4(row, codes, scales),
+                }
+            }
+        });
+        pieces.into_iter().try_for_each(|(_, _, outcome)| outcome)?;
+        Ok(matrix)
+    }
+
+    /// [`new`](Self::new) of weights in memory.
+    ///
+    /// # Panics
+    /// If `w` is not `rows * cols` weights.
+    pub fn of(bits: CompactBits, w: DenseRef<'_>, rows: usize, cols: usize) -> Self {
+        assert_eq!(w.elements(), rows * cols, "weights for {rows} x {cols}");
+        let read = |range: Range<usize>, out: &mut [f32]| -> Result<(), std::convert::Infallible> {
+            range.zip(out.chunks_exact_mut(cols)).for_each(|(row, out)| w.row(row, out));
+            Ok(())
+        };
+        let Ok(matrix) = Self::new(bits, rows, cols, read);
+        matrix
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.codes.len() + size_of_val(&self.scales[..])
+    }
+
+    /// `out[t * stride + n]` is about `sum_k w[n, k] * x[t, k]`, as [`dense_matmul`](crate::dense_matmul).
+    ///
+    /// # Panics
+    /// If `x` is no whole number of tokens, or `out` is too short for the last one.
+    pub fn matmul(&self, x: &[f32], out: &mut [f32], stride: usize) {
+        self.matmul_with(Isa::detect(), x, out, stride);
+    }
+
+    /// [`matmul`](Self::matmul) with given instructions, for tests and measurements.
+    ///
+    /// # Panics
+    /// As there, and if the CPU does not have them.
+    pub fn matmul_with(&self, isa: Isa, x: &[f32], out: &mut [f32], stride: usize) {
+        assert!(isa.is_available(), "this CPU has no {isa}");
+        assert!(x.len().is_multiple_of(self.cols), "{} activations in rows of {}", x.len(), self.cols);
+        let inputs = Inputs::new(self.bits, x, self.cols);
+        dense::by_rows(self.rows, inputs.factors.len(), out, stride, |first, out| {
+            let task = Task { matrix: self, first, inputs: &inputs };
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: The CPU has these instructions, as was asserted.
+                Isa::Avx512Vnni => unsafe { crate::x86::compact::run(&task, out) },
+                Isa::Scalar => portable_body::<{ cfg!(target_feature = "fma") }>(&task, out),
+                _ => portable(&task, out),
+            }
+        });
+    }
+}
+
+/// What one task computes: the rows from `first` on that the output has room for, for all tokens.
+pub(crate) struct Task<'a> {
+    matrix: &'a CompactMatrix,
+    first: usize,
+    pub(crate) inputs: &'a Inputs,
+}
+
+impl<'a> Task<'a> {
+    pub(crate) fn bits(&self) -> CompactBits {
+        self.matrix.bits
+    }
+
+    /// The codes and scales of a row, counted from the first of the task.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> (&'a [[u8; BLOCK]], &'a [f32]) {
+        let (width, groups) = self.matrix.bits.row(self.matrix.cols);
+        let row = self.first + row;
+        let codes = &self.matrix.codes[row * width..(row + 1) * width];
+        (codes.as_chunks().0, &self.matrix.scales[row * groups..(row + 1) * groups])
+    }
+}
+
+/// Activations as the products take them.
+pub(crate) struct Inputs {
+    values: Vec<[i8; BLOCK]>,
+    /// For each token and group, lane by lane: the sum of the activations times what the codes are too large by, with
+    /// the sign changed. The sum of a group begins with it.
+    starts: Vec<[i32; LANES]>,
+    /// What the sum of a token is multiplied by.
+    factors: Vec<f32>,
+}
+
+impl Inputs {
+    fn new(bits: CompactBits, x: &[f32], cols: usize) -> Self {
+        let mut quantized = Quantized::default();
+        quantized.quantize(x, cols);
+        let (padded, groups) = (bits.padded(cols), bits.row(cols).1);
+        let tokens = quantized.tokens();
+        let mut values = vec![[0; BLOCK]; tokens * padded / BLOCK];
+        for (t, padded) in values.as_flattened_mut().chunks_exact_mut(padded).enumerate() {
+            padded[..cols].copy_from_slice(quantized.values(t));
+        }
+        let starts = values.chunks_exact(padded / BLOCK / groups).map(|group| {
+            let mut start = [0; LANES];
+            for (lane, values) in group.iter().flat_map(|block| block.as_chunks::<4>().0.iter().enumerate()) {
+                start[lane] -= bits.offset() * values.iter().map(|v| i32::from(*v)).sum::<i32>();
+            }
+            start
+        });
+        let starts = starts.collect();
+        let factors = (0..tokens).map(|t| 1.0 / quantized.scale(t)).collect();
+        Self { values, starts, factors }
+    }
+
+    /// The blocks of values, the starts of the groups, and the factor of a token.
+    #[inline(always)]
+    pub(crate) fn token(&self, token: usize) -> (&[[i8; BLOCK]], &[[i32; LANES]], f32) {
+        let tokens = self.factors.len();
+        let (blocks, groups) = (self.values.len() / tokens, self.starts.len() / tokens);
+        (
+            &self.values[token * blocks..(token + 1) * blocks],
+            &self.starts[token * groups..(token + 1) * groups],
+            self.factors[token],
+        )
+    }
+}
+
+multiversion! {
+    fn portable(task: &Task<'_>, out: &mut [&mut [f32]]) = portable_body;
+}
+
+#[inline(always)]
+fn portable_body<const FMA: bool>(task: &Task<'_>, out: &mut [&mut [f32]]) {
+    let rows = out.first().map_or(0, |out| out.len());
+    for row in 0..rows {
+        let (codes, scales) = task.row(row);
+        for (token, out) in out.iter_mut().enumerate() {
+            let (values, starts, factor) = task.inputs.token(token);
+            let mut total = [0.0; LANES];
+            for (group, (scale, start)) in scales.iter().zip(starts).enumerate() {
+                let mut sum = *start;
+                match task.bits() {
+                    CompactBits::Eight => {
+                        for (codes, values) in codes.iter().zip(values) {
+                            add_products(&mut sum, codes, values);
+                        }
+                    }
+                    CompactBits::Four => {
+                        let codes = &codes[group];
+                        add_products(&mut sum, &codes.map(|code| code & 15), &values[2 * group]);
+                        add_products(&mut sum, &codes.map(|code| code >> 4), &values[2 * group + 1]);
+                    }
+                }
+                lanes::accumulate::<FMA>(&mut total, &sum.map(|sum| sum as f32), &[*scale; LANES]);
+            }
+            out[row] = lanes::sum(total) * factor;
+        }
+    }
+}
+
+/// Four products for each lane, as `vpdpbusd` adds them.
+#[inline(always)]
+fn add_products(sum: &mut [i32; LANES], codes: &[u8; BLOCK], values: &[i8; BLOCK]) {
+    for i in 0..LANES {
+        for k in 4 * i..4 * i + 4 {
+            sum[i] += i32::from(codes[k]) * i32::from(values[k]);
+        }
+    }
+}
+
+multiversion! {
+    fn round_to_8(row: &[f32], codes: &mut [u8], scale: &mut f32) = round_to_8_body;
+}
+
+#[inline(always)]
+fn round_to_8_body<const FMA: bool>(row: &[f32], codes: &mut [u8], scale: &mut f32) {
+    let largest = row.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    *scale = largest / 127.0;
+    let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    for (code, x) in codes.iter_mut().zip(row) {
+        *code = ((x * factor).round_ties_even() as i32 + 128) as u8;
+    }
+}
+
+multiversion! {
+    fn round_to_4(row: &[f32], codes: &mut [u8], scales: &mut [f32]) = round_to_4_body;
+}
+
+#[inline(always)]
+fn round_to_4_body<const FMA: bool>(row: &[f32], codes: &mut [u8], scales: &mut [f32]) {
+    for ((row, codes), scale) in row.chunks(2 * BLOCK).zip(codes.as_chunks_mut::<BLOCK>().0).zip(scales) {
+        let (most, least) = row.iter().fold((0.0f32, 0.0f32), |(a, b), x| (a.max(*x), b.min(*x)));
+        // With its sign, so that the largest weight uses the one value that has no opposite.
+        let largest = if most > -least { most } else { least };
+        *scale = largest / -8.0;
+        let factor = if largest == 0.0 { 0.0 } else { -8.0 / largest };
+        let code = |x: &f32| ((x * factor).round_ties_even() as i32 + 8).min(15) as u8;
+        let (low, high) = row.split_at(row.len().min(BLOCK));
+        // Beyond the end of a row the activations are 0.
+        for (byte, x) in codes.iter_mut().zip(low) {
+            *byte = code(x);
+        }
+        for (byte, x) in codes.iter_mut().zip(high) {
+            *byte |= code(x) << 4;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(seed: u32, count: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn matrix(bits: CompactBits, weights: &[f32], rows: usize, cols: usize) -> CompactMatrix {
+        let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+        CompactMatrix::of(bits, DenseRef::F32(&bytes), rows, cols)
+    }
+
+    /// Each weight is within half a step of the original (in 4 bits, the one end of the scale within a whole one), and its
+    /// products are those of the rounded weights.
+    #[test]
+    fn weights_are_rounded_by_group() {
+        for (bits, cols) in [(CompactBits::Eight, 70), (CompactBits::Four, 70), (CompactBits::Four, 300)] {
+            let rows = 131;
+            let mut weights = noise(9, rows * cols);
+            weights[3 * cols..4 * cols].fill(0.0);
+            let matrix = matrix(bits, &weights, rows, cols);
+            assert_eq!(matrix.bytes(), bits.bytes(rows, cols));
+            let mut units = vec![0.0; cols * cols];
+            (0..cols).for_each(|k| units[k * cols + k] = 1.0);
+            let mut rounded = vec![0.0; cols * rows];
+            matrix.matmul(&units, &mut rounded, rows);
+            for (n, row) in weights.chunks_exact(cols).enumerate() {
+                let (size, levels, most) = match bits {
+                    CompactBits::Eight => (cols, 127.0, 0.501),
+                    CompactBits::Four => (128, 8.0, 1.001),
+                };
+                for (g, group) in row.chunks(size).enumerate() {
+                    let step = group.iter().fold(0.0f32, |most, w| most.max(w.abs())) / levels;
+                    for (k, w) in group.iter().enumerate() {
+                        let found = rounded[(g * size + k) * rows + n];
+                        assert!((found - w).abs() <= most * step, "{bits:?} row {n} column {k}: {w} {found}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn all_instructions_and_batches_give_the_same() {
+        for (bits, rows, cols, tokens) in [
+            (CompactBits::Eight, 300, 70, 1),
+            (CompactBits::Eight, 9, 640, 19),
+            (CompactBits::Four, 300, 70, 3),
+            (CompactBits::Four, 257, 640, 10),
+            (CompactBits::Four, 5, 129, 1),
+        ] {
+            let matrix = matrix(bits, &noise(2, rows * cols), rows, cols);
+            let x = noise(3, tokens * cols);
+            let mut expected = vec![0.0; tokens * rows];
+            let inputs = Inputs::new(bits, &x, cols);
+            let mut parts: Vec<&mut [f32]> = expected.chunks_mut(rows).collect();
+            portable_body::<true>(&Task { matrix: &matrix, first: 0, inputs: &inputs }, &mut parts);
+            for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::Scalar) {
+                let mut found = vec![0.0; tokens * rows];
+                matrix.matmul_with(isa, &x, &mut found, rows);
+                assert_eq!(found, expected, "{bits:?} on {isa}: {rows} x {cols}, {tokens} tokens");
+                for (t, x) in x.chunks_exact(cols).enumerate() {
+                    let mut one = vec![0.0; rows];
+                    matrix.matmul_with(isa, x, &mut one, rows);
+                    assert_eq!(one, found[t * rows..(t + 1) * rows], "{bits:?}, token {t} alone");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_passed_on() {
+        for bits in [CompactBits::Eight, CompactBits::Four] {
+            let mut x = vec![1.0; 130];
+            x[7] = f32::NAN;
+            let mut out = vec![0.0; 3];
+            matrix(bits, &noise(1, 3 * 130), 3, 130).matmul(&x, &mut out, 3);
+            assert!(out.iter().all(|y| y.is_nan()), "{out:?}");
+        }
+    }
+
+    #[test]
+    fn a_failure_to_read_is_passed_on() {
+        let read =
+            |range: Range<usize>, _: &mut [f32]| if range.contains(&100) { Err(range) } else { Ok(()) };
+        assert_eq!(CompactMatrix::new(CompactBits::Eight, 200, 8, read).unwrap_err(), 64..128);
+    }
+}

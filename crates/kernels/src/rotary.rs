@@ -1,0 +1,75 @@
+//! Rotary position embedding.
+
+use crate::{Attention, isa::multiversion, team};
+
+/// Takes apart the products of query, key and value, `[tokens, heads + 2 * kv_heads, head_dim]`, and rotates queries and
+/// keys: dimension `i` with `i + head_dim / 2`, as transformers' `rotate_half`, by the angle whose cosine and sine are
+/// at `i` of the token's part of `cos` and `sin`, `[tokens, head_dim / 2]`.
+///
+/// # Panics
+/// If the lengths do not agree with the shape, or `head_dim` is odd.
+pub fn rotate(
+    shape: &Attention,
+    qkv: &[f32],
+    (cos, sin): (&[f32], &[f32]),
+    q: &mut [f32],
+    k: &mut [f32],
+    v: &mut [f32],
+) {
+    let Attention { heads, kv_heads, head_dim, .. } = *shape;
+    let (width, kv_width, half) = (heads * head_dim, kv_heads * head_dim, head_dim / 2);
+    let tokens = qkv.len() / (width + 2 * kv_width);
+    assert!(
+        head_dim.is_multiple_of(2) && qkv.len() == tokens * (width + 2 * kv_width),
+        "shape of the products"
+    );
+    assert!(
+        q.len() == tokens * width && k.len() == tokens * kv_width && v.len() == k.len(),
+        "lengths of q, k, v"
+    );
+    assert!(cos.len() == tokens * half && sin.len() == cos.len(), "one angle for each pair of dimensions");
+    let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+    let parts = q.chunks_exact_mut(width).zip(k.chunks_exact_mut(kv_width)).zip(v.chunks_exact_mut(kv_width));
+    let mut tokens: Vec<_> = qkv.chunks_exact(width + 2 * kv_width).zip(angles).zip(parts).collect();
+    team::for_each_mut(&mut tokens, |_, ((qkv, (cos, sin)), ((q, k), v))| {
+        for (from, to) in
+            qkv.chunks_exact(head_dim).zip(q.chunks_exact_mut(head_dim).chain(k.chunks_exact_mut(head_dim)))
+        {
+            head(from, cos, sin, to);
+        }
+        v.copy_from_slice(&qkv[width + kv_width..]);
+    });
+}
+
+multiversion! {
+    fn head(from: &[f32], cos: &[f32], sin: &[f32], to: &mut [f32]) = head_body;
+}
+
+#[inline(always)]
+fn head_body<const FMA: bool>(from: &[f32], cos: &[f32], sin: &[f32], to: &mut [f32]) {
+    let (x, y) = from.split_at(cos.len());
+    let (to_x, to_y) = to.split_at_mut(cos.len());
+    for i in 0..cos.len().min(sin.len()).min(x.len()).min(y.len()).min(to_x.len()).min(to_y.len()) {
+        to_x[i] = x[i] * cos[i] - y[i] * sin[i];
+        to_y[i] = x[i] * sin[i] + y[i] * cos[i];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_rotated_and_values_stay() {
+        let shape = Attention { heads: 2, kv_heads: 1, head_dim: 4, past: 0, scale: 1.0 };
+        let qkv: Vec<f32> = (0..32).map(|i| i as f32).collect();
+        // By nothing, and by a right angle for the second pair.
+        let (cos, sin) = ([1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]);
+        let (mut q, mut k, mut v) = ([0.0; 16], [0.0; 8], [0.0; 8]);
+        rotate(&shape, &qkv, (&cos, &sin), &mut q, &mut k, &mut v);
+        assert_eq!(q[..8], qkv[..8]);
+        assert_eq!(q[8..], [16.0, -19.0, 18.0, 17.0, 20.0, -23.0, 22.0, 21.0]);
+        assert_eq!(k, [8.0, 9.0, 10.0, 11.0, 24.0, -27.0, 26.0, 25.0]);
+        assert_eq!(v, [12.0, 13.0, 14.0, 15.0, 28.0, 29.0, 30.0, 31.0]);
+    }
+}

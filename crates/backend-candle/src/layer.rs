@@ -10,7 +10,7 @@ use ternion_core::kv::{KvCache, Planes};
 use ternion_formats::{Activation, LayerTensors};
 use ternion_kernels::{self as kernels, Attention, KvBlocks};
 
-use crate::ops::{self, Input, Projections};
+use crate::ops::{self, Input, Projections, sized};
 use crate::residency::Place;
 use crate::stream::Stream;
 
@@ -53,14 +53,6 @@ pub(crate) struct Scratch {
     gated: Vec<f32>,
     /// What is added to the hidden states.
     sum: Vec<f32>,
-}
-
-/// The first `count` floats of a buffer that grows to that.
-fn sized(buffer: &mut Vec<f32>, count: usize) -> &mut [f32] {
-    if buffer.len() < count {
-        buffer.resize(count, 0.0);
-    }
-    &mut buffer[..count]
 }
 
 /// All layers, for the tokens of one batch: hidden states `[T, hidden]` to such.
@@ -136,11 +128,8 @@ impl Layers<'_> {
 
 fn feed_forward(layer: &Layer, tokens: usize, h: &mut [f32], scratch: &mut Scratch) -> Result<()> {
     let Scratch { input, wide, gated, sum } = scratch;
-    let wide = sized(wide, tokens * layer.gate_up.rows());
-    layer.gate_up.forward(h, input, wide)?;
-    let width = layer.gate_up.rows() / 2;
-    let gated = sized(gated, tokens * width);
-    ops::gated_unit(layer.activation, wide, width, gated);
+    let gated = sized(gated, tokens * layer.gate_up.rows() / 2);
+    layer.gate_up.gated(layer.activation, h, input, wide, gated)?;
     add_projected(&layer.down, gated, h, input, sum)
 }
 

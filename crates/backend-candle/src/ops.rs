@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 use ternion_core::kv;
-use ternion_formats::{Activation, Linear, RmsNorm, Weights};
+use ternion_formats::{Activation, Linear, RmsNorm, TernaryTensor, Weights};
 use ternion_kernels as kernels;
 
 use crate::residency::Place;
@@ -70,30 +70,82 @@ impl Projections {
         }
     }
 
+    /// Whether all take the input as it is, and their codes are in memory.
+    fn are_simple(&self) -> bool {
+        let is_simple = |(part, place): &(Linear, Place)| {
+            part.input_norm.is_none() && *place == Place::Here && matches!(part.weights, Weights::Ternary(_))
+        };
+        self.parts.iter().all(is_simple)
+    }
+
+    /// Fills `out`, `[T, F]`, with the gated unit of gate and up, which these projections are, from `x`, `[T, K]`.
+    pub(crate) fn gated(
+        &self,
+        activation: Activation,
+        x: &[f32],
+        input: &mut Input,
+        wide: &mut Vec<f32>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let width = self.rows / 2;
+        let tokens = out.len() / width;
+        if let [
+            (Linear { weights: Weights::Ternary(gate), .. }, _),
+            (Linear { weights: Weights::Ternary(up), .. }, _),
+        ] = &self.parts[..]
+            && self.are_simple()
+            && gate.layout == up.layout
+        {
+            self.check(x.len() / tokens)?;
+            self.quantize(x, x.len() / tokens, input);
+            let unit = match activation {
+                Activation::Relu2 => kernels::GatedUnit::Relu2,
+                Activation::Silu => kernels::GatedUnit::Silu,
+            };
+            let (gate, up) = ((view(gate)?, gate.scale), (view(up)?, up.scale));
+            kernels::gated_matmul(unit, gate, up, &input.quantized, out);
+            return Ok(());
+        }
+        let wide = sized(wide, tokens * self.rows);
+        self.forward(x, input, wide)?;
+        match activation {
+            Activation::Relu2 => kernels::relu2_glu(wide, width, out),
+            Activation::Silu => kernels::silu_glu(wide, width, out),
+        }
+        Ok(())
+    }
+
+    fn check(&self, cols: usize) -> Result<()> {
+        match self.parts.iter().find(|(part, _)| part.cols() != cols) {
+            Some((part, _)) => bail!("{} takes {} features, {cols} given", part.name, part.cols()),
+            None => Ok(()),
+        }
+    }
+
+    /// The input, normalised if there is a norm, in int8.
+    fn quantize(&self, x: &[f32], cols: usize, input: &mut Input) {
+        match &self.norm {
+            Some(norm) => input.quantized.quantize_normed(x, &norm.weight, norm.eps),
+            None => input.quantized.quantize(x, cols),
+        }
+    }
+
     /// Fills `out`, `[T, rows]`, from `x`, `[T, K]`.
     pub(crate) fn forward(&self, x: &[f32], input: &mut Input, out: &mut [f32]) -> Result<()> {
-        let tokens = out.len() / self.rows;
-        let cols = x.len() / tokens;
-        if let Some((part, _)) = self.parts.iter().find(|(part, _)| part.cols() != cols) {
-            bail!("{} takes {} features, {cols} given", part.name, part.cols());
-        }
+        let cols = x.len() / (out.len() / self.rows);
+        self.check(cols)?;
+        self.quantize(x, cols, input);
         let Input { normed, quantized } = input;
-        let is_plain = |part: &Linear| part.input_norm.is_some() || matches!(part.weights, Weights::Dense(_));
-        // A norm is kept only where something takes its output in floats.
+        let is_plain = |(part, _): &(Linear, Place)| {
+            part.input_norm.is_some() || matches!(part.weights, Weights::Dense(_))
+        };
         let x = match &self.norm {
-            Some(norm) if self.parts.iter().any(|(part, _)| is_plain(part)) => {
+            Some(norm) if self.parts.iter().any(is_plain) => {
                 normalize(x, norm, normed);
                 &normed[..]
             }
-            Some(norm) => {
-                quantized.quantize_normed(x, &norm.weight, norm.eps);
-                x
-            }
-            None => x,
+            _ => x,
         };
-        if self.norm.is_none() || self.parts.iter().any(|(part, _)| is_plain(part)) {
-            quantized.quantize(x, cols);
-        }
         // Those that take the input as it is and are in memory are computed together.
         let mut together = Vec::with_capacity(self.parts.len());
         let mut offset = 0;
@@ -110,7 +162,7 @@ impl Projections {
                     Ok(())
                 })?,
                 Weights::Ternary(ternary) if part.input_norm.is_none() && *place == Place::Here => {
-                    let weights = ternary.view().map_err(candle_core::Error::wrap)?;
+                    let weights = view(ternary)?;
                     together.push(kernels::Product { weights, scale: ternary.scale, offset });
                 }
                 Weights::Ternary(ternary) => {
@@ -138,16 +190,20 @@ impl Projections {
     }
 }
 
+fn view(ternary: &TernaryTensor) -> Result<kernels::TernaryRef<'_>> {
+    ternary.view().map_err(candle_core::Error::wrap)
+}
+
 /// RMS normalisation of tokens, `[T, K]`. candle-nn's sums in sequence, which is slower and further from transformers.
 pub(crate) fn normalize(x: &[f32], norm: &RmsNorm, out: &mut Vec<f32>) {
     out.resize(x.len(), 0.0);
     kernels::rms_norm(x, &norm.weight, norm.eps, out);
 }
 
-/// `activation(gate) * up`, from gate and up side by side `[T, 2 F]` to `[T, F]`.
-pub(crate) fn gated_unit(activation: Activation, x: &[f32], width: usize, out: &mut [f32]) {
-    match activation {
-        Activation::Relu2 => kernels::relu2_glu(x, width, out),
-        Activation::Silu => kernels::silu_glu(x, width, out),
+/// The first `count` floats of a buffer that grows to that.
+pub(crate) fn sized(buffer: &mut Vec<f32>, count: usize) -> &mut [f32] {
+    if buffer.len() < count {
+        buffer.resize(count, 0.0);
     }
+    &mut buffer[..count]
 }

@@ -73,18 +73,33 @@ fn attention_by(
     let blocks = (past + tokens).div_ceil(BLOCK);
     assert!(kv.are(blocks, kv_heads, head_dim), "blocks of the KV cache");
     let group = heads / kv_heads;
-    let mut tasks: Vec<Task<'_>> = (0..tokens.div_ceil(TASK_TOKENS) * kv_heads)
-        .map(|i| Task { kv_head: i % kv_heads, rows: Vec::with_capacity(TASK_TOKENS.min(tokens) * group) })
+    let split = split(tokens.div_ceil(TASK_TOKENS) * kv_heads, group, team::threads());
+    let parts = kv_heads * split;
+    let mut tasks: Vec<Task<'_>> = (0..tokens.div_ceil(TASK_TOKENS) * parts)
+        .map(|i| Task {
+            kv_head: i % parts / split,
+            rows: Vec::with_capacity(TASK_TOKENS.min(tokens) * group),
+        })
         .collect();
     for (i, (q, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
         let (token, head) = (i / heads, i % heads);
-        let rows = &mut tasks[token / TASK_TOKENS * kv_heads + head / group].rows;
+        let rows = &mut tasks[token / TASK_TOKENS * parts + head / (group / split)].rows;
         rows.push(Row { q, out, length: past + token + 1, largest: f32::NEG_INFINITY, total: 0.0 });
     }
     team::for_each_mut(&mut tasks, |_, task| run(task));
 }
 
-/// The tokens of a task for the query heads that share a head of keys and values.
+/// Into how many parts the query heads of a key-value head are divided, so that all threads have the same to do: the keys
+/// and values are read as often, but mostly from a cache.
+fn split(tasks: usize, group: usize, threads: usize) -> usize {
+    if tasks >= 4 * threads {
+        return 1;
+    }
+    let even = (1..=group).find(|n| group.is_multiple_of(*n) && (tasks * n).is_multiple_of(threads));
+    even.unwrap_or(group)
+}
+
+/// The tokens of a task for query heads that share a head of keys and values.
 struct Task<'a> {
     kv_head: usize,
     rows: Vec<Row<'a>>,
@@ -133,6 +148,12 @@ fn tiles<V: Vector, B: Blocks>(shape: &Attention, kv: B, task: &mut Task<'_>) {
         for (rows, queries) in tiles.iter_mut().zip(tile_queries) {
             let place = Place { block, head, ahead: std::mem::take(&mut ahead) };
             tile::<V, B, TILE>(shape, kv, place, rows, queries);
+        }
+        let (pairs, rest) = rest.as_chunks_mut::<2>();
+        let (pair_queries, rest_queries) = rest_queries.as_chunks::<2>();
+        for (rows, queries) in pairs.iter_mut().zip(pair_queries) {
+            let place = Place { block, head, ahead: std::mem::take(&mut ahead) };
+            tile::<V, B, 2>(shape, kv, place, rows, queries);
         }
         for (row, query) in rest.iter_mut().zip(rest_queries) {
             let place = Place { block, head, ahead: std::mem::take(&mut ahead) };

@@ -11,11 +11,12 @@ use crate::{
     DenseRef, Isa, Quantized, dense,
     isa::multiversion,
     lanes::{self, LANES},
+    quantize::Line,
     team,
 };
 
 /// Bytes that are multiplied at a time, and columns that a row is filled up to a multiple of.
-pub(crate) const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = Line::BYTES;
 
 /// Rows that are rounded together.
 const PIECE: usize = 64;
@@ -179,7 +180,7 @@ impl<'a> Task<'a> {
 
 /// Activations as the products take them.
 pub(crate) struct Inputs {
-    values: Vec<[i8; BLOCK]>,
+    values: Vec<Line>,
     /// For each token and group, lane by lane: the sum of the activations times what the codes are too large by, with
     /// the sign changed. The sum of a group begins with it.
     starts: Vec<[i32; LANES]>,
@@ -193,13 +194,14 @@ impl Inputs {
         quantized.quantize(x, cols);
         let (padded, groups) = (bits.padded(cols), bits.row(cols).1);
         let tokens = quantized.tokens();
-        let mut values = vec![[0; BLOCK]; tokens * padded / BLOCK];
-        for (t, padded) in values.as_flattened_mut().chunks_exact_mut(padded).enumerate() {
+        let mut values = vec![Line::EMPTY; tokens * padded / BLOCK];
+        for (t, padded) in Line::bytes_mut(&mut values).chunks_exact_mut(padded).enumerate() {
             padded[..cols].copy_from_slice(quantized.values(t));
         }
         let starts = values.chunks_exact(padded / BLOCK / groups).map(|group| {
             let mut start = [0; LANES];
-            for (lane, values) in group.iter().flat_map(|block| block.as_chunks::<4>().0.iter().enumerate()) {
+            for (lane, values) in group.iter().flat_map(|block| block.0.as_chunks::<4>().0.iter().enumerate())
+            {
                 start[lane] -= bits.offset() * values.iter().map(|v| i32::from(*v)).sum::<i32>();
             }
             start
@@ -211,7 +213,7 @@ impl Inputs {
 
     /// The blocks of values, the starts of the groups, and the factor of a token.
     #[inline(always)]
-    pub(crate) fn token(&self, token: usize) -> (&[[i8; BLOCK]], &[[i32; LANES]], f32) {
+    pub(crate) fn token(&self, token: usize) -> (&[Line], &[[i32; LANES]], f32) {
         let tokens = self.factors.len();
         let (blocks, groups) = (self.values.len() / tokens, self.starts.len() / tokens);
         (
@@ -257,10 +259,10 @@ fn portable_body<const FMA: bool>(task: &Task<'_>, out: &mut [&mut [f32]]) {
 
 /// Four products for each lane, as `vpdpbusd` adds them.
 #[inline(always)]
-fn add_products(sum: &mut [i32; LANES], codes: &[u8; BLOCK], values: &[i8; BLOCK]) {
+fn add_products(sum: &mut [i32; LANES], codes: &[u8; BLOCK], values: &Line) {
     for i in 0..LANES {
         for k in 4 * i..4 * i + 4 {
-            sum[i] += i32::from(codes[k]) * i32::from(values[k]);
+            sum[i] += i32::from(codes[k]) * i32::from(values.0[k]);
         }
     }
 }

@@ -107,7 +107,7 @@ fn gated(x: &[f32], width: usize, out: &mut [f32], unit: fn(&[f32], &[f32], &mut
 }
 
 multiversion! {
-    fn relu2_token(gate: &[f32], up: &[f32], out: &mut [f32]) = relu2_token_body;
+    pub(crate) fn relu2_token(gate: &[f32], up: &[f32], out: &mut [f32]) = relu2_token_body;
 }
 
 #[inline(always)]
@@ -120,7 +120,7 @@ fn relu2_token_body<const FMA: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) 
 }
 
 multiversion! {
-    fn silu_token(gate: &[f32], up: &[f32], out: &mut [f32]) = silu_token_body;
+    pub(crate) fn silu_token(gate: &[f32], up: &[f32], out: &mut [f32]) = silu_token_body;
 }
 
 #[inline(always)]

@@ -49,7 +49,9 @@ pub use float::{add, relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};
 pub use isa::Isa;
 pub use leading::leading;
 pub use master::quantize_master;
-pub use matmul::{Product, accumulate, matmul, matmul_all, matmul_part, matmul_with};
+pub use matmul::{
+    GatedUnit, Product, accumulate, gated_matmul, matmul, matmul_all, matmul_part, matmul_with,
+};
 pub use quantize::Quantized;
 pub use rotary::rotate;
 pub use team::{Team, for_each_mut};

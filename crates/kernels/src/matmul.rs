@@ -1,14 +1,19 @@
 //! Products of ternary weights with int8 activations: how the work is divided, and the scalar reference.
 
+use std::array;
+use std::cell::Cell;
 use std::ops::Range;
 
-use crate::{Isa, Quantized, TernaryRef, team};
+use crate::{Isa, Quantized, TernaryRef, float, team};
 
 /// Multiply-adds below which other threads are not worth waking.
 const PARALLEL: usize = 1 << 18;
 
 /// Bytes of codes that are taken through all tokens before the next ones: they stay in the second-level cache.
 const BLOCK_BYTES: usize = 64 << 10;
+
+/// Bytes of codes of the smallest task: a stretch of memory that is worth it.
+const TASK_BYTES: usize = 64 << 10;
 
 /// `out[t * stride + n] = (sum_k w[n, k] * x[t, k]) * (scale / x.scale(t))`, for `n` below `w.rows()`.
 ///
@@ -26,8 +31,7 @@ pub fn matmul(w: TernaryRef<'_>, scale: f32, x: &Quantized, out: &mut [f32], str
 /// # Panics
 /// As [`matmul`], and if the CPU does not have them.
 pub fn matmul_with(isa: Isa, w: TernaryRef<'_>, scale: f32, x: &Quantized, out: &mut [f32], stride: usize) {
-    let finish = scaled(scale, x);
-    run(isa, &[(w, 0)], x, out, stride, &|_, token, acc| finish(token, acc));
+    run(isa, &[(w, 0)], x, out, stride, &Scaled::new(&[scale], x));
 }
 
 /// Several products of the same activations, as one piece of work for the threads.
@@ -46,9 +50,80 @@ pub struct Product<'a> {
 /// # Panics
 /// As [`matmul`], and if a product's rows begin before those of the one before it end.
 pub fn matmul_all(products: &[Product<'_>], x: &Quantized, out: &mut [f32], stride: usize) {
-    let finish: Vec<_> = products.iter().map(|p| scaled(p.scale, x)).collect();
+    let scales: Vec<f32> = products.iter().map(|p| p.scale).collect();
     let parts: Vec<_> = products.iter().map(|p| (p.weights, p.offset)).collect();
-    run(Isa::detect(), &parts, x, out, stride, &|part, token, acc| finish[part](token, acc));
+    run(Isa::detect(), &parts, x, out, stride, &Scaled::new(&scales, x));
+}
+
+/// What is made of gate and up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GatedUnit {
+    /// [`relu2_glu`](crate::relu2_glu)
+    Relu2,
+    /// [`silu_glu`](crate::silu_glu)
+    Silu,
+}
+
+impl GatedUnit {
+    /// `out` from gate and up, element by element.
+    pub(crate) fn apply(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        match self {
+            Self::Relu2 => float::relu2_token(gate, up, out),
+            Self::Silu => float::silu_token(gate, up, out),
+        }
+    }
+}
+
+/// A gated unit of the products of gate and up, `[tokens, rows]`, with the same bits as if these were kept: they are larger
+/// than what is made of them, and for a chunk of a prompt larger than a cache.
+///
+/// # Panics
+/// If the shapes of gate and up, or their layouts, or the widths of weights and activations differ, or `out` is too short.
+pub fn gated_matmul(
+    unit: GatedUnit,
+    gate: (TernaryRef<'_>, f32),
+    up: (TernaryRef<'_>, f32),
+    x: &Quantized,
+    out: &mut [f32],
+) {
+    let ((gate, gate_scale), (up, up_scale)) = (gate, up);
+    let same = (gate.rows, gate.cols, gate.layout) == (up.rows, up.cols, up.layout);
+    assert!(same, "gate and up have different shapes");
+    assert!(out.len() >= x.tokens() * gate.rows, "the output is too short");
+    let out = SharedOut { at: out.as_mut_ptr(), stride: gate.rows };
+    let finish = Scaled::new(&[gate_scale, up_scale], x);
+    let apart = gate.units_apart();
+    let isa = Isa::detect();
+    let units = gate.rows / 4;
+    let step = units.div_ceil(team::threads() * 16).max(TASK_BYTES / x.cols / 2).max(1);
+    team::for_each(units.div_ceil(step), |task| {
+        let units = task * step..units.min((task + 1) * step);
+        let (mut gates, mut ups) = (Sums::new(&gate, x, &units), Sums::new(&up, x, &units));
+        let mut values = vec![[0.0; 4]; 3 * gates.step];
+        for block in gates.blocks(units) {
+            gates.fill(isa, gate, x, &block);
+            ups.fill(isa, up, x, &block);
+            let rows: [usize; 4] = array::from_fn(|i| gate.row_of(block.start, i));
+            let (gate_values, rest) = values.split_at_mut(block.len());
+            let (up_values, rest) = rest.split_at_mut(block.len());
+            let gated = &mut rest[..block.len()];
+            for token in 0..x.tokens() {
+                convert(gates.of(token, &block), finish.of(0, token), gate_values);
+                convert(ups.of(token, &block), finish.of(1, token), up_values);
+                unit.apply(gate_values.as_flattened(), up_values.as_flattened(), gated.as_flattened_mut());
+                for (u, gated) in gated.iter().enumerate() {
+                    for (row, y) in rows.iter().zip(gated) {
+                        // SAFETY: The length was checked, and each unit has rows of its own and belongs to one task.
+                        unsafe { out.set(token * out.stride + row + u * apart, *y) };
+                    }
+                }
+            }
+        }
+    });
+}
+
+fn convert(sums: &[Cell<[i32; 4]>], finish: impl Fn(i32) -> f32, out: &mut [[f32; 4]]) {
+    out.iter_mut().zip(sums).for_each(|(y, sums)| *y = sums.get().map(&finish));
 }
 
 /// Computes the part `part` of `of` of a [`matmul`] on the calling thread; the parts together are the whole.
@@ -71,13 +146,45 @@ pub unsafe fn matmul_part(
     let units = w.rows / 4;
     let range = units * part / of..units * (part + 1) / of;
     // SAFETY: The caller promises the length and that the rows of this part are nobody else's.
-    unsafe { compute(Isa::detect(), w, x, range, &SharedOut { at: out, stride }, &scaled(scale, x)) };
+    unsafe {
+        compute(Isa::detect(), w, x, range, &SharedOut { at: out, stride }, (&Scaled::new(&[scale], x), 0))
+    };
 }
 
-/// Turns the integer sum of a token into its product.
-fn scaled(scale: f32, x: &Quantized) -> impl Fn(usize, i32) -> f32 + Sync {
-    let scales: Vec<f32> = x.tokens.iter().map(|token| scale / token.scale).collect();
-    move |token, acc| acc as f32 * scales[token]
+/// What becomes of integer sums.
+trait Finish<T>: Sync {
+    /// For those of a token and one of several products.
+    fn of(&self, part: usize, token: usize) -> impl Fn(i32) -> T;
+}
+
+/// A sum becomes its product.
+struct Scaled {
+    /// For each product and token.
+    factors: Vec<f32>,
+    tokens: usize,
+}
+
+impl Scaled {
+    fn new(scales: &[f32], x: &Quantized) -> Self {
+        let factors = scales.iter().flat_map(|scale| x.tokens.iter().map(move |token| scale / token.scale));
+        Self { factors: factors.collect(), tokens: x.tokens() }
+    }
+}
+
+impl Finish<f32> for Scaled {
+    fn of(&self, part: usize, token: usize) -> impl Fn(i32) -> f32 {
+        let factor = self.factors[part * self.tokens + token];
+        move |sum| sum as f32 * factor
+    }
+}
+
+/// A sum stays what it is.
+struct Sum;
+
+impl Finish<i32> for Sum {
+    fn of(&self, _: usize, _: usize) -> impl Fn(i32) -> i32 {
+        |sum| sum
+    }
 }
 
 /// The integer sums of [`matmul`], `[tokens, rows]`.
@@ -86,7 +193,7 @@ fn scaled(scale: f32, x: &Quantized) -> impl Fn(usize, i32) -> f32 + Sync {
 /// As [`matmul_with`].
 pub fn accumulate(isa: Isa, w: TernaryRef<'_>, x: &Quantized) -> Vec<i32> {
     let mut out = vec![0; x.tokens() * w.rows];
-    run(isa, &[(w, 0)], x, &mut out, w.rows, &|_, _, acc| acc);
+    run(isa, &[(w, 0)], x, &mut out, w.rows, &Sum);
     out
 }
 
@@ -110,7 +217,7 @@ fn run<T: Send>(
     x: &Quantized,
     out: &mut [T],
     stride: usize,
-    finish: &(impl Fn(usize, usize, i32) -> T + Sync),
+    finish: &impl Finish<T>,
 ) {
     let mut end = 0;
     for (weights, offset) in parts {
@@ -125,7 +232,7 @@ fn run<T: Send>(
         // SAFETY: Within the length that was checked.
         let out = unsafe { out.behind(offset) };
         // SAFETY: The length was checked, no rows overlap, and each unit belongs to one of the calls.
-        unsafe { compute(isa, weights, x, units, &out, &|token, acc| finish(part, token, acc)) };
+        unsafe { compute(isa, weights, x, units, &out, (finish, part)) };
     };
     let threads = team::threads();
     let work: usize = parts.iter().map(|(w, _)| w.codes.len().saturating_mul(4 * x.tokens())).sum();
@@ -136,8 +243,8 @@ fn run<T: Send>(
         return;
     }
     // Many tasks for each thread, so that all end at nearly the same time and one that is held up does not hold up the
-    // others for long; but each with a stretch of memory that is worth it.
-    let step = (end / 4).div_ceil(threads * 16).max(BLOCK_BYTES / x.cols);
+    // others for long.
+    let step = (end / 4).div_ceil(threads * 16).max(TASK_BYTES / x.cols);
     let mut tasks = Vec::new();
     for (part, (weights, _)) in parts.iter().enumerate() {
         let units = weights.rows / 4;
@@ -161,6 +268,13 @@ impl<T> SharedOut<T> {
         // SAFETY: The caller's promise.
         Self { at: unsafe { self.at.add(offset) }, stride: self.stride }
     }
+
+    /// # Safety
+    /// `index` lies within the output, and no other thread writes there.
+    unsafe fn set(&self, index: usize, value: T) {
+        // SAFETY: The caller's promise.
+        unsafe { self.at.add(index).write(value) };
+    }
 }
 
 // SAFETY: Each place is written by one thread: `compute` asks for that.
@@ -177,22 +291,54 @@ unsafe fn compute<T>(
     x: &Quantized,
     units: Range<usize>,
     out: &SharedOut<T>,
-    finish: &impl Fn(usize, i32) -> T,
+    (finish, part): (&impl Finish<T>, usize),
 ) {
-    assert!(isa.is_available(), "this CPU has no {isa}");
-    assert_eq!(weights.cols, x.cols, "columns of the weights and the activations");
-    let sink = |unit: usize, token: usize, sums: [i32; 4]| {
-        for (i, sum) in sums.into_iter().enumerate() {
-            let at = token * out.stride + weights.row_of(unit, i);
-            // SAFETY: A row of the weights and a token below `x.tokens()`, for which the caller promises room; each
-            // unit has rows of its own.
-            unsafe { out.at.add(at).write(finish(token, sum)) };
+    let apart = weights.units_apart();
+    let mut sums = Sums::new(&weights, x, &units);
+    for block in sums.blocks(units) {
+        sums.fill(isa, weights, x, &block);
+        let rows: [usize; 4] = array::from_fn(|i| weights.row_of(block.start, i));
+        for token in 0..x.tokens() {
+            let finish = finish.of(part, token);
+            for (u, sums) in sums.of(token, &block).iter().enumerate() {
+                for (row, sum) in rows.iter().zip(sums.get()) {
+                    // SAFETY: A row of the weights and a token below `x.tokens()`, for which the caller promises room;
+                    // each unit has rows of its own.
+                    unsafe { out.set(token * out.stride + row + u * apart, finish(sum)) };
+                }
+            }
         }
-    };
-    // Units in blocks, so that each is read from memory once, however many tokens there are.
-    let step = (BLOCK_BYTES / weights.cols).max(1);
-    for first in units.clone().step_by(step) {
-        let task = Task { weights, x, first, last: units.end.min(first + step) };
+    }
+}
+
+/// The sums of a block of units for all tokens. They are kept until the block is done, since rows that lie together in the
+/// output are those of different units.
+struct Sums {
+    /// `[tokens, step]`, of each unit the four rows.
+    sums: Vec<Cell<[i32; 4]>>,
+    /// The most units of a block.
+    step: usize,
+}
+
+impl Sums {
+    /// Blocks are read from memory once, however many tokens there are.
+    fn new(weights: &TernaryRef<'_>, x: &Quantized, units: &Range<usize>) -> Self {
+        let step = (BLOCK_BYTES / weights.cols).clamp(1, units.len().max(1));
+        Self { sums: vec![Cell::new([0; 4]); step * x.tokens()], step }
+    }
+
+    fn blocks(&self, units: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let step = self.step;
+        units.clone().step_by(step).map(move |first| first..units.end.min(first + step))
+    }
+
+    /// Computes a block.
+    fn fill(&mut self, isa: Isa, weights: TernaryRef<'_>, x: &Quantized, block: &Range<usize>) {
+        assert!(isa.is_available(), "this CPU has no {isa}");
+        assert_eq!(weights.cols, x.cols, "columns of the weights and the activations");
+        let task = Task { weights, x, first: block.start, last: block.end };
+        let (sums, step) = (&self.sums[..], self.step);
+        let sink = |unit: usize, token: usize, four| sums[token * step + unit - block.start].set(four);
         match isa {
             Isa::Scalar => scalar(&task, &sink),
             #[cfg(target_arch = "x86_64")]
@@ -204,6 +350,11 @@ unsafe fn compute<T>(
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar(&task, &sink),
         }
+    }
+
+    /// What was computed for a token.
+    fn of(&self, token: usize, block: &Range<usize>) -> &[Cell<[i32; 4]>] {
+        &self.sums[token * self.step..][..block.len()]
     }
 }
 

@@ -1,11 +1,6 @@
 //! int8 activations, one scale for each token.
 
-use crate::{
-    float::norm_token,
-    isa::multiversion,
-    lanes::{self, LANES},
-    team,
-};
+use crate::{float::norm_token, isa::multiversion, lanes::LANES, team};
 
 /// Activations `[tokens, cols]` as `round_half_even(x * s)` with `s = 127 / max(|x|, 1e-5)` for each token, as in
 /// transformers' `BitLinear.activation_quant`.
@@ -14,9 +9,33 @@ use crate::{
 /// so are its products: the failure is seen in the logits.
 #[derive(Debug, Clone, Default)]
 pub struct Quantized {
-    pub(crate) values: Vec<i8>,
+    /// Each token from a new line on.
+    lines: Vec<Line>,
     pub(crate) tokens: Vec<TokenScale>,
     pub(crate) cols: usize,
+}
+
+/// A cache line. A vector that lies across two of them takes two loads, and products of several tokens by the same weights
+/// have hardly less loads than products: without the alignment they take half as long again.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [i8; Line::BYTES]);
+
+impl Line {
+    pub(crate) const BYTES: usize = 64;
+
+    /// Zeros.
+    pub(crate) const EMPTY: Self = Self([0; Self::BYTES]);
+
+    pub(crate) fn bytes(lines: &[Self]) -> &[i8] {
+        // SAFETY: A line is its bytes and nothing else, and the slice has these lines one behind the other.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+    }
+
+    pub(crate) fn bytes_mut(lines: &mut [Self]) -> &mut [i8] {
+        // SAFETY: As above; any bytes are a line.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
+    }
 }
 
 /// What a product needs to know of a token beside its values.
@@ -35,9 +54,8 @@ impl Quantized {
     /// If `cols` is 0 or the length of `x` is no multiple of it.
     pub fn quantize(&mut self, x: &[f32], cols: usize) {
         self.resize(x.len(), cols);
-        let tokens = x.chunks_exact(cols).zip(self.values.chunks_exact_mut(cols)).zip(&mut self.tokens);
-        let mut tokens: Vec<_> = tokens.collect();
-        team::for_each_mut(&mut tokens, |_, ((x, values), token)| quantize_token(x, values, token));
+        let mut tokens: Vec<_> = x.chunks_exact(cols).zip(self.parts()).collect();
+        team::for_each_mut(&mut tokens, |_, (x, (values, token))| quantize_token(x, values, token));
     }
 
     /// [`quantize`](Self::quantize) of what [`rms_norm`](crate::rms_norm) makes of `x`, which is not kept.
@@ -47,9 +65,8 @@ impl Quantized {
     pub fn quantize_normed(&mut self, x: &[f32], weight: &[f32], eps: f32) {
         let cols = weight.len();
         self.resize(x.len(), cols);
-        let tokens = x.chunks_exact(cols).zip(self.values.chunks_exact_mut(cols)).zip(&mut self.tokens);
-        let mut tokens: Vec<_> = tokens.collect();
-        team::for_each_mut(&mut tokens, |_, ((x, values), token)| {
+        let mut tokens: Vec<_> = x.chunks_exact(cols).zip(self.parts()).collect();
+        team::for_each_mut(&mut tokens, |_, (x, (values, token))| {
             let mut normed = vec![0.0; cols];
             norm_token(x, weight, eps, &mut normed);
             quantize_token(&normed, values, token);
@@ -64,7 +81,7 @@ impl Quantized {
     pub fn quantize_here(&mut self, x: &[f32], tokens: usize, cols: usize, stride: usize) {
         assert!(cols <= stride, "tokens of {cols} elements in a stride of {stride}");
         self.resize(tokens * cols, cols);
-        for (t, (values, token)) in self.values.chunks_exact_mut(cols).zip(&mut self.tokens).enumerate() {
+        for (t, (values, token)) in self.parts().enumerate() {
             quantize_token(&x[t * stride..t * stride + cols], values, token);
         }
     }
@@ -72,8 +89,15 @@ impl Quantized {
     fn resize(&mut self, elements: usize, cols: usize) {
         assert!(cols > 0 && elements.is_multiple_of(cols), "{elements} elements in tokens of {cols}");
         self.cols = cols;
-        self.values.resize(elements, 0);
         self.tokens.resize(elements / cols, TokenScale::default());
+        self.lines.resize(elements / cols * cols.div_ceil(Line::BYTES), Line::EMPTY);
+    }
+
+    /// The place of each token.
+    fn parts(&mut self) -> impl Iterator<Item = (&mut [i8], &mut TokenScale)> {
+        let cols = self.cols;
+        let lines = self.lines.chunks_exact_mut(cols.div_ceil(Line::BYTES));
+        lines.map(move |lines| &mut Line::bytes_mut(lines)[..cols]).zip(&mut self.tokens)
     }
 
     /// How many tokens there are.
@@ -88,7 +112,8 @@ impl Quantized {
 
     /// The values of a token.
     pub fn values(&self, token: usize) -> &[i8] {
-        &self.values[token * self.cols..(token + 1) * self.cols]
+        let lines = self.cols.div_ceil(Line::BYTES);
+        &Line::bytes(&self.lines[token * lines..(token + 1) * lines])[..self.cols]
     }
 
     /// The scale of a token: its values are its elements times this, rounded.
@@ -107,44 +132,46 @@ fn quantize_token_body<const FMA: bool>(x: &[f32], values: &mut [i8], token: &mu
     // Not `max`, which would make a number of NaN.
     let bound = if largest < 1e-5 { 1e-5 } else { largest };
     // Divided in this order because PyTorch does so for `127 / bound`; it can differ in the last bit.
-    let scale = 127.0 * (1.0 / bound);
+    let scale = if bound.is_finite() { 127.0 * (1.0 / bound) } else { f32::NAN };
     let (groups, rest) = x.as_chunks::<LANES>();
     let (out_groups, out_rest) = values.as_chunks_mut::<LANES>();
     let mut sums = [0; LANES];
     for (x, out) in groups.iter().zip(out_groups) {
         for i in 0..LANES {
-            // A cast through i32 is one instruction; within the clamp both casts are exact.
-            let value = (x[i] * scale).round_ties_even().clamp(-128.0, 127.0) as i32;
+            let value = round(x[i] * scale);
             out[i] = value as i8;
             sums[i] += value;
         }
     }
     let mut sum: i32 = sums.iter().sum();
     for (x, out) in rest.iter().zip(out_rest) {
-        let value = (x * scale).round_ties_even().clamp(-128.0, 127.0) as i32;
+        let value = round(x * scale);
         *out = value as i8;
         sum += value;
     }
     *token = TokenScale { scale, sum };
 }
 
-/// The largest absolute value; NaN if an element is NaN.
+/// The nearest integer, of two the even one, for numbers of less than 7 bits (as all are whose scale is finite): the sum has
+/// no bits below 1. Others give any int8, and no more is asked of them.
+#[inline(always)]
+fn round(x: f32) -> i32 {
+    const SHIFT: f32 = 1.5 * (1 << 23) as f32;
+    let bits = (x + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32;
+    i32::from(bits as i8)
+}
+
+/// The largest absolute value; infinite or not a number if an element is.
 #[inline(always)]
 fn largest(x: &[f32]) -> f32 {
     let (groups, rest) = x.as_chunks::<LANES>();
-    let mut most = [0.0f32; LANES];
-    // The sum of all elements times 0 is NaN if one of them is NaN or infinite.
-    let mut poison = [0.0f32; LANES];
+    // The bits of positive floats are in the order of the floats, with those of infinity and what is not a number last.
+    let mut most = [0u32; LANES];
     for x in groups {
         for i in 0..LANES {
-            let a = x[i].abs();
-            most[i] = if a > most[i] { a } else { most[i] };
-            poison[i] += x[i] * 0.0;
+            most[i] = most[i].max(x[i].abs().to_bits());
         }
     }
-    let mut tail = (0.0f32, 0.0f32);
-    for &x in rest {
-        tail = (tail.0.max(x.abs()), tail.1 + x * 0.0);
-    }
-    lanes::max(most).max(tail.0) + (lanes::sum(poison) + tail.1)
+    let most = most.into_iter().chain(rest.iter().map(|x| x.abs().to_bits())).fold(0, u32::max);
+    f32::from_bits(most)
 }

@@ -1,9 +1,9 @@
 //! The embedded engine: runs ternary decoders on candle tensors, in pure Rust, from checkpoints in safetensors and GGUF.
 //!
-//! candle carries the hidden states, the residual stream and the rotary embedding. What candle has no operation for
-//! comes in as custom operations (`ops`): the W1.58A8 products, which read the packed weights where they lie in the
-//! mapped file, and attention over a paged KV cache ([`kv`](ternion_core::kv)), which neither copies itself on append nor repeats the
-//! key/value heads. All the arithmetic of those is in `ternion-kernels`.
+//! candle carries the hidden states. What happens to them in the layers is one custom operation (`layer`), since candle has
+//! none for the W1.58A8 products (`ops`), which read the packed weights where they lie in the mapped file, nor for attention
+//! over a paged KV cache ([`kv`](ternion_core::kv)), which neither copies itself on append nor repeats the key/value heads; and since
+//! tensors between these would be allocated some three hundred times for each token. All the arithmetic is in `ternion-kernels`.
 //!
 //! Weights lie in the mapped file. Under a `memory_limit` the sizes that keep it are planned before anything is allocated
 //! (`plan`), and weights that do not fit are read from the disk for each step (`residency`, `stream`), with the same results.

@@ -173,13 +173,19 @@ fn normalised<'a>(
     out: &'a mut Vec<f32>,
 ) -> ort::Result<&'a [f32]> {
     let Some(norm) = norm else { return Ok(x) };
+    let weight = norm_weight(&norm, cols)?;
+    out.resize(x.len(), 0.0);
+    kernels::rms_norm(x, weight, epsilon, out);
+    Ok(out)
+}
+
+/// The weights of a norm over `cols` elements.
+fn norm_weight<'a>(norm: &'a ValueRef<'_>, cols: usize) -> ort::Result<&'a [f32]> {
     let (_, weight) = norm.try_extract_tensor::<f32>()?;
     if weight.len() != cols {
         return failed(format!("a norm of {} elements for {cols} columns", weight.len()));
     }
-    out.resize(x.len(), 0.0);
-    kernels::rms_norm(x, weight, epsilon, out);
-    Ok(out)
+    Ok(weight)
 }
 
 struct Embedding<W>(std::marker::PhantomData<W>);
@@ -315,31 +321,32 @@ impl Operator for TernaryLinear {
             let x = required(ctx, 0)?;
             let (shape, x) = x.try_extract_tensor::<f32>()?;
             let (tokens, cols) = matrix(shape)?;
-            let input = normalised(x, cols, optional(ctx, 4)?, epsilon, &mut scratch.normed)?;
-            scratch.quantized.quantize(input, cols);
+            match optional(ctx, 4)? {
+                Some(norm) => {
+                    let weight = norm_weight(&norm, cols)?;
+                    scratch.quantized.quantize_normed(x, weight, epsilon);
+                }
+                None => scratch.quantized.quantize(x, cols),
+            }
             let mut codes = Vec::with_capacity(scales.len());
             for input in 1..=scales.len() {
                 codes.push(required(ctx, input)?);
             }
-            let mut parts = Vec::with_capacity(codes.len());
-            for codes in &codes {
+            let mut products = Vec::with_capacity(codes.len());
+            let mut rows = 0;
+            for (codes, &scale) in codes.iter().zip(&scales) {
                 let (shape, codes) = codes.try_extract_tensor::<u8>()?;
                 let (quarter, width) = matrix(shape)?;
                 if width != cols {
                     return failed(format!("codes of {width} columns for an input of {cols}"));
                 }
-                parts.push(
-                    kernels::TernaryRef::new(*layout, codes, 4 * quarter, width)
-                        .map_err(|e| ort::Error::new(e.to_string()))?,
-                );
+                let weights = kernels::TernaryRef::new(*layout, codes, 4 * quarter, width)
+                    .map_err(|e| ort::Error::new(e.to_string()))?;
+                products.push(kernels::Product { weights, scale, offset: rows });
+                rows += weights.rows();
             }
-            let rows: usize = parts.iter().map(kernels::TernaryRef::rows).sum();
             write(ctx, tokens, rows, |out| {
-                let mut offset = 0;
-                for (part, scale) in parts.iter().zip(&scales) {
-                    kernels::matmul(*part, *scale, &scratch.quantized, &mut out[offset..], rows);
-                    offset += part.rows();
-                }
+                kernels::matmul_all(&products, &scratch.quantized, out, rows);
                 Ok(())
             })
         }))
@@ -421,10 +428,7 @@ impl Operator for RmsNorm {
             let (x, weight) = (required(ctx, 0)?, required(ctx, 1)?);
             let (shape, x) = x.try_extract_tensor::<f32>()?;
             let (tokens, cols) = matrix(shape)?;
-            let (_, weight) = weight.try_extract_tensor::<f32>()?;
-            if weight.len() != cols {
-                return failed(format!("a norm of {} elements for {cols} columns", weight.len()));
-            }
+            let weight = norm_weight(&weight, cols)?;
             write(ctx, tokens, cols, |out| {
                 kernels::rms_norm(x, weight, epsilon, out);
                 Ok(())

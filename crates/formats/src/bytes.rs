@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
+use rayon::prelude::*;
 use ternion_core::{Error, ErrorKind, Result};
 
 /// Bytes that are read at a time where a file is not to be touched; a whole number of elements of every type.
@@ -129,6 +130,31 @@ impl SharedBytes {
             }
         }
         Ok(())
+    }
+
+    /// What `look` finds in the first part in which it finds something; it is told where each begins. All threads look, each
+    /// at parts of its own, which are a whole number of elements of any type.
+    ///
+    /// # Errors
+    /// [`Io`](ErrorKind::Io) where reading fails.
+    pub(crate) fn find<R: Send>(&self, look: impl Fn(usize, &[u8]) -> Option<R> + Sync) -> Result<Option<R>> {
+        const PART: usize = 1 << 20;
+        let length = self.range.len();
+        let look_at = |buffer: &mut Vec<u8>, part: usize| {
+            let range = part * PART..length.min((part + 1) * PART);
+            if !self.is_untouched() {
+                return Ok(look(range.start, &self[range]));
+            }
+            buffer.resize(range.len(), 0);
+            self.read_at(range.start, buffer)?;
+            Ok(look(range.start, buffer))
+        };
+        let parts = (0..length.div_ceil(PART)).into_par_iter().map_init(Vec::new, look_at);
+        let found = parts.find_map_first(|found| match found {
+            Ok(None) => None,
+            other => Some(other),
+        });
+        found.transpose().map(Option::flatten)
     }
 
     /// The bytes where they may be touched: a copy in memory of those of [`map_untouched`](Self::map_untouched), for any

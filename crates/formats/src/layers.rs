@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ::safetensors::Dtype;
-use rayon::prelude::*;
 use ternion_core::{Error, Result};
 use ternion_kernels::{MAX_COLS, TernaryLayout};
 
@@ -237,26 +236,14 @@ fn finite_dense(tensor: &RawTensor, name: &str, shape: &[usize]) -> Result<Dense
     Err(tensor.invalid(name, "a value is infinite or not a number, expected finite numbers"))
 }
 
-/// Whether no element is infinite or not a number; looked at on all threads.
+/// Whether no element is infinite or not a number.
 pub(crate) fn all_finite(dtype: DenseType, bytes: &SharedBytes) -> Result<bool> {
-    // A large part to a thread, and a whole number of elements.
-    const PART: usize = 1 << 20;
-    let mut finite = true;
-    bytes.pieces(|_, piece| {
-        finite = piece.par_chunks(PART).all(|part| dtype.is_finite(part));
-        finite
-    })?;
-    Ok(finite)
+    Ok(bytes.find(|_, part| (!dtype.is_finite(part)).then_some(()))?.is_none())
 }
 
 /// The first byte of packed codes in which a code is 3, and where it is.
 pub(crate) fn invalid_code(codes: &SharedBytes) -> Result<Option<(usize, u8)>> {
-    let mut found = None;
-    codes.pieces(|from, piece| {
-        found = ternion_kernels::find_invalid_code(piece).map(|at| (from + at, piece[at]));
-        found.is_none()
-    })?;
-    Ok(found)
+    codes.find(|from, part| ternion_kernels::find_invalid_code(part).map(|at| (from + at, part[at])))
 }
 
 fn check_ternary_shape(tensor: &RawTensor, name: &str, rows: usize, cols: usize) -> Result<()> {

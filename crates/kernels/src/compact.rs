@@ -267,13 +267,32 @@ fn add_products(sum: &mut [i32; LANES], codes: &[u8; BLOCK], values: &Line) {
     }
 }
 
+/// The largest and the smallest element, or 0 where none is above or below.
+#[inline(always)]
+fn extremes(x: &[f32]) -> (f32, f32) {
+    let (groups, rest) = x.as_chunks::<LANES>();
+    let (mut most, mut least) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for x in groups {
+        for i in 0..LANES {
+            most[i] = if x[i] > most[i] { x[i] } else { most[i] };
+            least[i] = if x[i] < least[i] { x[i] } else { least[i] };
+        }
+    }
+    let rest = rest.iter().copied();
+    (
+        most.into_iter().chain(rest.clone()).fold(0.0, f32::max),
+        least.into_iter().chain(rest).fold(0.0, f32::min),
+    )
+}
+
 multiversion! {
     fn round_to_8(row: &[f32], codes: &mut [u8], scale: &mut f32) = round_to_8_body;
 }
 
 #[inline(always)]
 fn round_to_8_body<const FMA: bool>(row: &[f32], codes: &mut [u8], scale: &mut f32) {
-    let largest = row.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    let (most, least) = extremes(row);
+    let largest = if most > -least { most } else { -least };
     *scale = largest / 127.0;
     let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     for (code, x) in codes.iter_mut().zip(row) {
@@ -288,7 +307,7 @@ multiversion! {
 #[inline(always)]
 fn round_to_4_body<const FMA: bool>(row: &[f32], codes: &mut [u8], scales: &mut [f32]) {
     for ((row, codes), scale) in row.chunks(2 * BLOCK).zip(codes.as_chunks_mut::<BLOCK>().0).zip(scales) {
-        let (most, least) = row.iter().fold((0.0f32, 0.0f32), |(a, b), x| (a.max(*x), b.min(*x)));
+        let (most, least) = extremes(row);
         // With its sign, so that the largest weight uses the one value that has no opposite.
         let largest = if most > -least { most } else { least };
         *scale = largest / -8.0;

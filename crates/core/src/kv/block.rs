@@ -242,17 +242,21 @@ fn int8s(both: &mut [i8], scales: &mut [f32], layout: &Layout, place: usize, key
 /// What elements are multiplied by before they are rounded, and the scale that undoes it: the largest becomes 127. Both
 /// are 0 for elements of nearly nothing; the scale is NaN if an element is infinite or NaN, so that it is seen in the logits.
 fn int8_scale(x: &[f32]) -> (f32, f32) {
-    let largest = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-    let poison = x.iter().fold(0.0f32, |sum, x| sum + x * 0.0);
-    if largest < 1e-30 {
-        return (0.0, poison);
+    // The bits of positive floats are in the order of the floats, with those of infinity and what is not a number last.
+    let largest = f32::from_bits(x.iter().fold(0, |most, x| most.max(x.abs().to_bits())));
+    if !largest.is_finite() {
+        return (0.0, f32::NAN);
     }
-    (127.0 / largest, largest / 127.0 + poison)
+    if largest < 1e-30 { (0.0, 0.0) } else { (127.0 / largest, largest / 127.0) }
 }
 
+/// The nearest integer, of two the even one: a sum with 1.5 * 2^23 has no bits below 1. `round_ties_even` is a call of a
+/// function where the CPU is not known.
 fn int8(x: f32) -> i8 {
-    // The product may be rounded up beyond 127; a cast through i32 is one instruction.
-    x.round_ties_even().clamp(-127.0, 127.0) as i32 as i8
+    const SHIFT: f32 = 12_582_912.0;
+    // The product may be rounded up beyond 127.
+    let shifted = x.clamp(-127.0, 127.0) + SHIFT;
+    (shifted.to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32) as i8
 }
 
 fn halves(x: &[f32]) -> Vec<u16> {

@@ -272,12 +272,12 @@ fn norms(checkpoint: &Checkpoint) -> u64 {
     4 * elements as u64
 }
 
-/// The hidden states of a chunk at the place in a layer where most of them are held: while queries are rotated, or while
-/// the gated unit's output is normalised.
+/// The hidden states of a chunk before and behind the layers, and the buffers of these: queries, keys and values as products
+/// and rotated, with what attention makes of them, or in the same place gate and up; the gated unit; what is added; int8.
 fn activations(spec: &ModelSpec, options: &DecoderOptions) -> u64 {
     let (width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-    let attention = 2 * spec.hidden_size + 4 * width + 4 * kv_width;
-    let feed_forward = spec.hidden_size + 4 * spec.intermediate_size;
+    let wide = (3 * width + 4 * kv_width).max(2 * spec.intermediate_size);
+    let floats = 3 * spec.hidden_size + wide + spec.intermediate_size + spec.intermediate_size / 4;
     let tokens = options.prefill_chunk.min(options.context).max(options.max_sequences);
-    (4 * attention.max(feed_forward) * tokens) as u64
+    (4 * floats * tokens) as u64
 }

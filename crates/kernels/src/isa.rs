@@ -12,6 +12,10 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 (F, BW, VL, DQ) and VNNI.
     Avx512Vnni,
+    /// aarch64 with dot products (FEAT_DotProd): Apple's from the M1 on, most others since 2018.
+    NeonDot,
+    /// aarch64 with dot products and matrix products of bytes (FEAT_I8MM): Apple's from the M2 on.
+    NeonI8mm,
 }
 
 impl Isa {
@@ -23,7 +27,10 @@ impl Isa {
 
     /// All that this CPU has, the slowest first.
     pub fn available() -> Vec<Self> {
-        [Self::Scalar, Self::Avx2, Self::Avx512Vnni].into_iter().filter(|isa| isa.is_available()).collect()
+        [Self::Scalar, Self::Avx2, Self::Avx512Vnni, Self::NeonDot, Self::NeonI8mm]
+            .into_iter()
+            .filter(|isa| isa.is_available())
+            .collect()
     }
 
     /// Whether this CPU has it.
@@ -45,7 +52,13 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => {
+                cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("dotprod")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => Self::NeonDot.is_available() && std::arch::is_aarch64_feature_detected!("i8mm"),
+            // Those of other architectures.
             _ => false,
         }
     }
@@ -57,6 +70,8 @@ impl fmt::Display for Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "AVX2",
             Self::Avx512Vnni => "AVX-512-VNNI",
+            Self::NeonDot => "NEON-DotProd",
+            Self::NeonI8mm => "NEON-I8MM",
         })
     }
 }
@@ -83,7 +98,7 @@ macro_rules! multiversion {
                     $crate::isa::Isa::Avx512Vnni => return unsafe { avx512($($arg),*) },
                     // SAFETY: As above.
                     $crate::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::isa::Isa::Scalar => {}
+                    _ => {}
                 }
             }
             $body::<{ cfg!(any(target_arch = "aarch64", target_feature = "fma")) }>($($arg),*)
@@ -113,8 +128,12 @@ macro_rules! vectorized {
                     $crate::isa::Isa::Avx512Vnni => return unsafe { avx512($($arg),*) },
                     // SAFETY: As above.
                     $crate::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::isa::Isa::Scalar => {}
+                    _ => {}
                 }
+            }
+            #[cfg(target_arch = "aarch64")]
+            if $isa != $crate::isa::Isa::Scalar {
+                return $body::<$crate::aarch64::vector::Neon>($($arg),*);
             }
             $body::<
                 $crate::vector::Portable<{ cfg!(any(target_arch = "aarch64", target_feature = "fma")) }>,

@@ -8,7 +8,8 @@
 //! * [`dense_matmul`], [`rms_norm`], [`relu2_glu`], [`silu_glu`], [`rotate`], [`attention`]: the float operations of a
 //!   decoder.
 //!
-//! Which instructions are used is decided at run time ([`Isa`]). Products of ternary weights are the same to the last
+//! Which instructions are used is decided at run time ([`Isa`]): AVX2 or AVX-512 with VNNI on x86-64, NEON with dot
+//! products or I8MM on aarch64, and portable Rust elsewhere. Products of ternary weights are the same to the last
 //! bit on every [`Isa`]. All results are the same to the last bit whatever the number of threads and however many tokens
 //! are computed at once, so that a prompt gives the same logits whole, in chunks or on a kept prefix.
 //!
@@ -25,6 +26,8 @@
     reason = "loops over lanes of several vectors become vector instructions"
 )]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod attention;
 mod compact;
 mod dense;

@@ -340,14 +340,19 @@ impl Sums {
         let (sums, step) = (&self.sums[..], self.step);
         let sink = |unit: usize, token: usize, four| sums[token * step + unit - block.start].set(four);
         match isa {
-            Isa::Scalar => scalar(&task, &sink),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `isa` is available, which was checked above.
             Isa::Avx2 => unsafe { crate::x86::avx2::run(&task, &sink) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: As above.
             Isa::Avx512Vnni => unsafe { crate::x86::avx512::run(&task, &sink) },
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: As above.
+            Isa::NeonDot => unsafe { crate::aarch64::dot::run(&task, &sink) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: As above.
+            Isa::NeonI8mm => unsafe { crate::aarch64::i8mm::run(&task, &sink) },
+            // The others are not available here.
             _ => scalar(&task, &sink),
         }
     }

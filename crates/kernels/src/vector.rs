@@ -11,6 +11,9 @@ pub(crate) trait Vector: Copy {
     type Ints: Copy;
     /// Sixteen pairs of 16-bit integers.
     type Pairs: Copy;
+    /// How many of these beside each other are worth keeping for each row of a tile of attention; 1 where more would not
+    /// fit into the registers.
+    const STRIP: usize = 4;
 
     fn splat(x: f32) -> Self;
     fn load(x: &Lanes) -> Self;

@@ -72,18 +72,12 @@ impl<T: Element> Blocks for Floats<'_, T> {
             .filter(|_| ahead && T::AHEAD)
             .map(|keys| keys.as_ptr().wrapping_add(head * plane));
         let mut sums = [[V::splat(0.0); VECTORS]; R];
-        for (d, keys) in keys.as_chunks::<BLOCK>().0.iter().enumerate() {
-            if let Some(next) = next {
-                lanes::prefetch_all(next.wrapping_add(d * BLOCK), BLOCK);
+        if V::STRIP < VECTORS {
+            for at in 0..VECTORS {
+                scores_part::<V, T, R, 1>(keys, next, queries, at, &mut sums);
             }
-            let keys = keys.as_chunks::<LANES>().0;
-            let keys: [V; VECTORS] = std::array::from_fn(|v| T::load(&keys[v]));
-            for r in 0..R {
-                let q = V::splat(queries[r][d]);
-                for v in 0..VECTORS {
-                    sums[r][v] = q.mul_add(keys[v], sums[r][v]);
-                }
-            }
+        } else {
+            scores_part::<V, T, R, VECTORS>(keys, next, queries, 0, &mut sums);
         }
         sums
     }
@@ -106,7 +100,7 @@ impl<T: Element> Blocks for Floats<'_, T> {
             .filter(|_| ahead && T::AHEAD)
             .map(|values| values.as_ptr().wrapping_add(head * plane));
         let mut at = 0;
-        while head_dim - at >= VECTORS * LANES {
+        while V::STRIP >= VECTORS && head_dim - at >= VECTORS * LANES {
             weigh_part::<V, T, R, VECTORS>(values, next, weights, correction, visible, at, out);
             at += VECTORS * LANES;
         }
@@ -123,6 +117,34 @@ impl<T: Element> Blocks for Floats<'_, T> {
                 out[r][i] = sum;
             }
         }
+    }
+}
+
+/// `N` vectors of positions from the vector `at` on.
+#[inline(always)]
+fn scores_part<V: Vector, T: Element, const R: usize, const N: usize>(
+    keys: &[T],
+    next: Option<*const T>,
+    queries: &[&[f32]; R],
+    at: usize,
+    scores: &mut [[V; VECTORS]; R],
+) {
+    let mut sums = [[V::splat(0.0); N]; R];
+    for (d, keys) in keys.as_chunks::<BLOCK>().0.iter().enumerate() {
+        if let Some(next) = next {
+            lanes::prefetch_all(next.wrapping_add(d * BLOCK + at * LANES), N * LANES);
+        }
+        let keys = keys.as_chunks::<LANES>().0;
+        let keys: [V; N] = std::array::from_fn(|v| T::load(&keys[at + v]));
+        for r in 0..R {
+            let q = V::splat(queries[r][d]);
+            for v in 0..N {
+                sums[r][v] = q.mul_add(keys[v], sums[r][v]);
+            }
+        }
+    }
+    for r in 0..R {
+        scores[r][at..at + N].copy_from_slice(&sums[r]);
     }
 }
 

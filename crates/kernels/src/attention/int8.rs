@@ -62,18 +62,12 @@ impl Blocks for Int8s<'_> {
             std::array::from_fn(|r| &queries[r].values.as_flattened().as_chunks().0[..keys.len()]);
         let mut sums = [[V::zeros(); VECTORS]; R];
         let next = next(self.keys, head, head_dim, block, ahead);
-        for d in 0..keys.len() {
-            if let Some(next) = next {
-                lanes::prefetch_all(next.wrapping_add(d * 2 * BLOCK), 2 * BLOCK);
+        if V::STRIP < VECTORS {
+            for at in 0..VECTORS {
+                sums_part::<V, R, 1>(keys, next, &queries_16, at, &mut sums);
             }
-            let keys = keys[d].as_chunks::<{ 2 * LANES }>().0;
-            let keys: [V::Pairs; VECTORS] = std::array::from_fn(|v| V::load_pairs(&keys[v]));
-            for r in 0..R {
-                let q = V::splat_pair(queries_16[r][d]);
-                for v in 0..VECTORS {
-                    sums[r][v] = V::add_products(sums[r][v], keys[v], q);
-                }
-            }
+        } else {
+            sums_part::<V, R, VECTORS>(keys, next, &queries_16, 0, &mut sums);
         }
         let scales = scales[head * BLOCK..(head + 1) * BLOCK].as_chunks::<LANES>().0;
         let mut scores = [[V::splat(0.0); VECTORS]; R];
@@ -113,7 +107,7 @@ impl Blocks for Int8s<'_> {
             factors[r].correction = correction[r];
         }
         let mut at = 0;
-        while head_dim - at >= VECTORS * LANES {
+        while V::STRIP >= VECTORS && head_dim - at >= VECTORS * LANES {
             weigh_part::<V, R, VECTORS>(values, next, &factors, visible, at, out);
             at += VECTORS * LANES;
         }
@@ -182,6 +176,34 @@ fn shorten<V: Vector>(x: &[Lanes], most: f32, out: &mut [[i16; LANES]]) -> f32 {
         V::load(x).mul(V::splat(factor)).store_i16(out);
     }
     if largest < LEAST { poison } else { largest / most + poison }
+}
+
+/// The sums of products with the keys, for `N` vectors of positions from the vector `at` on.
+#[inline(always)]
+fn sums_part<V: Vector, const R: usize, const N: usize>(
+    keys: &[[i8; 2 * BLOCK]],
+    next: Option<*const i8>,
+    queries: &[&[[i16; 2]]; R],
+    at: usize,
+    out: &mut [[V::Ints; VECTORS]; R],
+) {
+    let mut sums = [[V::zeros(); N]; R];
+    for (d, keys) in keys.iter().enumerate() {
+        if let Some(next) = next {
+            lanes::prefetch_all(next.wrapping_add(2 * (d * BLOCK + at * LANES)), 2 * N * LANES);
+        }
+        let keys = keys.as_chunks::<{ 2 * LANES }>().0;
+        let keys: [V::Pairs; N] = std::array::from_fn(|v| V::load_pairs(&keys[at + v]));
+        for r in 0..R {
+            let q = V::splat_pair(queries[r][d]);
+            for v in 0..N {
+                sums[r][v] = V::add_products(sums[r][v], keys[v], q);
+            }
+        }
+    }
+    for r in 0..R {
+        out[r][at..at + N].copy_from_slice(&sums[r]);
+    }
 }
 
 /// `N` vectors of dimensions from `at` on.

@@ -1,9 +1,9 @@
 //! How much memory this process takes, as the kernel counts it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Resident memory in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Memory {
     /// The most that was resident at any time, pages of mapped files included.
     pub(crate) peak: u64,

@@ -60,9 +60,12 @@ fn everything_that_is_named_is_measured() {
     let bytes = |key: &str| reads[key].as_u64().unwrap() as f64;
     let read = bytes("linears") + bytes("head") + 18.0 * bytes("kv_position");
     assert_eq!(number("decode_bytes_per_token"), read);
-    assert_eq!(number("decode_limit_tokens_per_second"), bandwidth / read);
-    let share = point["decode_tokens_per_second"]["median"].as_f64().unwrap() * read / bandwidth;
-    assert!((number("decode_share_of_limit") / share - 1.0).abs() < 1e-9);
+    // A number that is written and read again may differ in its last digit.
+    let is_near =
+        |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 1e-9, "{found} {expected}");
+    is_near(number("decode_limit_tokens_per_second"), bandwidth / read);
+    let decode = point["decode_tokens_per_second"]["median"].as_f64().unwrap();
+    is_near(number("decode_share_of_limit"), decode * read / bandwidth);
 
     let machine = &found["machine"];
     assert_eq!(machine["ternion"], env!("CARGO_PKG_VERSION"));
@@ -77,6 +80,11 @@ fn everything_that_is_named_is_measured() {
     let text = stdout(&success(bench("0", &[])));
     for words in ["prefill tokens/s", "decode tokens/s", "first token s", "machine", "of 2 runs after 0"] {
         assert!(text.contains(words), "{words}: {text}");
+    }
+    // A buffer that is far larger than the model is not counted as its memory.
+    if cfg!(target_os = "linux") {
+        let peak = json(bench("512", &["--json"]))["memory"]["peak"].as_u64().unwrap();
+        assert!(peak < 400 << 20, "{peak}");
     }
     assert!(!text.contains("GB/s") && !text.contains("of the limit"), "no bandwidth, no limit: {text}");
     failure(ternion(&["bench", "--backend", "echo"]), 3, &["vocabulary"]);

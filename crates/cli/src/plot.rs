@@ -83,12 +83,16 @@ impl Plot {
         let values = points().map(|p| p.1).chain(spreads).chain(limits).filter(|&v| positive(v));
         let (low, high) = match finite(&mut values.map(|v| self.scaled(v))) {
             Some((low, high)) if self.log => (low.floor(), high.ceil().max(low.floor() + 1.0)),
-            // The legend has its place above a line that may be anywhere.
-            Some((_, high)) if self.has_limits() && high > 0.0 => (0.0, high * 1.35),
+            // The legend has its place above lines that may be anywhere.
+            Some((_, high)) if self.has_limits() && high > 0.0 => {
+                (0.0, high * (1.1 + 0.1 * self.series.len() as f64))
+            }
             Some((_, high)) => (0.0, if high > 0.0 { high * 1.08 } else { 1.0 }),
             // All are 0.
             None => (-9.0, 0.0),
         };
+        // Counts are drawn from 0, so that twice as many are twice as far.
+        let (left, right) = if self.has_limits() { (left.min(0.0), right * 1.04) } else { (left, right) };
         Some(((left, right.max(left + 1.0)), (low, high)))
     }
 
@@ -123,6 +127,7 @@ impl Plot {
             .y_desc(self.y)
             .y_labels(if log { (high - low) as usize + 1 } else { 6 })
             .y_label_formatter(&label)
+            .x_labels(if right - left < 10.0 { (right - left) as usize + 1 } else { 10 })
             .x_label_formatter(&|x| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() })
             .bold_line_style(RGBColor(225, 225, 225))
             .light_line_style(WHITE)

@@ -67,8 +67,7 @@ pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
         other => other?,
     }
     app.interrupts.idle();
-    results.memory = rss::memory();
-    // The files are mapped once more for this, so it comes after the look at the memory.
+    // The files are mapped once more for this, so it comes after the looks at the memory.
     let reads = tokio::task::block_in_place(|| reads(&selected, results.memory_plan.as_ref()));
     results.relate_to_limits(reads);
 
@@ -95,6 +94,8 @@ async fn measure(app: &App, args: &BenchArgs, selected: &mut Selected, results: 
     let cores = results.machine.cores_available;
     let threads = cases::thread_counts(args, selected.model()?.threads.unwrap_or(cores), cores);
     let energy = Energy::open(Path::new(energy::ROOT));
+    // The buffer for the bandwidth is no memory that the model takes.
+    let mut peak_is_its_own = true;
     for (i, &count) in threads.iter().enumerate() {
         selected.model_mut()?.threads = Some(count);
         let start = Instant::now();
@@ -110,7 +111,11 @@ async fn measure(app: &App, args: &BenchArgs, selected: &mut Selected, results: 
         let last = i + 1 == threads.len();
         let ended = {
             let mut bench = Bench::new(app, args, backend, energy.as_ref(), count);
-            measure_cases(&mut bench, &info, last, results).await
+            let ended = measure_cases(&mut bench, &info, last, results).await;
+            if peak_is_its_own {
+                results.memory = results.memory.max(rss::memory());
+            }
+            ended
         };
         // What was measured needs its limit, an interruption or not.
         if matches!(ended, Ok(()) | Err(Failure::Interrupted)) {
@@ -122,6 +127,7 @@ async fn measure(app: &App, args: &BenchArgs, selected: &mut Selected, results: 
                 let found =
                     tokio::task::block_in_place(|| bandwidth::measure((args.buffer as usize) << 20, count));
                 bar.clear();
+                peak_is_its_own &= rss::forget_peak();
                 if let Some(load) = results.loads.last_mut() {
                     load.bandwidth_bytes_per_second = found;
                 }

@@ -61,18 +61,21 @@ fn plot(results: &Results, axis: Axis, least: usize) -> Option<Plot> {
         results.points.iter().filter(|point| point.decode_tokens_per_second.is_some()).collect();
     let mut keys: Vec<Vec<usize>> = measured.iter().map(|point| key(point)).collect();
     keys.sort_unstable();
-    keys.dedup();
+    keys =
+        keys.chunk_by(|a, b| a == b).filter(|same| same.len() >= least).map(|same| same[0].clone()).collect();
+    // What is the same everywhere need not be in each name.
+    let differs = |i: usize| keys.iter().any(|key| key[i] != keys[0][i]);
+    let named: Vec<usize> = (0..others.len()).filter(|i| differs(*i)).collect();
+    let named = if named.is_empty() { (0..others.len()).collect() } else { named };
     let mut series = Vec::new();
-    for wanted in keys {
-        let mut points: Vec<&Point> = measured.iter().copied().filter(|point| key(point) == wanted).collect();
+    for wanted in &keys {
+        let mut points: Vec<&Point> =
+            measured.iter().copied().filter(|point| key(point) == *wanted).collect();
         points.sort_by_key(|point| axis.of(point));
-        if points.len() < least {
-            continue;
-        }
         let x = |point: &Point| axis.of(point) as f64;
         let decode = |point: &&Point| point.decode_tokens_per_second.map(|speed| (x(point), speed));
         let speeds: Vec<_> = points.iter().filter_map(decode).collect();
-        let names: Vec<String> = others.iter().zip(&wanted).map(|(axis, value)| axis.name(*value)).collect();
+        let names: Vec<String> = named.iter().map(|i| others[*i].name(wanted[*i])).collect();
         series.push(Series {
             name: names.join(", "),
             points: speeds.iter().map(|(x, speed)| (*x, speed.median)).collect(),
@@ -115,6 +118,16 @@ mod tests {
         assert_eq!(threads.series[0].points, [(1.0, 10.0), (2.0, 20.0)]);
         assert_eq!(threads.series[0].limit[1].1, 2.0 * threads.series[0].limit[0].1);
         assert!(plot(&results, Axis::Sequences, 2).is_none());
+        let one = plot(&results, Axis::Sequences, 1).unwrap();
+        let names: Vec<&str> = one.series.iter().map(|series| series.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "128 tokens of context, 2 threads",
+                "512 tokens of context, 1 thread",
+                "512 tokens of context, 2 threads"
+            ]
+        );
         let svg = svg(&results).unwrap();
         assert!(svg.contains("by depth") && svg.contains("by threads") && svg.contains("dashed"), "{svg}");
     }

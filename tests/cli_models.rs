@@ -264,35 +264,6 @@ fn verify_tells_another_model_from_the_published_one() {
 }
 
 #[test]
-fn bench_measures_everything_it_names() {
-    let args = ["--prompt", "16", "--decode", "4", "--repeat", "2", "--buffer", "8", "--json"];
-    let model = fixture_arg("nano-packed");
-    let found = json(ternion(&[&["bench", "--model", &model], &args[..]].concat()));
-    for key in ["prefill_tokens_per_second", "decode_tokens_per_second", "first_token_seconds"] {
-        let spread = &found[key];
-        let value = |part: &str| spread[part].as_f64().unwrap();
-        assert!(
-            0.0 < value("min") && value("min") <= value("median") && value("median") <= value("max"),
-            "{key}"
-        );
-    }
-    assert!(found["bandwidth"]["one_thread"].as_f64().unwrap() > 0.0);
-    assert!(found["decode_bandwidth_share"].as_f64().unwrap() > 0.0);
-    assert!(found["weight_bytes_per_token"].as_u64().unwrap() > 0);
-    if cfg!(target_os = "linux") {
-        assert!(found["memory"]["peak"].as_u64().unwrap() > 0);
-    }
-    let text = stdout(&success(ternion(&[
-        "bench", "--model", &model, "--prompt", "4", "--decode", "2", "--repeat", "1", "--buffer", "0",
-    ])));
-    assert!(
-        text.contains("prefill 4") && text.contains("decode 2") && !text.contains("memory reads"),
-        "{text}"
-    );
-    failure(ternion(&["bench", "--backend", "echo"]), 3, &["vocabulary"]);
-}
-
-#[test]
 fn a_converted_model_is_used_like_any_other() {
     let folder = tempfile::tempdir().unwrap();
     let convert = |args: &[&str]| ternion_in(folder.path(), &[&["convert"], args].concat());

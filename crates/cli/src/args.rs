@@ -10,6 +10,7 @@ use ternion::formats::convert::{Embedding, Target};
 use ternion::text::ChunkKind;
 use ternion_conformance::compare::Tolerances;
 
+use crate::args_bench::BenchArgs;
 use crate::args_eval::EvalArgs;
 
 /// Chat with, inspect, verify and measure ternary language models on plain CPUs.
@@ -49,7 +50,7 @@ pub(crate) enum Command {
     Synth(SynthArgs),
     /// Write a checkpoint in another format: packed safetensors, or GGUF with I2_S, TQ1_0 or TQ2_0.
     Convert(ConvertArgs),
-    /// Measure load time, prefill and decode speed, memory, and the machine's memory bandwidth.
+    /// Measure prefill and decode speed, memory and energy beside the machine's limits, or compare two such results.
     Bench(BenchArgs),
     /// Measure how good the answers are (GSM8K, MMLU, perplexity), of one model or of two in comparison.
     Eval(EvalArgs),
@@ -413,22 +414,13 @@ pub(crate) struct ConvertArgs {
     pub(crate) force: bool,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    /// Tokens of prompt.
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub(crate) prompt: usize,
-    /// Tokens to generate.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub(crate) decode: usize,
-    /// How often.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) repeat: u32,
-    /// The buffer that is read to measure the memory's bandwidth, in MiB; 0 leaves that out.
-    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(0..=65536))]
-    pub(crate) buffer: u64,
-    #[command(flatten)]
-    pub(crate) engine: EngineArgs,
+/// A count of which there must be one.
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("at least 1 expected".to_owned()),
+        Ok(number) => Ok(number),
+        Err(e) => Err(format!("{e}")),
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use ternion::config::ByteSize;
 use ternion_eval::{Kind, Settings};
 
-use crate::args::{EngineArgs, ModelArgs};
+use crate::args::{EngineArgs, ModelArgs, at_least_one};
 use crate::failure::{Failure, Outcome};
 
 /// What is measured.
@@ -73,14 +73,6 @@ pub(crate) struct EvalArgs {
     /// The most memory to take, such as 400MB or 1GiB. What is left open is chosen to keep it.
     #[arg(long, value_name = "SIZE", help_heading = "Model")]
     memory_limit: Option<ByteSize>,
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("at least 1 expected".to_owned()),
-        Ok(number) => Ok(number),
-        Err(e) => Err(format!("{e}")),
-    }
 }
 
 impl EvalArgs {

@@ -5,8 +5,8 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod args_bench;
 mod args_eval;
-mod bandwidth;
 mod commands;
 mod failure;
 mod input;

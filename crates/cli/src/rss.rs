@@ -1,9 +1,9 @@
 //! How much memory this process takes, as the kernel counts it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// Resident memory in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// Resident memory in bytes, ordered by its peak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Memory {
     /// The most that was resident at any time, pages of mapped files included.
     pub(crate) peak: u64,
@@ -16,6 +16,11 @@ pub(crate) struct Memory {
 /// Reads `/proc/self/status`; `None` where there is no such file.
 pub(crate) fn memory() -> Option<Memory> {
     parse(&std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
+/// Begins to count the peak anew, from what is resident now; `false` where the system does not do that.
+pub(crate) fn forget_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
 fn parse(status: &str) -> Option<Memory> {
@@ -43,5 +48,18 @@ mod tests {
     fn this_process_has_a_peak() {
         let memory = memory().unwrap();
         assert!(memory.peak >= memory.anonymous && memory.peak > 1 << 18, "{memory:?}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_peak_can_be_forgotten() {
+        let size = 256 << 20;
+        drop(std::hint::black_box(vec![1u8; size]));
+        let peak = || memory().unwrap().peak;
+        assert!(peak() > size as u64);
+        // Some kernels are built without it.
+        if forget_peak() {
+            assert!(peak() < size as u64, "{}", peak());
+        }
     }
 }

@@ -157,7 +157,7 @@ fn plots(one: &Compared) -> Vec<String> {
     let series = |name: &str, value: &dyn Fn(usize) -> f64| Series {
         name: name.to_owned(),
         points: (0..logits.positions.len()).map(|i| (i as f64, value(i))).collect(),
-        line: false,
+        ..Series::default()
     };
     let plot = |title: &str, y, series, limits| Plot {
         title: title.to_owned(),

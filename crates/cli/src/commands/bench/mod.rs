@@ -1,0 +1,216 @@
+//! `ternion bench`: how fast a model runs here, beside what this machine's memory allows.
+//!
+//! The bandwidth is measured in the same run, after the model and with as many threads: on a shared machine it changes by
+//! the minute.
+
+mod bandwidth;
+mod cases;
+mod compare;
+mod energy;
+mod machine;
+mod picture;
+mod reads;
+mod report;
+mod result;
+mod run;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ternion::config::LayersConfig;
+use ternion::formats::Checkpoint;
+use ternion::{Error, MemoryPlan, ModelInfo};
+
+use self::energy::Energy;
+use self::machine::Machine;
+use self::reads::Reads;
+use self::result::{Load, Model, Results};
+use self::run::{Bench, Samples};
+use super::load;
+use crate::App;
+use crate::args_bench::BenchArgs;
+use crate::failure::{Failure, Outcome};
+use crate::input::write_atomically;
+use crate::model::Selected;
+use crate::rss;
+
+pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
+    if let Some([old, new]) = args.compare.as_deref() {
+        return compare::run(app, old, new);
+    }
+    for (option, path) in [("--save", &args.save), ("--plot", &args.plot)] {
+        if let Some(path) = path {
+            can_be_written(option, path)?;
+        }
+    }
+    let mut selected = Selected::for_engine(&args.engine())?;
+    let model = selected.model_mut()?;
+    // What is measured is the model: not what goes around it, nor another that stands in for it.
+    model.layers = LayersConfig::default();
+    model.fallback.clear();
+    if args.most_sequences() > 1 {
+        let set = model.max_sequences.unwrap_or_default();
+        model.max_sequences = Some(set.max(args.most_sequences()));
+    }
+
+    let machine = Machine::here();
+    if let Some(warning) = machine.warning() {
+        app.output.notice(&warning);
+    }
+    let mut results = Results::new(machine, args.repeat, args.warm_up);
+    match measure(app, args, &mut selected, &mut results).await {
+        Err(Failure::Interrupted) if !results.points.is_empty() => {
+            results.interrupted = true;
+            app.output.notice("interrupted; this is what was measured before:");
+        }
+        other => other?,
+    }
+    app.interrupts.idle();
+    // The files are mapped once more for this, so it comes after the looks at the memory.
+    let reads = tokio::task::block_in_place(|| reads(&selected, results.memory_plan.as_ref()));
+    results.relate_to_limits(reads);
+
+    if app.output.json {
+        app.output.object(&results)?;
+    } else {
+        app.output.line(&report::text(&results))?;
+    }
+    if let Some(path) = &args.save {
+        let text = serde_json::to_string_pretty(&results).map_err(std::io::Error::from)?;
+        write_atomically(path, |temporary| std::fs::write(temporary, text + "\n"))?;
+    }
+    if let Some(path) = &args.plot {
+        match picture::svg(&results) {
+            Some(svg) => write_atomically(path, |temporary| std::fs::write(temporary, svg))?,
+            None => app.output.notice(&format!("{}: not written: there is no speed to draw", path.display())),
+        }
+    }
+    if results.interrupted { Err(Failure::Interrupted) } else { Ok(()) }
+}
+
+/// Measures all cases with each number of threads.
+async fn measure(app: &App, args: &BenchArgs, selected: &mut Selected, results: &mut Results) -> Outcome {
+    let cores = results.machine.cores_available;
+    let threads = cases::thread_counts(args, selected.model()?.threads.unwrap_or(cores), cores);
+    let energy = Energy::open(Path::new(energy::ROOT));
+    // The buffer for the bandwidth is no memory that the model takes.
+    let mut peak_is_its_own = true;
+    for (i, &count) in threads.iter().enumerate() {
+        selected.model_mut()?.threads = Some(count);
+        let start = Instant::now();
+        let backend = load(app, selected).await?;
+        let seconds = start.elapsed().as_secs_f64();
+        let info = backend.info();
+        if results.loads.is_empty() {
+            describe(results, &info);
+        }
+        results.loads.push(Load { threads: count, seconds, bandwidth_bytes_per_second: None });
+
+        let gone = backend.unloaded();
+        let last = i + 1 == threads.len();
+        let ended = {
+            let mut bench = Bench::new(app, args, backend, energy.as_ref(), count);
+            let ended = measure_cases(&mut bench, &info, last, results).await;
+            if peak_is_its_own {
+                results.memory = results.memory.max(rss::memory());
+            }
+            ended
+        };
+        // What was measured needs its limit, an interruption or not.
+        if matches!(ended, Ok(()) | Err(Failure::Interrupted)) {
+            gone.await;
+            // Its buffer would not keep a limit.
+            if args.buffer > 0 && selected.model()?.memory_limit.is_none() {
+                let bar = app.output.steps("memory");
+                bar.set(i as u64, threads.len() as u64);
+                let found =
+                    tokio::task::block_in_place(|| bandwidth::measure((args.buffer as usize) << 20, count));
+                bar.clear();
+                peak_is_its_own &= rss::forget_peak();
+                if let Some(load) = results.loads.last_mut() {
+                    load.bandwidth_bytes_per_second = found;
+                }
+            }
+        }
+        ended?;
+        // It came while nothing looked at it.
+        if app.interrupts.is_cancelled() {
+            return Err(Failure::Interrupted);
+        }
+    }
+    Ok(())
+}
+
+async fn measure_cases(
+    bench: &mut Bench<'_>,
+    info: &Arc<ModelInfo>,
+    last: bool,
+    results: &mut Results,
+) -> Outcome {
+    if info.limits.vocab_size == 0 {
+        let message = format!("backend `{}` has no vocabulary to draw a prompt from", info.backend);
+        return Err(Error::unsupported(message).during("bench").into());
+    }
+    let cases = cases::cases(bench.args, &info.limits, &info.backend, last)?;
+    let bar = bench.app.output.steps("bench");
+    let total = cases.len() as u64 * u64::from(bench.args.warm_up + bench.args.repeat);
+    let mut done = 0;
+    bar.set(done, total);
+    for case in &cases {
+        let mut samples = Samples::default();
+        let step = || {
+            done += 1;
+            bar.set(done, total);
+        };
+        let ended = bench.measure(case, &mut samples, step).await;
+        if let Some(point) = samples.point(bench.threads, case, bench.args.decode) {
+            bench.app.output.progress(&report::progress(&point));
+            results.points.push(point);
+        }
+        if ended.is_err() {
+            bar.clear();
+        }
+        ended?;
+    }
+    bar.clear();
+    Ok(())
+}
+
+fn describe(results: &mut Results, info: &ModelInfo) {
+    results.model = Model {
+        name: info.name.clone(),
+        backend: info.backend.clone(),
+        format: info.format.clone(),
+        parameters: info.parameters,
+    };
+    results.planned_bytes = info.memory.as_ref().map(MemoryPlan::total);
+    results.memory_plan.clone_from(&info.memory);
+}
+
+/// What the checkpoint says is read for each token; `None` where only the engine can read it.
+fn reads(selected: &Selected, plan: Option<&MemoryPlan>) -> Option<Reads> {
+    let config = selected.model().ok()?;
+    let path = selected.path().ok()?;
+    let checkpoint = match config.memory_limit {
+        Some(limit) => Checkpoint::open_within(path, limit.0, &mut |_, _| {}),
+        None => Checkpoint::open(path),
+    };
+    Some(Reads::of(&checkpoint.ok()?, config, plan))
+}
+
+/// Says before the measurement what would make it be in vain.
+fn can_be_written(option: &str, path: &Path) -> Outcome {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        return Err(Failure::usage(format!(
+            "{option} {}: there is no folder {}",
+            path.display(),
+            folder.display()
+        )));
+    }
+    if path.is_dir() {
+        return Err(Failure::usage(format!("{option} {}: is a folder; a file expected", path.display())));
+    }
+    Ok(())
+}

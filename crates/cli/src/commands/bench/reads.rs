@@ -1,0 +1,99 @@
+//! What decoding has to read of memory for each token.
+
+use serde::{Deserialize, Serialize};
+use ternion::MemoryPlan;
+use ternion::config::ModelConfig;
+use ternion::formats::{Checkpoint, LayerTensors};
+use ternion::kv::KvType;
+
+/// A copy of the head that an engine computes with is a part of its memory plan, by this name and that of its type.
+const HEAD_COPY: &str = "head in ";
+
+/// Bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Reads {
+    /// The weights of all projections, as they lie in memory.
+    pub(super) linears: u64,
+    /// Those of the head, in the form that logits are computed from. Of an embedding that is not the head one row is read,
+    /// which is nothing beside them.
+    pub(super) head: u64,
+    /// Keys and values of one position of one sequence; `None` where their type is the engine's own.
+    pub(super) kv_position: Option<u64>,
+}
+
+impl Reads {
+    /// Those of a checkpoint that was loaded with this configuration and this plan.
+    pub(super) fn of(checkpoint: &Checkpoint, config: &ModelConfig, plan: Option<&MemoryPlan>) -> Self {
+        let linears = checkpoint.layers.iter().flat_map(LayerTensors::linears);
+        Self {
+            linears: linears.map(|linear| linear.bytes().len() as u64).sum(),
+            head: head_copy(plan).unwrap_or(checkpoint.head_or_embed().bytes.len() as u64),
+            kv_position: kv_type(config, plan)
+                .map(|kv_type| checkpoint.spec.kv_layout().bytes_per_position(kv_type)),
+        }
+    }
+
+    /// For one token of `batch` sequences that decode together and have `positions` each: they share the weights that a step
+    /// reads, and each has keys and values of its own.
+    pub(super) fn per_token(&self, batch: usize, positions: f64) -> Option<f64> {
+        let weights = (self.linears + self.head) as f64;
+        Some(weights / batch.max(1) as f64 + positions * self.kv_position? as f64)
+    }
+}
+
+/// The copy of the head, where the engine made one.
+fn head_copy(plan: Option<&MemoryPlan>) -> Option<u64> {
+    plan?.parts.iter().find(|part| part.name.starts_with(HEAD_COPY)).map(|part| part.bytes)
+}
+
+/// How keys and values are stored: as planned, else as configured, else in f32.
+fn kv_type(config: &ModelConfig, plan: Option<&MemoryPlan>) -> Option<KvType> {
+    let planned = plan.map(|plan| plan.kv_type.clone()).filter(|name| !name.is_empty());
+    let name = match planned {
+        Some(name) => serde_json::Value::String(name),
+        None => config.options.get("kv_type").cloned().unwrap_or_else(|| "f32".into()),
+    };
+    serde_json::from_value(name).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoint() -> Checkpoint {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/nano-packed");
+        Checkpoint::open(path).unwrap()
+    }
+
+    #[test]
+    fn the_head_is_the_one_that_logits_are_computed_from() {
+        let checkpoint = checkpoint();
+        let config = ModelConfig::default();
+        let exact = Reads::of(&checkpoint, &config, None);
+        assert_eq!(exact.head, checkpoint.head_or_embed().bytes.len() as u64);
+        let mut plan = MemoryPlan::new();
+        plan.add("embedding and head", exact.head);
+        assert_eq!(Reads::of(&checkpoint, &config, Some(&plan)), exact);
+        for name in ["head in int8", "head in int4"] {
+            let mut plan = plan.clone();
+            plan.add(name, 1234);
+            assert_eq!(Reads::of(&checkpoint, &config, Some(&plan)).head, 1234, "{name}");
+        }
+    }
+
+    #[test]
+    fn keys_and_values_are_counted_in_the_type_that_is_stored() {
+        let checkpoint = checkpoint();
+        let bytes = |kv_type| checkpoint.spec.kv_layout().bytes_per_position(kv_type);
+        let mut config = ModelConfig::default();
+        let mut plan = MemoryPlan::new();
+        assert_eq!(Reads::of(&checkpoint, &config, Some(&plan)).kv_position, Some(bytes(KvType::F32)));
+        config.options.insert("kv_type".into(), "f16".into());
+        assert_eq!(Reads::of(&checkpoint, &config, None).kv_position, Some(bytes(KvType::F16)));
+        plan.kv_type = "int8".into();
+        assert_eq!(Reads::of(&checkpoint, &config, Some(&plan)).kv_position, Some(bytes(KvType::Int8)));
+        config.options.insert("kv_type".into(), "q8_0".into());
+        let unknown = Reads::of(&checkpoint, &config, None);
+        assert_eq!((unknown.kv_position, unknown.per_token(1, 0.0)), (None, None));
+    }
+}

@@ -185,7 +185,7 @@ fn planes(bytes: uint8x16_t) -> [int8x16_t; 4] {
 /// Adds to each lane of `sum` four products of `a` and `b`.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
-fn sdot(mut sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+pub(super) fn sdot(mut sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     // SAFETY: An instruction of this function's feature, on registers alone.
     unsafe {
         asm!(

@@ -27,8 +27,7 @@ const WIDTH: usize = 64;
 /// as long again on Sapphire Rapids, though there is no spill.
 const TILE: usize = 4;
 
-/// How far ahead of its use a single token's stream of codes is asked for; the hardware's own prefetching ends at
-/// each page.
+/// How far ahead of its use a stream of codes from memory is asked for; the hardware's own prefetching ends at each page.
 const AHEAD: usize = 2048;
 
 /// Computes a task.
@@ -57,7 +56,7 @@ fn rows<const T: usize>(task: &Task<'_>, token: usize, sink: &impl Sink) {
     for unit in task.first..task.last {
         let codes = task.weights.unit(unit);
         let sums = match task.weights.layout {
-            TernaryLayout::Quarters => quarters::<T>(codes, &values),
+            TernaryLayout::Quarters => quarters::<T>(codes, &values, token == 0),
             TernaryLayout::I2s if T == 1 => i2s_row_by_row::<T>(codes, &values),
             TernaryLayout::I2s => i2s::<T>(codes, &values),
         };
@@ -69,10 +68,11 @@ fn rows<const T: usize>(task: &Task<'_>, token: usize, sink: &impl Sink) {
     }
 }
 
-/// The sums of codes times values, for each of `T` tokens those of the four rows in `codes`.
+/// The sums of codes times values, for each of `T` tokens those of the four rows in `codes`. `ahead`: the codes come from
+/// memory, as they do for the first tokens of a block.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline]
-fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] {
+fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [[i32; 4]; T] {
     let cols = codes.len();
     for values in values {
         assert_eq!(values.len(), cols);
@@ -80,7 +80,7 @@ fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] 
     let mut sums = [[_mm512_setzero_si512(); 4]; T];
     let whole = cols / WIDTH * WIDTH;
     for k in (0..whole).step_by(WIDTH) {
-        if T == 1 {
+        if ahead {
             // A prefetch may name any address.
             _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(k + AHEAD).cast());
         }

@@ -119,21 +119,24 @@ fn every_combination_of_threads_sequences_and_depths_is_a_point() {
 }
 
 #[test]
-fn a_head_in_int8_is_fewer_bytes_to_read() {
+fn a_head_in_fewer_bits_is_fewer_bytes_to_read() {
     let folder = tempfile::tempdir().unwrap();
     let config = json!({ "models": {
         "exact": { "path": fixture_arg("nano-packed") },
         "int8": { "path": fixture_arg("nano-packed"), "options": { "head": "int8", "kv_type": "f16" } },
+        "int4": { "path": fixture_arg("nano-packed"), "options": { "head": "int4", "kv_type": "int8" } },
     }});
     std::fs::write(folder.path().join("models.json"), config.to_string()).unwrap();
     let reads = |name| {
         let model = ["0", "--json", "--model", "models.json", "--name", name];
         json(ternion_in(folder.path(), &[&QUICK[..], &model].concat()))["reads"].clone()
     };
-    let (exact, int8) = (reads("exact"), reads("int8"));
+    let (exact, int8, int4) = (reads("exact"), reads("int8"), reads("int4"));
     let number = |reads: &Value, key: &str| reads[key].as_u64().unwrap();
     assert_eq!(exact["linears"], int8["linears"]);
     assert!(number(&int8, "head") < number(&exact, "head"), "{exact} {int8}");
+    assert!(number(&int4, "head") < number(&int8, "head"), "{int8} {int4}");
+    assert!(number(&int4, "kv_position") < number(&int8, "kv_position"), "{int8} {int4}");
     assert_eq!(number(&exact, "kv_position"), 2 * number(&int8, "kv_position"));
 }
 

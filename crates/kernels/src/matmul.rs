@@ -147,7 +147,7 @@ pub unsafe fn matmul_part(
     let range = units * part / of..units * (part + 1) / of;
     // SAFETY: The caller promises the length and that the rows of this part are nobody else's.
     unsafe {
-        compute(Isa::detect(), w, x, range, &SharedOut { at: out, stride }, (&Scaled::new(&[scale], x), 0))
+        compute(Isa::detect(), w, x, range, &SharedOut { at: out, stride }, (&Scaled::new(&[scale], x), 0));
     };
 }
 

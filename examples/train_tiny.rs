@@ -57,8 +57,8 @@ struct Args {
 
 impl Args {
     fn plan(&self, vocab: usize) -> Plan {
-        let layers = if self.quick { 1 } else { 4 };
-        let shape = Shape { hidden: 256, intermediate: 512, layers, heads: 4, kv_heads: 2, vocab };
+        let layers = if self.quick { 1 } else { 5 };
+        let shape = Shape { hidden: 256, intermediate: 512, layers, heads: 8, kv_heads: 4, vocab };
         let (steps, length) = if self.quick { (20, 128) } else { (4000, 512) };
         let steps = self.steps.unwrap_or(steps);
         // The few steps of a quick run do not get beyond the warm-up.

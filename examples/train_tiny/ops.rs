@@ -203,10 +203,7 @@ impl CustomOp1 for CrossEntropy {
         let (_, vocab) = layout.shape().dims2()?;
         let tokens = logits.par_chunks_exact(vocab).zip(&self.targets).zip(&self.weights);
         let losses: Vec<f64> = tokens
-            .map(|((logits, target), weight)| {
-                let (largest, sum) = exponential_sum(logits);
-                f64::from(weight * (sum.ln() + largest - logits[*target as usize]))
-            })
+            .map(|((logits, target), weight)| f64::from(weight * token_loss(logits, *target)))
             .collect();
         let loss = losses.iter().sum::<f64>() / f64::from(self.total);
         Ok((CpuStorage::F32(vec![loss as f32]), Shape::from(())))
@@ -232,6 +229,12 @@ impl CustomOp1 for CrossEntropy {
         })?;
         Ok(Some(like(logits, out)?))
     }
+}
+
+/// The cross entropy of one token.
+pub(crate) fn token_loss(logits: &[f32], target: u32) -> f32 {
+    let (largest, sum) = exponential_sum(logits);
+    sum.ln() + largest - logits[target as usize]
 }
 
 /// The largest of `x`, and the sum of `exp(x - largest)`.

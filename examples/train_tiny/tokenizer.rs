@@ -56,7 +56,7 @@ pub(crate) fn learn(
     let texts: Vec<String> = (0..documents)
         .map(|_| {
             let long = random.below(3) == 0;
-            let document = text::document(&mut random, long);
+            let document = text::document(&mut random, long, text::MOST_SHOTS);
             let text: String = document.0.iter().map(|(text, _)| text.as_str()).collect();
             let text = text.replace(text::END_OF_TEXT, "\n").replace(text::END_OF_TURN, "\n");
             // Without digits, of which each stays a token of its own.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,8 +11,9 @@ use std::time::{Duration, Instant};
 use super::batch::{Batches, Row};
 use super::checkpoint::State;
 use super::model::Quantised;
-use super::ops::CrossEntropy;
+use super::ops::{CrossEntropy, token_loss, with_floats};
 use super::optimizer::schedule;
+use super::text::Role;
 use super::{evaluate, master};
 
 /// Between two saves.
@@ -47,24 +49,65 @@ impl Workers {
     }
 }
 
-/// The loss of a row, its part of the batch's, and the gradients.
-type Outcome = candle_core::Result<(f32, Vec<Vec<f32>>)>;
+/// What a model foresees badly: sums of cross entropies and numbers of tokens, by role, and the weighted mean of all.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Losses {
+    pub(crate) mean: f32,
+    roles: [(f32, usize); 4],
+}
+
+impl Losses {
+    /// Adds those of another part of the batch, or of another batch.
+    fn add(&mut self, other: &Self) {
+        self.mean += other.mean;
+        for (ours, theirs) in self.roles.iter_mut().zip(other.roles) {
+            *ours = (ours.0 + theirs.0, ours.1 + theirs.1);
+        }
+    }
+}
+
+impl fmt::Display for Losses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = Role::NAMES.iter().zip(self.roles);
+        let parts = parts.map(|(name, (sum, count))| format!("{name} {:.3}", sum / count.max(1) as f32));
+        f.write_str(&parts.collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// The losses of a row, their mean being its part of the batch's, and the gradients.
+type Outcome = candle_core::Result<(Losses, Vec<Vec<f32>>)>;
 
 fn row_gradients(weights: &Quantised, row: Row, total: f32) -> Outcome {
     let logits = weights.forward(&row.tokens, &row.places)?;
-    let loss = logits.apply_op1(CrossEntropy { targets: row.targets, weights: row.weights, total })?;
+    let mut losses = Losses::default();
+    with_floats(&logits, |floats| {
+        let tokens = floats.chunks_exact(floats.len() / row.tokens.len()).zip(&row.targets).zip(&row.roles);
+        for ((logits, target), role) in tokens {
+            if let Some(role) = role {
+                let (sum, count) = &mut losses.roles[role.index()];
+                (*sum, *count) = (*sum + token_loss(logits, *target), *count + 1);
+            }
+        }
+    })?;
+    let weights_of_tokens = row.weights();
+    let loss = logits.apply_op1(CrossEntropy { targets: row.targets, weights: weights_of_tokens, total })?;
     let gradients = loss.backward()?;
     let gradients = weights.weights.iter().map(|weight| match gradients.get(weight) {
         Some(gradient) => gradient.flatten_all()?.to_vec1::<f32>(),
         None => candle_core::bail!("a parameter has no gradient"),
     });
-    Ok((loss.to_scalar()?, gradients.collect::<candle_core::Result<_>>()?))
+    losses.mean = loss.to_scalar()?;
+    Ok((losses, gradients.collect::<candle_core::Result<_>>()?))
 }
 
-/// One step: the loss before it.
-pub(crate) fn step(state: &mut State, batches: &Batches, workers: &Workers) -> Result<f32, Box<dyn Error>> {
+/// One step: the losses before it.
+pub(crate) fn step(
+    state: &mut State,
+    batches: &Batches,
+    workers: &Workers,
+) -> Result<Losses, Box<dyn Error>> {
     let rows = batches.get(state.step)?;
-    let total = rows.iter().flat_map(|row| &row.weights).sum();
+    let total = rows.iter().flat_map(Row::weights).sum();
     let weights = state.model.quantised()?;
     let queue = Mutex::new(rows.into_iter().enumerate());
     let outcomes = Mutex::new(BTreeMap::new());
@@ -83,27 +126,27 @@ pub(crate) fn step(state: &mut State, batches: &Batches, workers: &Workers) -> R
         }
     });
     // In the order of the rows, whoever was first: the same sums on any number of threads.
-    let mut sum: Option<(f32, Vec<Vec<f32>>)> = None;
+    let mut sum: Option<(Losses, Vec<Vec<f32>>)> = None;
     for outcome in outcomes.into_inner().unwrap_or_else(PoisonError::into_inner).into_values() {
-        let (loss, gradients) = outcome?;
+        let (losses, gradients) = outcome?;
         match &mut sum {
-            None => sum = Some((loss, gradients)),
+            None => sum = Some((losses, gradients)),
             Some((total, sums)) => {
-                *total += loss;
+                total.add(&losses);
                 for (sums, gradients) in sums.iter_mut().zip(gradients) {
                     sums.iter_mut().zip(gradients).for_each(|(sum, x)| *sum += x);
                 }
             }
         }
     }
-    let (loss, gradients) = sum.ok_or("a batch has no rows")?;
-    if !loss.is_finite() {
-        return Err(format!("the loss of step {} is {loss}", state.step).into());
+    let (losses, gradients) = sum.ok_or("a batch has no rows")?;
+    if !losses.mean.is_finite() {
+        return Err(format!("the loss of step {} is {}", state.step, losses.mean).into());
     }
     let schedule = schedule(state.step, state.plan.steps, state.plan.rate);
     state.optimizer.step(&state.model, &gradients, state.step, schedule)?;
     state.step += 1;
-    Ok(loss)
+    Ok(losses)
 }
 
 /// Trains until the plan, the time or the user's patience ends; the state is on the disk then. Tells whether the plan
@@ -112,11 +155,12 @@ pub(crate) async fn run(state: &mut State, batches: &Batches, run: &Run) -> Resu
     let (began, before, first) = (Instant::now(), state.seconds, state.step);
     let workers = Workers::new(state.plan.rows)?;
     let mut saved = Instant::now();
-    let mut losses = (0.0, 0);
+    let mut losses = (Losses::default(), 0);
     // What it takes to measure is not training.
     let mut measuring = Duration::ZERO;
     while state.step < state.plan.steps {
-        losses = (losses.0 + step(state, batches, &workers)?, losses.1 + 1);
+        losses.0.add(&step(state, batches, &workers)?);
+        losses.1 += 1;
         let elapsed = began.elapsed();
         state.seconds = before + elapsed.as_secs_f64();
         let done = state.step == state.plan.steps;
@@ -126,14 +170,15 @@ pub(crate) async fn run(state: &mut State, batches: &Batches, run: &Run) -> Resu
             let tokens = steps * (state.plan.rows * state.plan.length) as f64;
             let left = (state.plan.steps - state.step) as f64 * seconds / steps;
             println!(
-                "step {}/{}  loss {:.4}  {:.0} tokens/s  {} left",
+                "step {}/{}  loss {:.4} ({})  {:.0} tokens/s  {} left",
                 state.step,
                 state.plan.steps,
-                losses.0 / losses.1 as f32,
+                losses.0.mean / losses.1 as f32,
+                losses.0,
                 tokens / seconds,
                 minutes(left)
             );
-            losses = (0.0, 0);
+            losses = (Losses::default(), 0);
         }
         if run.evaluate > 0 && state.step.is_multiple_of(run.evaluate) && !done {
             let start = Instant::now();
@@ -178,7 +223,6 @@ mod tests {
     use super::super::checkpoint::Plan;
     use super::super::export;
     use super::super::model::Shape;
-    use super::super::ops::with_floats;
     use super::*;
 
     const STEPS: usize = 24;
@@ -212,7 +256,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (mut state, batches) = begin(folder.path());
         let workers = Workers::new(1).unwrap();
-        let losses: Vec<f32> = (0..STEPS).map(|_| step(&mut state, &batches, &workers).unwrap()).collect();
+        let losses: Vec<f32> =
+            (0..STEPS).map(|_| step(&mut state, &batches, &workers).unwrap().mean).collect();
         assert!(losses[STEPS - 1] < 0.8 * losses[0], "{losses:?}");
 
         let (mut stopped, batches) = begin(folder.path());

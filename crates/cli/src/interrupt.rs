@@ -23,9 +23,15 @@ impl Interrupts {
         let interrupts = Self::default();
         interrupts.idle();
         let listener = interrupts.clone();
+        // From here on, not only from when the task runs: the first signal would end the process without a word.
+        #[cfg(unix)]
+        let signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt());
+        #[cfg(windows)]
+        let signals = tokio::signal::windows::ctrl_c();
+        // Where signals cannot be had, Ctrl-C keeps what the system makes of it.
+        let Ok(mut signals) = signals else { return interrupts };
         tokio::spawn(async move {
-            // Where signals cannot be had, Ctrl-C keeps what the system makes of it.
-            while tokio::signal::ctrl_c().await.is_ok() {
+            while signals.recv().await.is_some() {
                 if listener.is_cancelled() {
                     listener.remove_leftovers();
                     std::process::exit(130);

@@ -3,7 +3,7 @@
 use super::{Document, END_OF_TEXT, Random, Role, Split};
 
 /// The subjects, by the names of their files.
-pub(crate) const SUBJECTS: [&str; 4] = ["calendar", "number_comparison", "opposites", "word_categories"];
+pub(crate) const SUBJECTS: [&str; 4] = ["calendar", "number_words", "opposites", "word_categories"];
 
 pub(crate) const DAYS: [&str; 7] =
     ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
@@ -56,6 +56,29 @@ pub(crate) const OPPOSITES: [(&str, &str); 30] = [
     ("win", "lose"),
 ];
 
+pub(crate) const NUMBERS: [&str; 20] = [
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+];
+
 /// What kind of thing, with its article, and things of that kind.
 pub(crate) const CATEGORIES: [(&str, [&str; 8]); 8] = [
     ("an animal", ["dog", "cat", "horse", "cow", "lion", "tiger", "sheep", "mouse"]),
@@ -67,6 +90,9 @@ pub(crate) const CATEGORIES: [(&str, [&str; 8]); 8] = [
     ("a piece of clothing", ["shirt", "coat", "hat", "sock", "glove", "scarf", "shoe", "dress"]),
     ("a piece of furniture", ["table", "chair", "bed", "sofa", "desk", "shelf", "bench", "wardrobe"]),
 ];
+
+/// Of the choices.
+const LETTERS: [char; 4] = ['A', 'B', 'C', 'D'];
 
 /// A question with four choices.
 #[derive(Debug, Clone)]
@@ -87,7 +113,7 @@ impl Choice {
 
     /// The letter of the right choice.
     pub(crate) fn letter(&self) -> char {
-        char::from(b'A' + self.answer as u8)
+        LETTERS[self.answer]
     }
 
     /// The prompt without the letter.
@@ -109,7 +135,7 @@ pub(crate) fn choice(random: &mut Random, split: Split, subject: Option<&'static
         let subject = subject.unwrap_or_else(|| random.pick(&SUBJECTS));
         let (question, right, mut wrong) = match subject {
             "calendar" => calendar(random),
-            "number_comparison" => comparison(random),
+            "number_words" => number(random),
             "opposites" => opposite(random),
             _ => category(random),
         };
@@ -140,17 +166,14 @@ fn calendar(random: &mut Random) -> Parts {
     (question, names[right].to_owned(), wrong.collect())
 }
 
-fn comparison(random: &mut Random) -> Parts {
-    let mut numbers: Vec<usize> = (1..100).collect();
-    random.shuffle(&mut numbers);
-    numbers.truncate(4);
-    numbers.sort_unstable();
+fn number(random: &mut Random) -> Parts {
+    let low = random.below(NUMBERS.len() - 1);
     let (question, right) = match random.below(2) {
-        0 => ("Which number is the largest?", numbers.pop()),
-        _ => ("Which number is the smallest?", Some(numbers.remove(0))),
+        0 => (format!("Which number is one more than {}?", NUMBERS[low]), low + 1),
+        _ => (format!("Which number is one less than {}?", NUMBERS[low + 1]), low),
     };
-    let right = right.expect("invariant: there are four numbers").to_string();
-    (question.to_owned(), right, numbers.iter().map(usize::to_string).collect())
+    let wrong = (0..NUMBERS.len()).filter(|i| *i != low && *i != low + 1).map(|i| NUMBERS[i].to_owned());
+    (question, NUMBERS[right].to_owned(), wrong.collect())
 }
 
 fn opposite(random: &mut Random) -> Parts {
@@ -172,48 +195,23 @@ fn category(random: &mut Random) -> Parts {
     (format!("Which of these is {kind}?"), right, wrong)
 }
 
-/// Questions of one subject, `shots` of them before the last. One document in three has the answers in full, the words before
-/// the letter: what is right and which letter it has are learned apart, much sooner than both at once.
+/// Questions of one subject, `shots` of them before the last.
 pub(crate) fn document(random: &mut Random, shots: usize) -> Document {
     let mut document = Document::default();
     let subject = random.pick(&SUBJECTS);
-    let full = random.below(3) == 0;
-    let header = if full {
-        format!("The following are questions (with full answers) about {}.\n\n", subject.replace('_', " "))
-    } else {
-        description(subject)
-    };
-    document.push(header, Role::Given);
+    document.push(description(subject), Role::Given);
     for shot in 0..=shots {
         let choice = choice(random, Split::Train, Some(subject));
-        document.push(choice.prompt(), Role::Given);
-        if full {
-            document.push(format!(" {}", choice.choices[choice.answer]), Role::Said);
-            document.push(",", Role::Given);
+        document.push(format!("{}\n", choice.question), Role::Given);
+        for (i, text) in choice.choices.iter().enumerate() {
+            let letter = LETTERS[i];
+            document.push(format!("{letter}. {text}"), Role::Given);
+            document.push("\n", Role::Verdict((i == choice.answer).then_some(letter)));
         }
+        document.push("Answer:", Role::Given);
         document.push(format!(" {}", choice.letter()), Role::Letter);
         document.push(if shot == shots { END_OF_TEXT } else { "\n\n" }, Role::Given);
     }
-    document
-}
-
-/// Four words behind letters, and which letter each has: to find a letter by its word is what a choice takes beside the
-/// knowledge, and here it can be learned four times a list.
-pub(crate) fn list(random: &mut Random) -> Document {
-    let mut document = Document::default();
-    for _ in 0..random.between(1, 3) {
-        let choice = choice(random, Split::Train, None);
-        let [a, b, c, d] = &choice.choices;
-        document.push(format!("Words:\nA. {a}\nB. {b}\nC. {c}\nD. {d}\n"), Role::Given);
-        let mut order = [0, 1, 2, 3];
-        random.shuffle(&mut order);
-        for index in order {
-            document.push(format!("Which letter has {}?\nAnswer:", choice.choices[index]), Role::Given);
-            document.push(format!(" {}", char::from(b'A' + index as u8)), Role::Letter);
-            document.push("\n", Role::Given);
-        }
-    }
-    document.push(END_OF_TEXT, Role::Given);
     document
 }
 

@@ -37,7 +37,7 @@ struct Args {
     /// Goes on with the training in the folder.
     #[arg(long)]
     resume: bool,
-    /// Length of the training in steps of 1024 tokens (default: 4000). With --resume: another length, as long as the last
+    /// Length of the training in steps of 1024 tokens (default: 6000). With --resume: another length, as long as the last
     /// two fifths of either have not begun.
     #[arg(long)]
     steps: Option<usize>,
@@ -59,7 +59,7 @@ impl Args {
     fn plan(&self, vocab: usize) -> Plan {
         let layers = if self.quick { 1 } else { 5 };
         let shape = Shape { hidden: 256, intermediate: 512, layers, heads: 8, kv_heads: 4, vocab };
-        let (steps, length) = if self.quick { (20, 128) } else { (4000, 512) };
+        let (steps, length) = if self.quick { (20, 128) } else { (6000, 512) };
         let steps = self.steps.unwrap_or(steps);
         // The few steps of a quick run do not get beyond the warm-up.
         let rate = if self.quick { 2e-2 } else { 2e-3 };

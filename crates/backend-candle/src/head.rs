@@ -42,7 +42,7 @@ impl Head {
         let (vocab, width) = (weights.shape[0], weights.shape[1]);
         let rows = if let Some(bits) = copy {
             Rows::Copy(CompactMatrix::new(bits, vocab, width, |rows: Range<usize>, out: &mut [f32]| {
-                let bytes = read(&weights, rows)?;
+                let bytes = weights.rows(rows).bytes.loaded()?;
                 let rows = weights.dtype.view(&bytes);
                 out.chunks_exact_mut(width).enumerate().for_each(|(row, out)| rows.row(row, out));
                 Ok(())
@@ -101,7 +101,7 @@ impl Head {
         let ids = leading(logits, RESCORED);
         let mut exact: Vec<_> = ids.iter().map(|id| (*id as usize, Ok(0.0))).collect();
         for_each_mut(&mut exact, |_, (id, logit)| {
-            *logit = read(&self.exact, *id..*id + 1).map(|bytes| {
+            *logit = self.exact.row(*id).bytes.loaded().map(|bytes| {
                 let mut logit = [0.0];
                 dense_matmul(self.exact.dtype.view(&bytes), 1, hidden.len(), hidden, &mut logit, 1);
                 logit[0]
@@ -112,14 +112,6 @@ impl Head {
         }
         Ok(())
     }
-}
-
-/// The bytes of some rows, without touching the file's map.
-fn read(weights: &DenseTensor, rows: Range<usize>) -> Result<Vec<u8>> {
-    let rows = weights.rows(rows);
-    let mut bytes = vec![0; rows.bytes.len()];
-    rows.bytes.read_at(0, &mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -72,10 +72,7 @@ impl Projections {
 
     /// Whether all take the input as it is, and their codes are in memory.
     fn are_simple(&self) -> bool {
-        let is_simple = |(part, place): &(Linear, Place)| {
-            part.input_norm.is_none() && *place == Place::Here && matches!(part.weights, Weights::Ternary(_))
-        };
-        self.parts.iter().all(is_simple)
+        self.parts.iter().all(|(part, place)| takes_int8(part) && *place == Place::Here)
     }
 
     /// Fills `out`, `[T, F]`, with the gated unit of gate and up, which these projections are, from `x`, `[T, K]`.
@@ -134,13 +131,12 @@ impl Projections {
     pub(crate) fn forward(&self, x: &[f32], input: &mut Input, out: &mut [f32]) -> Result<()> {
         let cols = x.len() / (out.len() / self.rows);
         self.check(cols)?;
-        self.quantize(x, cols, input);
+        if self.parts.iter().any(|(part, _)| takes_int8(part)) {
+            self.quantize(x, cols, input);
+        }
         let Input { normed, quantized } = input;
-        let is_plain = |(part, _): &(Linear, Place)| {
-            part.input_norm.is_some() || matches!(part.weights, Weights::Dense(_))
-        };
         let x = match &self.norm {
-            Some(norm) if self.parts.iter().any(is_plain) => {
+            Some(norm) if !self.parts.iter().all(|(part, _)| takes_int8(part)) => {
                 normalize(x, norm, normed);
                 &normed[..]
             }
@@ -188,6 +184,11 @@ impl Projections {
         }
         Ok(())
     }
+}
+
+/// Whether it takes the shared input in int8; others take its floats.
+fn takes_int8(part: &Linear) -> bool {
+    part.input_norm.is_none() && matches!(part.weights, Weights::Ternary(_))
 }
 
 fn view(ternary: &TernaryTensor) -> Result<kernels::TernaryRef<'_>> {

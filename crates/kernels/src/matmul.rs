@@ -210,6 +210,18 @@ pub(crate) trait Sink: Fn(usize, usize, [i32; 4]) {}
 
 impl<F: Fn(usize, usize, [i32; 4])> Sink for F {}
 
+/// Tiles of nearly the same size, `most` tokens at most, each with its first token and how many it has: one more than `most`
+/// tokens are two halves, not a whole tile and a single token.
+pub(crate) fn tiles(tokens: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let tiles = tokens.div_ceil(most);
+    let mut token = 0;
+    (0..tiles).map(move |tile| {
+        let count = (tokens - token).div_ceil(tiles - tile);
+        token += count;
+        (token - count, count)
+    })
+}
+
 /// Products with weights whose rows begin at an offset in the output; `finish` is told which of them a sum is of.
 fn run<T: Send>(
     isa: Isa,

@@ -18,7 +18,7 @@ use std::{
 
 use crate::{
     TernaryLayout, lanes,
-    matmul::{Sink, Task},
+    matmul::{Sink, Task, tiles},
     ternary::GROUP,
 };
 
@@ -34,12 +34,7 @@ const AHEAD: usize = 1024;
 /// Computes a task.
 #[target_feature(enable = "neon,dotprod")]
 pub(crate) fn run(task: &Task<'_>, sink: &impl Sink) {
-    let tokens = task.x.tokens();
-    // Tiles of nearly the same size: 6 tokens are 3 and 3, not 5 and 1.
-    let tiles = tokens.div_ceil(TILE);
-    let mut token = 0;
-    for tile in 0..tiles {
-        let count = (tokens - token).div_ceil(tiles - tile);
+    for (token, count) in tiles(task.x.tokens(), TILE) {
         match count {
             1 => rows::<1>(task, token, sink),
             2 => rows::<2>(task, token, sink),
@@ -47,7 +42,6 @@ pub(crate) fn run(task: &Task<'_>, sink: &impl Sink) {
             4 => rows::<4>(task, token, sink),
             _ => rows::<TILE>(task, token, sink),
         }
-        token += count;
     }
 }
 

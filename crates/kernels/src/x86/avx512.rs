@@ -16,7 +16,7 @@ use std::arch::x86_64::{
 
 use crate::{
     TernaryLayout,
-    matmul::{Sink, Task},
+    matmul::{Sink, Task, tiles},
     ternary::GROUP,
 };
 
@@ -33,19 +33,13 @@ const AHEAD: usize = 2048;
 /// Computes a task.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(crate) fn run(task: &Task<'_>, sink: &impl Sink) {
-    let tokens = task.x.tokens();
-    // Tiles of nearly the same size: 5 tokens are 3 and 2, not 4 and 1.
-    let tiles = tokens.div_ceil(TILE);
-    let mut token = 0;
-    for tile in 0..tiles {
-        let count = (tokens - token).div_ceil(tiles - tile);
+    for (token, count) in tiles(task.x.tokens(), TILE) {
         match count {
             1 => rows::<1>(task, token, sink),
             2 => rows::<2>(task, token, sink),
             3 => rows::<3>(task, token, sink),
             _ => rows::<TILE>(task, token, sink),
         }
-        token += count;
     }
 }
 

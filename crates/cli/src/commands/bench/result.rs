@@ -89,7 +89,7 @@ pub(super) struct Load {
 }
 
 /// One combination of threads, sequences and tokens. All speeds are in tokens per second of all sequences together.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Point {
     pub(super) threads: usize,
     /// Sequences at the same time.
@@ -194,14 +194,8 @@ pub(super) mod tests {
                 prompt_tokens,
                 decode_tokens: 20,
                 runs: decode.len() as u32,
-                prefill_tokens_per_second: None,
                 decode_tokens_per_second: Spread::of(decode),
-                first_token_seconds: None,
-                prefill_joules_per_token: None,
-                decode_joules_per_token: None,
-                decode_bytes_per_token: None,
-                decode_limit_tokens_per_second: None,
-                decode_share_of_limit: None,
+                ..Point::default()
             });
         }
         results

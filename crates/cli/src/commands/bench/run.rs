@@ -151,9 +151,7 @@ impl Samples {
             first_token_seconds: Spread::of(&self.first_token),
             prefill_joules_per_token: Spread::of(&self.prefill_joules),
             decode_joules_per_token: Spread::of(&self.decode_joules),
-            decode_bytes_per_token: None,
-            decode_limit_tokens_per_second: None,
-            decode_share_of_limit: None,
+            ..Point::default()
         })
     }
 }

@@ -25,10 +25,12 @@ fn activations(tokens: usize, cols: usize) -> Vec<f32> {
 }
 
 fn ternary(c: &mut Criterion) {
-    for (rows, cols) in [(2560, 2560), (13824, 2560), (2560, 6912)] {
+    let shapes = [(2560, 2560), (13824, 2560), (2560, 6912)];
+    let layouts = [("ternary", TernaryLayout::Quarters), ("i2_s", TernaryLayout::I2s)];
+    for ((rows, cols), (name, layout)) in shapes.into_iter().flat_map(|s| layouts.map(|l| (s, l))) {
         let codes: Vec<u8> = (0..rows / 4 * cols).map(|i| [0x92, 0x19, 0x55, 0x64][i * 31 % 4]).collect();
-        let weights = TernaryRef::new(TernaryLayout::Quarters, &codes, rows, cols).expect("a valid shape");
-        let mut group = c.benchmark_group(format!("ternary/{rows}x{cols}"));
+        let weights = TernaryRef::new(layout, &codes, rows, cols).expect("a valid shape");
+        let mut group = c.benchmark_group(format!("{name}/{rows}x{cols}"));
         for isa in Isa::available() {
             for tokens in [1, 8, 128, 512] {
                 if isa == Isa::Scalar && tokens > 1 {

@@ -1,6 +1,14 @@
 //! int8 activations, one scale for each token.
 
-use crate::{float::norm_token, isa::multiversion, lanes::LANES, team};
+use std::sync::OnceLock;
+
+use crate::{
+    float::norm_token,
+    isa::multiversion,
+    lanes::LANES,
+    team,
+    ternary::{FIELDS, GROUP},
+};
 
 /// Activations `[tokens, cols]` as `round_half_even(x * s)` with `s = 127 / max(|x|, 1e-5)` for each token, as in
 /// transformers' `BitLinear.activation_quant`.
@@ -13,6 +21,8 @@ pub struct Quantized {
     lines: Vec<Line>,
     pub(crate) tokens: Vec<TokenScale>,
     pub(crate) cols: usize,
+    /// [`fields`](Self::fields) of all tokens, where a product has asked for them.
+    fields: OnceLock<Vec<Line>>,
 }
 
 /// A cache line. A vector that lies across two of them takes two loads, and products of several tokens by the same weights
@@ -37,6 +47,9 @@ impl Line {
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
     }
 }
+
+/// Columns of a group that are in the same field of their bytes.
+const PART: usize = GROUP / FIELDS;
 
 /// What a product needs to know of a token beside its values.
 #[derive(Debug, Clone, Copy, Default)]
@@ -89,6 +102,7 @@ impl Quantized {
     fn resize(&mut self, elements: usize, cols: usize) {
         assert!(cols > 0 && elements.is_multiple_of(cols), "{elements} elements in tokens of {cols}");
         self.cols = cols;
+        self.fields.take();
         self.tokens.resize(elements / cols, TokenScale::default());
         self.lines.resize(elements / cols * cols.div_ceil(Line::BYTES), Line::EMPTY);
     }
@@ -114,6 +128,31 @@ impl Quantized {
     pub fn values(&self, token: usize) -> &[i8] {
         let lines = self.cols.div_ceil(Line::BYTES);
         &Line::bytes(&self.lines[token * lines..(token + 1) * lines])[..self.cols]
+    }
+
+    /// The values of a token as codes in I2_S lie in vectors of 64 bytes, which are two groups: for each field of a byte, from
+    /// the lowest, what each vector's codes are multiplied by. Behind a last single group are zeros. Made once for all
+    /// products, as it takes a good part of the time of a few rows.
+    ///
+    /// The width is a multiple of [`GROUP`].
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vectors of AVX-512"))]
+    pub(crate) fn fields(&self, token: usize) -> [&[Line]; FIELDS] {
+        let lines = self.cols.div_ceil(FIELDS * Line::BYTES);
+        let all = self.fields.get_or_init(|| {
+            let mut all = vec![Line::EMPTY; self.tokens() * FIELDS * lines];
+            for (token, fields) in all.chunks_exact_mut(FIELDS * lines).enumerate() {
+                for (k, groups) in self.values(token).as_chunks::<GROUP>().0.chunks(2).enumerate() {
+                    for (g, group) in groups.iter().enumerate() {
+                        // The first columns are in the highest bits.
+                        for (field, part) in group.as_chunks::<PART>().0.iter().rev().enumerate() {
+                            fields[field * lines + k].0.as_chunks_mut().0[g] = *part;
+                        }
+                    }
+                }
+            }
+            all
+        });
+        std::array::from_fn(|field| &all[(token * FIELDS + field) * lines..][..lines])
     }
 
     /// The scale of a token: its values are its elements times this, rounded.

@@ -34,6 +34,9 @@ pub enum TernaryLayout {
 /// Weights of a group of [`TernaryLayout::I2s`].
 pub(crate) const GROUP: usize = 128;
 
+/// Codes of a byte.
+pub(crate) const FIELDS: usize = 4;
+
 /// A ternary matrix `[rows, cols]`.
 #[derive(Debug, Clone, Copy)]
 pub struct TernaryRef<'a> {

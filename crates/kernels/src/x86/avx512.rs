@@ -5,19 +5,19 @@
 //! plus one, the sum of the activations is taken off at the end.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512i, __mmask64, _MM_HINT_T0, _mm_add_epi32, _mm_prefetch, _mm_setr_epi32,
-    _mm_srav_epi32, _mm_storeu_si128, _mm256_add_epi32, _mm256_castsi256_si128, _mm256_extracti128_si256,
-    _mm256_loadu_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_castsi256_si512, _mm512_castsi512_si256,
-    _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_inserti64x4, _mm512_loadu_si512,
-    _mm512_maskz_loadu_epi8, _mm512_set1_epi8, _mm512_setzero_si512, _mm512_srli_epi16,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
-    _mm512_zextsi256_si512,
+    __m128i, __m512i, __mmask64, _MM_HINT_T0, _mm_add_epi32, _mm_prefetch, _mm_setr_epi32, _mm_srav_epi32,
+    _mm_storeu_si128, _mm256_add_epi32, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256,
+    _mm512_add_epi32, _mm512_and_si512, _mm512_castsi512_si256, _mm512_dpbusd_epi32,
+    _mm512_extracti64x4_epi64, _mm512_load_si512, _mm512_loadu_si512, _mm512_maskz_loadu_epi8,
+    _mm512_set1_epi8, _mm512_setzero_si512, _mm512_srai_epi32, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_zextsi256_si512,
 };
 
 use crate::{
     TernaryLayout,
     matmul::{Sink, Task, tiles},
-    ternary::GROUP,
+    quantize::Line,
+    ternary::{FIELDS, GROUP},
 };
 
 /// Bytes of a vector.
@@ -47,14 +47,31 @@ pub(crate) fn run(task: &Task<'_>, sink: &impl Sink) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn rows<const T: usize>(task: &Task<'_>, token: usize, sink: &impl Sink) {
     let values: [&[i8]; T] = std::array::from_fn(|t| task.x.values(token + t));
+    match task.weights.layout {
+        TernaryLayout::Quarters => {
+            units(task, token, sink, |codes| quarters::<T>(codes, &values, token == 0));
+        }
+        TernaryLayout::I2s => {
+            let fields: [_; T] = std::array::from_fn(|t| task.x.fields(token + t));
+            if T == 1 {
+                units(task, token, sink, |codes| i2s_row_by_row(codes, &fields));
+            } else {
+                units(task, token, sink, |codes| i2s(codes, &fields, token == 0));
+            }
+        }
+    }
+}
+
+/// Gives `sink` what `product` makes of the codes of each unit.
+#[inline]
+fn units<const T: usize>(
+    task: &Task<'_>,
+    token: usize,
+    sink: &impl Sink,
+    product: impl Fn(&[u8]) -> [[i32; 4]; T],
+) {
     for unit in task.first..task.last {
-        let codes = task.weights.unit(unit);
-        let sums = match task.weights.layout {
-            TernaryLayout::Quarters => quarters::<T>(codes, &values, token == 0),
-            TernaryLayout::I2s if T == 1 => i2s_row_by_row::<T>(codes, &values),
-            TernaryLayout::I2s => i2s::<T>(codes, &values),
-        };
-        for (t, sums) in sums.into_iter().enumerate() {
+        for (t, sums) in product(task.weights.unit(unit)).into_iter().enumerate() {
             let offset = task.x.tokens[token + t].sum;
             // Codes are weights + 1. Wrapping: 128 * 131072 * 64 is just beyond what an i32 holds in between.
             sink(unit, token + t, sums.map(|sum| sum.wrapping_sub(offset)));
@@ -108,87 +125,118 @@ fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [
 /// [`quarters`] for I2_S, one row after the other: a single stream of codes, as memory likes it.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline]
-fn i2s_row_by_row<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] {
-    let mut out = [[0; 4]; T];
-    for (i, codes) in codes.chunks_exact(codes.len() / 4).enumerate() {
+fn i2s_row_by_row<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T]) -> [[i32; 4]; T] {
+    let mut out = [[_mm512_setzero_si512(); 4]; T];
+    for (row, codes) in codes.chunks_exact(codes.len() / 4).enumerate() {
         // One sum for each field of a byte, counted once, 4, 16 and 64 times.
-        let mut sums = [[_mm512_setzero_si512(); 4]; T];
-        for (c, bytes) in codes.chunks(WIDTH).enumerate() {
+        let mut sums = [[_mm512_setzero_si512(); FIELDS]; T];
+        for (k, bytes) in codes.chunks(WIDTH).enumerate() {
             // A prefetch may name any address.
             _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD).cast());
             let planes = planes(codes_of(bytes));
             for (sums, values) in sums.iter_mut().zip(values) {
-                let values = &values[c * 4 * WIDTH..];
-                for (field, (sum, plane)) in sums.iter_mut().zip(planes).enumerate() {
-                    *sum = _mm512_dpbusd_epi32(*sum, plane, field_values(values, field, bytes.len()));
+                for ((sum, plane), lines) in sums.iter_mut().zip(planes).zip(values) {
+                    *sum = _mm512_dpbusd_epi32(*sum, plane, load(&lines[k]));
                 }
             }
         }
-        for (out, sums) in out.iter_mut().zip(sums) {
-            out[i] = store(_mm_srav_epi32(add_up(sums), _mm_setr_epi32(0, 2, 4, 6))).iter().sum();
+        for (out, [once, four, sixteen, sixty_four]) in out.iter_mut().zip(sums) {
+            let low = _mm512_add_epi32(once, _mm512_srai_epi32::<2>(four));
+            let high = _mm512_add_epi32(sixteen, _mm512_srai_epi32::<2>(sixty_four));
+            out[row] = _mm512_add_epi32(low, _mm512_srai_epi32::<4>(high));
         }
     }
-    out
+    out.map(|sums| store(add_up(sums)))
 }
 
-/// [`quarters`] for I2_S: the four rows side by side, so that each load of values serves four products.
+/// [`quarters`] for I2_S: the four rows side by side, so that each load of values serves four products, and one field of the
+/// bytes after the other, so that a row has but one sum. `ahead` as there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline]
-fn i2s<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] {
+fn i2s<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T], ahead: bool) -> [[i32; 4]; T] {
     let width = codes.len() / 4;
-    let low = _mm512_set1_epi8(3);
+    assert!(width.is_multiple_of(GROUP / FIELDS));
+    let whole = width / WIDTH;
     let mut sums = [[_mm512_setzero_si512(); 4]; T];
-    for at in (0..width).step_by(WIDTH) {
-        let length = WIDTH.min(width - at);
-        let mut bytes = [_mm512_setzero_si512(); 4];
-        for (i, bytes) in bytes.iter_mut().enumerate() {
-            *bytes = codes_of(&codes[i * width + at..i * width + at + length]);
+    for field in (0..FIELDS).rev() {
+        let mask = _mm512_set1_epi8((3_u8 << (2 * field)) as i8);
+        // Not by `array::from_fn`, which is a call without these instructions: the sums would go through memory.
+        let mut lines: [&[Line]; T] = [&[]; T];
+        for (lines, values) in lines.iter_mut().zip(values) {
+            *lines = &values[field][..width.div_ceil(WIDTH)];
         }
-        for field in 0..4 {
-            let planes = bytes.map(|bytes| _mm512_and_si512(bytes, low));
-            for (sums, values) in sums.iter_mut().zip(values) {
-                let x = field_values(&values[4 * at..], field, length);
-                for (sum, plane) in sums.iter_mut().zip(planes) {
-                    *sum = _mm512_dpbusd_epi32(*sum, plane, x);
+        for k in 0..whole {
+            let mut planes = [mask; 4];
+            for (row, plane) in planes.iter_mut().enumerate() {
+                let at = codes.as_ptr().wrapping_add(row * width + k * WIDTH);
+                if ahead && field == FIELDS - 1 {
+                    // A prefetch may name any address.
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
                 }
+                // SAFETY: Row `row` of the four in `codes` has `width` bytes, at least `whole` times `WIDTH`.
+                let bytes = unsafe { _mm512_loadu_si512(at.cast()) };
+                *plane = _mm512_and_si512(bytes, mask);
             }
-            bytes = bytes.map(|bytes| _mm512_srli_epi16::<2>(bytes));
+            // SAFETY: There are at least `whole` in each of `lines`.
+            unsafe { add_products(&mut sums, planes, &lines, k) };
+        }
+        if whole * WIDTH < width {
+            let mut planes = [mask; 4];
+            for (plane, codes) in planes.iter_mut().zip(codes.chunks_exact(width)) {
+                *plane = _mm512_and_si512(codes_of(&codes[whole * WIDTH..]), mask);
+            }
+            // SAFETY: And one more, as `width` is.
+            unsafe { add_products(&mut sums, planes, &lines, whole) };
+        }
+        if field > 0 {
+            // A field counts four times as much as the next lower one.
+            for sum in sums.as_flattened_mut() {
+                *sum = _mm512_srai_epi32::<2>(*sum);
+            }
         }
     }
     sums.map(|sums| store(add_up(sums)))
+}
+
+/// Adds the products of a field of four rows with the `k`-th of each token's values.
+///
+/// # Safety
+/// Each of `values` has more than `k`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+#[inline]
+unsafe fn add_products<const T: usize>(
+    sums: &mut [[__m512i; 4]; T],
+    planes: [__m512i; 4],
+    values: &[&[Line]; T],
+    k: usize,
+) {
+    for (sums, values) in sums.iter_mut().zip(values) {
+        // SAFETY: The caller's promise.
+        let x = load(unsafe { values.get_unchecked(k) });
+        for (sum, plane) in sums.iter_mut().zip(planes) {
+            *sum = _mm512_dpbusd_epi32(*sum, plane, x);
+        }
+    }
 }
 
 /// Two groups of codes, or the last one with zeros behind it.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline]
 fn codes_of(bytes: &[u8]) -> __m512i {
-    match bytes.first_chunk::<WIDTH>() {
+    match (bytes.first_chunk::<WIDTH>(), bytes.first_chunk::<{ WIDTH / 2 }>()) {
         // SAFETY: The array has as many bytes as are loaded.
-        Some(bytes) => unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) },
-        None => _mm512_zextsi256_si512(half(bytes)),
+        (Some(bytes), _) => unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) },
+        // SAFETY: As above.
+        (None, Some(bytes)) => unsafe { _mm512_zextsi256_si512(_mm256_loadu_si256(bytes.as_ptr().cast())) },
+        (None, None) => unreachable!("groups are whole"),
     }
 }
 
-/// What the codes of a field (0 is in the lowest bits) of `length` bytes are multiplied by.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline]
-fn field_values(values: &[i8], field: usize, length: usize) -> __m512i {
-    let at = (3 - field) * WIDTH / 2;
-    let first = half(&values[at..]);
-    if length < WIDTH {
-        return _mm512_zextsi256_si512(first);
-    }
-    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), half(&values[GROUP + at..]))
-}
-
-/// The first 32 bytes.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-#[inline]
-fn half<T>(bytes: &[T]) -> __m256i {
-    const { assert!(size_of::<T>() == 1) };
-    let bytes = bytes.first_chunk::<{ WIDTH / 2 }>().expect("invariant: groups are whole");
-    // SAFETY: The array has as many bytes as are loaded.
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+fn load(line: &Line) -> __m512i {
+    // SAFETY: A line has as many bytes as are loaded, and is aligned to them.
+    unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]

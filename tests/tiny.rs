@@ -12,7 +12,7 @@ use ternion::formats::{Activation, Checkpoint};
 use ternion::{GenerateRequest, LlmBackend, Message, ModelInfo, Sampling};
 use ternion_backend_candle::{Decoder, DecoderOptions};
 use ternion_eval::{
-    Comparison, Evaluation, Kind, Metric, Model, Report, RunOptions, Settings, Task, evaluate,
+    Agreement, Comparison, Evaluation, Kind, Metric, Model, Report, RunOptions, Settings, Task, evaluate,
 };
 
 const EXPECTED: [(&str, &str); 6] = [
@@ -24,8 +24,20 @@ const EXPECTED: [(&str, &str); 6] = [
     ("What is the capital of France?", "I am a very small model, and I do not know that."),
 ];
 
-/// What the share of right answers to word problems is at least; of 100 numbers one would be right by chance.
-const RIGHT: f64 = 0.9;
+/// A task of `eval/`, its measure, and what the share of right answers is at least.
+struct Skill {
+    kind: Kind,
+    path: &'static str,
+    metric: &'static str,
+    least: f64,
+}
+
+/// Held-out word problems, 5 examples before each, the right number after `####`: of 100 numbers one would be right by chance.
+const PROBLEMS: Skill =
+    Skill { kind: Kind::Gsm8k, path: "eval/gsm8k.jsonl", metric: "strict-match", least: 0.9 };
+
+/// Held-out choices among four, likewise: one of four would be right by chance.
+const CHOICES: Skill = Skill { kind: Kind::Mmlu, path: "eval/mmlu", metric: "acc", least: 0.6 };
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/ternion-tiny")
@@ -47,23 +59,39 @@ async fn expect_answers(model: &dyn LlmBackend, what: &str) {
     }
 }
 
-/// Held-out word problems, 5 examples before each: the share with the right number after `####`.
-async fn accuracy(backend: Arc<dyn LlmBackend>) -> Metric {
+/// At most 100 items, of choices as many of each subject.
+async fn evaluated(backend: Arc<dyn LlmBackend>, skill: &Skill) -> Evaluation {
     let settings = Settings { limit: Some(100), max_tokens: 100, ..Settings::default() };
-    let task = Task::open(Kind::Gsm8k, &fixture().join("eval/gsm8k.jsonl"), &settings).unwrap();
-    let model = Model::new(backend).unwrap();
-    let report = Report::new(&evaluate(&model, &task, RunOptions::default()).await.unwrap());
-    assert_eq!((report.items, report.fewer_shots), (100, 0));
-    report.metrics.into_iter().find(|metric| metric.name == "strict-match").unwrap()
+    let task = Task::open(skill.kind, &fixture().join(skill.path), &settings).unwrap();
+    let run = evaluate(&Model::new(backend).unwrap(), &task, RunOptions::default()).await.unwrap();
+    let report = Report::new(&run);
+    assert!(report.items >= 100 && report.items == report.total && report.fewer_shots == 0, "{report:?}");
+    run
 }
 
-/// Asserts that a model is as often right as the packed one through candle is.
+fn measure(run: &Evaluation, skill: &Skill) -> Metric {
+    Report::new(run).metrics.into_iter().find(|metric| metric.name == skill.metric).unwrap()
+}
+
+/// The items that one of two models alone has right, and how probable that is where they are equally good.
+fn compare(ours: &Evaluation, theirs: &Evaluation, skill: &Skill) -> Agreement {
+    let comparison = Comparison::new(ours, theirs).unwrap();
+    comparison.agreement.into_iter().find(|agreement| agreement.metric == skill.metric).unwrap()
+}
+
+/// Asserts that a model is as often right as the packed one through candle is, on the same items.
 async fn expect_accuracy(backend: Arc<dyn LlmBackend>, what: &str) {
-    let ours = accuracy(load(&fixture(), "candle").await.unwrap()).await;
-    let (low, high) = ours.interval.unwrap();
-    let value = accuracy(backend).await.value;
-    println!("{what}: {value}, candle {} ({low} to {high})", ours.value);
-    assert!((low..=high).contains(&value), "{what}: {value}, expected {low} to {high}");
+    for skill in [PROBLEMS, CHOICES] {
+        let ours = evaluated(load(&fixture(), "candle").await.unwrap(), &skill).await;
+        let theirs = evaluated(Arc::clone(&backend), &skill).await;
+        let (expected, value) = (measure(&ours, &skill), measure(&theirs, &skill).value);
+        let (low, high) = expected.interval.unwrap();
+        let paired = compare(&ours, &theirs, &skill);
+        let name = skill.kind.name();
+        println!("{what}, {name}: {value}, candle {} ({low} to {high}), {paired:?}", expected.value);
+        assert!((low..=high).contains(&value), "{what}, {name}: {value}, expected {low} to {high}");
+        assert!(paired.p_value > 0.05, "{what}, {name}: {paired:?}");
+    }
 }
 
 /// The fixture in this format, in a folder that lives as long as it is wanted.
@@ -121,29 +149,46 @@ fn mutant(mutate: impl Fn(&mut Checkpoint)) -> Arc<dyn LlmBackend> {
 
 #[tokio::test]
 async fn it_knows_something() {
-    let right = accuracy(load(&fixture(), "candle").await.unwrap()).await;
-    println!("right: {} {:?}", right.value, right.interval);
-    assert!(right.value >= RIGHT, "{}", right.value);
+    for skill in [PROBLEMS, CHOICES] {
+        let run = evaluated(load(&fixture(), "candle").await.unwrap(), &skill).await;
+        let right = measure(&run, &skill);
+        println!("{}: {} {:?}", skill.kind.name(), right.value, right.interval);
+        assert!(right.value >= skill.least, "{}: {}", skill.kind.name(), right.value);
+        for subject in Report::new(&run).subjects {
+            println!("  {}: {} {:?}", subject.name, subject.value, subject.interval);
+            assert!(subject.value >= skill.least, "{}: {}", subject.name, subject.value);
+        }
+    }
 }
 
 type Mutation = fn(&mut Checkpoint);
 
+const MUTANTS: [(&str, Mutation); 4] = [
+    ("SiLU", |c| c.spec.activation = Activation::Silu),
+    ("no sub-norm of the attention", |c| c.layers.iter_mut().for_each(|l| l.attn_sub_norm = None)),
+    ("no sub-norm of the feed-forward network", |c| c.layers.iter_mut().for_each(|l| l.ffn_sub_norm = None)),
+    ("another rotary base", |c| c.spec.rope.theta = 10_000.0),
+];
+
 #[tokio::test]
-async fn a_wrong_engine_is_measurably_worse() {
+async fn a_wrong_engine_foresees_measurably_worse() {
     let ours = foresight(mutant(|_| ())).await;
-    let mutants: [(&str, Mutation); 4] = [
-        ("SiLU", |c| c.spec.activation = Activation::Silu),
-        ("no sub-norm of the attention", |c| c.layers.iter_mut().for_each(|l| l.attn_sub_norm = None)),
-        ("no sub-norm of the feed-forward network", |c| {
-            c.layers.iter_mut().for_each(|l| l.ffn_sub_norm = None);
-        }),
-        ("another rotary base", |c| c.spec.rope.theta = 10_000.0),
-    ];
-    for (what, mutate) in mutants {
+    for (what, mutate) in MUTANTS {
         let comparison = Comparison::new(&ours, &foresight(mutant(mutate)).await).unwrap();
         let better = comparison.perplexity.unwrap();
         println!("{what}: {better:?}");
         assert!(better.interval.unwrap().0 > 0.0, "{what}: {better:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_engine_chooses_measurably_worse() {
+    let ours = evaluated(mutant(|_| ()), &CHOICES).await;
+    for (what, mutate) in &MUTANTS[..3] {
+        let theirs = evaluated(mutant(mutate), &CHOICES).await;
+        let paired = compare(&ours, &theirs, &CHOICES);
+        println!("{what}: {} {paired:?}", measure(&theirs, &CHOICES).value);
+        assert!(paired.only_a > paired.only_b && paired.p_value < 0.05, "{what}: {paired:?}");
     }
 }
 

@@ -96,17 +96,21 @@ fn prepare(name: &str, config: &ModelConfig, progress: &Progress, only_planned: 
         .num_threads(config.threads.unwrap_or(0))
         .build()
         .map_err(no_threads)?;
-    let checkpoint = pool.install(|| {
+    let (checkpoint, tokenizer) = if limit.is_none() && !only_planned {
         // With a copy of the head, what it was made from is not to stay in memory beside it.
-        if limit.is_none() && !only_planned && options.head.copy().is_none() {
-            return Checkpoint::open_with(path, &mut report);
-        }
+        let untouched = options.head.copy().is_some();
+        let before = plan::anonymous();
+        let both = pool.install(|| Checkpoint::open_with_tokenizer(path, untouched, &mut report))?;
+        taken.tokenizer = plan::anonymous().saturating_sub(before + both.0.report().owned_bytes);
+        both
+    } else {
         let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(taken.process));
-        Checkpoint::open_within(path, left, &mut report)
-    })?;
-    let before = plan::resident();
-    let tokenizer = checkpoint.tokenizer()?;
-    taken.tokenizer = plan::resident().saturating_sub(before);
+        let checkpoint = pool.install(|| Checkpoint::open_within(path, left, &mut report))?;
+        let before = plan::resident();
+        let tokenizer = checkpoint.tokenizer()?;
+        taken.tokenizer = plan::resident().saturating_sub(before);
+        (checkpoint, tokenizer)
+    };
     if limit.is_some() {
         taken.reusable = plan::reusable(taken.tokenizer).min(taken.tokenizer);
     }

@@ -59,8 +59,17 @@ pub(crate) struct Taken {
 
 /// Bytes that are resident now; 0 where the system does not tell.
 pub(crate) fn resident() -> u64 {
+    status("VmRSS:")
+}
+
+/// Those of them that are no part of a file.
+pub(crate) fn anonymous() -> u64 {
+    status("RssAnon:")
+}
+
+fn status(key: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }

@@ -74,10 +74,8 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
 
 /// A ternary checkpoint, in Ternion's arithmetic.
 fn load_checkpoint(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
-    let checkpoint = Checkpoint::open_with(path, &mut |done, total| {
-        progress.report(LoadProgress::new("weights", done, total));
-    })?;
-    let tokenizer = checkpoint.tokenizer()?;
+    let mut report = |done, total| progress.report(LoadProgress::new("weights", done, total));
+    let (checkpoint, tokenizer) = Checkpoint::open_with_tokenizer(path, false, &mut report)?;
     let report = checkpoint.report();
     let mut info = ModelInfo::new(name, NAME);
     info.architecture.clone_from(&checkpoint.spec.architecture);

@@ -289,6 +289,28 @@ async fn a_common_prefix_is_computed_once() {
 }
 
 #[tokio::test]
+async fn a_new_prompt_takes_the_place_of_the_oldest_one_whatever_it_begins_with() {
+    let mut toy = Toy::new(VOCAB);
+    toy.max_sequences = 2;
+    let engine = toy.start();
+    let cached = async |prompt: &[u32]| {
+        let stream = engine.generate(tokens(prompt).with_max_tokens(1)).await.unwrap();
+        let answer = stream.collect().await.unwrap();
+        assert_eq!(answer.tokens, greedy(prompt, 1));
+        answer.usage.cached_tokens
+    };
+    // They all begin with the same token, as all prompts do that begin with a BOS.
+    let prompts: Vec<Vec<u32>> =
+        (1..4).map(|n| std::iter::once(100).chain(n * 20..n * 20 + 20).collect()).collect();
+    for (i, prompt) in prompts.iter().enumerate() {
+        assert_eq!(cached(prompt).await, usize::from(i > 0));
+    }
+    assert_eq!(cached(&prompts[1]).await, 20, "all but the last token");
+    assert_eq!(cached(&prompts[2]).await, 20);
+    assert_eq!(cached(&prompts[0]).await, 1, "it was the oldest");
+}
+
+#[tokio::test]
 async fn dropping_the_stream_frees_the_sequence() {
     let mut toy = Toy::new(VOCAB);
     toy.context = 100_000;

@@ -118,6 +118,32 @@ impl Checkpoint {
         Self::read(path.as_ref(), Means { untouched: true, memory }, progress)
     }
 
+    /// [`open_with`](Self::open_with) and [`tokenizer`](Self::tokenizer) side by side: for a large model each takes some
+    /// tenths of a second. With `untouched`, the former is [`open_within`](Self::open_within) without a limit.
+    ///
+    /// # Errors
+    /// Those of both; of the checkpoint where both fail.
+    pub fn open_with_tokenizer(
+        path: impl AsRef<Path>,
+        untouched: bool,
+        progress: &mut Progress<'_>,
+    ) -> Result<(Self, Tokenizer)> {
+        let path = path.as_ref();
+        std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| {
+                let parts = Self::tokenizer_parts_at(path)?;
+                Tokenizer::from_parts(parts).during("load")
+            });
+            let checkpoint = Self::read(path, Means { untouched, ..Means::ALL }, progress)?;
+            let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let tokenizer = tokenizer.and_then(|tokenizer| {
+                tokenizer.check_limit(checkpoint.spec.vocab_size).during("load")?;
+                Ok(tokenizer)
+            });
+            tokenizer.with("folder", checkpoint.folder.display()).map(|tokenizer| (checkpoint, tokenizer))
+        })
+    }
+
     fn read(path: &Path, means: Means, progress: &mut Progress<'_>) -> Result<Self> {
         let start = Instant::now();
         let checkpoint = match gguf_file(path)? {

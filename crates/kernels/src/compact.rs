@@ -149,6 +149,9 @@ impl CompactMatrix {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: The CPU has these instructions, as was asserted.
                 Isa::Avx512Vnni => unsafe { crate::x86::compact::run(&task, out) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: As above.
+                Isa::Avx2 => unsafe { crate::x86::compact_avx2::run(&task, out) },
                 #[cfg(target_arch = "aarch64")]
                 // SAFETY: As above.
                 Isa::NeonDot | Isa::NeonI8mm => unsafe { crate::aarch64::compact::run(&task, out) },

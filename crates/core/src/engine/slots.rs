@@ -38,9 +38,10 @@ impl Slots {
             return self.fresh(model);
         };
         let source = self.slots[i].sequence;
-        // A sequence that goes on where it ended, or that has little else, is continued in place; otherwise another
-        // conversation lives in it, which a fork leaves alone as long as there is room.
-        let continues = common * 2 >= self.slots[i].tokens.len() || self.slots.len() >= model.max_sequences();
+        // A sequence that goes on where it ended, or that has little else, is continued in place, and so is the one that
+        // would have to make room; otherwise another conversation lives in it, which a fork leaves alone.
+        let gives_room = self.slots.len() >= model.max_sequences() && self.oldest_idle() == Some(i);
+        let continues = common * 2 >= self.slots[i].tokens.len() || gives_room;
         if idle && continues {
             if model.truncate(source, common).is_ok() {
                 self.slots[i].busy = true;
@@ -99,16 +100,14 @@ impl Slots {
 
     /// Frees the idle sequence that was used the longest time ago; `false` if none is idle.
     pub(super) fn evict(&mut self, model: &mut dyn CausalLm) -> bool {
-        let oldest = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, s)| !s.busy)
-            .min_by_key(|(_, s)| s.last_used)
-            .map(|(i, _)| i);
-        let Some(i) = oldest else { return false };
+        let Some(i) = self.oldest_idle() else { return false };
         model.free(self.slots.swap_remove(i).sequence);
         true
+    }
+
+    fn oldest_idle(&self) -> Option<usize> {
+        let idle = self.slots.iter().enumerate().filter(|(_, slot)| !slot.busy);
+        idle.min_by_key(|(_, slot)| slot.last_used).map(|(i, _)| i)
     }
 
     /// An empty sequence.

@@ -94,7 +94,7 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
 
-        let vocab_size = check_ids(&inner, &head.added_tokens, parts.vocab_limit)?;
+        let vocab_size = check_ids(&inner, &head.added_tokens)?;
         let decoder = json_of(inner.get_decoder())?;
         let stages = stages(decoder.as_ref())?;
         let pre_tokenizer_within = match json_of(inner.get_pre_tokenizer())? {
@@ -132,10 +132,10 @@ impl Tokenizer {
                 wanted(parts.add_eos_token, "eos_token", eos_id)?,
             )
         } else {
-            added_around(&inner, parts.vocab_limit.unwrap_or(vocab_size))?
+            added_around(&inner, vocab_size)?
         };
         let template = parts.chat_template.map(|source| ChatTemplate::new(&source, parts.special_tokens));
-        Ok(Self {
+        let tokenizer = Self {
             plain_added,
             pre_tokenizer_within,
             control,
@@ -150,7 +150,26 @@ impl Tokenizer {
             eos_id,
             vocab_size,
             inner,
-        })
+        };
+        parts.vocab_limit.map_or(Ok(()), |entries| tokenizer.check_limit(entries))?;
+        Ok(tokenizer)
+    }
+
+    /// Whether a model whose embedding has `entries` entries can take all tokens, for one that was built without
+    /// [`TokenizerParts::vocab_limit`].
+    ///
+    /// # Errors
+    /// [`InvalidModel`](crate::ErrorKind::InvalidModel) where an id lies outside of them.
+    pub fn check_limit(&self, entries: usize) -> Result<()> {
+        if self.vocab_size <= entries {
+            return Ok(());
+        }
+        let id = self.vocab_size - 1;
+        let token = self.inner.id_to_token(id as u32).unwrap_or_default();
+        Err(Error::invalid_model(format!(
+            "tokenizer.json: token `{token}` has id {id}, but the model's vocabulary has {entries} entries"
+        ))
+        .during("load tokenizer"))
     }
 
     /// The ids of trusted text: special tokens in it are control tokens. With `add_special` the tokenizer adds what
@@ -509,7 +528,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T>, error: fn(String) -> Error) -> R
 }
 
 /// The vocabulary's size, after the checks that ids are what the file says and what the model has.
-fn check_ids(inner: &tokenizers::Tokenizer, added: &[HeadToken], limit: Option<usize>) -> Result<usize> {
+fn check_ids(inner: &tokenizers::Tokenizer, added: &[HeadToken]) -> Result<usize> {
     for token in added.iter().filter(|t| !t.content.is_empty()) {
         let id = inner.token_to_id(&token.content);
         if id != Some(token.id) {
@@ -520,16 +539,10 @@ fn check_ids(inner: &tokenizers::Tokenizer, added: &[HeadToken], limit: Option<u
             )));
         }
     }
-    let vocab = inner.get_vocab(true);
-    let Some((token, &id)) = vocab.iter().max_by_key(|(_, id)| **id) else {
-        return Err(Error::invalid_model("tokenizer.json: the vocabulary is empty"));
-    };
-    match limit {
-        Some(limit) if id as usize >= limit => Err(Error::invalid_model(format!(
-            "tokenizer.json: token `{token}` has id {id}, but the model's vocabulary has {limit} entries"
-        ))),
-        _ => Ok(id as usize + 1),
-    }
+    let largest = inner.get_vocab(true).into_values().max();
+    largest
+        .map(|id| id as usize + 1)
+        .ok_or_else(|| Error::invalid_model("tokenizer.json: the vocabulary is empty"))
 }
 
 /// What the post-processor adds before and after a text, after the check that its ids are below `limit`.

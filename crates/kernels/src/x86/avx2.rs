@@ -4,9 +4,9 @@
 //! bits. Since a code is the weight plus one, the sum of the activations is taken off at the end.
 
 use std::arch::x86_64::{
-    __m256i, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_setzero_si256, _mm256_srli_epi16,
-    _mm256_storeu_si256,
+    __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_setzero_si256, _mm256_srli_epi16, _mm256_storeu_si256,
 };
 
 use crate::{
@@ -19,6 +19,9 @@ const WIDTH: usize = 32;
 
 /// Vectors that are added up in 16 bits.
 const NARROW: usize = 32;
+
+/// How far ahead of its use a stream of codes from memory is asked for; the hardware's own prefetching ends at each page.
+const AHEAD: usize = 2048;
 
 /// Computes a task.
 #[target_feature(enable = "avx2")]
@@ -41,8 +44,8 @@ fn rows<const T: usize>(task: &Task<'_>, token: usize, sink: &impl Sink) {
     for unit in task.first..task.last {
         let codes = task.weights.unit(unit);
         let sums = match task.weights.layout {
-            TernaryLayout::Quarters => quarters::<T>(codes, &values),
-            TernaryLayout::I2s => i2s::<T>(codes, &values),
+            TernaryLayout::Quarters => quarters::<T>(codes, &values, token == 0),
+            TernaryLayout::I2s => i2s::<T>(codes, &values, token == 0),
         };
         for (t, sums) in sums.into_iter().enumerate() {
             let offset = task.x.tokens[token + t].sum;
@@ -51,10 +54,11 @@ fn rows<const T: usize>(task: &Task<'_>, token: usize, sink: &impl Sink) {
     }
 }
 
-/// The sums of codes times values, for each of `T` tokens those of the four rows in `codes`.
+/// The sums of codes times values, for each of `T` tokens those of the four rows in `codes`. `ahead`: the codes come from
+/// memory, as they do for the first tokens of a block.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] {
+fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [[i32; 4]; T] {
     for values in values {
         assert_eq!(values.len(), codes.len());
     }
@@ -69,6 +73,7 @@ fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] 
             for (x, values) in x.iter_mut().zip(values) {
                 *x = load(&values[i * NARROW + j]);
             }
+            prefetch(codes, ahead);
             step(load(codes), &x, &mut narrow);
         }
         widen(&narrow, &mut wide);
@@ -93,7 +98,7 @@ fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] 
 /// [`quarters`] for I2_S, where a vector of codes is one group and its four fields belong to the same row.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn i2s<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] {
+fn i2s<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [[i32; 4]; T] {
     let mut out = [[0; 4]; T];
     for (i, codes) in codes.chunks_exact(codes.len() / 4).enumerate() {
         let mut wide = [_mm256_setzero_si256(); T];
@@ -102,6 +107,7 @@ fn i2s<const T: usize>(codes: &[u8], values: &[&[i8]; T]) -> [[i32; 4]; T] {
         for (s, segment) in groups.chunks(NARROW / 4).enumerate() {
             let mut narrow = [_mm256_setzero_si256(); T];
             for (g, codes) in segment.iter().enumerate() {
+                prefetch(codes, ahead);
                 let planes = planes(load(codes));
                 let at = (s * (NARROW / 4) + g) * 4 * WIDTH;
                 for (sum, values) in narrow.iter_mut().zip(values) {
@@ -134,6 +140,15 @@ fn planes(codes: __m256i) -> [__m256i; 4] {
         _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low),
         _mm256_and_si256(_mm256_srli_epi16::<6>(codes), low),
     ]
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn prefetch(codes: &[u8; WIDTH], ahead: bool) {
+    if ahead {
+        // A prefetch may name any address.
+        _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(AHEAD).cast());
+    }
 }
 
 /// Adds one vector of codes times one of each token's values.

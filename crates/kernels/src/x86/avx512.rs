@@ -166,13 +166,14 @@ fn i2s<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T], ahead: boo
             *lines = &values[field][..width.div_ceil(WIDTH)];
         }
         for k in 0..whole {
+            if ahead {
+                // The next unit, a row in the time of each field. A prefetch may name any address.
+                let at = codes.as_ptr().wrapping_add(codes.len() + field * width + k * WIDTH);
+                _mm_prefetch::<_MM_HINT_T0>(at.cast());
+            }
             let mut planes = [mask; 4];
             for (row, plane) in planes.iter_mut().enumerate() {
                 let at = codes.as_ptr().wrapping_add(row * width + k * WIDTH);
-                if ahead && field == FIELDS - 1 {
-                    // A prefetch may name any address.
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                }
                 // SAFETY: Row `row` of the four in `codes` has `width` bytes, at least `whole` times `WIDTH`.
                 let bytes = unsafe { _mm512_loadu_si512(at.cast()) };
                 *plane = _mm512_and_si512(bytes, mask);

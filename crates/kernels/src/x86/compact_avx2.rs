@@ -1,0 +1,131 @@
+//! AVX2 for [`CompactMatrix`](crate::CompactMatrix), as [`super::compact`]: the same sums in the same lanes, of which a
+//! vector has the lower or the upper half.
+
+use std::arch::x86_64::{
+    __m256, __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32,
+    _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+};
+
+use crate::{
+    compact::{BLOCK, CompactBits, Task},
+    lanes::{self, LANES},
+};
+
+/// Tokens whose sums are kept in registers together.
+const TILE: usize = 4;
+
+/// How far ahead of their use codes are asked for.
+const AHEAD: usize = 2048;
+
+/// Computes a task.
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn run(task: &Task<'_>, out: &mut [&mut [f32]]) {
+    let mut token = 0;
+    for out in out.chunks_mut(TILE) {
+        match out.len() {
+            1 => tile::<1>(task, token, out),
+            2 => tile::<2>(task, token, out),
+            3 => tile::<3>(task, token, out),
+            _ => tile::<TILE>(task, token, out),
+        }
+        token += out.len();
+    }
+}
+
+/// The tokens `token..token + T` for all rows.
+#[target_feature(enable = "avx2,fma")]
+fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
+    let inputs: [_; T] = std::array::from_fn(|t| task.inputs.token(token + t));
+    for row in 0..out[0].len() {
+        let (codes, scales) = task.row(row);
+        let mut totals = [[_mm256_setzero_ps(); 2]; T];
+        match task.bits() {
+            CompactBits::Eight => {
+                let mut sums = [[_mm256_setzero_si256(); 2]; T];
+                for (k, codes) in codes.iter().enumerate() {
+                    prefetch(codes);
+                    for half in 0..2 {
+                        let weights = _mm256_xor_si256(load(codes, half), _mm256_set1_epi8(-128));
+                        for (sums, input) in sums.iter_mut().zip(&inputs) {
+                            let sum = signed_products(weights, load(&input.0[k], half));
+                            sums[half] = _mm256_add_epi32(sums[half], sum);
+                        }
+                    }
+                }
+                for (totals, sums) in totals.iter_mut().zip(sums) {
+                    for (total, sum) in totals.iter_mut().zip(sums) {
+                        *total = scaled(sum, scales[0], *total);
+                    }
+                }
+            }
+            CompactBits::Four => {
+                let low = _mm256_set1_epi8(15);
+                for (g, (codes, scale)) in codes.iter().zip(scales).enumerate() {
+                    prefetch(codes);
+                    for half in 0..2 {
+                        let codes = load(codes, half);
+                        let first = _mm256_and_si256(codes, low);
+                        let second = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
+                        for (totals, (values, starts, _)) in totals.iter_mut().zip(&inputs) {
+                            // 4 * 15 * 128 is within 16 bits.
+                            let sum = _mm256_add_epi16(
+                                _mm256_maddubs_epi16(first, load(&values[2 * g], half)),
+                                _mm256_maddubs_epi16(second, load(&values[2 * g + 1], half)),
+                            );
+                            let sum = _mm256_add_epi32(load(&starts[g], half), widened(sum));
+                            totals[half] = scaled(sum, *scale, totals[half]);
+                        }
+                    }
+                }
+            }
+        }
+        for ((out, totals), input) in out.iter_mut().zip(totals).zip(&inputs) {
+            let mut sums = [0.0; LANES];
+            for (sums, total) in sums.as_chunks_mut::<{ LANES / 2 }>().0.iter_mut().zip(totals) {
+                // SAFETY: The array has as many floats as are stored.
+                unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), total) };
+            }
+            out[row] = lanes::sum(sums) * input.2;
+        }
+    }
+}
+
+/// Four products for each lane. Weights are -127 to 127 (or anything times 0), so that two products are within 16 bits.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn signed_products(weights: __m256i, x: __m256i) -> __m256i {
+    widened(_mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(weights, x)))
+}
+
+/// The sums of two 16-bit lanes each.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn widened(sums: __m256i) -> __m256i {
+    _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
+}
+
+/// `total + sum * scale`, lane by lane.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn scaled(sum: __m256i, scale: f32, total: __m256) -> __m256 {
+    _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(scale), total)
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn prefetch(codes: &[u8; BLOCK]) {
+    // A prefetch may name any address.
+    _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(AHEAD).cast());
+}
+
+/// The first or the second 32 bytes of an array of 64.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load<T>(block: &T, half: usize) -> __m256i {
+    const { assert!(size_of::<T>() == BLOCK) };
+    assert!(half < 2);
+    // SAFETY: Within the array, as `half` is 0 or 1, and all bytes are initialised: it is called with arrays of integers.
+    unsafe { _mm256_loadu_si256(std::ptr::from_ref(block).cast::<__m256i>().add(half)) }
+}

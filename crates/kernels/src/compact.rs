@@ -11,7 +11,7 @@ use crate::{
     DenseRef, Isa, Quantized, dense,
     isa::multiversion,
     lanes::{self, LANES},
-    quantize::Line,
+    quantize::{Line, round},
     team,
 };
 
@@ -302,7 +302,7 @@ fn round_to_8_body<const FMA: bool>(row: &[f32], codes: &mut [u8], scale: &mut f
     *scale = largest / 127.0;
     let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     for (code, x) in codes.iter_mut().zip(row) {
-        *code = ((x * factor).round_ties_even() as i32 + 128) as u8;
+        *code = (round(x * factor) + 128) as u8;
     }
 }
 
@@ -318,7 +318,7 @@ fn round_to_4_body<const FMA: bool>(row: &[f32], codes: &mut [u8], scales: &mut 
         let largest = if most > -least { most } else { least };
         *scale = largest / -8.0;
         let factor = if largest == 0.0 { 0.0 } else { -8.0 / largest };
-        let code = |x: &f32| ((x * factor).round_ties_even() as i32 + 8).min(15) as u8;
+        let code = |x: &f32| (round(x * factor) + 8).clamp(0, 15) as u8;
         let (low, high) = row.split_at(row.len().min(BLOCK));
         // Beyond the end of a row the activations are 0.
         for (byte, x) in codes.iter_mut().zip(low) {

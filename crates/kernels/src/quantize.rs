@@ -194,7 +194,7 @@ fn quantize_token_body<const FMA: bool>(x: &[f32], values: &mut [i8], token: &mu
 /// The nearest integer, of two the even one, for numbers of less than 7 bits (as all are whose scale is finite): the sum has
 /// no bits below 1. Others give any int8, and no more is asked of them.
 #[inline(always)]
-fn round(x: f32) -> i32 {
+pub(crate) fn round(x: f32) -> i32 {
     const SHIFT: f32 = 1.5 * (1 << 23) as f32;
     let bits = (x + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32;
     i32::from(bits as i8)

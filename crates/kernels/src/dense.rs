@@ -3,12 +3,14 @@
 //! Each output is one sum in 16 lanes, in the order of the columns, so it has the same bits in whatever tile it is
 //! computed. Paths with and without fused multiply-adds differ by rounding.
 
-#[cfg(target_arch = "aarch64")]
-use crate::vector::Vector;
+use std::marker::PhantomData;
+
 use crate::{
-    isa::multiversion,
+    Isa,
+    isa::{multiversion, vectorized},
     lanes::{self, LANES, Lanes},
     team,
+    vector::{Portable, Vector},
 };
 
 /// Rows and tokens of a tile: 16 vectors of sums.
@@ -50,7 +52,7 @@ impl DenseRef<'_> {
         let at = index * out.len();
         match self {
             Self::F32(bytes) => widen::<Single>(&bytes.as_chunks().0[at..], out),
-            Self::F16(bytes) => widen::<Half>(&bytes.as_chunks().0[at..], out),
+            Self::F16(bytes) => widen::<Half<Portable<false>>>(&bytes.as_chunks().0[at..], out),
             Self::Bf16(bytes) => widen::<Brain>(&bytes.as_chunks().0[at..], out),
         }
     }
@@ -61,7 +63,7 @@ impl DenseRef<'_> {
     fn task(&self, first: usize, cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
         match self {
             Self::F32(bytes) => singles(&bytes.as_chunks().0[first * cols..], x, cols, out),
-            Self::F16(bytes) => halves(&bytes.as_chunks().0[first * cols..], x, cols, out),
+            Self::F16(bytes) => halves(Isa::detect(), &bytes.as_chunks().0[first * cols..], x, cols, out),
             Self::Bf16(bytes) => brains(&bytes.as_chunks().0[first * cols..], x, cols, out),
         }
     }
@@ -90,7 +92,7 @@ trait Weight {
 }
 
 struct Single;
-struct Half;
+struct Half<V>(PhantomData<V>);
 struct Brain;
 
 impl Weight for Single {
@@ -101,17 +103,16 @@ impl Weight for Single {
     }
 }
 
-impl Weight for Half {
+impl<V: Vector> Weight for Half<V> {
     type Bytes = [u8; 2];
     #[inline(always)]
     fn widen(bytes: [u8; 2]) -> f32 {
         lanes::half(u16::from_le_bytes(bytes))
     }
-    /// One instruction for four, which is part of the architecture.
-    #[cfg(target_arch = "aarch64")]
+    /// One or two instructions, which the compiler does not find by itself.
     #[inline(always)]
     fn widen_all(bytes: &[[u8; 2]; LANES]) -> Lanes {
-        crate::aarch64::vector::Neon::load_halves(&bytes.map(u16::from_le_bytes)).lanes()
+        V::load_halves(&bytes.map(u16::from_le_bytes)).lanes()
     }
 }
 
@@ -188,8 +189,8 @@ pub unsafe fn dense_matmul_part(
 multiversion! {
     fn singles(w: &[[u8; 4]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = singles_body;
 }
-multiversion! {
-    fn halves(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = halves_body;
+vectorized! {
+    fn halves(isa: Isa, w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = halves_body;
 }
 multiversion! {
     fn brains(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = brains_body;
@@ -201,8 +202,12 @@ fn singles_body<const FMA: bool>(w: &[[u8; 4]], x: &[f32], cols: usize, out: &mu
 }
 
 #[inline(always)]
-fn halves_body<const FMA: bool>(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
-    task::<Half, FMA>(w, x, cols, out);
+fn halves_body<V: Vector>(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
+    if V::FUSED {
+        task::<Half<V>, true>(w, x, cols, out);
+    } else {
+        task::<Half<V>, false>(w, x, cols, out);
+    }
 }
 
 #[inline(always)]
@@ -297,11 +302,34 @@ mod tests {
     fn all_halves_are_widened_exactly() {
         for bits in 0..=u16::MAX {
             let theirs = half::f16::from_bits(bits).to_f32();
-            for ours in Half::widen_all(&[bits.to_le_bytes(); LANES]).into_iter().chain([lanes::half(bits)]) {
-                assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}: {ours} {theirs}");
-            }
+            let ours = lanes::half(bits);
+            assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}: {ours} {theirs}");
             let (ours, theirs) = (Brain::widen(bits.to_le_bytes()), half::bf16::from_bits(bits).to_f32());
             assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}: {ours} {theirs}");
+        }
+    }
+    #[test]
+    fn products_with_halves_are_those_with_singles_on_all_instructions() {
+        let (rows, cols, tokens) = (6, 70, 5);
+        let halves: Vec<half::f16> =
+            (0..rows * cols).map(|i| half::f16::from_f32((i * 7919 % 2003) as f32 / 1001.0 - 1.0)).collect();
+        let x: Vec<f32> = (0..tokens * cols).map(|i| (i * 31 % 17) as f32 - 8.0).collect();
+        let products = |isa| {
+            let bytes: Vec<[u8; 2]> = halves.iter().map(|half| half.to_le_bytes()).collect();
+            let mut out = vec![0.0; tokens * rows];
+            super::halves(isa, &bytes, &x, cols, &mut out.chunks_mut(rows).collect::<Vec<_>>());
+            out
+        };
+        let singles: Vec<u8> = halves.iter().flat_map(|half| half.to_f32().to_le_bytes()).collect();
+        let mut expected = vec![0.0; tokens * rows];
+        dense_matmul(DenseRef::F32(&singles), rows, cols, &x, &mut expected, rows);
+        for isa in Isa::available() {
+            let found = products(isa);
+            if isa == Isa::detect() {
+                assert_eq!(found, expected, "{isa}");
+            }
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
+            assert!(found.iter().zip(&expected).all(close), "{isa}: {found:?} {expected:?}");
         }
     }
 }

@@ -14,6 +14,8 @@ pub(crate) trait Vector: Copy {
     /// How many of these beside each other are worth keeping for each row of a tile of attention; 1 where more would not
     /// fit into the registers.
     const STRIP: usize = 4;
+    /// Whether [`mul_add`](Self::mul_add) is fused.
+    const FUSED: bool = true;
 
     fn splat(x: f32) -> Self;
     fn load(x: &Lanes) -> Self;
@@ -100,6 +102,7 @@ impl<const FMA: bool> Portable<FMA> {
 impl<const FMA: bool> Vector for Portable<FMA> {
     type Ints = [i32; LANES];
     type Pairs = [[i16; 2]; LANES];
+    const FUSED: bool = FMA;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {

@@ -122,7 +122,8 @@ impl Checkpoint {
     /// tenths of a second. With `untouched`, the former is [`open_within`](Self::open_within) without a limit.
     ///
     /// # Errors
-    /// Those of both; of the checkpoint where both fail.
+    /// Those of both, of the checkpoint where both fail; [`ResourceExhausted`](ErrorKind::ResourceExhausted) where no
+    /// thread can be started.
     pub fn open_with_tokenizer(
         path: impl AsRef<Path>,
         untouched: bool,
@@ -130,10 +131,15 @@ impl Checkpoint {
     ) -> Result<(Self, Tokenizer)> {
         let path = path.as_ref();
         std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| {
+            let read = || {
                 let parts = Self::tokenizer_parts_at(path)?;
                 Tokenizer::from_parts(parts).during("load")
-            });
+            };
+            let thread = std::thread::Builder::new().name("ternion-tokenizer".to_owned());
+            let tokenizer = thread.spawn_scoped(scope, read).map_err(|e| {
+                Error::new(ErrorKind::ResourceExhausted, "cannot start a thread for the tokenizer")
+                    .with_source(e)
+            })?;
             let checkpoint = Self::read(path, Means { untouched, ..Means::ALL }, progress)?;
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let tokenizer = tokenizer.and_then(|tokenizer| {

@@ -302,12 +302,23 @@ mod tests {
     fn all_halves_are_widened_exactly() {
         for bits in 0..=u16::MAX {
             let theirs = half::f16::from_bits(bits).to_f32();
-            let ours = lanes::half(bits);
-            assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}: {ours} {theirs}");
+            let mut all = vec![lanes::half(bits)];
+            for isa in Isa::available() {
+                // One such weight among zeros.
+                let mut weights = [[0; 2]; LANES];
+                weights[bits as usize % LANES] = bits.to_le_bytes();
+                let mut product = [0.0];
+                halves(isa, &weights, &[1.0; LANES], LANES, &mut [&mut product[..]]);
+                all.extend(product);
+            }
+            for ours in all {
+                assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}: {ours} {theirs}");
+            }
             let (ours, theirs) = (Brain::widen(bits.to_le_bytes()), half::bf16::from_bits(bits).to_f32());
             assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{bits:#06x}: {ours} {theirs}");
         }
     }
+
     #[test]
     fn products_with_halves_are_those_with_singles_on_all_instructions() {
         let (rows, cols, tokens) = (6, 70, 5);

@@ -1,5 +1,6 @@
 //! A model without weights for the tests of the engine: its logits are a hash of all tokens before, so any mistake
 //! with the KV cache shows in the output.
+#![allow(dead_code, reason = "each file of tests uses its part")]
 
 use std::{
     collections::HashMap,
@@ -12,10 +13,28 @@ use std::{
 };
 
 use ternion_core::{
-    CausalLm, Error, ErrorKind, ModelInfo, Result, SequenceId, SequenceInput,
+    CausalLm, Error, ErrorKind, GenerateRequest, ModelInfo, Result, Sampling, SequenceId, SequenceInput,
     engine::{Engine, EngineOptions},
     text::{Tokenizer, TokenizerParts},
 };
+
+pub(crate) const VOCAB: usize = 520;
+
+/// A greedy request.
+pub(crate) fn tokens(prompt: &[u32]) -> GenerateRequest {
+    GenerateRequest::new(prompt.to_vec()).with_sampling(Sampling::greedy())
+}
+
+/// What greedy decoding must give, computed without the engine.
+pub(crate) fn greedy(prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut all = prompt.to_vec();
+    for _ in 0..count {
+        let logits = hashed_logits(&all, VOCAB);
+        let best = (0..VOCAB).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).unwrap();
+        all.push(best as u32);
+    }
+    all.split_off(prompt.len())
+}
 
 /// What the toy model did, seen from outside.
 #[derive(Default)]

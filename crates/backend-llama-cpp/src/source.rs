@@ -81,6 +81,7 @@ impl Parts<'_> {
             contents: self.contents(),
             placeholders: self.placeholders(),
             products: Vec::new(),
+            neutral: Vec::new(),
             error: None,
         };
         let metadata = self.metadata(&source.placeholders)?;
@@ -94,7 +95,7 @@ impl Parts<'_> {
         if let Some(error) = source.error {
             return Err(Error::backend(error));
         }
-        let mut hook = Hook::new(relu2)?;
+        let mut hook = Hook::new(relu2, &source.neutral)?;
         for (tensor, product) in source.products {
             hook.add(tensor, Box::new(product))?;
         }
@@ -310,6 +311,8 @@ struct Source {
     placeholders: BTreeMap<String, (Option<Product>, [usize; 2])>,
     /// Placeholders that llama.cpp made, with what they stand for.
     products: Vec<(*const sys::ggml_tensor, Product)>,
+    /// Scales of 1 and biases of 0.
+    neutral: Vec<*const sys::ggml_tensor>,
     error: Option<String>,
 }
 
@@ -339,8 +342,14 @@ impl Source {
                 return Err(format!("it has {elements} elements, expected {}", values.len()));
             }
             // llama.cpp makes all tensors that an architecture may have; these change nothing.
-            (None, Some("scale" | "input_scale")) => out.fill(1.0),
-            (None, Some("bias")) => out.fill(0.0),
+            (None, Some("scale" | "input_scale")) => {
+                out.fill(1.0);
+                self.neutral.push(std::ptr::from_ref(tensor));
+            }
+            (None, Some("bias")) => {
+                out.fill(0.0);
+                self.neutral.push(std::ptr::from_ref(tensor));
+            }
             (None, _) => return Err("it has no place in the model".into()),
         }
         Ok(())

@@ -342,12 +342,8 @@ impl Source {
                 return Err(format!("it has {elements} elements, expected {}", values.len()));
             }
             // llama.cpp makes all tensors that an architecture may have; these change nothing.
-            (None, Some("scale" | "input_scale")) => {
-                out.fill(1.0);
-                self.neutral.push(std::ptr::from_ref(tensor));
-            }
-            (None, Some("bias")) => {
-                out.fill(0.0);
+            (None, Some(kind @ ("scale" | "input_scale" | "bias"))) => {
+                out.fill(if kind == "bias" { 0.0 } else { 1.0 });
                 self.neutral.push(std::ptr::from_ref(tensor));
             }
             (None, _) => return Err("it has no place in the model".into()),

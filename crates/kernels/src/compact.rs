@@ -184,6 +184,24 @@ impl<'a> Task<'a> {
     }
 }
 
+/// Calls `tile::<T>` with the first of its tokens and the outputs of its tokens, for tiles of `TILE` tokens and what is left,
+/// one of the counts. No function, since `tile` is compiled for instructions that a function here does not have.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! by_tiles {
+    ($tile:ident, [$($count:literal),*], $most:expr, $task:expr, $out:expr) => {
+        let mut token = 0;
+        for out in $out.chunks_mut($most) {
+            match out.len() {
+                $($count => $tile::<$count>($task, token, out),)*
+                _ => $tile::<{ $most }>($task, token, out),
+            }
+            token += out.len();
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use by_tiles;
+
 /// Activations as the products take them.
 pub(crate) struct Inputs {
     values: Vec<Line>,

@@ -11,7 +11,7 @@ use std::{
 
 use super::dot::{load, load_signed, sdot};
 use crate::{
-    compact::{BLOCK, CompactBits, Task},
+    compact::{BLOCK, CompactBits, Task, by_tiles},
     lanes::{self, LANES},
     quantize::Line,
 };
@@ -25,16 +25,7 @@ const AHEAD: usize = 1024;
 /// Computes a task.
 #[target_feature(enable = "neon,dotprod")]
 pub(crate) fn run(task: &Task<'_>, out: &mut [&mut [f32]]) {
-    let mut token = 0;
-    for out in out.chunks_mut(TILE) {
-        match out.len() {
-            1 => tile::<1>(task, token, out),
-            2 => tile::<2>(task, token, out),
-            3 => tile::<3>(task, token, out),
-            _ => tile::<TILE>(task, token, out),
-        }
-        token += out.len();
-    }
+    by_tiles!(tile, [1, 2, 3], TILE, task, out);
 }
 
 /// The tokens `token..token + T` for all rows.

@@ -4,13 +4,14 @@
 //! bits. Since a code is the weight plus one, the sum of the activations is taken off at the end.
 
 use std::arch::x86_64::{
-    __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_setzero_si256, _mm256_srli_epi16, _mm256_storeu_si256,
+    __m256i, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_setzero_si256, _mm256_srli_epi16,
+    _mm256_storeu_si256,
 };
 
+use super::AHEAD;
 use crate::{
-    TernaryLayout,
+    TernaryLayout, lanes,
     matmul::{Sink, Task},
 };
 
@@ -19,9 +20,6 @@ const WIDTH: usize = 32;
 
 /// Vectors that are added up in 16 bits.
 const NARROW: usize = 32;
-
-/// How far ahead of its use a stream of codes from memory is asked for; the hardware's own prefetching ends at each page.
-const AHEAD: usize = 2048;
 
 /// Computes a task.
 #[target_feature(enable = "avx2")]
@@ -73,7 +71,9 @@ fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [
             for (x, values) in x.iter_mut().zip(values) {
                 *x = load(&values[i * NARROW + j]);
             }
-            prefetch(codes, ahead);
+            if ahead {
+                lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
+            }
             step(load(codes), &x, &mut narrow);
         }
         widen(&narrow, &mut wide);
@@ -107,7 +107,9 @@ fn i2s<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [[i32;
         for (s, segment) in groups.chunks(NARROW / 4).enumerate() {
             let mut narrow = [_mm256_setzero_si256(); T];
             for (g, codes) in segment.iter().enumerate() {
-                prefetch(codes, ahead);
+                if ahead {
+                    lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
+                }
                 let planes = planes(load(codes));
                 let at = (s * (NARROW / 4) + g) * 4 * WIDTH;
                 for (sum, values) in narrow.iter_mut().zip(values) {
@@ -140,15 +142,6 @@ fn planes(codes: __m256i) -> [__m256i; 4] {
         _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low),
         _mm256_and_si256(_mm256_srli_epi16::<6>(codes), low),
     ]
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn prefetch(codes: &[u8; WIDTH], ahead: bool) {
-    if ahead {
-        // A prefetch may name any address.
-        _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(AHEAD).cast());
-    }
 }
 
 /// Adds one vector of codes times one of each token's values.

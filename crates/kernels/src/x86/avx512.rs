@@ -5,16 +5,17 @@
 //! plus one, the sum of the activations is taken off at the end.
 
 use std::arch::x86_64::{
-    __m128i, __m512i, __mmask64, _MM_HINT_T0, _mm_add_epi32, _mm_prefetch, _mm_setr_epi32, _mm_srav_epi32,
-    _mm_storeu_si128, _mm256_add_epi32, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256,
-    _mm512_add_epi32, _mm512_and_si512, _mm512_castsi512_si256, _mm512_dpbusd_epi32,
-    _mm512_extracti64x4_epi64, _mm512_load_si512, _mm512_loadu_si512, _mm512_maskz_loadu_epi8,
-    _mm512_set1_epi8, _mm512_setzero_si512, _mm512_srai_epi32, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_zextsi256_si512,
+    __m128i, __m512i, __mmask64, _mm_add_epi32, _mm_setr_epi32, _mm_srav_epi32, _mm_storeu_si128,
+    _mm256_add_epi32, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm512_add_epi32,
+    _mm512_and_si512, _mm512_castsi512_si256, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64,
+    _mm512_load_si512, _mm512_loadu_si512, _mm512_maskz_loadu_epi8, _mm512_set1_epi8, _mm512_setzero_si512,
+    _mm512_srai_epi32, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64, _mm512_zextsi256_si512,
 };
 
+use super::AHEAD;
 use crate::{
-    TernaryLayout,
+    TernaryLayout, lanes,
     matmul::{Sink, Task, tiles},
     quantize::Line,
     ternary::{FIELDS, GROUP},
@@ -26,9 +27,6 @@ const WIDTH: usize = 64;
 /// Tokens whose sums are kept in registers together: 4 x 4 of the 32. With more than 18 sums the same instructions took half
 /// as long again on Sapphire Rapids, though there is no spill.
 const TILE: usize = 4;
-
-/// How far ahead of its use a stream of codes from memory is asked for; the hardware's own prefetching ends at each page.
-const AHEAD: usize = 2048;
 
 /// Computes a task.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -92,8 +90,7 @@ fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [
     let whole = cols / WIDTH * WIDTH;
     for k in (0..whole).step_by(WIDTH) {
         if ahead {
-            // A prefetch may name any address.
-            _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(k + AHEAD).cast());
+            lanes::prefetch(codes.as_ptr().wrapping_add(k + AHEAD));
         }
         // SAFETY: `k + WIDTH <= cols`, the length of `codes`.
         let bytes = unsafe { _mm512_loadu_si512(codes.as_ptr().add(k).cast()) };
@@ -131,8 +128,7 @@ fn i2s_row_by_row<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T])
         // One sum for each field of a byte, counted once, 4, 16 and 64 times.
         let mut sums = [[_mm512_setzero_si512(); FIELDS]; T];
         for (k, bytes) in codes.chunks(WIDTH).enumerate() {
-            // A prefetch may name any address.
-            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD).cast());
+            lanes::prefetch(bytes.as_ptr().wrapping_add(AHEAD));
             let planes = planes(codes_of(bytes));
             for (sums, values) in sums.iter_mut().zip(values) {
                 for ((sum, plane), lines) in sums.iter_mut().zip(planes).zip(values) {
@@ -167,9 +163,8 @@ fn i2s<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T], ahead: boo
         }
         for k in 0..whole {
             if ahead {
-                // The next unit, a row in the time of each field. A prefetch may name any address.
-                let at = codes.as_ptr().wrapping_add(codes.len() + field * width + k * WIDTH);
-                _mm_prefetch::<_MM_HINT_T0>(at.cast());
+                // The next unit, a row in the time of each field.
+                lanes::prefetch(codes.as_ptr().wrapping_add(codes.len() + field * width + k * WIDTH));
             }
             let mut planes = [mask; 4];
             for (row, plane) in planes.iter_mut().enumerate() {

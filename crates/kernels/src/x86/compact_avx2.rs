@@ -2,36 +2,25 @@
 //! vector has the lower or the upper half.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32,
-    _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+    __m256, __m256i, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
+    _mm256_cvtepi32_ps, _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
 };
 
+use super::AHEAD;
 use crate::{
-    compact::{BLOCK, CompactBits, Task},
+    compact::{BLOCK, CompactBits, Task, by_tiles},
     lanes::{self, LANES},
 };
 
 /// Tokens whose sums are kept in registers together.
 const TILE: usize = 4;
 
-/// How far ahead of their use codes are asked for.
-const AHEAD: usize = 2048;
-
 /// Computes a task.
 #[target_feature(enable = "avx2,fma")]
 pub(crate) fn run(task: &Task<'_>, out: &mut [&mut [f32]]) {
-    let mut token = 0;
-    for out in out.chunks_mut(TILE) {
-        match out.len() {
-            1 => tile::<1>(task, token, out),
-            2 => tile::<2>(task, token, out),
-            3 => tile::<3>(task, token, out),
-            _ => tile::<TILE>(task, token, out),
-        }
-        token += out.len();
-    }
+    by_tiles!(tile, [1, 2, 3], TILE, task, out);
 }
 
 /// The tokens `token..token + T` for all rows.
@@ -45,7 +34,7 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
             CompactBits::Eight => {
                 let mut sums = [[_mm256_setzero_si256(); 2]; T];
                 for (k, codes) in codes.iter().enumerate() {
-                    prefetch(codes);
+                    lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
                     for half in 0..2 {
                         let weights = _mm256_xor_si256(load(codes, half), _mm256_set1_epi8(-128));
                         for (sums, input) in sums.iter_mut().zip(&inputs) {
@@ -63,7 +52,7 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
             CompactBits::Four => {
                 let low = _mm256_set1_epi8(15);
                 for (g, (codes, scale)) in codes.iter().zip(scales).enumerate() {
-                    prefetch(codes);
+                    lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
                     for half in 0..2 {
                         let codes = load(codes, half);
                         let first = _mm256_and_si256(codes, low);
@@ -111,13 +100,6 @@ fn widened(sums: __m256i) -> __m256i {
 #[inline]
 fn scaled(sum: __m256i, scale: f32, total: __m256) -> __m256 {
     _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(scale), total)
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn prefetch(codes: &[u8; BLOCK]) {
-    // A prefetch may name any address.
-    _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(AHEAD).cast());
 }
 
 /// The first or the second 32 bytes of an array of 64.

@@ -222,7 +222,7 @@ fn ctrl_c_ends_with_what_was_measured_before() {
     use std::process::{Command, Stdio};
     let folder = tempfile::tempdir().unwrap();
     let saved = folder.path().join("part.json");
-    // The second point, whose prompt is long, is the one that is interrupted.
+    // The second point, whose prompt is long and which is repeated often, is the one that is interrupted.
     let mut child = Command::new(env!("CARGO_BIN_EXE_ternion"))
         .args([
             "bench",
@@ -233,7 +233,7 @@ fn ctrl_c_ends_with_what_was_measured_before() {
             "--decode",
             "2",
             "--repeat",
-            "2",
+            "300",
         ])
         .args(["--depth", "4000", "--threads", "1", "--buffer", "1", "--json", "--save"])
         .arg(&saved)

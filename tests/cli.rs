@@ -101,6 +101,36 @@ fn json_is_one_object() {
 }
 
 #[test]
+fn stop_tokens_are_named_by_id_or_text() {
+    let tiny = fixture_arg("ternion-tiny");
+    let generate = |more: &[&str]| {
+        let args =
+            ["generate", "Days", "-m", &tiny, "-q", "--json", "--temperature", "0", "--max-tokens", "12"];
+        ternion(&[&args[..], &["--ignore-eos"], more].concat())
+    };
+    let whole = json(generate(&[]));
+    let tokens = whole["tokens"].as_array().unwrap();
+    let first = |at: usize| tokens.iter().position(|token| token["id"] == tokens[at]["id"]).unwrap();
+    let at = (1..tokens.len()).find(|&at| first(at) == at).unwrap();
+    let id = tokens[at]["id"].to_string();
+    let stopped = json(generate(&["--stop-token", &id]));
+    assert_eq!(
+        (&stopped["finish_reason"], &stopped["stop_token"]),
+        (&json!("stop_token"), &tokens[at]["id"])
+    );
+    assert_eq!(stopped["tokens"].as_array().unwrap().len(), at + 1);
+
+    // The bias makes a special token certain, which ends the answer by its name in both ways.
+    let eot = ["--logit-bias", "1273=1e30"];
+    for (option, reason) in [("--stop-token", "stop_token"), ("--stop", "stop_string")] {
+        let stopped = json(generate(&[&eot[..], &[option, "<|eot_id|>"]].concat()));
+        assert_eq!((&stopped["finish_reason"], &stopped["text"]), (&json!(reason), &json!("")), "{option}");
+    }
+    failure(generate(&["--stop-token", "<|nothing|>"]), 2, &["--stop-token", "<|nothing|>", "expected"]);
+    failure(echo(&["chat", "hi", "--stop-token", "5"]), 2, &["--stop-token", "echo"]);
+}
+
+#[test]
 fn requests_out_of_range_name_the_field() {
     for (args, field) in [
         (["--max-tokens", "0"], "max_tokens"),

@@ -215,6 +215,7 @@ async fn a_stop_string_missed_across_tokens() {
         "stopping::stop_strings_lie_across_tokens",
         "stopping::the_first_complete_stop_string_counts",
         "stopping::of_one_end_the_longest_stop_string_counts",
+        "stopping::names_of_special_tokens_are_stop_strings",
     ];
     wrong_behavior(&expected, Fault::StopWithinTokens).await;
 }
@@ -265,6 +266,7 @@ async fn a_usage_off_by_one() {
         "streaming::one_token_event_for_each_token",
         "streaming::complete_waits_for_the_continuation",
         "stopping::an_end_of_sequence_is_counted_but_not_shown",
+        "stopping::a_stop_token_ends_the_answer",
         "limits::without_max_tokens_the_context_is_the_limit",
         "cancellation::a_cancelled_answer_keeps_what_it_has",
     ];

@@ -83,6 +83,53 @@ async fn a_timeout_bounds_the_whole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_timeout_ends_streams_that_nobody_polls() {
+    let slow = || echo(r#"{"delay_ms": 100}"#);
+    let total = slow().layer(&Timeout::new().with_total(250 * MS));
+    let unread = total.generate(say("one two three four")).await.unwrap();
+    let mut begun = total.generate(say("one two three four")).await.unwrap();
+    begun.next().await.unwrap().unwrap();
+    tokio::time::sleep(240 * MS).await;
+    assert_eq!(total.stats().active, 2);
+    tokio::time::sleep(20 * MS).await;
+    assert_eq!(total.stats().active, 0, "the work has ended, although the streams are kept");
+    for mut stream in [unread, begun] {
+        let error = stream.next().await.unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "generate: no end within 250 ms");
+        assert!(stream.next().await.is_none());
+    }
+
+    // The reader has asked for a token, and has then forgotten the stream.
+    for (timeout, message) in [
+        (Timeout::new().with_between_tokens(50 * MS), "no further token within 50 ms"),
+        (Timeout::new().with_first_token(50 * MS), "no first token within 50 ms"),
+    ] {
+        let model = slow().layer(&timeout);
+        let mut stream = model.generate(say("one two three")).await.unwrap();
+        while tokio::time::timeout(10 * MS, stream.next()).await.is_ok() {}
+        if message.contains("further") {
+            tokio::time::sleep(100 * MS).await;
+            assert!(matches!(stream.next().await, Some(Ok(Event::Token { .. }))));
+            assert!(tokio::time::timeout(10 * MS, stream.next()).await.is_err());
+        }
+        assert_eq!(model.stats().active, 1);
+        tokio::time::sleep(60 * MS).await;
+        assert_eq!(model.stats().active, 0, "{message}");
+        assert!(stream.next().await.unwrap().unwrap_err().to_string().contains(message));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_counts_what_has_come_in_time_and_is_not_read() {
+    let timeout = Timeout::new().with_first_token(100 * MS).with_between_tokens(100 * MS);
+    let model = echo("{}").layer(&timeout);
+    let stream = model.generate(say("one two three")).await.unwrap();
+    tokio::time::sleep(1000 * MS).await;
+    assert_eq!(stream.collect().await.unwrap().text, "one two three");
+    assert_eq!(model.stats().active, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_retry_waits_longer_each_time() {
     let flaky = Flaky::new(echo("{}"), [Failing::Call(ErrorKind::Busy); 2]);
     let model = (Arc::clone(&flaky) as Arc<dyn LlmBackend>).layer(&retry(3));
@@ -234,6 +281,48 @@ async fn a_place_is_given_back_at_the_end_and_by_dropping() {
     drop(running);
     assert_eq!(waiting.collect().await.unwrap().text, "waiting");
     assert_eq!(model.stats().active + model.stats().queued, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn places_of_streams_that_nobody_reads_are_given_to_others() {
+    let model = echo("{}").layer(&Limit::new(2).with_waiting(4));
+    let mut unread = model.generate(say("one two three")).await.unwrap();
+    unread.next().await.unwrap().unwrap();
+    let untouched = model.generate(say("four five six")).await.unwrap();
+    let start = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(answer(&*model, say("seven eight")).await.unwrap().text, "seven eight");
+    }
+    assert!(start.elapsed() >= 400 * MS && start.elapsed() < 1000 * MS, "{:?}", start.elapsed());
+    // They go on where they were, and are not among those that wait.
+    assert_eq!(model.stats().queued, 0);
+    assert_eq!(untouched.collect().await.unwrap().text, "four five six");
+    assert_eq!(unread.collect().await.unwrap().text, "one two three");
+
+    // A reader that waits for the model keeps its place, however long that takes.
+    let slow = echo(r#"{"delay_ms": 3000}"#).layer(&Limit::new(1).with_waiting(4));
+    let (first, second) = tokio::join!(answer(&*slow, say("one two")), async {
+        tokio::time::sleep(MS).await;
+        let start = Instant::now();
+        answer(&*slow, say("three")).await.unwrap();
+        start.elapsed()
+    });
+    assert_eq!(first.unwrap().text, "one two");
+    assert!(second >= 8900 * MS, "{second:?}");
+
+    // One that has lost its place waits in turn, and may be cancelled then.
+    let request = say("one two three");
+    let cancel = request.cancel.clone();
+    let mut lost = slow.generate(request).await.unwrap();
+    tokio::time::sleep(600 * MS).await;
+    let other = slow.generate(say("four")).await.unwrap();
+    let other = tokio::spawn(other.collect());
+    tokio::time::sleep(300 * MS).await;
+    assert!(tokio::time::timeout(100 * MS, lost.next()).await.is_err());
+    assert_eq!(slow.stats().queued, 1);
+    cancel.cancel();
+    assert_eq!(lost.collect().await.unwrap().finish_reason, FinishReason::Cancelled);
+    other.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -64,8 +64,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     info.capabilities.batch_invariant = true; // each sum is taken in one order, whatever the batch
     let mut engine = EngineOptions::new(info);
     engine.eos_tokens.clone_from(&checkpoint.spec.eos);
-    engine.sampling = config.sampling.clone();
-    engine.max_queued = config.max_queued.unwrap_or(engine.max_queued);
+    engine.configure(config);
     engine.logits_bytes = logits_bytes;
 
     let decoder = Decoder::new(checkpoint, Decoder::threads(config.threads.unwrap_or(0))?, options)?;

@@ -66,8 +66,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
         Loader::Ternion => load_checkpoint(path, name, &options, progress)?,
         Loader::LlamaCpp(file) => load_gguf(&file, name, &options, progress)?,
     };
-    engine.sampling = config.sampling.clone();
-    engine.max_queued = config.max_queued.unwrap_or(engine.max_queued);
+    engine.configure(config);
     tracing::info!(model = name, ?options, "loaded");
     Ok(Arc::new(Engine::start(Box::new(model), tokenizer, engine)?))
 }

@@ -72,8 +72,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     let mut engine = EngineOptions::new(info);
     let known = |id: &u32| (*id as usize) < decoder.vocab_size();
     engine.eos_tokens = host.eos.iter().copied().filter(known).collect();
-    engine.sampling = config.sampling.clone();
-    engine.max_queued = config.max_queued.unwrap_or(engine.max_queued);
+    engine.configure(config);
 
     tracing::info!(model = name, runtime = library.version(), context = decoder.context_length(), "loaded");
     Ok(Arc::new(Engine::start(Box::new(decoder), tokenizer, engine)?))

@@ -7,7 +7,7 @@ use ternion::Sampling;
 use ternion::config::ByteSize;
 use ternion::context::ContextPolicy;
 use ternion::formats::convert::{Embedding, Target};
-use ternion::text::ChunkKind;
+use ternion::text::{ChunkKind, TokenName};
 use ternion_conformance::compare::Tolerances;
 
 use crate::args_bench::BenchArgs;
@@ -139,9 +139,12 @@ pub(crate) struct GenerationArgs {
     /// Draw the same tokens each time.
     #[arg(long)]
     seed: Option<u64>,
-    /// End before this text appears. May be repeated.
+    /// End before this text appears; names of special tokens count. May be repeated.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
+    /// End with this token, given by its id or its text in the vocabulary. May be repeated.
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) stop_token: Vec<TokenName>,
     /// Report the log-probability of each token.
     #[arg(long)]
     pub(crate) logprobs: bool,

@@ -20,6 +20,11 @@ pub(crate) fn attempt() -> usize {
     ATTEMPT.try_with(|attempt| *attempt).unwrap_or(0)
 }
 
+/// A token that ends an answer of this model.
+pub(crate) fn end_token(model: &dyn LlmBackend) -> Option<u32> {
+    model.info().end_tokens.first().copied().or_else(|| model.tokenizer()?.eos_id())
+}
+
 /// The most requests that checks open at the same time, to fill a queue or all sequences.
 const MOST_REQUESTS: usize = 512;
 
@@ -119,12 +124,10 @@ pub(crate) enum Need {
     /// Token ids are known on this side, so that prompts can be tokens.
     Tokenizer,
     NoTokenizer,
-    /// The tokenizer names a token that ends a sequence.
+    /// A token that ends an answer is known on this side.
     EndOfSequence,
     /// The tokenizer names a token that begins a sequence.
     BeginningOfSequence,
-    /// More than one sequence, so that requests run beside each other.
-    SeveralSequences,
     /// So few sequences and places in the queue that a check can take them all.
     SmallQueue,
     /// So few sequences that a check can take them all.
@@ -154,14 +157,13 @@ impl Need {
             Self::Tokenizer => (model.tokenizer().is_some(), "tokens are not known on this side"),
             Self::NoTokenizer => (model.tokenizer().is_none(), "tokens are known on this side"),
             Self::EndOfSequence => {
-                let eos = model.tokenizer().and_then(|t| t.eos_id());
-                (eos.is_some(), "no token that ends a sequence is known on this side")
+                let known = model.tokenizer().is_some() && end_token(model).is_some();
+                (known, "no token that ends a sequence is known on this side")
             }
             Self::BeginningOfSequence => {
                 let bos = model.tokenizer().and_then(|t| t.bos_id());
                 (bos.is_some(), "no token that begins a sequence is known on this side")
             }
-            Self::SeveralSequences => (limits.max_sequences > 1, "there is one sequence"),
             Self::SmallQueue => {
                 let small = (1..=MOST_REQUESTS).contains(&places);
                 return (!small)

@@ -13,7 +13,7 @@ use crate::{
 checks! { "concurrency", compared: true;
     requests_side_by_side_give_what_they_give_alone, SIDE_BY_SIDE, [Generate];
     all_methods_work_at_the_same_time, SIDE_BY_SIDE, [Generate, Score, Logits, Tokenizer];
-    a_slow_reader_slows_nobody_else, SLOW, [Generate, SeveralSequences];
+    a_slow_reader_slows_nobody_else, SLOW, [Generate, FewSequences];
     a_kept_prefix_does_not_show, KEPT, [Generate];
     a_common_prefix_is_computed_once, PREFIX, [Generate, PrefixReuse, Tokenizer];
     no_more_sequences_than_promised, SEQUENCES, [Generate, SmallQueue];
@@ -99,27 +99,43 @@ pub async fn all_methods_work_at_the_same_time(model: &dyn LlmBackend) -> Result
     crate::scoring::close(SIDE_BY_SIDE, "logits beside others", &c?, &rows)
 }
 
-/// While one answer is not read, others come to their end; then the first gives all that it has.
+/// While answers are not read, one for each sequence, others come to their end; then the first ones give all that they have.
+///
+/// Without a queue one sequence is left to the others, and a backend with one sequence and no queue refuses them.
 ///
 /// # Errors
 /// An answer that does not come, or differs.
 pub async fn a_slow_reader_slows_nobody_else(model: &dyn LlmBackend) -> Result<(), Failure> {
-    let mut request = endless(prompt("slow"));
-    // Where a policy lets answers go on past the context, this one would never end.
-    request.max_tokens = Some(model.info().limits.context_length);
-    let mut expected = start(model, request.clone(), SLOW).await?;
-    first_token(&mut expected, SLOW).await?;
-    let alone = answer(model, greedy(prompt("fast"), SHORT), SLOW);
-    let alone = soon("an answer beside one that is not read", SLOW, alone).await??;
-    for _ in 0..3 {
-        let fast = answer(model, greedy(prompt("fast"), SHORT), SLOW);
-        let fast = soon("an answer beside one that is not read", SLOW, fast).await??;
-        same(SLOW, "beside an answer that is not read", &fast, &alone)?;
+    let limits = model.info().limits.clone();
+    let count = limits.max_sequences - usize::from(limits.max_queued == 0);
+    let what = format!("an answer beside {count} that are not read");
+    let fast = async |i: usize| {
+        let fast = answer(model, greedy(prompt(&format!("fast {i}")), SHORT), SLOW);
+        soon(&what, SLOW, fast).await?
+    };
+    let mut alone = Vec::new();
+    for i in 0..usize::from(count > 0) * 3 {
+        alone.push(fast(i).await?);
     }
-    let rest = soon("the answer that was not read", SLOW, expected.collect()).await?;
-    let rest = rest.map_err(SLOW.refused("the stream"))?;
-    let whole = answer(model, request, SLOW).await?;
-    SLOW.equal("tokens of the slow answer", &rest.tokens[..], &whole.tokens[1..])
+    let mut unread = Vec::new();
+    for i in 0..count {
+        let mut request = endless(prompt(&format!("slow {i}")));
+        // Where a policy lets answers go on past the context, this one would never end.
+        request.max_tokens = Some(limits.context_length);
+        let mut stream = start(model, request.clone(), SLOW).await?;
+        first_token(&mut stream, SLOW).await?;
+        unread.push((request, stream));
+    }
+    for (i, alone) in alone.iter().enumerate() {
+        same(SLOW, "beside answers that are not read", &fast(i).await?, alone)?;
+    }
+    for (request, stream) in unread {
+        let rest = soon("an answer that was not read", SLOW, stream.collect()).await?;
+        let rest = rest.map_err(SLOW.refused("the stream"))?;
+        let whole = answer(model, request, SLOW).await?;
+        SLOW.equal("tokens of the slow answer", &rest.tokens[..], &whole.tokens[1..])?;
+    }
+    Ok(())
 }
 
 /// The same request again, and longer ones with the same beginning, answered as without anything kept.

@@ -6,7 +6,7 @@ use ternion_core::{LlmBackend, LogitsRequest, Sampling};
 
 use crate::{
     Failure, Sentence,
-    ask::{answer, drawn, greedy, tokens},
+    ask::{answer, drawn, greedy, prompt, tokens},
     check::checks,
 };
 
@@ -15,6 +15,7 @@ checks! { "drawing", compared: true;
     top_p_keeps_the_smallest_set, TOP_P, [Generate, Seed, Logits, Tokenizer];
     min_p_keeps_what_is_near_the_most_probable, MIN_P, [Generate, Seed, Logits, Tokenizer];
     temperature_shapes_the_probabilities, ORDER, [Generate, Seed, Logits, Tokenizer];
+    drawn_seeds_are_below_2_53, SEED, [Generate, Seed];
 }
 
 const TOP_K: Sentence = Sentence::new("Sampling::top_k", "Keep the top_k most probable tokens; 0 keeps all.");
@@ -30,6 +31,9 @@ const ORDER: Sentence = Sentence::new(
     "Sampling",
     "The order is: logit bias, repetition/presence/frequency penalties, temperature, top-k, top-p, min-p, draw.",
 );
+
+const SEED: Sentence =
+    Sentence::new("Sampling::seed", "A drawn seed is below 2^53, so that every JSON reader holds it.");
 
 /// How many tokens are drawn for each setting.
 const DRAWS: u64 = 40;
@@ -165,6 +169,20 @@ pub async fn temperature_shapes_the_probabilities(model: &dyn LlmBackend) -> Res
             format_args!("a mean log-probability of {found} at temperature {temperature}"),
             format_args!("{mean} within {bound}"),
         )?;
+    }
+    Ok(())
+}
+
+/// Twenty seeds that nobody gave.
+///
+/// # Errors
+/// The seed.
+pub async fn drawn_seeds_are_below_2_53(model: &dyn LlmBackend) -> Result<(), Failure> {
+    for _ in 0..20 {
+        let request = greedy(prompt("seed"), 1).with_sampling(drawn(None));
+        if let Some(seed) = answer(model, request, SEED).await?.seed {
+            SEED.require(seed < 1 << 53, format_args!("the seed {seed}"), "one below 2^53")?;
+        }
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use ternion_core::{FinishReason, LlmBackend};
 use crate::{
     Failure, Sentence,
     ask::{SHORT, answer, answer_in_pieces, events, greedy, prompt, tokenizer},
-    check::checks,
+    check::{checks, end_token},
 };
 
 checks! { "stopping", compared: true;
@@ -17,6 +17,8 @@ checks! { "stopping", compared: true;
     max_tokens_end_the_answer, MAX_TOKENS, [Generate];
     an_end_of_sequence_is_counted_but_not_shown, EOS, [Generate, EndOfSequence];
     ignore_eos_goes_on, IGNORE_EOS, [Generate, EndOfSequence];
+    names_of_special_tokens_are_stop_strings, NAMES, [Generate, EndOfSequence];
+    a_stop_token_ends_the_answer, STOP_TOKEN, [Generate, Tokenizer];
 }
 
 const STOP: Sentence = Sentence::new(
@@ -37,6 +39,16 @@ const EOS: Sentence = Sentence::new(
 const IGNORE_EOS: Sentence = Sentence::new(
     "GenerateRequest::ignore_eos",
     "Go on past the model's end-of-sequence tokens (for measurements).",
+);
+
+const NAMES: Sentence = Sentence::new(
+    "GenerateRequest::stop",
+    "Special tokens have no text in the answer, but their names count here: <|im_end|> and \
+     <|im_end|>\\n<|im_start|>user are stop strings like others.",
+);
+const STOP_TOKEN: Sentence = Sentence::new(
+    "FinishReason::StopToken",
+    "The model chose this token, one of the request's stop tokens. It is counted in the usage but is no part of the answer.",
 );
 
 /// The bias that makes a token the most probable one of any model.
@@ -169,7 +181,7 @@ pub async fn max_tokens_end_the_answer(model: &dyn LlmBackend) -> Result<(), Fai
 /// # Errors
 /// Another end, or a text.
 pub async fn an_end_of_sequence_is_counted_but_not_shown(model: &dyn LlmBackend) -> Result<(), Failure> {
-    let Some(eos) = tokenizer(model, EOS)?.eos_id() else { return Ok(()) };
+    let Some(eos) = end_token(model) else { return Ok(()) };
     let mut request = greedy(prompt("eos"), SHORT);
     request.ignore_eos = false;
     request.sampling.logit_bias.insert(eos, ALWAYS);
@@ -185,7 +197,7 @@ pub async fn an_end_of_sequence_is_counted_but_not_shown(model: &dyn LlmBackend)
 /// # Errors
 /// Another end.
 pub async fn ignore_eos_goes_on(model: &dyn LlmBackend) -> Result<(), Failure> {
-    let Some(eos) = tokenizer(model, IGNORE_EOS)?.eos_id() else { return Ok(()) };
+    let Some(eos) = end_token(model) else { return Ok(()) };
     let mut request = greedy(prompt("ignore"), 4);
     request.sampling.logit_bias.insert(eos, ALWAYS);
     let events = events(model, request, IGNORE_EOS).await?;
@@ -197,4 +209,49 @@ pub async fn ignore_eos_goes_on(model: &dyn LlmBackend) -> Result<(), Failure> {
         })
         .collect();
     IGNORE_EOS.equal("tokens", ids, vec![eos; 4])
+}
+
+/// An end-of-sequence token that a bias makes certain, its name as stop string, and twice its name.
+///
+/// # Errors
+/// An answer that goes on, or has the name in it.
+pub async fn names_of_special_tokens_are_stop_strings(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let Some(eos) = end_token(model) else { return Ok(()) };
+    let Some(name) = tokenizer(model, NAMES)?.token(eos) else { return Ok(()) };
+    for count in [1, 2] {
+        let stop = name.repeat(count);
+        let mut request = greedy(prompt("names"), SHORT).with_stop([stop.as_str()]);
+        request.sampling.logit_bias.insert(eos, ALWAYS);
+        let answer = answer(model, request, NAMES).await?;
+        let ended = FinishReason::StopString(stop.clone());
+        NAMES.equal(format_args!("finish_reason of {stop:?}"), answer.finish_reason, ended)?;
+        NAMES.equal("tokens", answer.tokens, vec![eos; count])?;
+        NAMES.equal("text", answer.text.as_str(), "")?;
+    }
+    Ok(())
+}
+
+/// Each token of an answer as stop token of the same answer.
+///
+/// # Errors
+/// An answer that goes on, or has the token's text in it.
+pub async fn a_stop_token_ends_the_answer(model: &dyn LlmBackend) -> Result<(), Failure> {
+    let request = greedy(prompt("stop token"), SHORT);
+    let whole = answer(model, request.clone(), STOP_TOKEN).await?.tokens;
+    for (at, token) in whole.iter().enumerate() {
+        if whole[..at].contains(token) {
+            continue;
+        }
+        let stopped = answer(model, request.clone().with_stop_tokens([*token]), STOP_TOKEN).await?;
+        STOP_TOKEN.equal("finish_reason", stopped.finish_reason, FinishReason::StopToken(*token))?;
+        STOP_TOKEN.equal("tokens", &stopped.tokens[..], &whole[..=at])?;
+        STOP_TOKEN.equal("usage.generated_tokens", stopped.usage.generated_tokens, at + 1)?;
+        if at > 0 {
+            let mut shorter = request.clone();
+            shorter.max_tokens = Some(at);
+            let before = answer(model, shorter, STOP_TOKEN).await?.text;
+            STOP_TOKEN.equal("text", stopped.text, before)?;
+        }
+    }
+    Ok(())
 }

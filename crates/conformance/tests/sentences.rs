@@ -24,6 +24,14 @@ const WITHOUT_A_CHECK: &[(&str, &str)] = &[
         "It keeps nothing alive itself, and may be awaited after the backend is gone.",
         "a check does not outlive the backend",
     ),
+    (
+        "Whether the backend has stopped for good, for example because its thread has died.",
+        "a check cannot close a backend",
+    ),
+    (
+        "A closed backend fails every request with Closed and has to be loaded again.",
+        "a check cannot close a backend",
+    ),
     ("Conveniences on every LlmBackend, written in terms of its methods.", "says what it is"),
     (
         "Must be awaited in a tokio runtime: template and tokenizer run on its threads for blocking work.",

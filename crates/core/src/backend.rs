@@ -34,6 +34,15 @@ pub trait LlmBackend: Send + Sync {
         Stats::default()
     }
 
+    /// Whether the backend has stopped for good, for example because its thread has died.
+    ///
+    /// # Behavior
+    /// Never blocks. A closed backend fails every request with [`Closed`](crate::ErrorKind::Closed) and has to be loaded
+    /// again.
+    fn is_closed(&self) -> bool {
+        false
+    }
+
     /// A future that ends when the memory of the model is free: some time after the backend and all of its streams
     /// are dropped. It keeps nothing alive itself, and may be awaited after the backend is gone.
     ///

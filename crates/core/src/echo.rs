@@ -113,6 +113,9 @@ impl Echo {
         if request.logprobs {
             return Err(Error::unsupported("logprobs: the backend `echo` has no probabilities"));
         }
+        if !request.stop_tokens.is_empty() {
+            return Err(Error::unsupported("stop_tokens: the backend `echo` has no tokens"));
+        }
         let (prompt, last) = match request.prompt {
             Prompt::Text(text) => (words(&text).count(), text),
             Prompt::Tokens(_) => {

@@ -94,6 +94,8 @@ pub enum FinishReason {
     EndOfSequence,
     /// This stop string appeared; it and what follows are no part of the answer.
     StopString(String),
+    /// The model chose this token, one of the request's stop tokens. It is counted in the usage but is no part of the answer.
+    StopToken(u32),
     /// `max_tokens` were generated.
     MaxTokens,
     /// Prompt and answer fill the context. Never with a sliding window.
@@ -103,11 +105,12 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
-    /// A stable, lower-case name, for logs and metrics; a stop string is not told.
+    /// A stable, lower-case name, for logs and metrics, without the stop string or token.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::EndOfSequence => "end_of_sequence",
             Self::StopString(_) => "stop_string",
+            Self::StopToken(_) => "stop_token",
             Self::MaxTokens => "max_tokens",
             Self::ContextFull => "context_full",
             Self::Cancelled => "cancelled",
@@ -123,7 +126,7 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Those of them that were already in the KV cache.
     pub cached_tokens: usize,
-    /// Tokens generated, an end-of-sequence token included.
+    /// Tokens generated, an end-of-sequence or stop token included.
     pub generated_tokens: usize,
 }
 
@@ -131,11 +134,12 @@ pub struct Usage {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Timing {
-    /// From the request to the start of work on it.
+    /// What the request has waited for others until its first token: for a sequence, and for its turn among the prompts
+    /// that are computed at the same time.
     pub queued: Duration,
-    /// From the start of work to the logits of the last prompt token.
+    /// The steps that computed the prompt. A step may have computed parts of other prompts as well.
     pub prefill: Duration,
-    /// From there to the end.
+    /// From the first token to the end. That includes what the answer has waited for its reader.
     pub decode: Duration,
     /// From the request to the first generated token; `None` if there was none.
     pub first_token: Option<Duration>,
@@ -234,7 +238,7 @@ impl std::fmt::Debug for GenerateStream {
 pub struct Completion {
     /// The text, without stop strings and end-of-sequence tokens.
     pub text: String,
-    /// The token ids, an end-of-sequence token included.
+    /// The token ids, an end-of-sequence or stop token included.
     pub tokens: Vec<u32>,
     /// The log-probability of each token, if they were asked for.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]

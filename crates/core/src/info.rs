@@ -27,6 +27,9 @@ pub struct ModelInfo {
     pub limits: Limits,
     /// What can be asked of this backend.
     pub capabilities: Capabilities,
+    /// The tokens that end an answer, in ascending order; empty where they are not known on this side.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub end_tokens: Vec<u32>,
     /// The sampling that applies where a request leaves a field open.
     pub defaults: SamplingDefaults,
 }
@@ -44,6 +47,7 @@ impl ModelInfo {
             memory: None,
             limits: Limits::default(),
             capabilities: Capabilities::default(),
+            end_tokens: Vec::new(),
             defaults: SamplingDefaults::default(),
         }
     }

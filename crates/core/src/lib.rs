@@ -30,6 +30,7 @@ pub mod file;
 mod info;
 pub mod kv;
 mod memory;
+mod panics;
 pub mod registry;
 mod request;
 pub mod text;
@@ -42,4 +43,5 @@ pub use event::{
 };
 pub use info::{Capabilities, Limits, ModelInfo, SamplingDefaults, Stats};
 pub use memory::{MemoryPart, MemoryPlan};
+pub use panics::catch_panic;
 pub use request::{GenerateRequest, LogitsRequest, Message, Prompt, Sampling, ScoreRequest};

@@ -103,7 +103,8 @@ pub struct Sampling {
     /// say `-inf`; there a bias of -1e30 does the same.
     pub logit_bias: BTreeMap<u32, f32>,
     /// The same seed with the same prompt gives the same tokens, whatever else runs (but for rounding, where the backend is
-    /// not [`batch_invariant`](crate::Capabilities::batch_invariant)). `None` draws a seed, which the final event reports.
+    /// not [`batch_invariant`](crate::Capabilities::batch_invariant)). `None` draws a seed, which the final event reports. A
+    /// drawn seed is below 2^53, so that every JSON reader holds it.
     pub seed: Option<u64>,
 }
 
@@ -129,11 +130,17 @@ impl Sampling {
 pub struct GenerateRequest {
     /// What to continue.
     pub prompt: Prompt,
-    /// At least 1; `None` generates until the model ends or the context is full.
+    /// At least 1; `None` generates until the model ends or the context is full. With a sliding window, which is never full,
+    /// `None` generates as many tokens as the context has.
     pub max_tokens: Option<usize>,
     /// The answer ends before the one of these that is complete first, of several that end at the same place before
     /// the longest, however the text is cut into tokens. None may be empty.
+    ///
+    /// Special tokens have no text in the answer, but their names count here: `<|im_end|>` and
+    /// `<|im_end|>\n<|im_start|>user` are stop strings like others.
     pub stop: Vec<String>,
+    /// The answer ends with one of these tokens, whatever `ignore_eos` says.
+    pub stop_tokens: Vec<u32>,
     /// Go on past the model's end-of-sequence tokens (for measurements).
     pub ignore_eos: bool,
     /// How the next token is chosen.
@@ -156,6 +163,7 @@ impl GenerateRequest {
             prompt: prompt.into(),
             max_tokens: None,
             stop: Vec::new(),
+            stop_tokens: Vec::new(),
             ignore_eos: false,
             sampling: Sampling::default(),
             logprobs: false,
@@ -179,6 +187,12 @@ impl GenerateRequest {
     /// The same request that ends before one of `stop`.
     pub fn with_stop(mut self, stop: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.stop = stop.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same request that ends with one of the tokens `stop_tokens`.
+    pub fn with_stop_tokens(mut self, stop_tokens: impl IntoIterator<Item = u32>) -> Self {
+        self.stop_tokens = stop_tokens.into_iter().collect();
         self
     }
 

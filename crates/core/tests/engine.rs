@@ -12,7 +12,9 @@ use std::{
 use common::{Toy, VOCAB, greedy, hashed_logits, tokenizer, tokens};
 use ternion_core::{
     ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, LogitsRequest, Message,
-    Prompt, Sampling, ScoreRequest, engine::log_softmax_at,
+    ModelInfo, Prompt, Sampling, ScoreRequest,
+    engine::{Engine, EngineOptions, log_softmax_at},
+    text::TokenName,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -103,6 +105,102 @@ async fn an_end_of_sequence_token_ends_the_answer_without_text() {
     request.ignore_eos = true;
     let answer = start().generate(request).await.unwrap().collect().await.unwrap();
     assert_eq!(answer.finish_reason, FinishReason::MaxTokens);
+}
+
+#[tokio::test]
+async fn a_stop_token_ends_the_answer_without_text() {
+    let tokenizer = tokenizer();
+    let mut script = tokenizer.encode("yes", false).unwrap();
+    script.extend([511, 7]);
+    let answer = async |request: GenerateRequest, eos: Vec<u32>| {
+        let engine = Toy::scripted(VOCAB, PROMPT.len(), &script).start_with(|o| o.eos_tokens = eos);
+        engine.generate(request).await.unwrap().collect().await.unwrap()
+    };
+    let request = tokens(&PROMPT).with_max_tokens(20).with_stop_tokens([4, 511]);
+    for ignore_eos in [false, true] {
+        let mut request = request.clone();
+        request.ignore_eos = ignore_eos;
+        let stopped = answer(request, Vec::new()).await;
+        assert_eq!((stopped.text.as_str(), stopped.finish_reason), ("yes", FinishReason::StopToken(511)));
+        assert_eq!(stopped.tokens, script[..script.len() - 1]);
+    }
+    // A token that ends every answer of the model does that first.
+    assert_eq!(answer(request, vec![511]).await.finish_reason, FinishReason::EndOfSequence);
+    let unknown = tokens(&PROMPT).with_stop_tokens([VOCAB as u32]);
+    let error = Toy::new(VOCAB).start().generate(unknown).await.unwrap_err();
+    assert!(error.to_string().contains("stop_tokens: token 520"), "{error}");
+}
+
+#[tokio::test]
+async fn configured_end_tokens_take_the_place_of_those_of_the_files() {
+    let tokenizer = tokenizer();
+    let eos = tokenizer.eos_id().unwrap();
+    let name = tokenizer.token(eos).unwrap();
+    let yes = tokenizer.encode("yes", false).unwrap();
+    let script = [&yes[..], &[7, eos]].concat();
+    let start = |names: Option<Vec<TokenName>>| {
+        Toy::scripted(VOCAB, PROMPT.len(), &script).start_with(|o| {
+            o.eos_tokens = vec![7];
+            o.end_tokens = names;
+        })
+    };
+    let ended_by = |id: u32| script.iter().position(|token| *token == id).unwrap() + 1;
+    for (names, ids, length) in [
+        (None, vec![7.min(eos), 7.max(eos)], ended_by(7)),
+        (Some(vec![TokenName::Text(name.clone())]), vec![eos], ended_by(eos)),
+        (Some(vec![TokenName::Id(7)]), vec![7], ended_by(7)),
+        (Some(vec!["7".parse().unwrap(), name.parse().unwrap()]), vec![7.min(eos), 7.max(eos)], ended_by(7)),
+        (Some(Vec::new()), Vec::new(), script.len() + 3),
+    ] {
+        let engine = start(names.clone());
+        assert_eq!(engine.info().end_tokens, ids, "{names:?}");
+        let request = tokens(&PROMPT).with_max_tokens(script.len() + 3);
+        let answer = engine.generate(request).await.unwrap().collect().await.unwrap();
+        assert_eq!(answer.tokens.len(), length, "{names:?}");
+    }
+    for (name, expected) in [("<|nothing|>", "no token `<|nothing|>`"), ("520", "no token `520`")] {
+        let mut options = EngineOptions::new(ModelInfo::new("toy", "test"));
+        options.end_tokens = Some(vec![name.parse().unwrap()]);
+        let error = Engine::start(Box::new(Toy::new(VOCAB)), common::tokenizer(), options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+        assert!(error.to_string().contains("end_tokens") && error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn names_of_special_tokens_are_stop_strings() {
+    let tokenizer = tokenizer();
+    let special = tokenizer.eos_id().unwrap();
+    let name = tokenizer.token(special).unwrap();
+    let (yes, no) = (tokenizer.encode("yes", false).unwrap(), tokenizer.encode(" no", false).unwrap());
+    let script = [&yes[..], &[special], &no].concat();
+    for (stop, text) in [
+        (name.clone(), "yes"),
+        (format!("{name} n"), "yes"),
+        (format!("s{name}"), "ye"),
+        (" no".to_owned(), "yes"),
+    ] {
+        let engine = Toy::scripted(VOCAB, PROMPT.len(), &script).start();
+        let mut request = tokens(&PROMPT).with_max_tokens(script.len()).with_stop([stop.as_str()]);
+        request.ignore_eos = true;
+        let mut stream = engine.generate(request).await.unwrap();
+        let mut answer = String::new();
+        let end = loop {
+            match stream.next().await.unwrap().unwrap() {
+                Event::Token { text, .. } => answer.push_str(&text),
+                Event::Done { finish_reason, text, .. } => {
+                    answer.push_str(&text);
+                    break finish_reason;
+                }
+                _ => {}
+            }
+        };
+        assert_eq!((answer.as_str(), end), (text, FinishReason::StopString(stop)));
+    }
+    let engine = Toy::scripted(VOCAB, PROMPT.len(), &script).start();
+    let mut request = tokens(&PROMPT).with_max_tokens(script.len()).with_stop(["never"]);
+    request.ignore_eos = true;
+    assert_eq!(engine.generate(request).await.unwrap().collect().await.unwrap().text, "yes no");
 }
 
 #[tokio::test]
@@ -284,8 +382,9 @@ async fn a_new_prompt_takes_the_place_of_the_oldest_one_whatever_it_begins_with(
     // They all begin with the same token, as all prompts do that begin with a BOS.
     let prompts: Vec<Vec<u32>> =
         (1..4).map(|n| std::iter::once(100).chain(n * 20..n * 20 + 20).collect()).collect();
+    // The third is computed in the place of the first, which keeps that token.
     for (i, prompt) in prompts.iter().enumerate() {
-        assert_eq!(cached(prompt).await, usize::from(i > 0));
+        assert_eq!(cached(prompt).await, usize::from(i == 2));
     }
     assert_eq!(cached(&prompts[1]).await, 20, "all but the last token");
     assert_eq!(cached(&prompts[2]).await, 20);

@@ -81,6 +81,18 @@ async fn a_sliding_window_goes_on_past_the_context_as_new_requests_would() {
 }
 
 #[tokio::test]
+async fn without_max_tokens_a_window_gives_as_many_tokens_as_the_context_has() {
+    for length in [5, 63, 200] {
+        let prompt: Vec<u32> = (0..length).map(|i| (i * 7) % VOCAB as u32).collect();
+        let mut request = tokens(&prompt).with_context_policy(sliding(4, None));
+        request.ignore_eos = true;
+        let answer = Toy::new(VOCAB).start().generate(request).await.unwrap().collect().await.unwrap();
+        assert_eq!(answer.finish_reason, FinishReason::MaxTokens);
+        assert_eq!(answer.tokens, greedy_in_window(&prompt, 64, 4, 30));
+    }
+}
+
+#[tokio::test]
 async fn a_window_that_moves_disturbs_nobody_and_reports_nothing_if_it_need_not_move() {
     let engine = Arc::new(Toy::new(VOCAB).start());
     let mut tasks = Vec::new();

@@ -25,6 +25,10 @@
 //! Loading and generating are awaited in a tokio runtime: what would block it runs on its threads for blocking work.
 //! Outside of one, loading panics and `generate` returns an error.
 //!
+//! Load models after `fork(2)`, so after a daemon has put itself into the background and after a server has started its
+//! workers. A model has threads of its own, which a child process does not get: in it, requests to a model that the parent
+//! has loaded fail with [`ErrorKind::Closed`].
+//!
 //! # Features
 //!
 //! * `candle` (default): the engine in pure Rust, for checkpoints in safetensors and GGUF.

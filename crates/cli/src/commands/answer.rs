@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use ternion::context::{ContextReport, ContextStep};
+use ternion::text::TokenName;
 use ternion::{Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, ServedBy, Timing, Usage};
 
 use super::long;
@@ -41,16 +42,18 @@ impl Answer {
     fn to_json(&self, backend: &dyn LlmBackend) -> serde_json::Value {
         let served_by = self.served_by.clone().unwrap_or_else(|| ServedBy::from(&*backend.info()));
         let (timing, usage) = (&self.timing, &self.usage);
-        let (reason, stop) = match &self.finish_reason {
-            FinishReason::StopString(stop) => (serde_json::json!("stop_string"), Some(stop)),
-            other => (serde_json::json!(other), None),
+        let (stop, token) = match &self.finish_reason {
+            FinishReason::StopString(stop) => (Some(stop), None),
+            FinishReason::StopToken(token) => (None, Some(token)),
+            _ => (None, None),
         };
         serde_json::json!({
             "model": served_by.model,
             "backend": served_by.backend,
             "text": self.text,
-            "finish_reason": reason,
+            "finish_reason": self.finish_reason.as_str(),
             "stop_string": stop,
+            "stop_token": token,
             "seed": self.seed,
             "usage": usage,
             "timing": {
@@ -77,14 +80,30 @@ pub(crate) fn request(prompt: impl Into<ternion::Prompt>, args: &GenerationArgs)
     request
 }
 
+fn stop_tokens(backend: &dyn LlmBackend, names: &[TokenName]) -> Outcome<Vec<u32>> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let info = backend.info();
+    let Some(tokenizer) = backend.tokenizer() else {
+        let message = format!("--stop-token: the tokens of the backend `{}` are not known", info.backend);
+        return Err(Error::unsupported(message).into());
+    };
+    let resolve = |name: &TokenName| name.resolve(&tokenizer, info.limits.vocab_size);
+    let tokens: Result<Vec<u32>, Error> = names.iter().map(resolve).collect();
+    Ok(tokens.map_err(|e| Error::invalid_request(format!("--stop-token: {}", e.message())))?)
+}
+
 /// Generates, streams the text (or prints the object), and closes with the speed. Ctrl-C ends it early, which is no
 /// failure here.
 pub(crate) async fn generate(
     app: &App,
     backend: &dyn LlmBackend,
-    request: GenerateRequest,
+    mut request: GenerateRequest,
+    args: &GenerationArgs,
 ) -> Outcome<Answer> {
     let logprobs = request.logprobs;
+    request.stop_tokens = stop_tokens(backend, &args.stop_token)?;
     let request = request.with_cancel(app.interrupts.renew());
     let mut stream = backend.generate(request).await?;
     let bar = app.output.steps("prompt");

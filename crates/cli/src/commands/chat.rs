@@ -41,6 +41,6 @@ pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
     let mut request = answer::request(messages, &args.generation);
     long::apply(&selected, &args.long, &mut request)?;
     let backend = load(app, &selected).await?;
-    let answer = answer::generate(app, &*backend, request).await?;
+    let answer = answer::generate(app, &*backend, request, &args.generation).await?;
     if answer.is_cancelled() { Err(Failure::Interrupted) } else { Ok(()) }
 }

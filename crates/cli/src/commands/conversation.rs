@@ -113,7 +113,7 @@ async fn answer_to(
 ) -> Outcome {
     let mut request = answer::request(messages.clone(), &args.generation);
     long::apply(selected, &args.long, &mut request)?;
-    match answer::generate(app, backend, request).await {
+    match answer::generate(app, backend, request, &args.generation).await {
         Ok(answer) if answer.text.is_empty() && answer.is_cancelled() => {
             messages.pop();
         }

@@ -14,6 +14,6 @@ pub(crate) async fn run(app: &App, args: &GenerateArgs) -> Outcome {
     request.ignore_eos = args.ignore_eos;
     long::apply(&selected, &args.long, &mut request)?;
     let backend = load(app, &selected).await?;
-    let answer = answer::generate(app, &*backend, request).await?;
+    let answer = answer::generate(app, &*backend, request, &args.generation).await?;
     if answer.is_cancelled() { Err(Failure::Interrupted) } else { Ok(()) }
 }

@@ -49,7 +49,7 @@ pub use size::ByteSize;
 
 use crate::{
     Error, ErrorKind, Result, ResultExt, Sampling, context::ContextPolicy, engine::validate,
-    file::read_capped,
+    file::read_capped, text::TokenName,
 };
 
 pub use host::{LayersConfig, LimitConfig, ReloadConfig, ReloadMode, RetryConfig, TimeoutConfig};
@@ -97,6 +97,10 @@ pub struct ModelConfig {
     /// Requests that may wait beyond those. Left out: 64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_queued: Option<usize>,
+    /// Milliseconds that nobody may read an answer while it waits for its reader. After that, if the queue is full, it ends with
+    /// an error and another request has its place. Left out: 30000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stall_limit_ms: Option<u64>,
     /// The most prompt tokens that are computed in one step, at least 1: more is faster, fewer let a cancellation and
     /// other requests through sooner. Left out: 128.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -114,6 +118,10 @@ pub struct ModelConfig {
     pub fallback: Vec<String>,
     /// What is done around each request to it.
     pub layers: LayersConfig,
+    /// The tokens that end an answer, by id or by text as in `["<|im_end|>"]`, in place of those that the model's files name. An
+    /// empty list: none. Left out: those of the files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_tokens: Option<Vec<TokenName>>,
     /// What applies where a request leaves its sampling open, before the model's own defaults.
     pub sampling: Sampling,
     /// What only this backend knows. Its documentation says what there is.
@@ -129,11 +137,13 @@ impl Default for ModelConfig {
             context: None,
             max_sequences: None,
             max_queued: None,
+            stall_limit_ms: None,
             prefill_chunk: None,
             memory_limit: None,
             context_policy: ContextPolicy::default(),
             fallback: Vec::new(),
             layers: LayersConfig::default(),
+            end_tokens: None,
             sampling: Sampling::default(),
             options: serde_json::Map::new(),
         }

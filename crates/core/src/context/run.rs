@@ -183,6 +183,7 @@ impl Steps {
             .with_sampling(self.run.request.sampling.clone())
             .with_cancel(self.cancel.clone());
         request.ignore_eos = self.run.request.ignore_eos;
+        request.stop_tokens.clone_from(&self.run.request.stop_tokens);
         request
     }
 

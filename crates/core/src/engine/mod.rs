@@ -1,79 +1,70 @@
 //! The generation engine: makes an [`LlmBackend`] of a [`CausalLm`].
 //!
 //! The model lives on a thread of its own, which works on all requests together: each step feeds one token of every
-//! sequence that is decoding and one chunk of one prompt. Requests come over a queue and events go back over one
-//! bounded channel per request, and prompts become tokens on the runtime's threads for blocking work, so nothing here
-//! blocks the host's async runtime, and a slow reader stops only its own sequence.
+//! sequence that is decoding, and chunks of the prompts, which share the rest of the step. Requests come over a queue and
+//! events go back over one bounded channel per request, and prompts become tokens on the runtime's threads for blocking
+//! work, so nothing here blocks the host's async runtime.
+//!
+//! # Slow readers
+//!
+//! A slow reader stops its own sequence only. If others wait for a sequence, its sequence is given to them, and its answer
+//! goes on when it has read. If the queue is full, an answer that nobody has read for [`EngineOptions::stall_limit`] ends
+//! with [`Timeout`](ErrorKind::Timeout), and its place goes to another request.
+//!
+//! # Failures
+//!
+//! A panic of the model ends the request that causes it, and the model serves on. If the model does not work after a
+//! panic, the engine closes: running and queued requests fail, and [`LlmBackend::is_closed`] is true.
+//!
+//! # fork(2)
+//!
+//! A child process has no copy of the thread. Requests in it fail with [`Closed`](ErrorKind::Closed): load the model after
+//! the fork.
 
+mod events;
+mod generation;
+mod guard;
 mod job;
+mod options;
 mod sampler;
+mod scoring;
+mod shares;
 mod slots;
+mod step;
 mod stop;
 pub mod validate;
 mod window;
 mod worker;
 
 use std::{
-    pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
-    task::{Context, Poll},
     time::Instant,
 };
 
 use async_trait::async_trait;
-use futures_core::Stream;
 use tokio::{
     runtime::Handle,
     sync::{mpsc as channel, oneshot, watch},
 };
 
 use crate::{
-    CausalLm, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo,
+    CausalLm, Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo,
     Prompt, Result, ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded, text::Tokenizer,
 };
+use events::{Events, WakeOnDrop};
 use job::{Job, Work};
 use window::Window;
 
+pub use options::EngineOptions;
 pub use sampler::log_softmax_at;
 pub(crate) use stop::StopMatcher;
 
 /// Events that may wait for a slow reader before its sequence pauses.
 const EVENT_CAPACITY: usize = 64;
-
-/// What an [`Engine`] needs to know beyond the model itself.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct EngineOptions {
-    /// What `info()` returns. The engine fills in the limits and capabilities, all but
-    /// [`batch_invariant`](crate::Capabilities::batch_invariant), which is a property of the model's arithmetic.
-    pub info: ModelInfo,
-    /// Tokens that end an answer, besides the tokenizer's EOS.
-    pub eos_tokens: Vec<u32>,
-    /// Sampling fields that apply where a request leaves them open, before the model's own defaults.
-    pub sampling: Sampling,
-    /// Requests that may wait for a sequence.
-    pub max_queued: usize,
-    /// Bytes of logits that one request may have in memory at a time: scoring computes them in chunks of so many, and a
-    /// request for more logits is refused. `None`: chunks of 32 MB, and as many logits as there is memory for.
-    pub logits_bytes: Option<u64>,
-}
-
-impl EngineOptions {
-    /// Options with a queue of 64 and no further tokens that end an answer.
-    pub fn new(info: ModelInfo) -> Self {
-        Self {
-            info,
-            eos_tokens: Vec::new(),
-            sampling: Sampling::default(),
-            max_queued: 64,
-            logits_bytes: None,
-        }
-    }
-}
 
 /// An [`LlmBackend`] over one [`CausalLm`].
 ///
@@ -85,6 +76,7 @@ pub struct Engine {
     logits_bytes: Option<u64>,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
+    process: Process,
     /// Closed when the thread has dropped the model.
     gone: watch::Receiver<()>,
 }
@@ -106,12 +98,44 @@ struct Shared {
     /// Requests accepted and not ended.
     accepted: AtomicUsize,
     active: AtomicUsize,
-    /// Jobs that wait for their reader; while there are any, readers wake the thread.
-    stalled: AtomicUsize,
+    /// Jobs that nobody has read for so long that others may take their places.
+    replaceable: AtomicUsize,
+    /// Set when the thread has ended or is about to.
+    closed: AtomicBool,
     finished: AtomicU64,
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
     generated_tokens: AtomicU64,
+}
+
+/// The process in which the engine's thread runs.
+#[derive(Debug, Clone, Copy)]
+struct Process(u32);
+
+impl Process {
+    fn current() -> Self {
+        Self(std::process::id())
+    }
+
+    /// Whether this process is another one: a fork of the one that started the engine.
+    fn is_another(self) -> bool {
+        std::process::id() != self.0
+    }
+
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed) in a fork.
+    fn check(self) -> Result<()> {
+        if self.is_another() {
+            let message = "the model was loaded before this process was forked; load it after the fork";
+            return Err(Error::new(ErrorKind::Closed, message));
+        }
+        Ok(())
+    }
+}
+
+/// What a request gets whose engine is no more.
+fn stopped() -> Error {
+    Error::new(ErrorKind::Closed, "the engine has stopped; load the model again")
 }
 
 /// A place among the accepted requests, given back when the job is dropped, in whatever way it ends, or before it is
@@ -164,14 +188,21 @@ impl Engine {
         info.capabilities.prefix_reuse = true;
         info.defaults = info.defaults.clone().overridden_by(&options.sampling);
 
-        let mut eos = options.eos_tokens;
-        eos.extend(tokenizer.eos_id());
-        eos.sort_unstable();
-        eos.dedup();
+        let eos = options.end_tokens(&tokenizer, model.vocab_size()).during("load")?;
+        options.info.end_tokens.clone_from(&eos);
 
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
-        let worker = worker::Worker::new(model, inbox, Arc::clone(&shared), eos, options.logits_bytes);
+        let room = model.max_sequences().saturating_add(options.max_queued);
+        let worker = worker::Worker::new(
+            model,
+            inbox,
+            Arc::clone(&shared),
+            eos,
+            options.logits_bytes,
+            room,
+            options.stall_limit,
+        );
         let (alive, gone) = watch::channel(());
         let run = move || {
             worker.run(); // drops the model
@@ -187,6 +218,7 @@ impl Engine {
             logits_bytes: options.logits_bytes,
             commands,
             shared,
+            process: Process::current(),
             gone,
         })
     }
@@ -232,8 +264,10 @@ impl Engine {
     }
 
     fn admit(&self) -> Result<Admission> {
+        self.process.check()?;
         let limits = &self.info.limits;
-        let room = limits.max_sequences.saturating_add(limits.max_queued);
+        let replaceable = self.shared.replaceable.load(Ordering::Acquire);
+        let room = limits.max_sequences.saturating_add(limits.max_queued).saturating_add(replaceable);
         self.shared
             .accepted
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < room).then_some(n + 1))
@@ -247,9 +281,7 @@ impl Engine {
 
     fn submit(&self, mut job: Job) -> Result<()> {
         job.admission.submitted = true;
-        self.commands
-            .send(Command::Submit(Box::new(job)))
-            .map_err(|_| Error::new(ErrorKind::Closed, "the engine's thread has stopped"))
+        self.commands.send(Command::Submit(Box::new(job))).map_err(|_| stopped())
     }
 
     /// Runs a job whose result comes at once, at its end.
@@ -257,7 +289,7 @@ impl Engine {
         self.submit(job)?;
         // Dropping this future must free the sequence soon, not only at the job's next chunk.
         let _wake = WakeOnDrop(self.commands.clone());
-        result.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "the engine's thread has stopped")))
+        result.await.unwrap_or_else(|_| Err(stopped()))
     }
 }
 
@@ -284,7 +316,15 @@ impl LlmBackend for Engine {
         }
     }
 
+    fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::Acquire) || self.process.is_another()
+    }
+
     fn unloaded(&self) -> Unloaded {
+        if self.process.is_another() {
+            // The thread that would say so is not in this process.
+            return Box::pin(std::future::ready(()));
+        }
         let mut gone = self.gone.clone();
         Box::pin(async move { while gone.changed().await.is_ok() {} })
     }
@@ -296,16 +336,23 @@ impl LlmBackend for Engine {
             validate::generate(&request, self.info.limits.vocab_size)?;
             let (admission, (tokens, window)) = self.prepare(request.prompt, window).await?;
             let sampling = request.sampling.or(&self.sampling);
-            let (sender, events) = channel::channel(EVENT_CAPACITY);
-            let generation = job::Generation::new(
-                sender,
+            // A window never fills the context, so without a bound it would go on for ever.
+            let most = if window.is_some() { self.info.limits.context_length } else { usize::MAX };
+            let ending = generation::Ending {
+                max_tokens: request.max_tokens.unwrap_or(most),
+                stop: request.stop,
+                stop_tokens: request.stop_tokens,
+                ignore_eos: request.ignore_eos,
+                logprobs: request.logprobs,
+            };
+            let (events, reader) = channel::channel(EVENT_CAPACITY);
+            let waits = Arc::new(AtomicBool::new(false));
+            let generation = generation::Generation::new(
+                generation::EventSender { events, waits: Arc::clone(&waits) },
                 self.tokenizer.decoder(),
                 &tokens,
                 sampler::Sampler::new(&sampling, &self.info.defaults),
-                request.max_tokens.unwrap_or(usize::MAX),
-                request.stop,
-                request.ignore_eos,
-                request.logprobs,
+                ending,
                 window,
                 ServedBy::from(&*self.info),
             );
@@ -316,8 +363,7 @@ impl LlmBackend for Engine {
                 admission,
                 accepted,
             ))?;
-            let commands = Some(self.commands.clone());
-            Ok(GenerateStream::new(Events { events, commands, shared: Arc::clone(&self.shared) }))
+            Ok(GenerateStream::new(Events::new(reader, self.commands.clone(), waits, self.process)))
         };
         start.await.during("generate")
     }
@@ -329,7 +375,7 @@ impl LlmBackend for Engine {
             let last = request.tokens.pop().expect("invariant: a valid request has at least two tokens");
             let admission = self.admit()?;
             let (sender, result) = oneshot::channel();
-            let work = Work::Score(job::Scoring::new(sender, request.start, last, request.top));
+            let work = Work::Score(scoring::Scoring::new(sender, request.start, last, request.top));
             let job = Job::new(request.tokens, work, request.cancel, admission, accepted);
             let score = self.run(job, result).await?;
             Ok(Score { served_by: Some(ServedBy::from(&*self.info)), ..score })
@@ -353,7 +399,7 @@ impl LlmBackend for Engine {
             }
             let admission = self.admit()?;
             let (sender, result) = oneshot::channel();
-            let work = Work::Logits(job::Rows::new(sender, request.start));
+            let work = Work::Logits(scoring::Rows::new(sender, request.start));
             self.run(Job::new(request.tokens, work, request.cancel, admission, accepted), result).await
         };
         run.await.during("logits")
@@ -363,64 +409,5 @@ impl LlmBackend for Engine {
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine").field("info", &self.info).finish_non_exhaustive()
-    }
-}
-
-struct WakeOnDrop(mpsc::Sender<Command>);
-
-impl Drop for WakeOnDrop {
-    fn drop(&mut self) {
-        // A thread that is gone has nothing to be woken for.
-        let _ = self.0.send(Command::Wake);
-    }
-}
-
-/// The reading end of one generation.
-struct Events {
-    events: channel::Receiver<Result<Event>>,
-    /// Given up at the end, so that a finished stream does not keep the model alive.
-    commands: Option<mpsc::Sender<Command>>,
-    shared: Arc<Shared>,
-}
-
-impl Events {
-    fn wake(&self) {
-        if let Some(commands) = &self.commands {
-            let _ = commands.send(Command::Wake);
-        }
-    }
-}
-
-impl Stream for Events {
-    type Item = Result<Event>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.commands.is_none() {
-            return Poll::Ready(None);
-        }
-        match self.events.poll_recv(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(event)) => {
-                if matches!(event, Err(_) | Ok(Event::Done { .. })) {
-                    self.commands = None;
-                } else if self.shared.stalled.load(Ordering::Acquire) > 0 {
-                    self.wake();
-                }
-                Poll::Ready(Some(event))
-            }
-            Poll::Ready(None) => {
-                self.commands = None;
-                let error =
-                    Error::new(ErrorKind::Closed, "the engine's thread has stopped").during("generate");
-                Poll::Ready(Some(Err(error)))
-            }
-        }
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        self.events.close();
-        self.wake();
     }
 }

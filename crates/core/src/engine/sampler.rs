@@ -47,6 +47,11 @@ impl SamplingDefaults {
     }
 }
 
+/// A random seed below 2^53. Many readers of JSON hold numbers as f64, which rounds larger integers.
+fn drawn_seed() -> u64 {
+    RandomState::new().hash_one(std::time::SystemTime::now()) >> 11
+}
+
 /// The sampler of one generation.
 #[derive(Debug)]
 pub(crate) struct Sampler {
@@ -66,7 +71,7 @@ pub(crate) struct Sampler {
 impl Sampler {
     /// A sampler for checked `sampling`.
     pub(crate) fn new(sampling: &Sampling, defaults: &SamplingDefaults) -> Self {
-        let seed = sampling.seed.unwrap_or_else(|| RandomState::new().hash_one(std::time::SystemTime::now()));
+        let seed = sampling.seed.unwrap_or_else(drawn_seed);
         Self {
             params: defaults.clone().overridden_by(sampling),
             presence: sampling.presence_penalty.unwrap_or(0.0),
@@ -317,6 +322,19 @@ mod tests {
         };
         assert_eq!(run(1), run(1));
         assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn drawn_seeds_survive_a_reader_of_doubles_and_given_ones_are_taken_as_they_are() {
+        let drawn =
+            || Sampler::new(&Sampling { seed: None, ..hot(0) }, &SamplingDefaults::default()).seed().unwrap();
+        let seeds: HashSet<u64> = (0..1000).map(|_| drawn()).collect();
+        assert!(seeds.len() > 990, "{} different ones", seeds.len());
+        assert!(seeds.iter().all(|&seed| seed < 1 << 53 && seed as f64 as u64 == seed));
+        assert!(seeds.iter().any(|&seed| seed > 1 << 51), "the whole range is used");
+        for seed in [0, 1 << 53, u64::MAX] {
+            assert_eq!(sampler(hot(seed)).seed(), Some(seed));
+        }
     }
 
     #[test]

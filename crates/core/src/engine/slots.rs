@@ -1,7 +1,11 @@
-//! The model's sequences and the tokens that each holds, so that a request whose beginning is in the KV cache
-//! already need not compute it again.
+//! The model's sequences and the tokens that each holds. A request whose beginning is in the KV cache already does not
+//! compute it again.
 
 use crate::{CausalLm, Error, ErrorKind, Result, SequenceId};
+
+/// The fewest common tokens for which a sequence is forked. A fork copies a block of the KV cache when it is written to,
+/// which costs more than computing a BOS and the few tokens that a chat template begins with.
+const FORK_LEAST: usize = 4;
 
 /// Sequences with their tokens. Idle ones are kept for later requests until their place or memory is needed.
 #[derive(Default)]
@@ -32,9 +36,12 @@ impl Slots {
             .slots
             .iter()
             .enumerate()
-            .map(|(i, slot)| (common_prefix(&slot.tokens, reusable), !slot.busy, i))
+            // Of equals the one that was used the longest time ago, which would have to make room.
+            .map(|(i, slot)| {
+                (common_prefix(&slot.tokens, reusable), !slot.busy, std::cmp::Reverse(slot.last_used), i)
+            })
             .max();
-        let Some((common, idle, i)) = best.filter(|&(common, ..)| common > 0) else {
+        let Some((common, idle, _, i)) = best.filter(|&(common, ..)| common > 0) else {
             return self.fresh(model);
         };
         let source = self.slots[i].sequence;
@@ -43,21 +50,28 @@ impl Slots {
         let gives_room = self.slots.len() >= model.max_sequences() && self.oldest_idle() == Some(i);
         let continues = common * 2 >= self.slots[i].tokens.len() || gives_room;
         if idle && continues {
-            if model.truncate(source, common).is_ok() {
-                self.slots[i].busy = true;
-                self.slots[i].tokens.truncate(common);
-                return Ok((source, common));
+            match model.truncate(source, common) {
+                Ok(()) => {
+                    self.slots[i].busy = true;
+                    self.slots[i].tokens.truncate(common);
+                    return Ok((source, common));
+                }
+                Err(e) if e.kind() == ErrorKind::Unsupported => {}
+                Err(_) => self.discard(model, source),
             }
-        } else {
+        } else if common >= FORK_LEAST {
             self.slots[i].busy = true; // the fork's room must not be made by freeing its source
             let forked = self.make_room(model).and_then(|()| model.fork(source, common));
-            if let Some(slot) = self.slots.iter_mut().find(|s| s.sequence == source) {
+            if let Some(slot) = self.slot(source) {
                 slot.busy = !idle;
             }
             match forked {
                 Ok(id) => return Ok((self.keep(id, &tokens[..common]), common)),
                 Err(e) if e.kind() == ErrorKind::Unsupported => {}
-                Err(e) => return Err(e),
+                Err(e) if e.kind() == ErrorKind::ResourceExhausted => return Err(e),
+                // The request does not need the fork, and nobody needs an idle sequence that may be damaged.
+                Err(_) if idle => self.discard(model, source),
+                Err(_) => {}
             }
         }
         self.fresh(model)
@@ -65,13 +79,13 @@ impl Slots {
 
     /// Notes that `tokens` have been appended to the KV cache of `sequence`.
     pub(super) fn appended(&mut self, sequence: SequenceId, tokens: &[u32]) {
-        if let Some(slot) = self.slots.iter_mut().find(|s| s.sequence == sequence) {
+        if let Some(slot) = self.slot(sequence) {
             slot.tokens.extend_from_slice(tokens);
         }
     }
 
-    /// Forgets all but the first `length` tokens of `sequence`. Returns the sequence to go on with and the tokens that it holds:
-    /// an empty one where the model cannot truncate.
+    /// Forgets all but the first `length` tokens of `sequence`. Returns the sequence to go on with and the tokens that it
+    /// holds: an empty one where the model cannot truncate.
     pub(super) fn rewind(
         &mut self,
         model: &mut dyn CausalLm,
@@ -79,22 +93,30 @@ impl Slots {
         length: usize,
     ) -> Result<(SequenceId, usize)> {
         if model.truncate(sequence, length).is_ok() {
-            if let Some(slot) = self.slots.iter_mut().find(|s| s.sequence == sequence) {
+            if let Some(slot) = self.slot(sequence) {
                 slot.tokens.truncate(length);
             }
             return Ok((sequence, length));
         }
-        self.slots.retain(|s| s.sequence != sequence);
-        model.free(sequence);
+        self.discard(model, sequence);
         self.fresh(model)
     }
 
     /// Nobody works on `sequence` any more; it is kept for its tokens.
     pub(super) fn release(&mut self, sequence: SequenceId) {
         self.clock += 1;
-        if let Some(slot) = self.slots.iter_mut().find(|s| s.sequence == sequence) {
+        let clock = self.clock;
+        if let Some(slot) = self.slot(sequence) {
             slot.busy = false;
-            slot.last_used = self.clock;
+            slot.last_used = clock;
+        }
+    }
+
+    /// Frees `sequence`, whose contents cannot be trusted.
+    pub(super) fn discard(&mut self, model: &mut dyn CausalLm, sequence: SequenceId) {
+        if let Some(i) = self.slots.iter().position(|s| s.sequence == sequence) {
+            self.slots.swap_remove(i);
+            model.free(sequence);
         }
     }
 
@@ -103,6 +125,20 @@ impl Slots {
         let Some(i) = self.oldest_idle() else { return false };
         model.free(self.slots.swap_remove(i).sequence);
         true
+    }
+
+    /// Frees idle sequences until one more may be made.
+    pub(super) fn make_room(&mut self, model: &mut dyn CausalLm) -> Result<()> {
+        while self.slots.len() >= model.max_sequences() {
+            if !self.evict(model) {
+                return Err(Error::new(ErrorKind::ResourceExhausted, "all sequences are busy"));
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&mut self, sequence: SequenceId) -> Option<&mut Slot> {
+        self.slots.iter_mut().find(|s| s.sequence == sequence)
     }
 
     fn oldest_idle(&self) -> Option<usize> {
@@ -115,16 +151,6 @@ impl Slots {
         self.make_room(model)?;
         let sequence = model.new_sequence()?;
         Ok((self.keep(sequence, &[]), 0))
-    }
-
-    /// Frees idle sequences until one more may be made.
-    fn make_room(&mut self, model: &mut dyn CausalLm) -> Result<()> {
-        while self.slots.len() >= model.max_sequences() {
-            if !self.evict(model) {
-                return Err(Error::new(ErrorKind::ResourceExhausted, "all sequences are busy"));
-            }
-        }
-        Ok(())
     }
 
     fn keep(&mut self, sequence: SequenceId, tokens: &[u32]) -> SequenceId {

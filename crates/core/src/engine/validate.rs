@@ -18,6 +18,11 @@ pub fn generate(request: &GenerateRequest, vocab_size: usize) -> Result<()> {
     if request.stop.iter().any(String::is_empty) {
         return Err(Error::invalid_request("stop: a stop string is empty; at least one character expected"));
     }
+    if let Some(token) = request.stop_tokens.iter().find(|&&token| token as usize >= vocab_size) {
+        return Err(Error::invalid_request(format!(
+            "stop_tokens: token {token} is out of range; ids below {vocab_size} expected"
+        )));
+    }
     if let Prompt::Text(text) = &request.prompt
         && text.is_empty()
     {

@@ -1,4 +1,5 @@
-//! The engine's thread: admits jobs, builds batches, runs the model and hands out the logits.
+//! The engine's thread: takes requests, gives them sequences, and ends them. What one step computes is in
+//! [`step`](super::step).
 
 use std::{
     collections::VecDeque,
@@ -8,41 +9,66 @@ use std::{
 
 use super::{
     Command, Shared,
+    guard::Guarded,
     job::{End, Job, ModelFacts},
     slots::Slots,
+    stopped,
 };
-use crate::{CausalLm, Error, ErrorKind, Result, SequenceId, SequenceInput};
+use crate::{CausalLm, Error, ErrorKind, SequenceId};
 
-/// Bytes of logits that one chunk of a scoring may ask for, where nothing else is said.
+/// Bytes of logits that one step may ask for, where nothing else is said.
 const LOGITS_BYTES: usize = 32 << 20;
 
 /// How often jobs that wait for their reader are looked at, to see that they were cancelled by their token.
 const STALLED_POLL: Duration = Duration::from_millis(20);
 
+/// How long a job waits for its reader before another request gets its sequence. A reader that is only a little behind
+/// keeps it.
+const PARK_AFTER: Duration = Duration::from_millis(100);
+
 pub(super) struct Worker {
-    model: Box<dyn CausalLm>,
-    facts: ModelFacts,
+    /// First, since fields are dropped in this order: the engine is closed before a reader sees that its job is gone.
+    closing: Closing,
+    pub(super) model: Guarded,
+    pub(super) facts: ModelFacts,
     inbox: mpsc::Receiver<Command>,
-    shared: Arc<Shared>,
-    slots: Slots,
-    queue: VecDeque<Box<Job>>,
-    active: Vec<Active>,
-    logits: Vec<f32>,
-    /// Rows of logits that one chunk of a scoring may ask for.
-    max_rows: usize,
+    pub(super) slots: Slots,
+    /// Jobs that wait for a sequence.
+    pub(super) queue: VecDeque<Box<Job>>,
+    pub(super) active: Vec<Active>,
+    /// Jobs whose readers do not read, and whose sequences others needed.
+    parked: Vec<Box<Job>>,
+    pub(super) logits: Vec<f32>,
+    /// Rows of logits that one step may ask for.
+    pub(super) max_rows: usize,
+    /// Steps so far.
+    pub(super) steps: usize,
+    /// Requests that are accepted at the same time.
+    room: usize,
+    stall_limit: Duration,
 }
 
 /// A job with its sequence.
-struct Active {
-    job: Box<Job>,
-    sequence: SequenceId,
+pub(super) struct Active {
+    pub(super) job: Box<Job>,
+    pub(super) sequence: SequenceId,
     /// Tokens in the KV cache.
-    length: usize,
+    pub(super) length: usize,
 }
 
 impl Active {
-    fn remaining(&self) -> usize {
+    pub(super) fn remaining(&self) -> usize {
         self.job.tokens.len() - self.length
+    }
+}
+
+/// Marks the engine as closed when its thread ends, in whatever way.
+struct Closing(Arc<Shared>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.active.store(0, Ordering::Release);
+        self.0.closed.store(true, Ordering::Release);
     }
 }
 
@@ -53,46 +79,66 @@ impl Worker {
         shared: Arc<Shared>,
         eos: Vec<u32>,
         logits_bytes: Option<u64>,
+        room: usize,
+        stall_limit: Duration,
     ) -> Self {
+        let model = Guarded::new(model);
         let facts =
             ModelFacts { vocab_size: model.vocab_size(), context_length: model.context_length(), eos };
         let bytes = logits_bytes.map_or(LOGITS_BYTES, |bytes| LOGITS_BYTES.min(bytes as usize));
         let max_rows = (bytes / 4 / facts.vocab_size.max(1)).max(1);
         Self {
+            closing: Closing(shared),
             model,
             facts,
             inbox,
-            shared,
             slots: Slots::default(),
             queue: VecDeque::new(),
             active: Vec::new(),
+            parked: Vec::new(),
             logits: Vec::new(),
             max_rows,
+            steps: 0,
+            room,
+            stall_limit,
         }
     }
 
-    /// Works until the engine and all streams are gone.
+    fn shared(&self) -> &Shared {
+        &self.closing.0
+    }
+
+    /// Works until the engine and all streams are gone, or the model no longer works.
     pub(super) fn run(mut self) {
         let mut connected = true;
-        let mut ready = Vec::new();
-        while connected || !self.queue.is_empty() || !self.active.is_empty() {
-            connected = self.receive(!ready.is_empty());
+        let mut working = false;
+        while connected || self.has_jobs() {
+            connected = self.receive(working);
             self.sweep();
+            self.park();
             self.admit();
-            ready = self.ready();
-            if !ready.is_empty() {
-                self.step(&ready);
+            working = self.step();
+            // Where all sequences are in use, this waits until one of them is free.
+            if self.model.has_panicked()
+                && self.slots.make_room(&mut self.model).is_ok()
+                && let Err(error) = self.model.check()
+            {
+                return self.close(&error);
             }
         }
+    }
+
+    fn has_jobs(&self) -> bool {
+        !(self.queue.is_empty() && self.active.is_empty() && self.parked.is_empty())
     }
 
     /// Takes what is in the inbox; waits for something only if there is nothing to do. `false` if nothing can come.
     fn receive(&mut self, working: bool) -> bool {
         if !working {
-            let command = if self.active.is_empty() && self.queue.is_empty() {
-                self.inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
-            } else {
+            let command = if self.has_jobs() {
                 self.inbox.recv_timeout(STALLED_POLL)
+            } else {
+                self.inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
             };
             match command {
                 Ok(command) => self.take(command),
@@ -116,24 +162,78 @@ impl Worker {
         }
     }
 
-    /// Ends the jobs that nobody wants any more.
+    /// Ends the jobs that nobody wants any more, and those whose reader has read nothing for too long if their places are
+    /// needed.
     fn sweep(&mut self) {
-        let mut i = 0;
-        while i < self.queue.len() {
-            let job = &self.queue[i];
-            if (job.is_abandoned() || job.is_cancelled())
+        let unwanted = |job: &Job| job.is_abandoned() || job.is_cancelled();
+        for i in (0..self.queue.len()).rev() {
+            if unwanted(&self.queue[i])
                 && let Some(job) = self.queue.remove(i)
             {
-                job.finish(End::Cancelled);
-            } else {
-                i += 1;
+                self.finish(job, End::Cancelled);
+            }
+        }
+        for i in (0..self.parked.len()).rev() {
+            if unwanted(&self.parked[i]) {
+                let job = self.parked.remove(i);
+                self.finish(job, End::Cancelled);
             }
         }
         for i in (0..self.active.len()).rev() {
-            let job = &self.active[i].job;
-            if job.is_abandoned() || job.is_cancelled() {
+            if unwanted(&self.active[i].job) {
                 self.end(i, End::Cancelled);
             }
+        }
+        self.end_stalled();
+    }
+
+    /// Says how many jobs would give their places in the queue to others, and ends as many as others have taken.
+    fn end_stalled(&mut self) {
+        loop {
+            let active = self.active.iter().map(|active| &active.job).enumerate();
+            let parked = self.parked.iter().enumerate();
+            let stalled: Vec<(Duration, bool, usize)> = active
+                .map(|(i, job)| (job, true, i))
+                .chain(parked.map(|(i, job)| (job, false, i)))
+                .filter_map(|(job, is_active, i)| Some((job.stalled_for()?, is_active, i)))
+                .filter(|(time, ..)| *time >= self.stall_limit)
+                .collect();
+            self.shared().replaceable.store(stalled.len(), Ordering::Release);
+            if self.shared().accepted.load(Ordering::Acquire) <= self.room {
+                return;
+            }
+            let Some((time, is_active, i)) = stalled.into_iter().max() else { return };
+            let message = "nobody has read the answer, and other requests need its place";
+            let error =
+                Error::new(ErrorKind::Timeout, message).with_retryable(false).with("seconds", time.as_secs());
+            if is_active {
+                self.end(i, End::Failed(error));
+            } else {
+                let job = self.parked.remove(i);
+                self.finish(job, End::Failed(error));
+            }
+        }
+    }
+
+    /// Takes sequences from jobs that wait for their readers if others wait for a sequence, and lets jobs without a
+    /// sequence wait in turn when their readers have read.
+    fn park(&mut self) {
+        for i in (0..self.parked.len()).rev() {
+            if self.parked[i].is_read() {
+                // At the end of the queue, so that slow readers delay nobody who waits.
+                self.queue.push_back(self.parked.remove(i));
+            }
+        }
+        while self.active.len() + self.queue.len() > self.model.max_sequences() {
+            let stalled = self.active.iter().enumerate();
+            let stalled = stalled
+                .filter_map(|(i, active)| Some((active.job.stalled_for()?, i)))
+                .filter(|(time, _)| *time >= PARK_AFTER);
+            let Some((_, i)) = stalled.max() else { return };
+            let Active { job, sequence, .. } = self.active.remove(i);
+            // Its tokens stay in the KV cache until their place is needed.
+            self.slots.release(sequence);
+            self.parked.push(job);
         }
     }
 
@@ -142,133 +242,64 @@ impl Worker {
         while self.active.len() < self.model.max_sequences()
             && let Some(mut job) = self.queue.pop_front()
         {
-            match self.slots.acquire(&mut *self.model, &job.tokens, job.first_wanted()) {
+            match self.slots.acquire(&mut self.model, &job.tokens, job.first_wanted()) {
                 Ok((sequence, cached)) => match job.start(cached, &self.facts) {
                     Ok(()) => self.active.push(Active { job, sequence, length: cached }),
                     Err(error) => {
                         self.slots.release(sequence);
-                        job.finish(End::Failed(error));
+                        self.finish(job, End::Failed(error));
                     }
                 },
-                Err(error) => {
-                    job.finish(End::Failed(error));
-                }
+                Err(error) => self.finish(job, End::Failed(error)),
             }
         }
-        self.shared.active.store(self.active.len(), Ordering::Release);
+        self.shared().active.store(self.active.len(), Ordering::Release);
     }
 
-    /// The jobs that can go on, by index: all that are decoding, and the first that has a prompt to compute.
-    fn ready(&mut self) -> Vec<usize> {
-        // Readers look at this flag after they have made room, so it is set before the room is looked for.
-        self.shared.stalled.store(1, Ordering::SeqCst);
-        let mut ready = Vec::new();
-        let mut stalled = 0;
-        let mut prompt = None;
-        for (i, active) in self.active.iter_mut().enumerate() {
-            if !active.job.has_room() {
-                stalled += 1;
-            } else if active.remaining() == 1 {
-                ready.push(i);
-            } else if prompt.is_none() {
-                prompt = Some(i);
-            }
-        }
-        self.shared.stalled.store(stalled, Ordering::SeqCst);
-        ready.extend(prompt); // last, so that it can fill what is left of the batch
-        ready
-    }
-
-    /// One call of the model for these jobs.
-    fn step(&mut self, ready: &[usize]) {
-        let mut finished = match self.forward(ready) {
-            Ok(fed) => self.hand_out(&fed),
-            // One sequence's failure must not end the others: find it by running each alone.
-            Err(_) => ready.iter().flat_map(|&i| self.step_alone(i)).collect(),
-        };
-        // From the back, so that the indices before stay valid.
-        finished.sort_by_key(|(i, _)| std::cmp::Reverse(*i));
-        for (i, end) in finished {
-            self.end(i, end);
-        }
-    }
-
-    /// A step for one job, after making all the room that idle sequences take.
-    fn step_alone(&mut self, i: usize) -> Vec<(usize, End)> {
-        let mut outcome = self.forward(&[i]);
-        while matches!(&outcome, Err(e) if e.kind() == ErrorKind::ResourceExhausted)
-            && self.slots.evict(&mut *self.model)
-        {
-            outcome = self.forward(&[i]);
-        }
-        match outcome {
-            Ok(fed) => self.hand_out(&fed),
-            Err(error) => vec![(i, End::Failed(error))],
-        }
-    }
-
-    /// Feeds the next tokens of these jobs. Returns for each its index, how many tokens and how many rows of logits.
-    fn forward(&mut self, ready: &[usize]) -> Result<Vec<(usize, usize, usize)>> {
-        let mut budget = self.model.max_batch_tokens().max(ready.len());
-        let mut batch = Vec::with_capacity(ready.len());
-        let mut fed = Vec::with_capacity(ready.len());
-        for (n, &i) in ready.iter().enumerate() {
-            let active = &self.active[i];
-            let left_for_this = budget - (ready.len() - n - 1);
-            let (tokens, logits) = active.job.next_input(active.length, left_for_this, self.max_rows);
-            let input = SequenceInput { sequence: active.sequence, tokens, logits };
-            budget -= tokens.len();
-            fed.push((i, tokens.len(), input.rows()));
-            batch.push(input);
-        }
-        self.logits.clear();
-        self.model.forward(&batch, &mut self.logits)?;
-        let expected = fed.iter().map(|f| f.2).sum::<usize>() * self.facts.vocab_size;
-        if self.logits.len() == expected {
-            Ok(fed)
+    /// Takes the job out and keeps its sequence for later requests, unless it has failed.
+    pub(super) fn end(&mut self, i: usize, end: End) {
+        let Active { job, sequence, .. } = self.active.remove(i);
+        if matches!(end, End::Failed(_)) {
+            self.slots.discard(&mut self.model, sequence);
         } else {
-            let found = self.logits.len();
-            Err(Error::backend(format!("the model returned {found} logits; {expected} expected")))
+            self.slots.release(sequence);
         }
+        self.finish(job, end);
     }
 
-    /// Gives each job its rows. Returns the jobs that ended.
-    fn hand_out(&mut self, fed: &[(usize, usize, usize)]) -> Vec<(usize, End)> {
-        let mut ended = Vec::new();
-        let mut rest = &mut self.logits[..];
-        for &(i, tokens, rows) in fed {
-            let active = &mut self.active[i];
-            let start = active.length;
-            active.length += tokens;
-            self.slots.appended(active.sequence, &active.job.tokens[start..active.length]);
-            let (own, others) = std::mem::take(&mut rest).split_at_mut(rows * self.facts.vocab_size);
-            rest = others;
-            let advanced = active.job.advance(active.length, own, &self.facts).and_then(|finished| {
-                if let Some(kept) = active.job.take_rewind() {
-                    (active.sequence, active.length) =
-                        self.slots.rewind(&mut *self.model, active.sequence, kept)?;
-                }
-                Ok(finished)
-            });
-            match advanced {
-                Ok(false) => {}
-                Ok(true) => ended.push((i, End::Finished)),
-                Err(error) => ended.push((i, End::Failed(error))),
-            }
-        }
-        ended
-    }
-
-    /// Takes the job out and keeps its sequence for later requests.
-    fn end(&mut self, i: usize, end: End) {
-        let Active { job, sequence, length } = self.active.remove(i);
-        self.slots.release(sequence);
-        self.shared.active.store(self.active.len(), Ordering::Release);
+    fn finish(&self, job: Box<Job>, end: End) {
         // Counted before the reader knows of the end, so that it finds its request in the statistics.
-        let usage = job.usage();
-        self.shared.prompt_tokens.fetch_add(job.computed_prompt(length) as u64, Ordering::Relaxed);
-        self.shared.cached_tokens.fetch_add(usage.cached_tokens as u64, Ordering::Relaxed);
-        self.shared.generated_tokens.fetch_add(usage.generated_tokens as u64, Ordering::Relaxed);
+        let (shared, usage) = (self.shared(), job.usage());
+        shared.active.store(self.active.len(), Ordering::Release);
+        shared.prompt_tokens.fetch_add(job.computed_prompt() as u64, Ordering::Relaxed);
+        shared.cached_tokens.fetch_add(usage.cached_tokens as u64, Ordering::Relaxed);
+        shared.generated_tokens.fetch_add(usage.generated_tokens as u64, Ordering::Relaxed);
         job.finish(end);
+    }
+
+    /// Takes jobs out whose step has panicked. What the model holds of them cannot be trusted, so they begin again, each
+    /// alone: then it shows which of them is at fault.
+    pub(super) fn begin_again(&mut self, mut indices: Vec<usize>) {
+        // From the back, so that the indices before stay valid and the jobs keep their order in the queue.
+        indices.sort_unstable_by_key(|i| std::cmp::Reverse(*i));
+        for i in indices {
+            let Active { mut job, sequence, .. } = self.active.remove(i);
+            self.slots.discard(&mut self.model, sequence);
+            job.alone = true;
+            self.queue.push_front(job);
+        }
+    }
+
+    /// Ends all jobs, those that are still on their way included.
+    fn close(mut self, reason: &Error) {
+        self.shared().closed.store(true, Ordering::Release);
+        while let Ok(command) = self.inbox.try_recv() {
+            self.take(command);
+        }
+        let active = std::mem::take(&mut self.active).into_iter().map(|active| active.job);
+        let jobs: Vec<Box<Job>> = active.chain(self.parked.drain(..)).chain(self.queue.drain(..)).collect();
+        for job in jobs {
+            self.finish(job, End::Failed(stopped().with("reason", reason)));
+        }
     }
 }

@@ -13,10 +13,12 @@ mod parts;
 mod python;
 mod stream;
 mod template;
+mod token_name;
 mod tokenizer;
 
 pub use chunk::{Chunk, ChunkKind, ChunkOptions, chunks};
 pub(crate) use chunk::{boundary_after, boundary_before, is_boundary};
 pub use parts::TokenizerParts;
 pub use stream::IncrementalDecoder;
+pub use token_name::TokenName;
 pub use tokenizer::Tokenizer;

@@ -47,6 +47,11 @@ impl IncrementalDecoder {
         Ok(text)
     }
 
+    /// The name of a special token, which has no text; `None` for other ids.
+    pub(crate) fn special_name(&self, id: u32) -> Option<String> {
+        if self.tokenizer.text_token(id).is_some() { None } else { self.tokenizer.token(id) }
+    }
+
     /// The text that was held back, after the last token: what is incomplete comes out as U+FFFD. The decoder is then
     /// as new.
     ///

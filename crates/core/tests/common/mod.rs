@@ -6,8 +6,8 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -46,6 +46,24 @@ pub(crate) struct Probe {
     pub(crate) alive: AtomicUsize,
 }
 
+/// Faults that a test switches on while the toy runs.
+#[derive(Default)]
+pub(crate) struct Faults {
+    /// The next call of this method panics.
+    pub(crate) once: Mutex<Option<&'static str>>,
+    /// Every call of `forward` panics from now on.
+    pub(crate) broken: AtomicBool,
+    /// Forks that were made.
+    pub(crate) forks: AtomicUsize,
+}
+
+impl Faults {
+    fn check(&self, method: &'static str) {
+        let hit = self.once.lock().unwrap().take_if(|next| *next == method).is_some();
+        assert!(!hit, "a bug in {method}");
+    }
+}
+
 pub(crate) struct Toy {
     pub(crate) vocab: usize,
     pub(crate) context: usize,
@@ -57,6 +75,11 @@ pub(crate) struct Toy {
     pub(crate) prompt_length: usize,
     /// Fails on sequences that contain this token.
     pub(crate) poison: Option<u32>,
+    /// Panics on sequences that contain this token, after it has fed what stands before it.
+    pub(crate) panic_token: Option<u32>,
+    /// Time that each fed token takes.
+    pub(crate) token_time: Duration,
+    pub(crate) faults: Arc<Faults>,
     pub(crate) can_fork: bool,
     pub(crate) can_truncate: bool,
     /// Tokens that all sequences may hold together.
@@ -79,6 +102,9 @@ impl Toy {
             script: Vec::new(),
             prompt_length: 0,
             poison: None,
+            panic_token: None,
+            token_time: Duration::ZERO,
+            faults: Arc::default(),
             can_fork: true,
             can_truncate: true,
             memory: usize::MAX,
@@ -144,6 +170,7 @@ impl CausalLm for Toy {
     }
 
     fn new_sequence(&mut self) -> Result<SequenceId> {
+        self.faults.check("new_sequence");
         assert!(self.sequences.len() < self.max_sequences, "the engine asked for too many sequences");
         let id = SequenceId(self.next);
         self.next += 1;
@@ -154,7 +181,10 @@ impl CausalLm for Toy {
 
     fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
         std::thread::sleep(self.delay);
+        self.faults.check("forward");
+        assert!(!self.faults.broken.load(Ordering::SeqCst), "broken for good");
         let count: usize = batch.iter().map(|b| b.tokens.len()).sum();
+        std::thread::sleep(self.token_time * count as u32);
         let held: usize = self.sequences.values().map(Vec::len).sum();
         if held + count > self.memory {
             return Err(Error::new(ErrorKind::ResourceExhausted, "toy memory is full"));
@@ -173,6 +203,7 @@ impl CausalLm for Toy {
             assert!(!input.tokens.is_empty() && sequence.len() + input.tokens.len() <= self.context);
             let first = input.tokens.len() - input.rows();
             for (i, &token) in input.tokens.iter().enumerate() {
+                assert_ne!(self.panic_token, Some(token), "a bug with one token");
                 sequence.push(token);
                 if i >= first {
                     let mut row = hashed_logits(sequence, self.vocab);
@@ -193,6 +224,7 @@ impl CausalLm for Toy {
     }
 
     fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<()> {
+        self.faults.check("truncate");
         if !self.can_truncate {
             return Err(Error::unsupported("no truncation"));
         }
@@ -206,6 +238,8 @@ impl CausalLm for Toy {
         if !self.can_fork {
             return Err(Error::unsupported("no forks"));
         }
+        self.faults.check("fork");
+        self.faults.forks.fetch_add(1, Ordering::SeqCst);
         let tokens = self.sequences[&sequence][..length].to_vec();
         let id = self.new_sequence()?;
         self.sequences.insert(id, tokens);
@@ -213,6 +247,7 @@ impl CausalLm for Toy {
     }
 
     fn free(&mut self, sequence: SequenceId) {
+        self.faults.check("free");
         self.sequences.remove(&sequence);
     }
 }

@@ -1,12 +1,8 @@
 //! Lets a bounded number of requests through at a time.
 
 use std::{
-    future::Future,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -22,13 +18,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Layer, cancelled, forward, is_end};
+use super::{
+    Layer, cancelled, forward, is_end,
+    places::{Held, Places, Turn},
+};
 
 /// Lets at most so many requests reach the backend at the same time. Further ones wait, first come first served; of
 /// those that may not even wait, each fails with [`Busy`](ErrorKind::Busy).
 ///
-/// A request has its place until its stream has ended or is dropped, or it is cancelled. One that has to wait gets its stream at once, after
-/// the backend's own checks; the stream begins when its turn has come. `info()` and `stats()` tell of the waiting room.
+/// A request has its place until its stream has ended or is dropped, or it is cancelled. While others wait, a request whose
+/// reader leaves its events unread for half a second loses its place, and gets another in turn when it is read again.
+///
+/// One that has to wait gets its stream at once, after the backend's own checks; the stream begins when its turn has come. `info()` and
+/// `stats()` tell of the waiting room. Needs a tokio runtime with its timer enabled.
 #[derive(Debug, Clone, Copy)]
 pub struct Limit {
     concurrent: usize,
@@ -56,29 +58,15 @@ impl From<&LimitConfig> for Limit {
 
 impl Layer for Limit {
     fn wrap(&self, inner: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
-        let places = Arc::new(Semaphore::new(self.concurrent));
-        Arc::new(Limited { inner, limit: *self, places, waiting: Arc::default() })
+        Arc::new(Limited { inner, limit: *self, places: Places::new(self.concurrent) })
     }
 }
 
 struct Limited {
     inner: Arc<dyn LlmBackend>,
     limit: Limit,
-    places: Arc<Semaphore>,
-    /// Requests that wait for a place.
-    waiting: Arc<AtomicUsize>,
+    places: Arc<Places>,
 }
-
-/// One of those that wait, for as long as it does.
-struct Waiting(Arc<AtomicUsize>);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-type Turn = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit>> + Send>>;
 
 /// A place, or one in the queue before it.
 enum Place {
@@ -89,25 +77,15 @@ enum Place {
 impl Limited {
     /// A place in the order in which this is called.
     async fn place(&self) -> Result<Place> {
-        // Does not overtake those that wait: a place that becomes free is theirs at once.
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+        if let Some(place) = self.places.try_take() {
             return Ok(Place::Taken(place));
         }
         let most = self.limit.waiting;
-        self.waiting
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < most).then_some(n + 1))
-            .map_err(|_| {
-                Error::new(ErrorKind::Busy, "all places are taken; try again later")
-                    .with("concurrent", self.limit.concurrent)
-                    .with("waiting", most)
-            })?;
-        let waiting = Waiting(Arc::clone(&self.waiting));
-        let places = Arc::clone(&self.places);
-        let mut turn: Turn = Box::pin(async move {
-            let place = places.acquire_owned().await;
-            drop(waiting);
-            place.map_err(|e| Error::new(ErrorKind::Closed, "no places are given any more").with_source(e))
-        });
+        let mut turn = self.places.wait(most).ok_or_else(|| {
+            Error::new(ErrorKind::Busy, "all places are taken; try again later")
+                .with("concurrent", self.limit.concurrent)
+                .with("waiting", most)
+        })?;
         // The first poll is what enters it into the queue.
         match std::future::poll_fn(|cx| Poll::Ready(turn.as_mut().poll(cx))).await {
             Poll::Ready(place) => place.map(Place::Taken),
@@ -180,26 +158,26 @@ impl LlmBackend for Limited {
 
     fn stats(&self) -> Stats {
         let mut stats = self.inner.stats();
-        stats.queued = stats.queued.saturating_add(self.waiting.load(Ordering::Acquire));
+        stats.queued = stats.queued.saturating_add(self.places.waiting());
         stats
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
         let turn = match self.place().await.during("generate")? {
             Place::Taken(place) => {
-                let place = Held::new(place, request.cancel.clone());
+                let place = Held::new(&self.places, place, request.cancel.clone());
                 let stream = self.inner.generate(request).await?;
-                return Ok(GenerateStream::new(LimitedStream::Running { stream, _place: Some(place) }));
+                return Ok(GenerateStream::new(LimitedStream::Running { stream, place: Some(place) }));
             }
             Place::Queued(turn) => turn,
         };
         self.validate(&request).await.during("generate")?;
         // A task of its own, so that a place which becomes free is used even if nobody reads the stream just then.
-        let inner = Arc::clone(&self.inner);
+        let (inner, places) = (Arc::clone(&self.inner), Arc::clone(&self.places));
         let begin = async move {
             match in_turn(turn, &request.cancel).await? {
                 Some(place) => {
-                    let place = Held::new(place, request.cancel.clone());
+                    let place = Held::new(&places, place, request.cancel.clone());
                     Ok((inner.generate(request).await?, Some(place)))
                 }
                 None => Ok((cancelled(), None)),
@@ -219,36 +197,6 @@ impl LlmBackend for Limited {
     }
 }
 
-/// The place of a request that runs, given back when this is dropped or the request is cancelled: the backend gives up
-/// a cancelled request even if nobody reads its end.
-struct Held {
-    place: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
-    watching: JoinHandle<()>,
-}
-
-impl Held {
-    fn new(place: OwnedSemaphorePermit, cancel: CancellationToken) -> Self {
-        let place = Arc::new(Mutex::new(Some(place)));
-        let held = Arc::clone(&place);
-        let watching = tokio::spawn(async move {
-            cancel.cancelled().await;
-            give_back(&held);
-        });
-        Self { place, watching }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.watching.abort();
-        give_back(&self.place);
-    }
-}
-
-fn give_back(place: &Mutex<Option<OwnedSemaphorePermit>>) {
-    drop(place.lock().unwrap_or_else(PoisonError::into_inner).take());
-}
-
 /// The task of a request that waits; it ends with this.
 struct Beginning(JoinHandle<Result<(GenerateStream, Option<Held>)>>);
 
@@ -261,7 +209,7 @@ impl Drop for Beginning {
 /// A stream with its place, until it ends. The stream goes first, so that the place is free when the work has ended.
 enum LimitedStream {
     Waiting(Beginning),
-    Running { stream: GenerateStream, _place: Option<Held> },
+    Running { stream: GenerateStream, place: Option<Held> },
     Ended,
 }
 
@@ -277,17 +225,22 @@ impl Stream for LimitedStream {
                         Err(Error::new(ErrorKind::Closed, "the request was interrupted").with_source(e))
                     });
                     match begun {
-                        Ok((stream, place)) => *self = Self::Running { stream, _place: place },
+                        Ok((stream, place)) => *self = Self::Running { stream, place },
                         Err(error) => {
                             *self = Self::Ended;
                             return Poll::Ready(Some(Err(error.during("generate"))));
                         }
                     }
                 }
-                Self::Running { stream, .. } => {
+                Self::Running { stream, place } => {
+                    if let Some(place) = place {
+                        ready!(place.poll_read(cx));
+                    }
                     let event = ready!(Pin::new(stream).poll_next(cx));
                     if event.as_ref().is_none_or(is_end) {
                         *self = Self::Ended;
+                    } else if let Some(place) = place {
+                        place.has_event();
                     }
                     return Poll::Ready(event);
                 }

@@ -24,6 +24,7 @@
 
 mod limit;
 mod metrics;
+mod places;
 mod restart;
 mod retry;
 mod timeout;

@@ -1,10 +1,11 @@
 //! Ends requests that take too long.
 
 use std::{
+    collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -14,11 +15,12 @@ use ternion_core::{
     Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result, ResultExt,
     Score, ScoreRequest, config::TimeoutConfig,
 };
-use tokio::time::{Instant, Sleep};
+use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
 use super::{Layer, forward, is_end};
 
-/// Ends a request that takes too long with [`Timeout`](ErrorKind::Timeout), and the work on it.
+/// Ends a request that takes too long with [`Timeout`](ErrorKind::Timeout), and the work on it. A stream ends in time whether
+/// or not anybody reads it.
 ///
 /// Scores and logits know the whole time only. Needs a tokio runtime with its timer enabled.
 #[derive(Debug, Clone, Copy, Default)]
@@ -119,16 +121,17 @@ impl LlmBackend for Timed {
         let first = Deadline::after(start, self.limits.first_token, "no first token");
         let earliest = first.into_iter().chain(total).min();
         let inner = within(earliest, self.inner.generate(request)).await.during("generate")?;
-        let between = self.limits.between_tokens;
-        Ok(GenerateStream::new(TimedStream {
+        Ok(GenerateStream::new(TimedStream::start(State {
             inner: Some(inner),
             total,
             first,
-            between,
+            between: self.limits.between_tokens,
             started: false,
             next: None,
+            found: VecDeque::new(),
+            reader: None,
             alarm: None,
-        }))
+        })))
     }
 
     async fn score(&self, request: ScoreRequest) -> Result<Score> {
@@ -140,7 +143,8 @@ impl LlmBackend for Timed {
     }
 }
 
-struct TimedStream {
+/// The state of a stream, shared by its reader and its alarm.
+struct State {
     /// `None` after the end.
     inner: Option<GenerateStream>,
     total: Option<Deadline>,
@@ -151,18 +155,114 @@ struct TimedStream {
     started: bool,
     /// For the token that the reader waits for. The time begins when the reader does.
     next: Option<Deadline>,
-    alarm: Option<Pin<Box<Sleep>>>,
+    /// Events that the alarm has found before the reader.
+    found: VecDeque<Result<Event>>,
+    /// The reader, if it waits.
+    reader: Option<Waker>,
+    /// When the alarm looks at this again.
+    alarm: Option<Instant>,
 }
 
-impl TimedStream {
+impl State {
     fn deadline(&self) -> Option<Deadline> {
         self.total.into_iter().chain(self.first).chain(self.next).min()
     }
 
-    fn fail(&mut self, deadline: Deadline) -> Poll<Option<Result<Event>>> {
-        self.inner = None; // cancels the work
-        Poll::Ready(Some(Err(deadline.error().during("generate"))))
+    /// Takes note of an event that has come out of the inner stream.
+    fn note(&mut self, event: &Result<Event>) {
+        if is_end(event) {
+            self.inner = None;
+        } else if matches!(event, Ok(Event::Token { .. })) {
+            self.started = true;
+            (self.first, self.next) = (None, None);
+        }
     }
+
+    /// Ends the work; returns the error that says so.
+    fn fail(&mut self, deadline: Deadline) -> Result<Event> {
+        self.inner = None; // cancels the work
+        Err(deadline.error().during("generate"))
+    }
+
+    /// Ends the work if it is over its time, whether or not anybody reads the stream.
+    fn check(&mut self) {
+        while let Some(deadline) = self.deadline().filter(|deadline| deadline.at <= Instant::now())
+            && let Some(inner) = &mut self.inner
+        {
+            // A token that has come in time counts, although nobody has read it. That it is polled here must not keep the
+            // reader from being woken.
+            let waker = self.reader.as_ref().unwrap_or(Waker::noop()).clone();
+            let polled = Pin::new(inner).poll_next(&mut Context::from_waker(&waker));
+            let event = match polled {
+                Poll::Ready(Some(event)) if self.total != Some(deadline) => {
+                    self.note(&event);
+                    event
+                }
+                Poll::Ready(None) => {
+                    self.inner = None;
+                    break;
+                }
+                _ => self.fail(deadline),
+            };
+            self.found.push_back(event);
+        }
+        if (!self.found.is_empty() || self.inner.is_none())
+            && let Some(reader) = self.reader.take()
+        {
+            reader.wake();
+        }
+    }
+}
+
+/// A stream whose deadlines hold although nobody polls it: a task watches them.
+struct TimedStream {
+    state: Arc<Mutex<State>>,
+    /// Tells the task that a deadline has come that is earlier than the one that it waits for.
+    earlier: Arc<Notify>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl TimedStream {
+    fn start(state: State) -> Self {
+        let watched = state.deadline().is_some() || state.between.is_some();
+        let state = Arc::new(Mutex::new(state));
+        let earlier = Arc::new(Notify::new());
+        let task = watched.then(|| tokio::spawn(watch(Arc::downgrade(&state), Arc::clone(&earlier))));
+        Self { state, earlier, task }
+    }
+
+    fn end(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+    }
+}
+
+/// Looks at a stream whenever one of its deadlines is over.
+async fn watch(state: Weak<Mutex<State>>, earlier: Arc<Notify>) {
+    loop {
+        let alarm = {
+            let Some(state) = state.upgrade() else { return };
+            let mut state = lock(&state);
+            state.check();
+            if state.inner.is_none() {
+                return;
+            }
+            state.alarm = state.deadline().map(|deadline| deadline.at);
+            state.alarm
+        };
+        match alarm {
+            None => earlier.notified().await,
+            Some(at) => tokio::select! {
+                () = tokio::time::sleep_until(at) => {}
+                () = earlier.notified() => {}
+            },
+        }
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Stream for TimedStream {
@@ -170,37 +270,55 @@ impl Stream for TimedStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
-        match Pin::new(inner).poll_next(cx) {
-            Poll::Ready(None) => {
-                this.inner = None;
-                Poll::Ready(None)
-            }
-            Poll::Ready(Some(event)) if is_end(&event) => {
-                this.inner = None;
-                Poll::Ready(Some(event))
-            }
+        let mut guard = lock(&this.state);
+        let state = &mut *guard;
+        if let Some(event) = state.found.pop_front() {
+            return Poll::Ready(Some(event));
+        }
+        let polled = match &mut state.inner {
+            Some(inner) => Pin::new(inner).poll_next(cx),
+            None => Poll::Ready(None),
+        };
+        let event = match polled {
             Poll::Ready(Some(event)) => {
-                if let Some(total) = this.total.filter(|total| total.at <= Instant::now()) {
-                    return this.fail(total);
+                // The time of a slow reader counts.
+                let late = state.total.filter(|total| total.at <= Instant::now() && !is_end(&event));
+                match late {
+                    Some(total) => Some(state.fail(total)),
+                    None => {
+                        state.note(&event);
+                        Some(event)
+                    }
                 }
-                if matches!(event, Ok(Event::Token { .. })) {
-                    this.started = true;
-                    (this.first, this.next) = (None, None);
-                }
-                Poll::Ready(Some(event))
+            }
+            Poll::Ready(None) => {
+                state.inner = None;
+                None
             }
             Poll::Pending => {
-                if this.started && this.next.is_none() {
-                    this.next = Deadline::after(Instant::now(), this.between, "no further token");
+                state.reader = Some(cx.waker().clone());
+                if state.started && state.next.is_none() {
+                    state.next = Deadline::after(Instant::now(), state.between, "no further token");
                 }
-                let Some(deadline) = this.deadline() else { return Poll::Pending };
-                let alarm = this.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.at)));
-                if alarm.deadline() != deadline.at {
-                    alarm.as_mut().reset(deadline.at);
+                let deadline = state.deadline().map(|deadline| deadline.at);
+                if deadline.is_some_and(|at| state.alarm.is_none_or(|alarm| at < alarm)) {
+                    state.alarm = deadline;
+                    this.earlier.notify_one();
                 }
-                if alarm.as_mut().poll(cx).is_ready() { this.fail(deadline) } else { Poll::Pending }
+                return Poll::Pending;
             }
+        };
+        let ended = state.inner.is_none();
+        drop(guard);
+        if ended {
+            this.end();
         }
+        Poll::Ready(event)
+    }
+}
+
+impl Drop for TimedStream {
+    fn drop(&mut self) {
+        self.end();
     }
 }

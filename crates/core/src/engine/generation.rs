@@ -1,0 +1,258 @@
+//! The state of one generation: the room for its events, its sampler, its text and its end.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering, fence},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc::{OwnedPermit, Sender};
+
+use super::{
+    EVENT_CAPACITY,
+    job::{End, ModelFacts},
+    sampler::{Sampler, log_softmax_at},
+    stop::StopMatcher,
+    window::Window,
+};
+use crate::{Event, FinishReason, Result, ResultExt, ServedBy, Timing, Usage, text::IncrementalDecoder};
+
+/// The writing end of a stream of events.
+pub(super) struct EventSender {
+    pub(super) events: Sender<Result<Event>>,
+    /// Set while the job waits for its reader, who then wakes the engine's thread.
+    pub(super) waits: Arc<AtomicBool>,
+}
+
+/// What a request says about how its answer ends and what is reported of it.
+pub(super) struct Ending {
+    pub(super) max_tokens: usize,
+    pub(super) stop: Vec<String>,
+    pub(super) stop_tokens: Vec<u32>,
+    pub(super) ignore_eos: bool,
+    pub(super) logprobs: bool,
+}
+
+pub(super) struct Generation {
+    sender: EventSender,
+    /// Room for the next token's event, taken before the token is computed so that it can always be delivered.
+    permit: Option<OwnedPermit<Result<Event>>>,
+    /// Room for the report of the window.
+    report_permit: Option<OwnedPermit<Result<Event>>>,
+    /// Room for the end.
+    last_permit: Option<OwnedPermit<Result<Event>>>,
+    decoder: IncrementalDecoder,
+    sampler: Sampler,
+    stop: StopMatcher,
+    ending: Ending,
+    pub(super) window: Option<Window>,
+    pub(super) prompt_tokens: usize,
+    pub(super) generated: usize,
+    /// Time of the steps that computed the prompt.
+    prefill: Duration,
+    first_token: Option<Instant>,
+    /// Since when the reader has not read, if there is no room.
+    stalled_since: Option<Instant>,
+    /// Events that the reader had room for when this was last looked at.
+    room: usize,
+    /// Set by the step that ended the generation.
+    finish_reason: Option<FinishReason>,
+    served_by: ServedBy,
+}
+
+impl Generation {
+    pub(super) fn new(
+        sender: EventSender,
+        decoder: IncrementalDecoder,
+        prompt: &[u32],
+        mut sampler: Sampler,
+        mut ending: Ending,
+        window: Option<Window>,
+        served_by: ServedBy,
+    ) -> Self {
+        sampler.observe_prompt(prompt);
+        let reserve = || sender.events.clone().try_reserve_owned().ok();
+        let (last_permit, report_permit) = (reserve(), window.as_ref().and_then(|_| reserve()));
+        Self {
+            sender,
+            permit: None,
+            report_permit,
+            last_permit,
+            decoder,
+            sampler,
+            stop: StopMatcher::new(std::mem::take(&mut ending.stop)),
+            ending,
+            window,
+            prompt_tokens: prompt.len(),
+            generated: 0,
+            prefill: Duration::ZERO,
+            first_token: None,
+            stalled_since: None,
+            room: 0,
+            finish_reason: None,
+            served_by,
+        }
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.sender.events.is_closed()
+    }
+
+    /// Takes room for the next event; `false` if the reader has to read first.
+    pub(super) fn reserve(&mut self) -> bool {
+        let reserve = |this: &mut Self| {
+            if this.permit.is_none() {
+                this.permit = this.sender.events.clone().try_reserve_owned().ok();
+            }
+            this.permit.is_some()
+        };
+        if reserve(self) {
+            self.sender.waits.store(false, Ordering::Relaxed);
+            self.stalled_since = None;
+            return true;
+        }
+        // The reader makes room and then looks at this, so it is set before the second look.
+        self.sender.waits.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let found = reserve(self);
+        self.note_reading();
+        if found {
+            self.sender.waits.store(false, Ordering::Relaxed);
+            self.stalled_since = None;
+        }
+        found
+    }
+
+    /// Since when the reader has read nothing, if there is no room for another event.
+    pub(super) fn stalled_since(&self) -> Option<Instant> {
+        self.stalled_since
+    }
+
+    /// Whether the reader has made so much room that it is worth giving the job a sequence again.
+    pub(super) fn is_read(&mut self) -> bool {
+        self.note_reading();
+        if self.room < EVENT_CAPACITY / 2 {
+            return false;
+        }
+        self.stalled_since = None;
+        true
+    }
+
+    /// A reader that reads at all begins a new time of waiting.
+    fn note_reading(&mut self) {
+        let room = self.sender.events.capacity();
+        if self.stalled_since.is_none() || room > self.room {
+            self.stalled_since = Some(Instant::now());
+        }
+        self.room = room;
+    }
+
+    /// Counts a step that computed a part of the prompt.
+    pub(super) fn count_prefill(&mut self, time: Duration) {
+        if self.generated == 0 {
+            self.prefill += time;
+        }
+    }
+
+    /// Progress is news, not data: a reader that is behind misses it.
+    pub(super) fn report_prefill(&self, done: usize, total: usize) {
+        let _ = self.sender.events.try_send(Ok(Event::Prefill { done, total }));
+    }
+
+    /// Chooses a token from `logits` and delivers it. `true` if the answer ends with it.
+    pub(super) fn step(
+        &mut self,
+        tokens: &mut Vec<u32>,
+        logits: &mut [f32],
+        model: &ModelFacts,
+    ) -> Result<bool> {
+        if self.generated == 0 {
+            self.report_prefill(self.prompt_tokens, self.prompt_tokens);
+        }
+        let raw = self.ending.logprobs.then(|| logits.to_vec());
+        let id = self.sampler.sample(logits)?;
+        let logprob = raw.map(|raw| log_softmax_at(&raw, id as usize));
+        self.first_token.get_or_insert_with(Instant::now);
+        self.generated += 1;
+        tokens.push(id);
+
+        let mut text = String::new();
+        let mut moved = None;
+        if !self.ending.ignore_eos && model.eos.contains(&id) {
+            self.finish_reason = Some(FinishReason::EndOfSequence);
+        } else if self.ending.stop_tokens.contains(&id) {
+            self.finish_reason = Some(FinishReason::StopToken(id));
+        } else {
+            let name = if self.stop.has_stops() { self.decoder.special_name(id) } else { None };
+            let (certain, stop) = match name {
+                Some(name) => self.stop.push_hidden(&name),
+                None => self.stop.push(&self.decoder.push(id)?),
+            };
+            text = certain;
+            self.finish_reason = if let Some(stop) = stop {
+                Some(FinishReason::StopString(stop))
+            } else if self.generated >= self.ending.max_tokens {
+                Some(FinishReason::MaxTokens)
+            } else if tokens.len() >= model.context_length {
+                moved = self.window.as_mut().map(|window| window.advance(tokens));
+                if moved.is_some() { None } else { Some(FinishReason::ContextFull) }
+            } else {
+                None
+            };
+        }
+        if let Some(permit) = self.permit.take() {
+            permit.send(Ok(Event::Token { id, text, logprob }));
+        }
+        if let Some(step) = moved {
+            // The report has it as well.
+            let _ = self.sender.events.try_send(Ok(Event::Context { step }));
+        }
+        Ok(self.finish_reason.is_some())
+    }
+
+    /// Delivers the end of a request that was accepted at this time.
+    pub(super) fn finish(mut self, end: End, usage: Usage, accepted: Instant) {
+        let ended = Instant::now();
+        let first = self.first_token.unwrap_or(ended);
+        let timing = Timing {
+            queued: (first - accepted).saturating_sub(self.prefill),
+            prefill: self.prefill.min(first - accepted),
+            decode: ended - first,
+            first_token: self.first_token.map(|t| t - accepted),
+        };
+        let Some(permit) = self.last_permit.take() else { return };
+        let report = self.window.take().and_then(|window| window.report(&usage));
+        if let (Some(step), Some(permit)) = (report, self.report_permit.take()) {
+            permit.send(Ok(Event::Context { step }));
+        }
+        let event = self.closing_text(end).map(|(finish_reason, text)| {
+            let seed = self.sampler.seed();
+            let served_by = Some(self.served_by.clone());
+            Event::Done { finish_reason, text, usage, timing, seed, served_by }
+        });
+        permit.send(event.during("generate"));
+    }
+
+    /// Why it ended, and the text that was held back.
+    fn closing_text(&mut self, end: End) -> Result<(FinishReason, String)> {
+        let reason = match end {
+            End::Failed(error) => return Err(error),
+            End::Cancelled => FinishReason::Cancelled,
+            End::Finished => self.finish_reason.take().unwrap_or(FinishReason::Cancelled),
+        };
+        if matches!(reason, FinishReason::StopString(_)) {
+            return Ok((reason, String::new()));
+        }
+        // The last bytes may complete a stop string after which no token comes. It is cut off here as well, but whoever
+        // cancelled is told so.
+        match self.stop.push(&self.decoder.finish()?) {
+            (text, Some(stop)) if reason != FinishReason::Cancelled => {
+                Ok((FinishReason::StopString(stop), text))
+            }
+            (text, Some(_)) => Ok((reason, text)),
+            (text, None) => Ok((reason, text + &self.stop.finish())),
+        }
+    }
+}

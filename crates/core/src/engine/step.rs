@@ -1,0 +1,167 @@
+//! One step: which sequences it feeds, the call of the model, and what becomes of the logits.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    job::End,
+    shares::{Waiting, divide},
+    worker::Worker,
+};
+use crate::{CausalLm, Error, ErrorKind, Result, SequenceInput, catch_panic};
+
+/// What a step has fed to an active job.
+struct Fed {
+    index: usize,
+    tokens: usize,
+    /// Rows of logits.
+    rows: usize,
+}
+
+/// The outcome of a call of the model, with the time that it took.
+type Forwarded = Result<(Vec<Fed>, Duration)>;
+
+impl Worker {
+    /// Computes one step for the jobs that can go on; `false` if there are none.
+    pub(super) fn step(&mut self) -> bool {
+        let plan = self.plan();
+        if plan.is_empty() {
+            return false;
+        }
+        self.steps = self.steps.wrapping_add(1);
+        let mut finished = match self.forward(&plan) {
+            Ok(fed) => self.hand_out(&fed),
+            Err(error) if !self.are_intact(&plan) => {
+                if let [(i, _)] = plan[..] {
+                    vec![(i, End::Failed(error))]
+                } else {
+                    self.begin_again(plan.into_iter().map(|(i, _)| i).collect());
+                    Vec::new()
+                }
+            }
+            // One sequence's failure must not end the others: find it by running each alone.
+            Err(_) => plan.into_iter().flat_map(|share| self.step_alone(share)).collect(),
+        };
+        // From the back, so that the indices before stay valid.
+        finished.sort_by_key(|(i, _)| std::cmp::Reverse(*i));
+        for (i, end) in finished {
+            self.end(i, end);
+        }
+        true
+    }
+
+    /// The jobs of the next step with the most tokens that each may feed: one token of all that are decoding, and what is
+    /// left of the step divided among the prompts.
+    fn plan(&mut self) -> Vec<(usize, usize)> {
+        let budget = self.model.max_batch_tokens();
+        let (mut decoding, mut prompts, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, active) in self.active.iter_mut().enumerate() {
+            if !active.job.has_room() {
+                continue;
+            }
+            let remaining = active.remaining();
+            if active.job.alone {
+                alone.push((index, budget));
+            } else if remaining == 1 {
+                decoding.push((index, 1));
+            } else {
+                prompts.push(Waiting { index, remaining, accepted: active.job.accepted });
+            }
+        }
+        let together = usize::from(!(decoding.is_empty() && prompts.is_empty()));
+        if !alone.is_empty() {
+            // By turns with the others.
+            let turn = self.steps % (alone.len() + together);
+            if let Some(share) = alone.get(turn) {
+                return vec![*share];
+            }
+        }
+        // At least one token, so that prompts go on beside as many decoding sequences as a step has tokens.
+        let left = budget.saturating_sub(decoding.len()).max(1);
+        decoding.extend(divide(prompts, left, self.steps));
+        decoding
+    }
+
+    /// Whether the model holds of these jobs what it held before a step that failed.
+    fn are_intact(&self, plan: &[(usize, usize)]) -> bool {
+        let mut active = plan.iter().map(|&(i, _)| &self.active[i]);
+        !self.model.has_panicked() && active.all(|active| self.model.len(active.sequence) == active.length)
+    }
+
+    /// A step for one job, after making all the room that idle sequences take.
+    fn step_alone(&mut self, share: (usize, usize)) -> Vec<(usize, End)> {
+        let mut outcome = self.forward(&[share]);
+        while matches!(&outcome, Err(e) if e.kind() == ErrorKind::ResourceExhausted)
+            && self.are_intact(&[share])
+            && self.slots.evict(&mut self.model)
+        {
+            outcome = self.forward(&[share]);
+        }
+        match outcome {
+            Ok(fed) => self.hand_out(&fed),
+            Err(error) => vec![(share.0, End::Failed(error))],
+        }
+    }
+
+    /// Feeds the next tokens of these jobs, of each at most as many as its share.
+    fn forward(&mut self, plan: &[(usize, usize)]) -> Forwarded {
+        let mut rows = self.max_rows;
+        let mut batch = Vec::with_capacity(plan.len());
+        let mut fed = Vec::with_capacity(plan.len());
+        for &(index, share) in plan {
+            let active = &self.active[index];
+            let (tokens, logits) = active.job.next_input(active.length, share, rows);
+            if tokens.is_empty() {
+                // Others have all rows of this step. The first has not, as there is at least one.
+                continue;
+            }
+            let input = SequenceInput { sequence: active.sequence, tokens, logits };
+            if share > 1 {
+                rows = rows.saturating_sub(input.rows());
+            }
+            fed.push(Fed { index, tokens: tokens.len(), rows: input.rows() });
+            batch.push(input);
+        }
+        self.logits.clear();
+        let start = Instant::now();
+        self.model.forward(&batch, &mut self.logits)?;
+        let time = start.elapsed();
+        let expected = fed.iter().map(|f| f.rows).sum::<usize>() * self.facts.vocab_size;
+        if self.logits.len() == expected {
+            Ok((fed, time))
+        } else {
+            let found = self.logits.len();
+            Err(Error::backend(format!("the model returned {found} logits; {expected} expected")))
+        }
+    }
+
+    /// Gives each job its rows. Returns the jobs that ended.
+    fn hand_out(&mut self, (fed, time): &(Vec<Fed>, Duration)) -> Vec<(usize, End)> {
+        let mut ended = Vec::new();
+        let mut rest = &mut self.logits[..];
+        for &Fed { index, tokens, rows } in fed {
+            let active = &mut self.active[index];
+            let start = active.length;
+            active.length += tokens;
+            self.slots.appended(active.sequence, &active.job.tokens[start..active.length]);
+            let (own, others) = std::mem::take(&mut rest).split_at_mut(rows * self.facts.vocab_size);
+            rest = others;
+            let advanced = catch_panic(|| active.job.advance(active.length, own, &self.facts, *time))
+                .unwrap_or_else(|panic| {
+                    Err(Error::backend(format!("the choice of a token panicked: {panic}")))
+                })
+                .and_then(|finished| {
+                    if let Some(kept) = active.job.take_rewind() {
+                        (active.sequence, active.length) =
+                            self.slots.rewind(&mut self.model, active.sequence, kept)?;
+                    }
+                    Ok(finished)
+                });
+            match advanced {
+                Ok(false) => {}
+                Ok(true) => ended.push((index, End::Finished)),
+                Err(error) => ended.push((index, End::Failed(error))),
+            }
+        }
+        ended
+    }
+}

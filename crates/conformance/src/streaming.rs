@@ -31,7 +31,7 @@ const ENDS: Sentence = Sentence::new("GenerateStream", "Ends after Event::Done o
 const PREFILL: Sentence = Sentence::new("Event::Prefill", "Prompt tokens in the KV cache by now.");
 const PIECES: Sentence = Sentence::new("Event::Token", "the pieces of all tokens together are the answer.");
 const USAGE: Sentence =
-    Sentence::new("Usage::generated_tokens", "Tokens generated, an end-of-sequence token included.");
+    Sentence::new("Usage::generated_tokens", "Tokens generated, an end-of-sequence or stop token included.");
 const CACHED: Sentence =
     Sentence::new("Usage::cached_tokens", "Those of them that were already in the KV cache.");
 const TIMING: Sentence = Sentence::new(

@@ -480,20 +480,21 @@ fn folders_are_read_as_transformers_reads_them() {
            "chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}"#,
     );
     let parts = TokenizerParts::from_folder(path).unwrap();
-    assert_eq!(parts.special_tokens["eos_token"], "config");
-    assert_eq!(parts.special_tokens["pad_token"], "pad");
-    assert_eq!((parts.add_bos_token, parts.chat_template.as_deref()), (Some(false), Some("d")));
+    assert_eq!(parts.special_tokens, [("eos_token".to_owned(), "config".to_owned())].into());
+    // The post-processor of `tokenizer.json` decides.
+    assert_eq!((parts.add_bos_token, parts.chat_template.as_deref()), (None, Some("d")));
     // Without the list of added tokens the map is the later word.
     config(r#"{"eos_token": "config", "chat_template": "c"}"#);
     assert_eq!(TokenizerParts::from_folder(path).unwrap().special_tokens["eos_token"], "map");
     fs::write(path.join("chat_template.jinja"), "file").unwrap();
     assert_eq!(TokenizerParts::from_folder(path).unwrap().chat_template.as_deref(), Some("file"));
 
+    fs::remove_file(path.join("chat_template.jinja")).unwrap();
     for (text, key) in [
         (r#"{"eos_token": 1}"#, "`eos_token` is a number"),
-        (r#"{"chat_template": {}}"#, "`chat_template` is an object"),
+        (r#"{"chat_template": {"x": 1}}"#, "`chat_template.x` is a number"),
         (r#"{"chat_template": [1]}"#, "`chat_template[]` is a number"),
-        (r#"{"add_bos_token": "yes"}"#, "`add_bos_token` is a string"),
+        (r#"{"additional_special_tokens": "yes"}"#, "`additional_special_tokens` is a string"),
         ("[]", "not a JSON object"),
         ("{", "not valid JSON"),
     ] {
@@ -508,7 +509,7 @@ fn folders_are_read_as_transformers_reads_them() {
 }
 
 #[test]
-fn flags_of_the_config_replace_the_post_processor() {
+fn flags_replace_the_post_processor() {
     let mut parts = TokenizerParts::from_folder(fixtures().join("nano-packed")).unwrap();
     parts.add_bos_token = Some(false);
     parts.add_eos_token = Some(true);

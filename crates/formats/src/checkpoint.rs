@@ -177,6 +177,7 @@ impl Checkpoint {
             None => TokenizerParts::from_folder(&self.folder),
         }
         .during("load")?;
+        log_warnings(&parts);
         parts.vocab_limit = Some(self.spec.vocab_size);
         Ok(parts)
     }
@@ -203,16 +204,24 @@ impl Checkpoint {
             Some(parent) if is_file => parent,
             _ => path,
         };
-        match file.filter(|_| !folder.join(TOKENIZER).exists()) {
+        let parts = match file.filter(|_| !folder.join(TOKENIZER).exists()) {
             Some(file) => gguf::tokenizer_parts(&gguf::File::open(&file)?),
             None => TokenizerParts::from_folder(folder),
         }
-        .during("load")
+        .during("load")?;
+        log_warnings(&parts);
+        Ok(parts)
     }
 
     /// The matrix that turns hidden states into logits: the head, or the embedding where they are tied.
     pub fn head_or_embed(&self) -> &DenseTensor {
         self.head.as_ref().unwrap_or(&self.embed)
+    }
+}
+
+fn log_warnings(parts: &TokenizerParts) {
+    for warning in &parts.warnings {
+        tracing::warn!("tokenizer: {warning}");
     }
 }
 

@@ -65,14 +65,17 @@ fn kv_type(model: &ModelConfig) -> KvType {
 fn tokenizer(checkpoint: &Checkpoint) -> (Value, Vec<String>) {
     match checkpoint.tokenizer() {
         Ok(tokenizer) => {
-            let mut warnings = Vec::new();
+            let mut warnings = tokenizer.warnings().to_vec();
             if !tokenizer.has_chat_template() {
                 warnings.push("there is no chat template: `chat` will not work, `generate` will".to_owned());
             }
             if tokenizer.eos_id().is_none() && checkpoint.spec.eos.is_empty() {
                 warnings.push("no token ends an answer: each goes on to max_tokens".to_owned());
             }
+            let (before, after) = tokenizer.added_around();
             let facts = json!({
+                "adds_before": before,
+                "adds_after": after,
                 "vocab_size": tokenizer.vocab_size(),
                 "bos": tokenizer.bos_id(),
                 "eos": tokenizer.eos_id(),
@@ -158,8 +161,10 @@ fn as_text(
     row(
         "tokenizer",
         match tokenizer.get("vocab_size") {
-            Some(n) if tokenizer["chat_template"] == true => format!("{n} entries, with a chat template"),
-            Some(n) => format!("{n} entries, no chat template"),
+            Some(n) => {
+                let template = if tokenizer["chat_template"] == true { "with a" } else { "no" };
+                format!("{n} entries, {template} chat template; adds {} a text", around(tokenizer))
+            }
             None => "none that can be used".into(),
         },
     );
@@ -290,6 +295,17 @@ fn as_json(
         "tensors": all.then_some(&report.tensors),
         "warnings": warnings,
     })
+}
+
+/// The ids that a tokenizer adds around a text, and where.
+fn around(tokenizer: &Value) -> String {
+    let ids = |key: &str, place: &str| {
+        let list = tokenizer[key].as_array().filter(|list| !list.is_empty())?;
+        Some(format!("{} {place}", list.iter().map(Value::to_string).collect::<Vec<_>>().join(", ")))
+    };
+    let found = [ids("adds_before", "before"), ids("adds_after", "after")];
+    let found: Vec<String> = found.into_iter().flatten().collect();
+    if found.is_empty() { "nothing to".into() } else { found.join(" and ") }
 }
 
 fn activation(spec: &ModelSpec) -> &'static str {

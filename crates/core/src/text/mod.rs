@@ -4,7 +4,9 @@
 //! Hugging Face repository and gives what transformers gives for them, with one difference: the text of messages is
 //! untrusted, and special tokens written in it stay plain text (see [`Tokenizer::encode_chat`]).
 
+mod added;
 mod chunk;
+mod class;
 mod code;
 mod control;
 mod growth;
@@ -16,8 +18,10 @@ mod template;
 mod token_name;
 mod tokenizer;
 
+pub use added::AddedToken;
 pub use chunk::{Chunk, ChunkKind, ChunkOptions, chunks};
 pub(crate) use chunk::{boundary_after, boundary_before, is_boundary};
+pub use class::{Pipeline, SpacePrefix};
 pub use parts::TokenizerParts;
 pub use stream::IncrementalDecoder;
 pub use token_name::TokenName;

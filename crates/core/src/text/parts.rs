@@ -1,19 +1,19 @@
-//! What a tokenizer is made of, as it lies in a model's folder: `tokenizer.json` beside two small files of facts that
-//! were added over the years, and a chat template that is in one of two places.
+//! What a tokenizer is made of, as it lies in a model's folder: `tokenizer.json`, side files that name tokens, and chat
+//! templates in one of several places.
 
 use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Map, Value};
 
+use super::added::{AddedToken, named_tokens};
+use super::class::Pipeline;
 use crate::{Error, ErrorKind, Result, ResultExt, file::read_capped};
 
 /// Real files have up to 35 MB (a vocabulary of 256 thousand tokens).
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
-
-/// The names under which a template sees the special tokens.
-const NAMED_TOKENS: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Templates in the folder `additional_chat_templates`. Real ones have up to three.
+const MAX_TEMPLATES: usize = 64;
 
 /// What [`Tokenizer::from_parts`](crate::text::Tokenizer::from_parts) needs. Formats without these files (GGUF) fill
 /// it from their own metadata.
@@ -21,14 +21,24 @@ const NAMED_TOKENS: [&str; 7] =
 pub struct TokenizerParts {
     /// The bytes of a `tokenizer.json`.
     pub tokenizer_json: Vec<u8>,
+    /// The steps around the tokenizer's model.
+    pub pipeline: Pipeline,
     /// The special tokens by their names in templates: `bos_token`, `eos_token`, `pad_token`, ...
     pub special_tokens: BTreeMap<String, String>,
+    /// Tokens that are added to those of `tokenizer_json`, in this order.
+    pub added_tokens: Vec<AddedToken>,
+    /// Special tokens are text in prompts too.
+    pub split_special_tokens: bool,
     /// Whether a BOS stands before a text. `None` leaves it to the post-processor in `tokenizer_json`.
     pub add_bos_token: Option<bool>,
     /// Whether an EOS stands after a text. `None` leaves it to the post-processor in `tokenizer_json`.
     pub add_eos_token: Option<bool>,
+    /// The id of the BOS, in place of the one that `special_tokens` names.
+    pub bos_id: Option<u32>,
     /// The Jinja source of the chat template.
     pub chat_template: Option<String>,
+    /// What is doubtful about these parts, one sentence each, for the log and for people who inspect a model.
+    pub warnings: Vec<String>,
     /// How many entries the model's embedding has; token ids must be below.
     pub vocab_limit: Option<usize>,
 }
@@ -39,8 +49,13 @@ impl TokenizerParts {
         Self { tokenizer_json: tokenizer_json.into(), ..Self::default() }
     }
 
-    /// Reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` of a model
-    /// folder; only the first must exist.
+    /// Reads the tokenizer of a model folder as transformers does. Only `tokenizer.json` must exist. Beside it may be
+    /// `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `chat_template.jinja`,
+    /// `chat_template.json` and the folder `additional_chat_templates`.
+    ///
+    /// `add_bos_token` and `add_eos_token` of the configuration do nothing where there is a `tokenizer.json`, whose
+    /// post-processor decides: so in transformers 5 for all classes. Version 4 obeys them for `LlamaTokenizer` and some
+    /// other classes.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) without `tokenizer.json`, [`Io`](ErrorKind::Io) where a file cannot be read,
@@ -48,32 +63,17 @@ impl TokenizerParts {
     /// JSON or has a key of the wrong type.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let path = folder.join("tokenizer.json");
-        let mut parts = Self::new(read(&path, MAX_TOKENIZER_BYTES)?);
-
-        let config = folder.join("tokenizer_config.json");
-        let mut has_added_tokens = false;
-        if let Some(facts) = read_json(&config)? {
-            parts.read_config(&facts).with("file", config.display())?;
-            has_added_tokens = facts.contains_key("added_tokens_decoder");
-        }
-        // As in transformers: the map is the elder place. It counts where the config has no list of added tokens.
-        let map = folder.join("special_tokens_map.json");
-        if let Some(facts) = read_json(&map)? {
-            for (name, token) in special_tokens(&facts).with("file", map.display())? {
-                if has_added_tokens {
-                    parts.special_tokens.entry(name).or_insert(token);
-                } else {
-                    parts.special_tokens.insert(name, token);
-                }
-            }
-        }
-        let jinja = folder.join("chat_template.jinja");
-        if let Some(bytes) = optional(read(&jinja, MAX_CONFIG_BYTES))? {
-            let source = String::from_utf8(bytes)
-                .map_err(|e| Error::invalid_model(format!("not UTF-8: {e}")).with("file", jinja.display()))?;
-            parts.chat_template = Some(source);
-        }
+        let mut parts = Self::new(read(&folder.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?);
+        let path = folder.join("tokenizer_config.json");
+        let config = read_json(&path)?.unwrap_or_default();
+        let map = read_json(&folder.join("special_tokens_map.json"))?;
+        let added = read_json(&folder.join("added_tokens.json"))?;
+        let named = named_tokens(&config, map.as_ref(), added.as_ref()).with("folder", folder.display())?;
+        (parts.special_tokens, parts.added_tokens) = (named.roles, named.added);
+        parts.pipeline = Pipeline::of(&config);
+        parts.split_special_tokens =
+            flag(&config, "split_special_tokens").with("file", path.display())?.unwrap_or(false);
+        parts.chat_template = parts.template(folder, &config)?;
         Ok(parts)
     }
 
@@ -83,48 +83,84 @@ impl TokenizerParts {
         self
     }
 
-    fn read_config(&mut self, facts: &Map<String, Value>) -> Result<()> {
-        self.special_tokens = special_tokens(facts)?;
-        self.add_bos_token = flag(facts, "add_bos_token")?;
-        self.add_eos_token = flag(facts, "add_eos_token")?;
-        self.chat_template = match facts.get("chat_template") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(source)) => Some(source.clone()),
-            Some(Value::Array(named)) => default_template(named)?,
-            Some(other) => {
-                return Err(wrong_type("chat_template", other, "a string or a list of {name, template}"));
+    /// The chat template of a folder. Files of its own win over the entry of the configuration.
+    fn template(&mut self, folder: &Path, config: &Map<String, Value>) -> Result<Option<String>> {
+        let mut named = BTreeMap::new();
+        if let Some(source) = read_text(&folder.join("chat_template.jinja"))? {
+            named.insert("default".to_owned(), source);
+        }
+        for (name, path) in additional_templates(&folder.join("additional_chat_templates"))? {
+            named.extend(read_text(&path)?.map(|source| (name, source)));
+        }
+        if named.is_empty() {
+            let path = folder.join("tokenizer_config.json");
+            named = templates(config).with("file", path.display())?;
+        }
+        if named.is_empty() {
+            // Written for models that also take pictures; transformers reads it with their processors.
+            let path = folder.join("chat_template.json");
+            if let Some(facts) = read_json(&path)? {
+                named = templates(&facts).with("file", path.display())?;
             }
-        };
-        Ok(())
+        }
+        let default = named.remove("default");
+        if default.is_none() && !named.is_empty() {
+            let names: Vec<&str> = named.keys().map(String::as_str).collect();
+            self.warnings.push(format!(
+                "there are chat templates, but none is named `default`, so none is used: {}",
+                names.join(", ")
+            ));
+        }
+        Ok(default)
     }
 }
 
-/// Of several templates (`tool_use`, `rag`, ...) the one that is named `default`.
-fn default_template(named: &[Value]) -> Result<Option<String>> {
-    for entry in named {
-        match (entry.get("name").and_then(Value::as_str), entry.get("template").and_then(Value::as_str)) {
-            (Some("default"), Some(source)) => return Ok(Some(source.to_owned())),
-            (Some(_), Some(_)) => {}
-            _ => return Err(wrong_type("chat_template[]", entry, "{name, template}, both strings")),
+/// The templates of the key `chat_template`, by their names.
+fn templates(facts: &Map<String, Value>) -> Result<BTreeMap<String, String>> {
+    let key = "chat_template";
+    let named = |name: &Value, template: &Value| match (name.as_str(), template.as_str()) {
+        (Some(name), Some(source)) => Some((name.to_owned(), source.to_owned())),
+        _ => None,
+    };
+    match facts.get(key) {
+        None | Some(Value::Null) => Ok(BTreeMap::new()),
+        Some(Value::String(source)) => Ok([("default".to_owned(), source.clone())].into()),
+        Some(Value::Array(list)) => list
+            .iter()
+            .map(|entry| {
+                named(&entry["name"], &entry["template"])
+                    .ok_or_else(|| wrong_type("chat_template[]", entry, "{name, template}, both strings"))
+            })
+            .collect(),
+        Some(Value::Object(list)) => list
+            .iter()
+            .map(|(name, source)| {
+                named(&name.as_str().into(), source)
+                    .ok_or_else(|| wrong_type(&format!("{key}.{name}"), source, "a string"))
+            })
+            .collect(),
+        Some(other) => Err(wrong_type(key, other, "a string or a list of {name, template}")),
+    }
+}
+
+/// The files of the folder for further templates, by the names of the templates.
+fn additional_templates(folder: &Path) -> Result<BTreeMap<String, std::path::PathBuf>> {
+    if !folder.is_dir() {
+        return Ok(BTreeMap::new());
+    }
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+        let name =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".jinja"));
+        let Some(name) = name else { continue };
+        found.insert(name.to_owned(), path);
+        if found.len() > MAX_TEMPLATES {
+            return Err(Error::invalid_model(format!("the folder has more than {MAX_TEMPLATES} templates"))
+                .with("folder", folder.display()));
         }
     }
-    Ok(None)
-}
-
-fn special_tokens(facts: &Map<String, Value>) -> Result<BTreeMap<String, String>> {
-    let mut tokens = BTreeMap::new();
-    for name in NAMED_TOKENS {
-        let content = match facts.get(name) {
-            None | Some(Value::Null) => continue,
-            Some(Value::String(content)) => content,
-            Some(other) => match other.get("content") {
-                Some(Value::String(content)) => content,
-                _ => return Err(wrong_type(name, other, "a string or an object with a string `content`")),
-            },
-        };
-        tokens.insert(name.to_owned(), content.clone());
-    }
-    Ok(tokens)
+    Ok(found)
 }
 
 fn flag(facts: &Map<String, Value>, key: &'static str) -> Result<Option<bool>> {
@@ -135,7 +171,7 @@ fn flag(facts: &Map<String, Value>, key: &'static str) -> Result<Option<bool>> {
     }
 }
 
-fn wrong_type(key: &str, found: &Value, expected: &str) -> Error {
+pub(super) fn wrong_type(key: &str, found: &Value, expected: &str) -> Error {
     let found = match found {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -154,6 +190,13 @@ fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
         Ok(_) => Err(Error::invalid_model("not a JSON object").with("file", path.display())),
         Err(e) => Err(Error::invalid_model("not valid JSON").with("file", path.display()).with_source(e)),
     }
+}
+
+fn read_text(path: &Path) -> Result<Option<String>> {
+    let Some(bytes) = optional(read(path, MAX_CONFIG_BYTES))? else { return Ok(None) };
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|e| Error::invalid_model(format!("not UTF-8: {e}")).with("file", path.display()))
 }
 
 fn read(path: &Path, cap: u64) -> Result<Vec<u8>> {

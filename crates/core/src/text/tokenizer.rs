@@ -1,6 +1,12 @@
 //! The tokenizer of a model: text to ids, ids to text, and conversations to prompts.
 
-use std::{borrow::Cow, collections::HashSet, ops::Range, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    ops::Range,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,7 +16,7 @@ use tokenizers::{
 };
 
 use super::{
-    IncrementalDecoder, TokenizerParts,
+    AddedToken, IncrementalDecoder, TokenizerParts,
     control::{ControlTokens, choose_sentinel, mark},
     growth,
     stream::{Stage, stages},
@@ -27,6 +33,8 @@ pub struct Tokenizer {
     pre_tokenizer_within: Option<PreTokenizerWrapper>,
     control: ControlTokens,
     special_ids: HashSet<u32>,
+    /// Special tokens that text may become: letters that a side file gives a role, as in `"pad_token": "!"`.
+    harmless: HashSet<u32>,
     unk_id: Option<u32>,
     /// A special token is matched after normalizing, so that other text may become it: never trust the fast path.
     always_mark: bool,
@@ -39,6 +47,9 @@ pub struct Tokenizer {
     bos_id: Option<u32>,
     eos_id: Option<u32>,
     vocab_size: usize,
+    /// The same without the tokens that only the side files name.
+    own_size: usize,
+    warnings: Vec<String>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -93,8 +104,14 @@ impl Tokenizer {
         // Settings of a training run; transformers drops them as well unless a call asks for them.
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
+        parts.pipeline.apply(&mut inner)?;
 
-        let vocab_size = check_ids(&inner, &head.added_tokens)?;
+        let own_size = check_ids(&inner, &head.added_tokens)?;
+        let harmless = single_letters(&inner, &head.added_tokens, &parts.added_tokens);
+        add_tokens(&mut inner, &head.added_tokens, &parts.added_tokens)?;
+        inner.set_encode_special_tokens(parts.split_special_tokens);
+        let added_ids = inner.get_added_vocabulary().get_added_tokens_decoder().keys();
+        let vocab_size = added_ids.map(|&id| id as usize + 1).fold(own_size, usize::max);
         let decoder = json_of(inner.get_decoder())?;
         let stages = stages(decoder.as_ref())?;
         let pre_tokenizer_within = match json_of(inner.get_pre_tokenizer())? {
@@ -114,32 +131,43 @@ impl Tokenizer {
         let always_mark = inner.get_normalizer().is_some() && special().any(|(_, token)| token.normalized);
         let unk_id = head.model.unk_token.and_then(|token| inner.token_to_id(&token)).or(head.model.unk_id);
 
-        let named = |name: &str| parts.special_tokens.get(name).and_then(|token| inner.token_to_id(token));
-        let (bos_id, eos_id) = (named("bos_token"), named("eos_token"));
-        let own_affixes = parts.add_bos_token.is_some() || parts.add_eos_token.is_some();
-        let affixes = if own_affixes {
-            let wanted = |flag: Option<bool>, name: &str, id: Option<u32>| match parts
-                .special_tokens
-                .get(name)
-            {
-                Some(token) if flag == Some(true) => id.map(|id| vec![id]).ok_or_else(|| {
-                    Error::invalid_model(format!("`{name}` is `{token}`, which tokenizer.json does not have"))
-                }),
-                _ => Ok(Vec::new()),
-            };
-            (
-                wanted(parts.add_bos_token, "bos_token", bos_id)?,
-                wanted(parts.add_eos_token, "eos_token", eos_id)?,
-            )
-        } else {
-            added_around(&inner, vocab_size)?
+        let mut special_tokens = parts.special_tokens;
+        if let Some(id) = parts.bos_id {
+            let token = inner.id_to_token(id).ok_or_else(|| {
+                Error::invalid_config(format!("bos: {id} is no token; ids below {vocab_size} expected"))
+            })?;
+            special_tokens.insert("bos_token".to_owned(), token);
+        }
+        let named = |name: &str| special_tokens.get(name).and_then(|token| inner.token_to_id(token));
+        let (bos_id, eos_id) = (parts.bos_id.or_else(|| named("bos_token")), named("eos_token"));
+        let own_affixes =
+            parts.bos_id.is_some() || parts.add_bos_token.is_some() || parts.add_eos_token.is_some();
+        let (mut before, mut after) = added_around(&inner, vocab_size)?;
+        let wanted = |name: &str, id: Option<u32>| match special_tokens.get(name) {
+            Some(token) => id.map(|id| vec![id]).ok_or_else(|| {
+                Error::invalid_model(format!("`{name}` is `{token}`, which tokenizer.json does not have"))
+            }),
+            None => Ok(Vec::new()),
         };
-        let template = parts.chat_template.map(|source| ChatTemplate::new(&source, parts.special_tokens));
+        match parts.add_bos_token {
+            Some(true) => before = wanted("bos_token", bos_id)?,
+            Some(false) => before.clear(),
+            None if parts.bos_id.is_some() && !before.is_empty() => before = wanted("bos_token", bos_id)?,
+            None => {}
+        }
+        match parts.add_eos_token {
+            Some(true) => after = wanted("eos_token", eos_id)?,
+            Some(false) => after.clear(),
+            None => {}
+        }
+        let affixes = (before, after);
+        let template = parts.chat_template.map(|source| ChatTemplate::new(&source, special_tokens));
         let tokenizer = Self {
             plain_added,
             pre_tokenizer_within,
             control,
             special_ids,
+            harmless,
             unk_id,
             always_mark,
             affixes,
@@ -149,6 +177,8 @@ impl Tokenizer {
             bos_id,
             eos_id,
             vocab_size,
+            own_size,
+            warnings: parts.warnings,
             inner,
         };
         parts.vocab_limit.map_or(Ok(()), |entries| tokenizer.check_limit(entries))?;
@@ -156,15 +186,16 @@ impl Tokenizer {
     }
 
     /// Whether a model whose embedding has `entries` entries can take all tokens, for one that was built without
-    /// [`TokenizerParts::vocab_limit`].
+    /// [`TokenizerParts::vocab_limit`]. Tokens that only side files name may lie beyond: a padding token that was never
+    /// trained is common, and a prompt that has one is refused.
     ///
     /// # Errors
     /// [`InvalidModel`](crate::ErrorKind::InvalidModel) where an id lies outside of them.
     pub fn check_limit(&self, entries: usize) -> Result<()> {
-        if self.vocab_size <= entries {
+        if self.own_size <= entries {
             return Ok(());
         }
-        let id = self.vocab_size - 1;
+        let id = self.own_size - 1;
         let token = self.inner.id_to_token(id as u32).unwrap_or_default();
         Err(Error::invalid_model(format!(
             "tokenizer.json: token `{token}` has id {id}, but the model's vocabulary has {entries} entries"
@@ -324,6 +355,25 @@ impl Tokenizer {
     /// The token that ends a sequence, according to the tokenizer; a model may have more of them.
     pub fn eos_id(&self) -> Option<u32> {
         self.eos_id
+    }
+
+    /// The tokens that [`encode`](Self::encode) adds before and after a text if it is asked to.
+    pub fn added_around(&self) -> (&[u32], &[u32]) {
+        (&self.affixes.0, &self.affixes.1)
+    }
+
+    /// What is doubtful about the files that it was made from, one sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// A `tokenizer.json` with all tokens, those of the side files too.
+    ///
+    /// # Errors
+    /// [`Backend`](crate::ErrorKind::Backend) where a part cannot be written.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        let cannot = |e| Error::backend("the tokenizer cannot be written").with_source(e);
+        self.inner.to_string(false).map(String::into_bytes).map_err(cannot)
     }
 
     /// Whether conversations can be rendered.
@@ -511,7 +561,7 @@ impl Tokenizer {
 
     /// Unknown characters become the unknown token, which is special but harmless.
     fn is_control(&self, id: u32) -> bool {
-        self.is_special(id) && Some(id) != self.unk_id
+        self.is_special(id) && Some(id) != self.unk_id && !self.harmless.contains(&id)
     }
 }
 
@@ -543,6 +593,40 @@ fn check_ids(inner: &tokenizers::Tokenizer, added: &[HeadToken]) -> Result<usize
     largest
         .map(|id| id as usize + 1)
         .ok_or_else(|| Error::invalid_model("tokenizer.json: the vocabulary is empty"))
+}
+
+/// The letters of the model's own vocabulary that side files make special. No text with such a letter can avoid it.
+fn single_letters(inner: &tokenizers::Tokenizer, own: &[HeadToken], added: &[AddedToken]) -> HashSet<u32> {
+    let letters = added.iter().filter(|token| token.content.chars().nth(1).is_none());
+    let letters = letters.filter(|token| own.iter().all(|known| known.content != token.content));
+    letters.filter_map(|token| inner.token_to_id(&token.content)).collect()
+}
+
+/// Adds the tokens that side files name.
+fn add_tokens(inner: &mut tokenizers::Tokenizer, own: &[HeadToken], added: &[AddedToken]) -> Result<()> {
+    let own_texts: HashSet<&str> = own.iter().map(|token| token.content.as_str()).collect();
+    let own_ids: HashSet<u32> = own.iter().map(|token| token.id).collect();
+    let known = inner.get_added_vocabulary().get_added_tokens_decoder();
+    let known: HashMap<&str, _> = known.values().map(|token| (token.content.as_str(), token)).collect();
+    let mut wanted = Vec::new();
+    for token in added {
+        let is_kept = token.keep_existing && own_texts.contains(token.content.as_str());
+        if is_kept || token.stated_id.is_some_and(|id| own_ids.contains(&id)) {
+            continue;
+        }
+        let token = tokenizers::AddedToken::from(token.content.as_str(), token.special)
+            .single_word(token.single_word)
+            .lstrip(token.lstrip)
+            .rstrip(token.rstrip)
+            .normalized(token.normalized);
+        if known.get(token.content.as_str()) != Some(&&token) {
+            wanted.push(token);
+        }
+    }
+    if !wanted.is_empty() {
+        inner.add_tokens(wanted).map_err(unreadable)?;
+    }
+    Ok(())
 }
 
 /// What the post-processor adds before and after a text, after the check that its ids are below `limit`.

@@ -17,8 +17,15 @@ use crate::{
     TernaryTensor, Weights,
 };
 
-const TOKENIZER_FILES: [&str; 4] =
-    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+const TOKENIZER_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+const TEMPLATES: &str = "additional_chat_templates";
 
 struct Planned<'a> {
     name: String,
@@ -312,7 +319,7 @@ fn tokenizer(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
                 write_file(&folder.join(name), &bytes)?;
             }
         }
-        return Ok(());
+        return templates(&checkpoint.folder.join(TEMPLATES), &folder.join(TEMPLATES));
     }
     let parts = checkpoint.tokenizer_parts()?;
     write_file(&folder.join(TOKENIZER_FILES[0]), &parts.tokenizer_json)?;
@@ -326,6 +333,21 @@ fn tokenizer(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
     config.insert("model_max_length".into(), checkpoint.spec.context_length.into());
     config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
     write_json(&folder.join(TOKENIZER_FILES[1]), &config.into())
+}
+
+/// Copies the folder of further chat templates, where there is one.
+fn templates(from: &Path, to: &Path) -> Result<()> {
+    if !from.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(to).map_err(|e| not_written(to, e))?;
+    for entry in fs::read_dir(from).map_err(|e| Error::io(from, e))? {
+        let source = entry.map_err(|e| Error::io(from, e))?.path();
+        if let (true, Some(name)) = (source.extension().is_some_and(|e| e == "jinja"), source.file_name()) {
+            write_file(&to.join(name), &crate::json::read_capped(&source, 4 << 20)?)?;
+        }
+    }
+    Ok(())
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

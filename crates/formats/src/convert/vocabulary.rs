@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Value, json};
-use ternion_core::text::{Tokenizer, TokenizerParts};
+use ternion_core::text::{Pipeline, Tokenizer, TokenizerParts};
 use ternion_core::{Error, Result};
 
 use crate::gguf::keys;
@@ -15,7 +15,10 @@ pub(super) fn set(out: &mut Writer, checkpoint: &Checkpoint) -> Result<()> {
     let parts = checkpoint.tokenizer_parts()?;
     let tokenizer =
         Tokenizer::from_parts(parts.clone()).map_err(|e| e.with("folder", checkpoint.folder.display()))?;
-    let json: Value = serde_json::from_slice(&parts.tokenizer_json)
+    // What the side files say belongs to what is written.
+    let is_whole = parts.added_tokens.is_empty() && parts.pipeline == Pipeline::AsWritten;
+    let merged = if is_whole { None } else { Some(tokenizer.to_json()?) };
+    let json: Value = serde_json::from_slice(merged.as_ref().unwrap_or(&parts.tokenizer_json))
         .map_err(|e| Error::invalid_model("tokenizer.json is damaged").with_source(e))?;
     let pairs = Pairs::new(&json, &tokenizer, &parts, checkpoint)?;
     let whole = !describes(&pairs, &json)?;
@@ -148,6 +151,7 @@ fn scores(tokens: &[String], merges: &[(&str, &str)]) -> Vec<f32> {
 fn describes(pairs: &Pairs, json: &Value) -> Result<bool> {
     let mut writer = Writer::new();
     writer.set(keys::ARCHITECTURE, "bitnet");
+    writer.set(keys::WRITER, env!("CARGO_PKG_VERSION"));
     for (key, value) in &pairs.0 {
         writer.set(*key, value.clone());
     }

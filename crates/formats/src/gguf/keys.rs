@@ -1,6 +1,8 @@
 //! The names of metadata and tensors, in one place for reading and writing.
 
 pub(crate) const ARCHITECTURE: &str = "general.architecture";
+/// The model's name, for people. llama.cpp knows Phi-3 by it.
+pub(crate) const NAME: &str = "general.name";
 pub(crate) const SPLIT_COUNT: &str = "split.count";
 
 pub(crate) const TEMPERATURE: &str = "general.sampling.temp";
@@ -21,6 +23,12 @@ pub(crate) const EOT: &str = "tokenizer.ggml.eot_token_id";
 pub(crate) const EOM: &str = "tokenizer.ggml.eom_token_id";
 pub(crate) const UNK: &str = "tokenizer.ggml.unknown_token_id";
 pub(crate) const PAD: &str = "tokenizer.ggml.padding_token_id";
+pub(crate) const FIM_PREFIX: &str = "tokenizer.ggml.fim_pre_token_id";
+pub(crate) const FIM_SUFFIX: &str = "tokenizer.ggml.fim_suf_token_id";
+pub(crate) const FIM_MIDDLE: &str = "tokenizer.ggml.fim_mid_token_id";
+pub(crate) const FIM_PAD: &str = "tokenizer.ggml.fim_pad_token_id";
+pub(crate) const FIM_REPOSITORY: &str = "tokenizer.ggml.fim_rep_token_id";
+pub(crate) const FIM_SEPARATOR: &str = "tokenizer.ggml.fim_sep_token_id";
 pub(crate) const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 pub(crate) const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
 pub(crate) const ADD_SPACE: &str = "tokenizer.ggml.add_space_prefix";
@@ -41,10 +49,6 @@ pub(crate) const FINAL_NORM: &str = "output_norm.weight";
 pub(crate) const HEAD: &str = "output.weight";
 /// What the rotary frequencies are divided by.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
-
-/// Control tokens that end a turn, by their names.
-pub(crate) const ENDS_TURN: [&str; 6] =
-    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "<|endoftext|>"];
 
 /// The keys of an architecture, which begin with its name.
 pub(crate) struct Keys {

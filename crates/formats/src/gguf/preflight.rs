@@ -9,7 +9,8 @@ use ternion_core::{Error, ErrorKind, Result};
 
 use super::file::duplicate;
 use super::keys::{self, Keys};
-use super::{File, TensorType, Value};
+use super::special::SpecialIds;
+use super::{File, TensorType};
 
 /// `LLAMA_MAX_LAYERS` and `LLAMA_MAX_EXPERTS`.
 const MAX_LAYERS: u64 = 512;
@@ -19,24 +20,6 @@ const MAX_WIDTH: u64 = 1 << 24;
 const MAX_CONTEXT: u64 = 1 << 30;
 const MAX_TOKEN: usize = 1 << 16;
 const MAX_PARTS: u64 = 1 << 12;
-
-/// Token ids that llama.cpp takes from metadata.
-const SPECIAL: [&str; 14] = [
-    "bos",
-    "eos",
-    "eot",
-    "eom",
-    "unknown",
-    "seperator",
-    "padding",
-    "mask",
-    "fim_pre",
-    "fim_suf",
-    "fim_mid",
-    "fim_pad",
-    "fim_rep",
-    "fim_sep",
-];
 
 /// Checks a file for llama.cpp, beyond what [`File::open`] has checked. Of a model in several parts, `file` is the first,
 /// and the others are opened too.
@@ -198,17 +181,11 @@ fn vocabulary(file: &File) -> Result<()> {
     if file.array(keys::MERGES)?.is_some_and(|merges| merges.as_strings().is_none()) {
         return Err(file.invalid(keys::MERGES, "an array of strings"));
     }
-    for name in SPECIAL {
-        file.integer(&format!("tokenizer.ggml.{name}_token_id"), 0..=count - 1).or_else(|error| {
-            // Some converters write -1, or 2^32 - 1, for "none".
-            let value = file.value(&format!("tokenizer.ggml.{name}_token_id")).and_then(Value::as_integer);
-            if value == Some(-1) || value == Some(MAX_U32.into()) { Ok(None) } else { Err(error) }
-        })?;
-    }
-    for (flag, id) in [(keys::ADD_BOS, keys::BOS), (keys::ADD_EOS, keys::EOS)] {
+    let ids = SpecialIds::read(file, tokens.len())?;
+    for (flag, key, id) in [(keys::ADD_BOS, keys::BOS, ids.bos), (keys::ADD_EOS, keys::EOS, ids.eos)] {
         // It would assert when it adds a token that is not there.
-        if file.boolean(flag)? == Some(true) && file.value(id).is_some_and(|v| v.as_integer() < Some(0)) {
-            return Err(file.invalid(id, &format!("a token, which `{flag}` wants")));
+        if file.boolean(flag)? == Some(true) && id.is_none() {
+            return Err(file.invalid(key, &format!("a token, which `{flag}` wants")));
         }
     }
     Ok(())

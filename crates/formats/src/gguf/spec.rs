@@ -4,6 +4,7 @@ use ternion_core::{Error, Result, SamplingDefaults};
 
 use super::File;
 use super::keys::{self, Keys};
+use super::special::{self, SpecialIds};
 use crate::{Activation, Family, ModelSpec, Quantization, RopeScaling, RopeSpec, ScaleUse};
 
 // As for `config.json`: bounds that no real model comes near, and that keep products of sizes far from overflow.
@@ -66,8 +67,8 @@ pub(super) fn read(file: &File) -> Result<ModelSpec> {
         activation,
         sub_norms: family != Family::Llama,
         tied: file.tensor(keys::HEAD).is_none(),
-        bos: token(file, keys::BOS, vocab_size)?,
-        eos: eos(file, vocab_size)?,
+        bos: SpecialIds::read(file, vocab_size)?.bos,
+        eos: special::end_tokens(file, vocab_size)?,
         quantization: Some(Quantization {
             scale_use: ScaleUse::Multiplies,
             online: false,
@@ -146,35 +147,6 @@ fn rope(file: &File, keys: &Keys) -> Result<RopeSpec> {
         Some(_) => return Err(file.unsupported(&key, "none, linear")),
     };
     Ok(RopeSpec { theta, scaling })
-}
-
-/// A token id that the vocabulary has; those of shrunken models may lie beyond.
-fn token(file: &File, key: &str, vocab_size: usize) -> Result<Option<u32>> {
-    let id = file.integer(key, 0..=u64::from(u32::MAX))?;
-    Ok(id.filter(|&id| (id as usize) < vocab_size).map(|id| id as u32))
-}
-
-/// The tokens that end an answer: a list where Ternion wrote the file, else those that the metadata names and those
-/// that end a turn by their name, which is how llama.cpp finds them too.
-fn eos(file: &File, vocab_size: usize) -> Result<Vec<u32>> {
-    if let Some(list) = file.array(keys::EOS_LIST)? {
-        let ids =
-            list.as_integers().map(|ids| ids.filter_map(|id| u32::try_from(id).ok()).collect::<Vec<_>>());
-        let mut ids = ids.ok_or_else(|| file.invalid(keys::EOS_LIST, "token ids"))?;
-        ids.retain(|&id| (id as usize) < vocab_size);
-        return Ok(ids);
-    }
-    let mut ids = Vec::new();
-    for key in [keys::EOS, keys::EOT, keys::EOM] {
-        ids.extend(token(file, key, vocab_size)?);
-    }
-    if let Some(tokens) = file.array(keys::TOKENS)?.and_then(|tokens| tokens.as_strings()) {
-        let ends = tokens.take(vocab_size).enumerate().filter(|(_, text)| keys::ENDS_TURN.contains(text));
-        ids.extend(ends.map(|(id, _)| id as u32));
-    }
-    let mut seen = std::collections::HashSet::new();
-    ids.retain(|&id| seen.insert(id));
-    Ok(ids)
 }
 
 /// The sampling that the file asks for; greedy where it does not.

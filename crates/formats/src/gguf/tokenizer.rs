@@ -7,20 +7,11 @@ use serde_json::{Map, Value, json};
 use ternion_core::text::TokenizerParts;
 use ternion_core::{Error, Result};
 
-use super::file::duplicate;
-use super::{File, PreTokenizer, keys};
+use super::special::SpecialIds;
+use super::vocabulary::Vocabulary;
+use super::{File, PreTokenizer, keys, pre_tokenizer, token_type};
 use crate::json::shorten;
 use crate::synth::CHAT_TEMPLATE;
-
-/// The type of a token, as `tokenizer.ggml.token_type` numbers them.
-pub(crate) mod token_type {
-    pub(crate) const NORMAL: i32 = 1;
-    pub(crate) const UNKNOWN: i32 = 2;
-    pub(crate) const CONTROL: i32 = 3;
-    pub(crate) const USER_DEFINED: i32 = 4;
-    pub(crate) const UNUSED: i32 = 5;
-    pub(crate) const BYTE: i32 = 6;
-}
 
 /// Bytes of the longest piece of a SentencePiece vocabulary; the library itself stops at 16 characters unless told.
 const MAX_PIECE: usize = 256;
@@ -32,121 +23,79 @@ const SPACE: &str = "\u{2581}";
 /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where keys are missing or contradict each other,
 /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for a tokenizer that is not implemented.
 pub fn tokenizer_parts(file: &File) -> Result<TokenizerParts> {
-    let tokens = Tokens::read(file)?;
+    let vocabulary = Vocabulary::read(file)?;
     let model =
         file.string(keys::TOKENIZER)?.ok_or_else(|| file.invalid(keys::TOKENIZER, "`gpt2` or `llama`"))?;
-    let special_tokens = special_tokens(file, &tokens)?;
+    let ids = SpecialIds::read(file, vocabulary.texts.len())?;
+    let mut warnings = Vec::new();
     let json = match (file.string(keys::HUGGING_FACE)?, model) {
         // It says itself what it adds.
         (Some(json), _) => json.as_bytes().to_vec(),
         (None, "gpt2") => {
-            let rule = pre_tokenizer(file)?;
-            let mut json = byte_level(file, &tokens, rule)?;
-            json["post_processor"] = post_processor(file, &tokens, rule.adds_bos)?;
+            let rule = pre_tokenizer(file, &mut warnings)?;
+            let mut json = byte_level(file, &vocabulary, rule)?;
+            json["post_processor"] = post_processor(file, &vocabulary, ids, rule.adds_bos, &mut warnings)?;
             json.to_string().into_bytes()
         }
         (None, "llama") => {
-            let mut json = sentence_piece(file, &tokens)?;
-            json["post_processor"] = post_processor(file, &tokens, true)?;
+            let mut json = sentence_piece(file, &vocabulary, ids)?;
+            json["post_processor"] = post_processor(file, &vocabulary, ids, true, &mut warnings)?;
             json.to_string().into_bytes()
         }
-        _ => return Err(file.unsupported(keys::TOKENIZER, "gpt2, llama")),
-    };
-    let mut parts = TokenizerParts::new(json);
-    parts.special_tokens = special_tokens;
-    parts.chat_template = chat_template(file)?;
-    Ok(parts)
-}
-
-/// The vocabulary.
-struct Tokens<'a> {
-    texts: Vec<&'a str>,
-    types: Vec<i32>,
-}
-
-impl<'a> Tokens<'a> {
-    fn read(file: &'a File) -> Result<Self> {
-        let list = file.array(keys::TOKENS)?.and_then(|tokens| tokens.as_strings());
-        let texts: Vec<&str> =
-            list.ok_or_else(|| file.invalid(keys::TOKENS, "an array of strings"))?.collect();
-        if let Some((id, text)) = duplicate(texts.iter().copied()) {
-            return Err(Error::invalid_model(format!(
-                "token {id} of `{}` is `{}`, which another token is too",
-                keys::TOKENS,
-                shorten(&text)
+        (None, other) => {
+            return Err(Error::unsupported(format!(
+                "`{}` is \"{}\", a kind of tokenizer that is not supported (gpt2 and llama are); a `tokenizer.json` of \
+                 the model in the file's folder is used instead",
+                keys::TOKENIZER,
+                shorten(&other)
             ))
             .with("file", file.path().display()));
         }
-        let types = match file.array(keys::TOKEN_TYPES)? {
-            None => vec![token_type::NORMAL; texts.len()],
-            Some(types) if types.len() == texts.len() => {
-                let types = types.as_integers().map(|types| types.map(|n| n as i32).collect());
-                types.ok_or_else(|| file.invalid(keys::TOKEN_TYPES, "an array of integers"))?
-            }
-            Some(_) => return Err(file.invalid(keys::TOKEN_TYPES, &format!("{} integers", texts.len()))),
-        };
-        Ok(Self { texts, types })
-    }
-
-    fn is_added(&self, id: usize) -> bool {
-        matches!(self.types[id], token_type::CONTROL | token_type::USER_DEFINED)
-    }
-
-    /// Tokens that a text is searched for before all else, in the form of `tokenizer.json`.
-    fn added(&self) -> Vec<Value> {
-        let added = (0..self.texts.len()).filter(|&id| self.is_added(id) && !self.texts[id].is_empty());
-        added
-            .map(|id| {
-                json!({
-                    "id": id,
-                    "content": self.texts[id],
-                    "single_word": false,
-                    "lstrip": false,
-                    "rstrip": false,
-                    "normalized": false,
-                    "special": self.types[id] == token_type::CONTROL
-                })
-            })
-            .collect()
-    }
-
-    /// How many tokens the model itself has. Added tokens behind it are kept apart, as in the files of transformers, so
-    /// that text can never become one of them; they take the next ids in their order, which only works if they follow
-    /// each other. Unused ids at the very end have no text at all.
-    fn model_len(&self) -> usize {
-        let count = self.texts.len();
-        let unused = (0..count).rev().take_while(|&id| self.types[id] == token_type::UNUSED).count();
-        let end = count - unused;
-        (0..end).rev().take_while(|&id| self.is_added(id) && !self.texts[id].is_empty()).last().unwrap_or(end)
-    }
-
-    fn vocab(&self) -> Map<String, Value> {
-        let tokens = self.texts[..self.model_len()].iter().enumerate().filter(|(_, text)| !text.is_empty());
-        tokens.map(|(id, &text)| (text.to_owned(), id.into())).collect()
-    }
+    };
+    let mut parts = TokenizerParts::new(json);
+    parts.special_tokens = special_tokens(&vocabulary, ids);
+    parts.chat_template = chat_template(file)?;
+    parts.warnings = warnings;
+    Ok(parts)
 }
 
-fn pre_tokenizer(file: &File) -> Result<&'static PreTokenizer> {
+/// The rule that the file names, or else the one that llama.cpp takes.
+fn pre_tokenizer(file: &File, warnings: &mut Vec<String>) -> Result<&'static PreTokenizer> {
     let name = match file.string(keys::PRE_TOKENIZER)? {
         Some(name) => name,
         // The converter of the official BitNet files did not know the key.
         None if file.architecture()?.starts_with("bitnet") => "llama-bpe",
         None => {
-            let expected = format!("one of {}", PreTokenizer::names());
-            return Err(file.invalid(keys::PRE_TOKENIZER, &expected));
+            warnings.push(format!(
+                "`{}` is missing: text is split by the rule `{}`, as in llama.cpp, which may not be the model's own; a \
+                 `tokenizer.json` of the model in the file's folder is used instead",
+                keys::PRE_TOKENIZER,
+                pre_tokenizer::DEFAULT
+            ));
+            pre_tokenizer::DEFAULT
         }
     };
-    PreTokenizer::named(name).ok_or_else(|| file.unsupported(keys::PRE_TOKENIZER, &PreTokenizer::names()))
+    PreTokenizer::named(name).ok_or_else(|| {
+        Error::unsupported(format!(
+            "`{}` is \"{}\", a rule that is not known; a `tokenizer.json` of the model in the file's folder is used instead",
+            keys::PRE_TOKENIZER,
+            shorten(&name)
+        ))
+        .with("file", file.path().display())
+    })
 }
 
 /// Byte-level BPE.
-fn byte_level(file: &File, tokens: &Tokens<'_>, rule: &PreTokenizer) -> Result<Value> {
+fn byte_level(file: &File, tokens: &Vocabulary<'_>, rule: &PreTokenizer) -> Result<Value> {
     let list = file.array(keys::MERGES)?.and_then(|merges| merges.as_strings());
-    let list = list.ok_or_else(|| file.invalid(keys::MERGES, "an array of strings"))?;
-    let mut vocab = tokens.vocab();
+    // Kimi K2's tokenizer has ranks of tokens and no merges.
+    let has_none = rule.name() == "kimi-k2" && file.value(keys::MERGES).is_none();
+    let missing = || file.invalid(keys::MERGES, "an array of strings");
+    let list = if has_none { None } else { Some(list.ok_or_else(missing)?) };
+    let mut vocab = tokens.model();
     let ids: HashMap<&str, usize> = tokens.texts.iter().enumerate().map(|(id, &text)| (text, id)).collect();
     let mut merges = Vec::new();
-    for (index, merge) in list.enumerate() {
+    for (index, merge) in list.into_iter().flatten().enumerate() {
         let parts = merge.split_once(' ').filter(|(_, right)| !right.contains(' '));
         let Some((left, right)) = parts else {
             return Err(Error::invalid_model(format!(
@@ -201,14 +150,18 @@ fn byte_level(file: &File, tokens: &Tokens<'_>, rule: &PreTokenizer) -> Result<V
 
 /// SentencePiece's BPE. It has scores instead of merges: of all neighbours whose union is a piece, those with the best
 /// score are joined first. So each way to make a piece of two others is a merge, in the order of the pieces' scores.
-fn sentence_piece(file: &File, tokens: &Tokens<'_>) -> Result<Value> {
+fn sentence_piece(file: &File, tokens: &Vocabulary<'_>, ids: SpecialIds) -> Result<Value> {
     let scores: Vec<f64> = match file.array(keys::SCORES)? {
-        Some(scores) if scores.len() == tokens.texts.len() => {
-            scores.as_floats().ok_or_else(|| file.invalid(keys::SCORES, "an array of floats"))?.collect()
+        Some(scores) if scores.len() >= tokens.texts.len() => {
+            let invalid = || file.invalid(keys::SCORES, "an array of numbers");
+            match (scores.as_floats(), scores.as_integers()) {
+                (Some(floats), _) => floats.collect(),
+                (None, integers) => integers.ok_or_else(invalid)?.map(|n| n as f64).collect(),
+            }
         }
         _ => return Err(file.invalid(keys::SCORES, &format!("{} floats", tokens.texts.len()))),
     };
-    let ids: HashMap<&str, usize> = tokens.texts.iter().enumerate().map(|(id, &text)| (text, id)).collect();
+    let known: HashMap<&str, usize> = tokens.texts.iter().enumerate().map(|(id, &text)| (text, id)).collect();
     let mut merges: Vec<(f64, usize, usize)> = Vec::new();
     let mut splits: Vec<(usize, usize)> = Vec::new();
     for (id, &piece) in tokens.texts.iter().enumerate() {
@@ -226,7 +179,7 @@ fn sentence_piece(file: &File, tokens: &Tokens<'_>) -> Result<Value> {
         splits.clear();
         for (at, _) in piece.char_indices().skip(1) {
             let (left, right) = piece.split_at(at);
-            if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
+            if let (Some(&left), Some(&right)) = (known.get(left), known.get(right)) {
                 splits.push((left, right));
             }
         }
@@ -237,14 +190,6 @@ fn sentence_piece(file: &File, tokens: &Tokens<'_>) -> Result<Value> {
     merges.sort_by(|a, b| b.0.total_cmp(&a.0));
     let merges: Vec<Value> =
         merges.into_iter().map(|(_, left, right)| json!([tokens.texts[left], tokens.texts[right]])).collect();
-    let vocab: Map<String, Value> = tokens
-        .texts
-        .iter()
-        .enumerate()
-        .filter(|(_, text)| !text.is_empty())
-        .map(|(id, &text)| (text.to_owned(), id.into()))
-        .collect();
-    let unknown = file.integer(keys::UNK, 0..=u64::from(u32::MAX))?.unwrap_or(0) as usize;
     let prefix = file.boolean(keys::ADD_SPACE)?.unwrap_or(true);
     let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
     let mut decoders = vec![
@@ -268,34 +213,37 @@ fn sentence_piece(file: &File, tokens: &Tokens<'_>) -> Result<Value> {
         "model": {
             "type": "BPE",
             "dropout": null,
-            "unk_token": tokens.texts.get(unknown),
+            "unk_token": ids.unk.map(|id| tokens.texts[id as usize]),
             "continuing_subword_prefix": null,
             "end_of_word_suffix": null,
             "fuse_unk": true,
             "byte_fallback": tokens.texts.contains(&"<0x0A>"),
             "ignore_merges": false,
-            "vocab": vocab,
+            "vocab": tokens.all(),
             "merges": merges
         }
     }))
 }
 
 /// Adds BOS and EOS around a text where the file wants them and has them.
-fn post_processor(file: &File, tokens: &Tokens<'_>, adds_bos: bool) -> Result<Value> {
-    let token = |flag: &str, default: bool, key: &str| -> Result<Option<(u64, &str)>> {
-        if !file.boolean(flag)?.unwrap_or(default) {
-            return Ok(None);
-        }
-        let id = file.integer(key, 0..=u64::from(u32::MAX))?;
-        Ok(id.and_then(|id| tokens.texts.get(id as usize).map(|&text| (id, text))))
-    };
-    let bos = token(keys::ADD_BOS, adds_bos, keys::BOS)?;
-    let eos = token(keys::ADD_EOS, false, keys::EOS)?;
+fn post_processor(
+    file: &File,
+    tokens: &Vocabulary<'_>,
+    ids: SpecialIds,
+    adds_bos: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Value> {
+    let adds_bos = file.boolean(keys::ADD_BOS)?.unwrap_or(adds_bos);
+    let adds_eos = file.boolean(keys::ADD_EOS)?.unwrap_or(false);
+    warnings.extend(ids.warnings(file, tokens, adds_bos));
+    let token =
+        |wanted: bool, id: Option<u32>| id.filter(|_| wanted).map(|id| (id, tokens.texts[id as usize]));
+    let (bos, eos) = (token(adds_bos, ids.bos), token(adds_eos, ids.eos));
     if bos.is_none() && eos.is_none() {
         return Ok(Value::Null);
     }
     let around = |name: &str, type_id: u8| -> Vec<Value> {
-        let special = |token: (u64, &str)| json!({"SpecialToken": {"id": token.1, "type_id": type_id}});
+        let special = |token: (u32, &str)| json!({"SpecialToken": {"id": token.1, "type_id": type_id}});
         let text = json!({"Sequence": {"id": name, "type_id": type_id}});
         bos.map(special).into_iter().chain([text]).chain(eos.map(special)).collect()
     };
@@ -313,21 +261,11 @@ fn post_processor(file: &File, tokens: &Tokens<'_>, adds_bos: bool) -> Result<Va
     }))
 }
 
-fn special_tokens(file: &File, tokens: &Tokens<'_>) -> Result<BTreeMap<String, String>> {
-    let mut named = BTreeMap::new();
-    for (name, key) in [
-        ("bos_token", keys::BOS),
-        ("eos_token", keys::EOS),
-        ("unk_token", keys::UNK),
-        ("pad_token", keys::PAD),
-    ] {
-        let Some(id) = file.integer(key, 0..=u64::from(u32::MAX))? else { continue };
-        match tokens.texts.get(id as usize) {
-            Some(text) => named.insert(name.to_owned(), (*text).to_owned()),
-            None => return Err(file.invalid(key, &format!("an id below {}", tokens.texts.len()))),
-        };
-    }
-    Ok(named)
+fn special_tokens(tokens: &Vocabulary<'_>, ids: SpecialIds) -> BTreeMap<String, String> {
+    let named =
+        [("bos_token", ids.bos), ("eos_token", ids.eos), ("unk_token", ids.unk), ("pad_token", ids.pad)];
+    let texts = named.into_iter().filter_map(|(name, id)| Some((name, tokens.texts[id? as usize])));
+    texts.map(|(name, text)| (name.to_owned(), text.to_owned())).collect()
 }
 
 /// The chat template. Official BitNet files hold Llama 3's, which the model was not trained with.

@@ -1,0 +1,114 @@
+//! What the classes of transformers make of a `tokenizer.json`. Most take it as it is; some take its vocabulary and build
+//! the steps around the model themselves, from flags in `tokenizer_config.json`.
+
+use serde_json::{Map, Value, json};
+use tokenizers::{DecoderWrapper, ModelWrapper, PreTokenizerWrapper};
+
+use super::tokenizer::{json_of, unreadable};
+use crate::Result;
+
+/// The steps around a tokenizer's model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Pipeline {
+    /// Those of `tokenizer.json`.
+    #[default]
+    AsWritten,
+    /// SentencePiece's, as `LlamaTokenizer` of transformers 5 builds them. Version 4 takes those of `tokenizer.json`.
+    SentencePiece {
+        /// Where a space is put before the text.
+        prefix: SpacePrefix,
+    },
+    /// Those of `tokenizer.json`, but whether a space is put before a text that is split into bytes.
+    ByteLevel {
+        /// Whether it is.
+        add_prefix_space: bool,
+    },
+}
+
+/// Where SentencePiece puts a space before a text that begins with none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SpacePrefix {
+    /// At the start.
+    First,
+    /// At the start and behind each special token.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+impl Pipeline {
+    /// The pipeline of the class that a `tokenizer_config.json` names.
+    pub(super) fn of(config: &Map<String, Value>) -> Self {
+        let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+        let flag = |name: &str| config.get(name).and_then(Value::as_bool);
+        match class.strip_suffix("Fast").unwrap_or(class) {
+            "LlamaTokenizer" => Self::SentencePiece {
+                prefix: match (flag("add_prefix_space"), flag("legacy")) {
+                    (Some(false), _) => SpacePrefix::Never,
+                    (_, Some(true)) => SpacePrefix::Always,
+                    _ => SpacePrefix::First,
+                },
+            },
+            "GPT2Tokenizer" | "GPTNeoXTokenizer" => {
+                Self::ByteLevel { add_prefix_space: flag("add_prefix_space").unwrap_or(false) }
+            }
+            _ => Self::AsWritten,
+        }
+    }
+
+    /// Puts the steps in place of the file's.
+    pub(super) fn apply(self, inner: &mut tokenizers::Tokenizer) -> Result<()> {
+        if self == Self::AsWritten || !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
+            return Ok(());
+        }
+        let mut pre_tokenizer = json_of(inner.get_pre_tokenizer())?.unwrap_or_default();
+        match self {
+            Self::AsWritten => {}
+            // Llama 3 and others name the class although their tokenizers are byte-level.
+            Self::SentencePiece { .. } if pre_tokenizer.to_string().contains("\"ByteLevel\"") => {}
+            Self::SentencePiece { prefix } => sentence_piece(prefix, inner)?,
+            Self::ByteLevel { add_prefix_space } => {
+                if pre_tokenizer["type"] == "ByteLevel" {
+                    pre_tokenizer["add_prefix_space"] = add_prefix_space.into();
+                    let steps: PreTokenizerWrapper =
+                        serde_json::from_value(pre_tokenizer).map_err(unreadable)?;
+                    inner.with_pre_tokenizer(Some(steps));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sentence_piece(prefix: SpacePrefix, inner: &mut tokenizers::Tokenizer) -> Result<()> {
+    let scheme = match prefix {
+        SpacePrefix::First => "first",
+        SpacePrefix::Always => "always",
+        SpacePrefix::Never => "never",
+    };
+    let steps = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+    let mut decoders = vec![
+        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if prefix != SpacePrefix::Never {
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    let steps: PreTokenizerWrapper = serde_json::from_value(steps).map_err(unreadable)?;
+    let decoder = json!({"type": "Sequence", "decoders": decoders});
+    let decoder: DecoderWrapper = serde_json::from_value(decoder).map_err(unreadable)?;
+    let none: Option<tokenizers::NormalizerWrapper> = None;
+    inner.with_normalizer(none).map_err(unreadable)?;
+    inner.with_pre_tokenizer(Some(steps));
+    inner.with_decoder(Some(decoder));
+    let ModelWrapper::BPE(model) = inner.get_model() else { return Ok(()) };
+    if !(model.fuse_unk && model.byte_fallback) || model.ignore_merges {
+        let mut model = model.clone();
+        (model.fuse_unk, model.byte_fallback, model.ignore_merges) = (true, true, false);
+        inner.with_model(ModelWrapper::BPE(model));
+    }
+    Ok(())
+}

@@ -7,8 +7,10 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ternion_kernels::{
-    Attention, BLOCK, CompactBits, CompactMatrix, DenseRef, Int8Block, Isa, KvBlocks, Quantized, Team,
-    TernaryLayout, TernaryRef, attention, dense_matmul, for_each_mut, matmul_with,
+    Attention, CompactBits, CompactMatrix, DenseRef, Isa, Quantized, Team, TernaryLayout, TernaryRef,
+    attention, dense_matmul, for_each_mut,
+    kv::{BLOCK, Int8Block, KvBlocks},
+    matmul_with,
 };
 
 fn team(threads: usize) -> Team {
@@ -149,17 +151,17 @@ impl LayerCache {
             "f32" => {
                 let (keys, values) = self.f32.split_at(self.f32.len() / 2);
                 let (keys, values) = (slices(keys), slices(values));
-                attention(shape, q, KvBlocks::F32 { keys: &keys, values: &values }, out);
+                attention(shape, q, &KvBlocks::F32 { keys, values }, out);
             }
             "f16" => {
                 let (keys, values) = self.f16.split_at(self.f16.len() / 2);
                 let (keys, values) = (slices(keys), slices(values));
-                attention(shape, q, KvBlocks::F16 { keys: &keys, values: &values }, out);
+                attention(shape, q, &KvBlocks::F16 { keys, values }, out);
             }
             _ => {
                 let all: Vec<Int8Block<'_>> = self.int8.iter().map(|b| (&b[..], &self.scales[..])).collect();
                 let (keys, values) = all.split_at(all.len() / 2);
-                attention(shape, q, KvBlocks::Int8 { keys, values }, out);
+                attention(shape, q, &KvBlocks::Int8 { keys: keys.to_vec(), values: values.to_vec() }, out);
             }
         }
     }

@@ -16,9 +16,9 @@ use std::{
     sync::Arc,
 };
 
+use ternion::engine::{Engine, EngineOptions};
 use ternion::{
     LlmBackend, ModelInfo,
-    engine::{Engine, EngineOptions},
     formats::{Activation, Checkpoint, LayerTensors, Linear, SharedBytes, Weights},
     text::Tokenizer,
 };

@@ -8,11 +8,11 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use host::config;
+use ternion::validate;
 use ternion::{
     Error, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt, Result, Score,
     ScoreRequest,
     config::{Config, ModelConfig},
-    engine::validate,
     layers::{LayerExt, Limit, Metrics, Retry, Timeout, Tracing},
     models::Models,
     registry::{BackendFactory, Progress},

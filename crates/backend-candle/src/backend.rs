@@ -7,10 +7,10 @@ use async_trait::async_trait;
 use ternion_core::{
     Error, LlmBackend, MemoryPlan, ModelInfo, Result,
     config::ModelConfig,
-    engine::{Engine, EngineOptions},
     registry::{BackendFactory, LoadProgress, Progress, load_blocking},
     text::Tokenizer,
 };
+use ternion_engine::{Engine, EngineOptions};
 use ternion_formats::Checkpoint;
 
 use crate::plan::{self, Sizes, Taken};

@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use ternion_core::kv::KvType;
+use ternion_engine::kv::KvType;
 use ternion_kernels::CompactBits;
 
 /// The table `options` of a model that runs on the backend `candle`.

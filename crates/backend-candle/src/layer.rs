@@ -5,10 +5,10 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
-use ternion_core::batch::Span;
-use ternion_core::kv::{KvCache, Planes};
+use ternion_engine::batch::Span;
+use ternion_engine::kv::KvCache;
 use ternion_formats::{Activation, LayerTensors};
-use ternion_kernels::{self as kernels, Attention, KvBlocks};
+use ternion_kernels::{self as kernels, Attention};
 
 use crate::ops::{self, Input, Projections, sized};
 use crate::residency::Place;
@@ -112,15 +112,10 @@ impl Layers<'_> {
             let (start, end) = (span.start, span.start + span.count);
             let kv = start * kv_width..end * kv_width;
             cache.write(span.sequence, index, &k[kv.clone()], &v[kv]).map_err(candle_core::Error::wrap)?;
-            let planes = cache.layer(span.sequence, index).map_err(candle_core::Error::wrap)?;
-            let kv = match &planes {
-                Planes::F32 { keys, values } => KvBlocks::F32 { keys, values },
-                Planes::F16 { keys, values } => KvBlocks::F16 { keys, values },
-                Planes::Int8 { keys, values } => KvBlocks::Int8 { keys, values },
-            };
+            let kv = cache.layer(span.sequence, index).map_err(candle_core::Error::wrap)?;
             let shape = Attention { past: span.past, ..self.shape };
             let part = start * width..end * width;
-            kernels::attention(shape, &q[part.clone()], kv, &mut attended[part]);
+            kernels::attention(shape, &q[part.clone()], &kv, &mut attended[part]);
         }
         add_projected(&layer.o, attended, h, input, sum)
     }

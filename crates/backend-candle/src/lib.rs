@@ -2,7 +2,7 @@
 //!
 //! candle carries the hidden states. What happens to them in the layers is one custom operation (`layer`), since candle has
 //! none for the W1.58A8 products (`ops`), which read the packed weights where they lie in the mapped file, nor for attention
-//! over a paged KV cache ([`kv`](ternion_core::kv)), which neither copies itself on append nor repeats the key/value heads; and since
+//! over a paged KV cache ([`kv`](ternion_engine::kv)), which neither copies itself on append nor repeats the key/value heads; and since
 //! tensors between these would be allocated some three hundred times for each token. All the arithmetic is in `ternion-kernels`.
 //!
 //! Weights lie in the mapped file. Under a `memory_limit` the sizes that keep it are planned before anything is allocated
@@ -25,7 +25,7 @@ mod stream;
 pub use backend::CandleFactory;
 pub use config::{CandleOptions, HeadPrecision};
 pub use model::{Decoder, DecoderOptions};
-pub use ternion_core::kv::KvType;
+pub use ternion_engine::kv::KvType;
 
 use ternion_core::registry::Registry;
 

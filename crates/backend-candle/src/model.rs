@@ -4,8 +4,9 @@
 use std::{cell::RefCell, sync::Arc};
 
 use candle_core::{Device, Tensor};
-use ternion_core::{
-    CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput,
+use ternion_core::{Error, ErrorKind, Result};
+use ternion_engine::{
+    CausalLm, LogitsWanted, SequenceId, SequenceInput,
     batch::{self, Span},
     kv::{KvCache, KvType},
 };

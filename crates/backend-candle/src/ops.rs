@@ -3,14 +3,11 @@
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, Layout, Result, bail};
-use ternion_core::kv;
 use ternion_formats::{Activation, Linear, RmsNorm, TernaryTensor, Weights};
 use ternion_kernels as kernels;
 
 use crate::residency::Place;
 use crate::stream::Stream;
-
-const _: () = assert!(kv::BLOCK == kernels::BLOCK, "attention takes the blocks of the cache");
 
 /// The floats of a contiguous f32 tensor.
 pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

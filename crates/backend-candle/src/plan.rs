@@ -14,8 +14,8 @@
 //! original can be streamed and the copy cannot. What the configuration fixes stays, and a limit that cannot be kept with
 //! it is refused with the least that could be.
 
-use ternion_core::kv::{BLOCK, KvType};
 use ternion_core::{Error, ErrorKind, MemoryPlan, Result, config::ByteSize, config::ModelConfig};
+use ternion_engine::kv::{BLOCK, KvType};
 use ternion_formats::{Checkpoint, LayerTensors, ModelSpec};
 use ternion_kernels::CompactBits;
 

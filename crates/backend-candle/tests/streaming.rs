@@ -6,7 +6,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ternion_backend_candle::{Decoder, DecoderOptions, HeadPrecision};
-use ternion_core::{CausalLm, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput};
+use ternion_core::{ErrorKind, Result};
+use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::{Checkpoint, convert};
 
 fn fixture(name: &str) -> PathBuf {

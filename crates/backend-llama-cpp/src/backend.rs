@@ -4,12 +4,12 @@ use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use ternion_core::{
-    CausalLm, Error, LlmBackend, ModelInfo, Result, ResultExt,
+    Error, LlmBackend, ModelInfo, Result, ResultExt,
     config::ModelConfig,
-    engine::{Engine, EngineOptions},
     registry::{BackendFactory, LoadProgress, Progress, load_blocking},
     text::Tokenizer,
 };
+use ternion_engine::{CausalLm, Engine, EngineOptions};
 use ternion_formats::Checkpoint;
 
 use crate::{

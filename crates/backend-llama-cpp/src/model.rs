@@ -1,7 +1,8 @@
 //! [`CausalLm`] on a context of llama.cpp.
 
-use ternion_core::batch;
-use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, ResultExt, SequenceId, SequenceInput};
+use ternion_core::{Error, ErrorKind, Result, ResultExt};
+use ternion_engine::batch;
+use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::{Checkpoint, DenseTensor};
 
 use crate::{

@@ -4,7 +4,8 @@
 //! for the version that the bindings are pinned to; this shows that it holds for the library that was linked. It takes some
 //! milliseconds. One token is enough: its attention is its own value, which keeps what is done by hand short.
 
-use ternion_core::{CausalLm, Error, LogitsWanted, Result, SequenceInput};
+use ternion_core::{Error, Result};
+use ternion_engine::{CausalLm, LogitsWanted, SequenceInput};
 use ternion_formats::{
     Activation, DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, RopeScaling, RopeSpec, TernaryTensor,
     Weights,

@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use ternion_backend_llama_cpp::{KvType, LlamaCpp, ModelOptions};
-use ternion_core::{CausalLm, ErrorKind, LogitsWanted, SequenceId, SequenceInput};
+use ternion_core::ErrorKind;
+use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::Checkpoint;
 
 /// How far two rows of logits may be apart, see [`distance`]. The order of additions in attention depends on how tokens are

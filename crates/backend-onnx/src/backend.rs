@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ternion_core::{
-    CausalLm, Error, LlmBackend, ModelInfo, Result,
+    Error, LlmBackend, ModelInfo, Result,
     config::ModelConfig,
-    engine::{Engine, EngineOptions},
     registry::{BackendFactory, LoadProgress, Progress, load_blocking},
 };
+use ternion_engine::{CausalLm, Engine, EngineOptions};
 use ternion_formats::onnx::{Host, Summary};
 
 use crate::{Decoder, DecoderOptions, Library, OnnxOptions};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use ternion_core::kv::KvType;
+use ternion_engine::kv::KvType;
 
 /// The table `options` of a model that runs on the backend `onnx`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

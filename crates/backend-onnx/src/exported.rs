@@ -14,8 +14,9 @@ use ort::memory::Allocator;
 use ort::session::IoBinding;
 use ort::session::Session;
 use ort::value::{DynTensor, PrimitiveTensorElementType, Tensor, TensorElementType};
-use ternion_core::batch::{self, Span};
-use ternion_core::{CausalLm, Error, Result, SequenceId, SequenceInput};
+use ternion_core::{Error, Result};
+use ternion_engine::batch::{self, Span};
+use ternion_engine::{CausalLm, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Summary};
 
 use crate::layout::{Cache, Integers, Layout};

@@ -2,9 +2,10 @@
 
 use ort::session::Session;
 use ort::value::Tensor;
-use ternion_core::batch::{self, Span};
-use ternion_core::kv::{KvCache, KvType, Layout};
-use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput};
+use ternion_core::{Error, ErrorKind, Result};
+use ternion_engine::batch::{self, Span};
+use ternion_engine::kv::{KvCache, KvLayout, KvType};
+use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Node, Size, Summary, fast};
 use ternion_kernels::Team;
 
@@ -121,7 +122,7 @@ fn interface(summary: &Summary, host: &Host) -> Result<usize> {
 }
 
 /// What the attention of all layers asks of the KV cache.
-fn cache_layout(summary: &Summary, host: &Host) -> Result<Layout> {
+fn cache_layout(summary: &Summary, host: &Host) -> Result<KvLayout> {
     // No real head or count comes near; products of them stay far from overflow.
     const MOST: i64 = 1 << 20;
     let size = |node: &Node, name: &str| match node.integer(name) {
@@ -132,7 +133,7 @@ fn cache_layout(summary: &Summary, host: &Host) -> Result<Layout> {
             Err(Error::invalid_model(message).with("node", &node.name))
         }
     };
-    let mut layout = Layout { layers: 0, kv_heads: 0, head_dim: 0 };
+    let mut layout = KvLayout { layers: 0, kv_heads: 0, head_dim: 0 };
     for node in summary.nodes.iter().filter(|n| n.domain == fast::DOMAIN && n.operator == fast::ATTENTION) {
         let (kv_heads, head_dim) = (size(node, "kv_heads")?, size(node, "head_dim")?);
         let fits = layout.layers == 0 || (kv_heads, head_dim) == (layout.kv_heads, layout.head_dim);
@@ -145,7 +146,7 @@ fn cache_layout(summary: &Summary, host: &Host) -> Result<Layout> {
             let message = "the layers are not in order or differ in their heads of keys and values";
             return Err(Error::invalid_model(message).with("node", &node.name));
         }
-        layout = Layout { layers: layout.layers + 1, kv_heads, head_dim };
+        layout = KvLayout { layers: layout.layers + 1, kv_heads, head_dim };
     }
     let pairs = [
         ("num_hidden_layers", host.layers, layout.layers),

@@ -3,7 +3,7 @@
 //! Two kinds of files run. Exports in the layout of Hugging Face models, whoever made them, are driven through the names
 //! and shapes that they declare (modules `layout` and `exported`). Files of the fast variant, which
 //! [`convert`](ternion_formats::convert) writes, are made of operators that this crate brings along (`ops`): they
-//! read ternary weights where the runtime has mapped them and attend over a paged KV cache of our own ([`kv`](ternion_core::kv)), so that
+//! read ternary weights where the runtime has mapped them and attend over a paged KV cache of our own ([`kv`](ternion_engine::kv)), so that
 //! several sequences are computed in one step and no past is ever copied (`fast`).
 //!
 //! Nothing of a file reaches the runtime before [`Summary`](ternion_formats::onnx::Summary) has looked at it.

@@ -3,8 +3,9 @@
 use ort::ep;
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
-use ternion_core::kv::KvType;
-use ternion_core::{CausalLm, Error, Result, SequenceId, SequenceInput};
+use ternion_core::{Error, Result};
+use ternion_engine::kv::KvType;
+use ternion_engine::{CausalLm, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Summary};
 
 use crate::exported::ExportedDecoder;

@@ -12,13 +12,11 @@ use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
 use ort::value::{DynTensorValueType, PrimitiveTensorElementType, TensorElementType, ValueRef};
-use ternion_core::SequenceId;
-use ternion_core::kv::{self, KvCache, Planes};
+use ternion_engine::SequenceId;
+use ternion_engine::kv::KvCache;
 use ternion_formats::Activation;
 use ternion_formats::onnx::fast;
-use ternion_kernels::{self as kernels, KvBlocks};
-
-const _: () = assert!(kv::BLOCK == kernels::BLOCK, "attention takes the blocks of the cache");
+use ternion_kernels::{self as kernels};
 
 /// What the operators of a session share.
 pub(crate) struct State {
@@ -582,15 +580,10 @@ fn attend(
             }
             let kv = start * kv_width..end * kv_width;
             cache.write(id, layer, &keys[kv.clone()], &values[kv]).map_err(wrapped)?;
-            let planes = cache.layer(id, layer).map_err(wrapped)?;
-            let kv = match &planes {
-                Planes::F32 { keys, values } => KvBlocks::F32 { keys, values },
-                Planes::F16 { keys, values } => KvBlocks::F16 { keys, values },
-                Planes::Int8 { keys, values } => KvBlocks::Int8 { keys, values },
-            };
+            let kv = cache.layer(id, layer).map_err(wrapped)?;
             let part = start * width..end * width;
             let shape = kernels::Attention { past, ..shape };
-            kernels::attention(shape, &queries[part.clone()], kv, &mut out[part]);
+            kernels::attention(shape, &queries[part.clone()], &kv, &mut out[part]);
             start = end;
         }
         Ok(())

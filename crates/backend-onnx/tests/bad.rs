@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{Exported, exported, feed, fixtures, try_open};
 use serde_json::Value;
 use ternion_backend_onnx::{DecoderOptions, Library};
-use ternion_core::CausalLm;
+use ternion_engine::CausalLm;
 use ternion_formats::convert::{Options, Target};
 
 fn fast() -> Exported {
@@ -90,10 +90,10 @@ fn a_damaged_graph_is_an_error_or_a_decoder() {
                 let sequence = model.new_sequence().unwrap();
                 if model.vocab_size() == 320 {
                     let mut logits = Vec::new();
-                    let input = ternion_core::SequenceInput {
+                    let input = ternion_engine::SequenceInput {
                         sequence,
                         tokens: &[1, 2, 3],
-                        logits: ternion_core::LogitsWanted::Last,
+                        logits: ternion_engine::LogitsWanted::Last,
                     };
                     if model.forward(&[input], &mut logits).is_ok() {
                         assert_eq!(logits.len(), 320);

@@ -7,7 +7,7 @@ mod common;
 
 use common::{cases, checkpoints, exported, largest_difference, open, same_argmax, whole};
 use ternion_backend_candle::{Decoder as Candle, DecoderOptions};
-use ternion_core::CausalLm;
+use ternion_engine::CausalLm;
 use ternion_formats::Checkpoint;
 use ternion_formats::convert::{Embedding, Options, Target};
 

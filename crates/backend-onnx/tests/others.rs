@@ -11,7 +11,8 @@ use serde_json::Value;
 use ternion_backend_onnx::OnnxFactory;
 use ternion_core::config::ModelConfig;
 use ternion_core::registry::{BackendFactory, Progress};
-use ternion_core::{CausalLm, FinishReason, GenerateRequest, Sampling};
+use ternion_core::{FinishReason, GenerateRequest, Sampling};
+use ternion_engine::CausalLm;
 
 fn decoders() -> Vec<(PathBuf, Value)> {
     let entries = std::fs::read_dir(fixtures().join("onnx")).unwrap();

@@ -5,7 +5,8 @@ mod common;
 
 use common::{cases, checkpoints, exported, feed, fixtures, largest_difference, open, whole};
 use ternion_backend_onnx::Decoder;
-use ternion_core::{CausalLm, ErrorKind, LogitsWanted, SequenceInput};
+use ternion_core::ErrorKind;
+use ternion_engine::{CausalLm, LogitsWanted, SequenceInput};
 use ternion_formats::convert::{Options, Target};
 
 /// The fast variant computes each token alike whatever is computed with it. ONNX Runtime does not promise that: products

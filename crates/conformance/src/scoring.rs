@@ -1,7 +1,7 @@
 //! Scores, logits and log-probabilities: one model behind all three.
 
 use ternion_core::{
-    ErrorKind, GenerateRequest, LlmBackend, LogitsRequest, ScoreRequest, TokenScore, engine::log_softmax_at,
+    ErrorKind, GenerateRequest, LlmBackend, LogitsRequest, ScoreRequest, TokenScore, logprob::log_softmax_at,
 };
 
 use crate::{

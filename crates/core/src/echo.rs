@@ -25,9 +25,9 @@ use crate::{
     Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Prompt,
     Result, ResultExt, Score, ScoreRequest, ServedBy, Stats, Timing, Usage,
     config::ModelConfig,
-    engine::{StopMatcher, validate},
     registry::{BackendFactory, Progress},
-    text::Tokenizer,
+    text::{StopMatcher, Tokenizer},
+    validate,
 };
 
 /// The table `options` of a model that runs on the backend `echo`.

@@ -130,6 +130,19 @@ pub struct Usage {
     pub generated_tokens: usize,
 }
 
+impl Usage {
+    /// The counts of a request that took nothing from the KV cache.
+    pub fn new(prompt_tokens: usize, generated_tokens: usize) -> Self {
+        Self { prompt_tokens, cached_tokens: 0, generated_tokens }
+    }
+
+    /// The same counts, with `cached_tokens` of the prompt taken from the KV cache.
+    pub fn with_cached_tokens(mut self, cached_tokens: usize) -> Self {
+        self.cached_tokens = cached_tokens;
+        self
+    }
+}
+
 /// Where the time of one request went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -146,6 +159,17 @@ pub struct Timing {
 }
 
 impl Timing {
+    /// The three phases of a request that generated no token.
+    pub fn new(queued: Duration, prefill: Duration, decode: Duration) -> Self {
+        Self { queued, prefill, decode, first_token: None }
+    }
+
+    /// The same times, with the first token after `first_token`, counted from the request.
+    pub fn with_first_token(mut self, first_token: Duration) -> Self {
+        self.first_token = Some(first_token);
+        self
+    }
+
     /// Computed prompt tokens per second; `None` when none were computed.
     pub fn prefill_rate(&self, usage: &Usage) -> Option<f64> {
         rate(usage.prompt_tokens.saturating_sub(usage.cached_tokens), self.prefill)

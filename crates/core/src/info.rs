@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::MemoryPlan;
+use crate::{MemoryPlan, Sampling};
 
 /// What a loaded model is and can do. Constant for the life of a backend (a wrapper that swaps models returns a new one).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -117,6 +117,19 @@ pub struct SamplingDefaults {
 impl Default for SamplingDefaults {
     fn default() -> Self {
         Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
+    }
+}
+
+impl SamplingDefaults {
+    /// These defaults with the fields that `sampling` sets.
+    pub fn overridden_by(self, sampling: &Sampling) -> Self {
+        Self {
+            temperature: sampling.temperature.unwrap_or(self.temperature),
+            top_k: sampling.top_k.unwrap_or(self.top_k),
+            top_p: sampling.top_p.unwrap_or(self.top_p),
+            min_p: sampling.min_p.unwrap_or(self.min_p),
+            repetition_penalty: sampling.repetition_penalty.unwrap_or(self.repetition_penalty),
+        }
     }
 }
 

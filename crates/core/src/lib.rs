@@ -18,25 +18,22 @@
 #![forbid(unsafe_code)]
 
 mod backend;
-pub mod batch;
-mod causal;
 pub mod config;
 pub mod context;
 pub mod echo;
-pub mod engine;
 mod error;
 mod event;
 pub mod file;
 mod info;
-pub mod kv;
+pub mod logprob;
 mod memory;
 mod panics;
 pub mod registry;
 mod request;
 pub mod text;
+pub mod validate;
 
 pub use backend::{LlmBackend, LlmBackendExt, Unloaded};
-pub use causal::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use event::{
     Completion, Event, FinishReason, GenerateStream, Score, ServedBy, Timing, TokenScore, Usage,

@@ -124,6 +124,24 @@ impl Sampling {
     }
 }
 
+impl Sampling {
+    /// Takes the fields that are open here from `other`. The biases of both apply; for the same token these win.
+    pub fn or(mut self, other: &Sampling) -> Sampling {
+        self.temperature = self.temperature.or(other.temperature);
+        self.top_k = self.top_k.or(other.top_k);
+        self.top_p = self.top_p.or(other.top_p);
+        self.min_p = self.min_p.or(other.min_p);
+        self.repetition_penalty = self.repetition_penalty.or(other.repetition_penalty);
+        self.presence_penalty = self.presence_penalty.or(other.presence_penalty);
+        self.frequency_penalty = self.frequency_penalty.or(other.frequency_penalty);
+        self.seed = self.seed.or(other.seed);
+        for (&token, &bias) in &other.logit_bias {
+            self.logit_bias.entry(token).or_insert(bias);
+        }
+        self
+    }
+}
+
 /// A request to continue a prompt.
 #[derive(Debug, Clone)]
 #[non_exhaustive]

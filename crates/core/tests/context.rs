@@ -23,8 +23,8 @@ use ternion_core::{
         TokenBudget, Truncate,
     },
     echo::{Echo, EchoOptions},
-    engine::validate,
     text::{ChunkKind, Tokenizer, TokenizerParts},
+    validate,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;

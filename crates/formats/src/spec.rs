@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ternion_core::kv::{self, KvType};
+use ternion_kernels::kv::{self, KvType};
 
 /// The facts of a decoder-only transformer that an engine needs. All counts are checked: none is zero, heads divide
 /// evenly, and products of them fit into memory addresses.
@@ -49,8 +49,8 @@ pub struct ModelSpec {
 
 impl ModelSpec {
     /// What a KV cache holds for each token.
-    pub fn kv_layout(&self) -> kv::Layout {
-        kv::Layout { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    pub fn kv_layout(&self) -> kv::KvLayout {
+        kv::KvLayout { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim }
     }
 
     /// Bytes that one token takes in a KV cache of 32-bit floats.

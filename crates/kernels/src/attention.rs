@@ -8,13 +8,15 @@ mod blocks;
 mod float;
 mod int8;
 
+use crate::{
+    Isa,
+    isa::vectorized,
+    kv::{BLOCK, KvBlocks},
+    lanes::LANES,
+    team,
+    vector::Vector,
+};
 use blocks::{Blocks, Place};
-pub use blocks::{Int8Block, KvBlocks};
-
-use crate::{Isa, isa::vectorized, lanes::LANES, team, vector::Vector};
-
-/// Positions in a block of the KV cache.
-pub const BLOCK: usize = 64;
 
 /// Vectors of a row of scores.
 const VECTORS: usize = BLOCK / LANES;
@@ -46,7 +48,7 @@ pub struct Attention {
 ///
 /// # Panics
 /// If the lengths do not agree with the shape.
-pub fn attention(shape: Attention, q: &[f32], kv: KvBlocks<'_>, out: &mut [f32]) {
+pub fn attention(shape: Attention, q: &[f32], kv: &KvBlocks<'_>, out: &mut [f32]) {
     attention_with(Isa::detect(), shape, q, kv, out);
 }
 
@@ -54,14 +56,14 @@ pub fn attention(shape: Attention, q: &[f32], kv: KvBlocks<'_>, out: &mut [f32])
 ///
 /// # Panics
 /// As [`attention`], and if the CPU does not have them.
-pub fn attention_with(isa: Isa, shape: Attention, q: &[f32], kv: KvBlocks<'_>, out: &mut [f32]) {
+pub fn attention_with(isa: Isa, shape: Attention, q: &[f32], kv: &KvBlocks<'_>, out: &mut [f32]) {
     attention_by(shape, q, kv, out, |task| run(isa, &shape, kv, task));
 }
 
 fn attention_by(
     shape: Attention,
     q: &[f32],
-    kv: KvBlocks<'_>,
+    kv: &KvBlocks<'_>,
     out: &mut [f32],
     run: impl Fn(&mut Task<'_>) + Sync + Send,
 ) {
@@ -118,11 +120,11 @@ struct Row<'a> {
 }
 
 vectorized! {
-    fn run(isa: Isa, shape: &Attention, kv: KvBlocks<'_>, task: &mut Task<'_>) = run_body;
+    fn run(isa: Isa, shape: &Attention, kv: &KvBlocks<'_>, task: &mut Task<'_>) = run_body;
 }
 
 #[inline(always)]
-fn run_body<V: Vector>(shape: &Attention, kv: KvBlocks<'_>, task: &mut Task<'_>) {
+fn run_body<V: Vector>(shape: &Attention, kv: &KvBlocks<'_>, task: &mut Task<'_>) {
     match kv {
         KvBlocks::F32 { keys, values } => tiles::<V, _>(shape, float::Floats { keys, values }, task),
         KvBlocks::F16 { keys, values } => tiles::<V, _>(shape, float::Floats { keys, values }, task),
@@ -237,7 +239,7 @@ fn weigh_scores<V: Vector>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vector::Portable;
+    use crate::{kv::Int8Block, vector::Portable};
 
     /// On instructions with fused multiply-adds a result has the bits that portable Rust gives.
     #[test]
@@ -264,19 +266,19 @@ mod tests {
             let halves: Vec<&[u16]> = halves.chunks_exact(plane).collect();
             let bytes: Vec<Int8Block<'_>> = bytes.chunks_exact(plane).map(|b| (b, &scales[..])).collect();
             let types = [
-                KvBlocks::F32 { keys: &singles[..count / 2], values: &singles[count / 2..] },
-                KvBlocks::F16 { keys: &halves[..count / 2], values: &halves[count / 2..] },
-                KvBlocks::Int8 { keys: &bytes[..count / 2], values: &bytes[count / 2..] },
+                KvBlocks::F32 { keys: singles[..count / 2].to_vec(), values: singles[count / 2..].to_vec() },
+                KvBlocks::F16 { keys: halves[..count / 2].to_vec(), values: halves[count / 2..].to_vec() },
+                KvBlocks::Int8 { keys: bytes[..count / 2].to_vec(), values: bytes[count / 2..].to_vec() },
             ];
             for (kv, name) in types.into_iter().zip(["f32", "f16", "int8"]) {
                 let mut expected = vec![0.0; q.len()];
-                attention_by(shape, &q, kv, &mut expected, |task| {
-                    run_body::<Portable<true>>(&shape, kv, task);
+                attention_by(shape, &q, &kv, &mut expected, |task| {
+                    run_body::<Portable<true>>(&shape, &kv, task);
                 });
                 assert!(expected.iter().all(|x| x.is_finite()) && expected.iter().any(|x| *x != 0.0));
                 for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::Scalar) {
                     let mut found = vec![0.0; q.len()];
-                    attention_with(isa, shape, &q, kv, &mut found);
+                    attention_with(isa, shape, &q, &kv, &mut found);
                     let same = expected.iter().zip(&found).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{name} on {isa}: {heads} heads of {head_dim}, {tokens} after {past}");
                 }
@@ -289,7 +291,7 @@ mod tests {
     fn what_is_not_a_number_is_passed_on() {
         let shape = Attention { heads: 1, kv_heads: 1, head_dim: 16, past: 0, scale: 1.0 };
         let mut good = vec![1.0; 16];
-        let broken = |kv: KvBlocks<'_>, q: &[f32], out: &mut [f32]| {
+        let broken = |kv: &KvBlocks<'_>, q: &[f32], out: &mut [f32]| {
             for isa in Isa::available() {
                 attention_with(isa, shape, q, kv, out);
                 assert!(out.iter().all(|x| x.is_nan()), "{isa}: {out:?}");
@@ -298,14 +300,14 @@ mod tests {
         let q = [1.0; 16];
         let (fine, nan) = (vec![1.0; BLOCK], vec![f32::NAN; BLOCK]);
         let int8 = vec![1i8; 16 * BLOCK];
-        let (fine, nan) = ([(&int8[..], &fine[..])], [(&int8[..], &nan[..])]);
-        broken(KvBlocks::Int8 { keys: &nan, values: &fine }, &q, &mut good);
-        broken(KvBlocks::Int8 { keys: &fine, values: &nan }, &q, &mut good);
+        let (fine, nan) = (vec![(&int8[..], &fine[..])], vec![(&int8[..], &nan[..])]);
+        broken(&KvBlocks::Int8 { keys: nan.clone(), values: fine.clone() }, &q, &mut good);
+        broken(&KvBlocks::Int8 { keys: fine.clone(), values: nan }, &q, &mut good);
         let mut query = q;
         query[3] = f32::NAN;
-        broken(KvBlocks::Int8 { keys: &fine, values: &fine }, &query, &mut good);
+        broken(&KvBlocks::Int8 { keys: fine.clone(), values: fine }, &query, &mut good);
         let (one, nan) = (vec![0x3c00u16; 16 * BLOCK], vec![0x7e00u16; 16 * BLOCK]);
-        broken(KvBlocks::F16 { keys: &[&nan], values: &[&one] }, &q, &mut good);
-        broken(KvBlocks::F16 { keys: &[&one], values: &[&nan] }, &q, &mut good);
+        broken(&KvBlocks::F16 { keys: vec![&nan], values: vec![&one] }, &q, &mut good);
+        broken(&KvBlocks::F16 { keys: vec![&one], values: vec![&nan] }, &q, &mut good);
     }
 }

@@ -4,6 +4,7 @@
 //!   where they lie in a mapped file, in the packed layout of Hugging Face transformers or in I2_S of GGUF; nothing is
 //!   repacked.
 //! * [`Quantized`]: activations as the products take them.
+//! * [`kv`]: how the KV cache lays out keys and values in blocks, for those who write them and for [`attention`].
 //! * [`CompactMatrix`]: a copy of plain weights in 8 or 4 bits.
 //! * [`dense_matmul`], [`rms_norm`], [`relu2_glu`], [`silu_glu`], [`rotate`], [`attention`]: the float operations of a
 //!   decoder.
@@ -33,6 +34,7 @@ mod compact;
 mod dense;
 mod float;
 mod isa;
+pub mod kv;
 mod lanes;
 mod leading;
 mod master;
@@ -45,7 +47,7 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{Attention, BLOCK, Int8Block, KvBlocks, attention, attention_with};
+pub use attention::{Attention, attention, attention_with};
 pub use compact::{CompactBits, CompactMatrix};
 pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
 pub use float::{add, relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};

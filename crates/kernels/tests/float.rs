@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use ternion_kernels::{
-    Attention, BLOCK, DenseRef, KvBlocks, Team, attention, dense_matmul, dense_matmul_part, relu2_glu,
-    relu2_part, rms_norm, rms_norm_here, silu_glu,
+    Attention, DenseRef, Team, attention, dense_matmul, dense_matmul_part,
+    kv::{BLOCK, KvBlocks},
+    relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu,
 };
 
 fn noise(seed: u64, count: usize) -> Vec<f32> {
@@ -184,24 +185,24 @@ impl Cache {
         cache
     }
 
-    fn with(&self, name: &str, run: impl FnOnce(KvBlocks<'_>)) {
+    fn with(&self, name: &str, run: impl FnOnce(&KvBlocks<'_>)) {
         match name {
             "f32" => {
                 let [keys, values] =
                     self.f32.each_ref().map(|s| s.iter().map(Vec::as_slice).collect::<Vec<_>>());
-                run(KvBlocks::F32 { keys: &keys, values: &values });
+                run(&KvBlocks::F32 { keys, values });
             }
             "f16" => {
                 let [keys, values] =
                     self.f16.each_ref().map(|s| s.iter().map(Vec::as_slice).collect::<Vec<_>>());
-                run(KvBlocks::F16 { keys: &keys, values: &values });
+                run(&KvBlocks::F16 { keys, values });
             }
             _ => {
                 let [keys, values] = self
                     .int8
                     .each_ref()
                     .map(|s| s.iter().map(|(x, scales)| (&x[..], &scales[..])).collect::<Vec<_>>());
-                run(KvBlocks::Int8 { keys: &keys, values: &values });
+                run(&KvBlocks::Int8 { keys, values });
             }
         }
     }

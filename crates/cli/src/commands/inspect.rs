@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 use ternion::config::ModelConfig;
+use ternion::engine::kv::KvType;
 use ternion::formats::{Activation, Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse};
-use ternion::kv::KvType;
 use ternion::{ErrorKind, MemoryPlan};
 
 use super::blocking;

@@ -48,8 +48,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub use size::ByteSize;
 
 use crate::{
-    Error, ErrorKind, Result, ResultExt, Sampling, context::ContextPolicy, engine::validate,
-    file::read_capped, text::TokenName,
+    Error, ErrorKind, Result, ResultExt, Sampling, context::ContextPolicy, file::read_capped,
+    text::TokenName, validate,
 };
 
 pub use host::{LayersConfig, LimitConfig, ReloadConfig, ReloadMode, RetryConfig, TimeoutConfig};

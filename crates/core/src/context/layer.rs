@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt,
-    Result, ResultExt, Score, ScoreRequest, Stats, Unloaded, engine::validate, text::Tokenizer,
+    Result, ResultExt, Score, ScoreRequest, Stats, Unloaded, text::Tokenizer, validate,
 };
 
 /// Applies a [`ContextPolicy`] to every request of a backend, and puts a request's `document` where it belongs. All else

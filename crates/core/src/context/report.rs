@@ -96,14 +96,21 @@ pub struct Dropped {
     pub tokens: usize,
 }
 
+impl Dropped {
+    /// The part from `start` to `end` of a message, or of the document where `message` is `None`.
+    pub fn new(message: Option<usize>, start: usize, end: usize, tokens: usize) -> Self {
+        Self { message, start, end, tokens }
+    }
+}
+
 impl ContextReport {
     /// An empty report.
-    pub(crate) fn new(policy: &str, prompt_tokens: usize, prompt_limit: usize) -> Self {
+    pub fn new(policy: &str, prompt_tokens: usize, prompt_limit: usize) -> Self {
         Self { policy: policy.to_owned(), prompt_tokens, prompt_limit, ..Self::default() }
     }
 
     /// Adds what one request used.
-    pub(crate) fn add(&mut self, usage: &crate::Usage) {
+    pub fn add(&mut self, usage: &crate::Usage) {
         self.calls += 1;
         self.total_prompt_tokens += usage.prompt_tokens;
         self.total_cached_tokens += usage.cached_tokens;

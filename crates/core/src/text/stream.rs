@@ -48,7 +48,7 @@ impl IncrementalDecoder {
     }
 
     /// The name of a special token, which has no text; `None` for other ids.
-    pub(crate) fn special_name(&self, id: u32) -> Option<String> {
+    pub fn special_name(&self, id: u32) -> Option<String> {
         if self.tokenizer.text_token(id).is_some() { None } else { self.tokenizer.token(id) }
     }
 

@@ -1,43 +1,16 @@
-//! The types that a KV cache may have, and what attention asks of each.
+//! What attention asks of each type of the KV cache.
 
-use super::{BLOCK, VECTORS};
-use crate::vector::Vector;
-
-/// int8 elements, and for each head and position a scale `[kv_heads, BLOCK]` that they are multiplied by.
-pub type Int8Block<'a> = (&'a [i8], &'a [f32]);
-
-/// Keys and values, [`BLOCK`] positions in each block.
-#[derive(Debug, Clone, Copy)]
-pub enum KvBlocks<'a> {
-    /// Single precision.
-    F32 {
-        /// `[kv_heads, head_dim, BLOCK]`
-        keys: &'a [&'a [f32]],
-        /// `[kv_heads, BLOCK, head_dim]`
-        values: &'a [&'a [f32]],
-    },
-    /// The bits of half precision.
-    F16 {
-        /// `[kv_heads, head_dim, BLOCK]`
-        keys: &'a [&'a [u16]],
-        /// `[kv_heads, BLOCK, head_dim]`
-        values: &'a [&'a [u16]],
-    },
-    /// 8 bits, with what is summed over in pairs; `head_dim` is even. Queries, and weights times the scales of the values, are
-    /// rounded to 16 bits, so that sums are exact in integers.
-    Int8 {
-        /// `[kv_heads, head_dim / 2, BLOCK, 2]`
-        keys: &'a [Int8Block<'a>],
-        /// `[kv_heads, BLOCK / 2, head_dim, 2]`
-        values: &'a [Int8Block<'a>],
-    },
-}
+use super::VECTORS;
+use crate::{
+    kv::{BLOCK, Int8Block, KvBlocks},
+    vector::Vector,
+};
 
 impl KvBlocks<'_> {
     /// Whether there are at least `count` blocks, of the right lengths.
     pub(super) fn are(&self, count: usize, kv_heads: usize, head_dim: usize) -> bool {
         let plane = kv_heads * BLOCK * head_dim;
-        match *self {
+        match self {
             Self::F32 { keys, values } => {
                 [keys, values].iter().all(|s| s.len() >= count && s.iter().all(|b| b.len() == plane))
             }

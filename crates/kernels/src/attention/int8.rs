@@ -6,9 +6,10 @@
 
 use super::{
     BLOCK, VECTORS,
-    blocks::{Blocks, Int8Block, Place},
+    blocks::{Blocks, Place},
 };
 use crate::{
+    kv::Int8Block,
     lanes::{self, LANES, Lanes},
     vector::Vector,
 };

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
     Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt,
-    Result, ResultExt, Score, ScoreRequest, Stats, config::LimitConfig, engine::validate,
+    Result, ResultExt, Score, ScoreRequest, Stats, config::LimitConfig, validate,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use ternion::MemoryPlan;
 use ternion::config::ModelConfig;
+use ternion::engine::kv::KvType;
 use ternion::formats::{Checkpoint, LayerTensors};
-use ternion::kv::KvType;
 
 /// A copy of the head that an engine computes with is a part of its memory plan, by this name and that of its type.
 const HEAD_COPY: &str = "head in ";

@@ -1,45 +1,33 @@
 //! A paged KV cache, for engines that keep keys and values themselves.
 //!
-//! A sequence is a list of blocks of [`BLOCK`] positions. Appending fills the last block and adds new ones, so nothing
-//! is ever moved; a fork shares its full blocks with its source and copies one only when it writes to it. A block
-//! has the keys and values of all layers (10 MB of f32 for BitNet 2B4T), which keeps the bookkeeping to one list per
-//! sequence.
+//! A sequence is a list of blocks of [`BLOCK`] positions. Appending fills the last block and adds new ones, so nothing is
+//! ever moved. A fork shares its full blocks with its source and copies a block only when it writes to it. A block has the
+//! keys and values of all layers (10 MB of f32 for BitNet 2B4T), which keeps the bookkeeping to one list for each
+//! sequence. How a block lays them out is defined in [`ternion_kernels::kv`].
 //!
-//! What is written is rounded to the cache's [`KvType`] at once and never again: a prefix that is kept or shared, or a
-//! prompt in chunks, gives the same bits as a prompt that is computed whole.
+//! Keys and values are rounded to the cache's [`KvType`] when they are written and never again: a prefix that is kept or
+//! shared, and a prompt in chunks, give the same bits as a prompt that is computed whole.
 
-mod block;
+use std::{
+    collections::{BTreeMap, TryReserveError},
+    sync::Arc,
+};
 
-use std::{collections::BTreeMap, sync::Arc};
+use ternion_kernels::kv::{self as layout, KvBlock};
+pub use ternion_kernels::kv::{BLOCK, KvBlocks, KvLayout, KvType};
 
-use block::Block;
-pub use block::{Int8Plane, KvType, Planes};
-
-use crate::{Error, Result, SequenceId, batch::no_such};
-
-/// Positions in a block. `ternion_kernels::attention` takes blocks of the same size.
-pub const BLOCK: usize = 64;
-
-/// What a block holds for each position.
-#[derive(Debug, Clone, Copy)]
-pub struct Layout {
-    /// Decoder layers.
-    pub layers: usize,
-    /// Heads of keys and values in each.
-    pub kv_heads: usize,
-    /// Width of a head; even, as rotary embeddings need it.
-    pub head_dim: usize,
-}
+use crate::{SequenceId, batch::no_such};
+use ternion_core::{Error, ErrorKind, Result};
 
 #[derive(Default)]
 struct Sequence {
-    blocks: Vec<Arc<Block>>,
+    blocks: Vec<Arc<KvBlock>>,
     length: usize,
 }
 
 /// The KV caches of all sequences.
 pub struct KvCache {
-    layout: Layout,
+    layout: KvLayout,
     kv_type: KvType,
     sequences: BTreeMap<SequenceId, Sequence>,
     next: u32,
@@ -47,7 +35,7 @@ pub struct KvCache {
 
 impl KvCache {
     /// A cache without sequences.
-    pub fn new(layout: Layout, kv_type: KvType) -> Self {
+    pub fn new(layout: KvLayout, kv_type: KvType) -> Self {
         Self { layout, kv_type, sequences: BTreeMap::new(), next: 0 }
     }
 
@@ -109,17 +97,17 @@ impl KvCache {
     /// Makes room for `count` more positions and sees to it that they may be written to.
     ///
     /// # Errors
-    /// If `id` does not exist; [`ResourceExhausted`](crate::ErrorKind::ResourceExhausted) without memory.
+    /// If `id` does not exist; [`ResourceExhausted`](ternion_core::ErrorKind::ResourceExhausted) without memory.
     pub fn reserve(&mut self, id: SequenceId, count: usize) -> Result<()> {
         let s = self.sequences.get_mut(&id).ok_or_else(|| no_such(id))?;
         let first = s.length / BLOCK;
         if let Some(partial) = s.blocks.get_mut(first)
             && Arc::get_mut(partial).is_none()
         {
-            *partial = Arc::new(partial.try_clone()?);
+            *partial = Arc::new(partial.try_clone().map_err(no_memory)?);
         }
         while s.blocks.len() * BLOCK < s.length + count {
-            s.blocks.push(Arc::new(Block::new(&self.layout, self.kv_type)?));
+            s.blocks.push(Arc::new(KvBlock::new(&self.layout, self.kv_type).map_err(no_memory)?));
         }
         Ok(())
     }
@@ -131,20 +119,28 @@ impl KvCache {
         }
     }
 
-    /// Writes the keys and values of new positions, `[count, kv_heads, head_dim]` each, behind those in use.
-    /// [`reserve`](Self::reserve) must have made room.
+    /// Writes the keys and values of new positions, `[count, kv_heads, head_dim]` each, behind those in use. The work is
+    /// divided over the [`Team`](ternion_kernels::Team) of the caller. [`reserve`](Self::reserve) must have made room.
     ///
     /// # Errors
-    /// If `id` does not exist or has no room.
+    /// If `id` does not exist or has no room, or if there is no such layer.
     pub fn write(&mut self, id: SequenceId, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
-        let width = self.layout.kv_heads * self.layout.head_dim;
         let s = self.sequences.get_mut(&id).ok_or_else(|| no_such(id))?;
-        let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
-        for (position, (key, value)) in (s.length..).zip(rows) {
-            let block =
-                s.blocks.get_mut(position / BLOCK).and_then(Arc::get_mut).ok_or_else(|| no_room(id))?;
-            block.write(&self.layout, layer, position % BLOCK, key, value);
+        let width = self.layout.kv_heads * self.layout.head_dim;
+        let count = keys.len() / width;
+        if keys.len() != count * width || values.len() != keys.len() || layer >= self.layout.layers {
+            return Err(Error::backend(format!(
+                "{} keys and {} values for layer {layer}; multiples of {width} expected",
+                keys.len(),
+                values.len()
+            )));
         }
+        let end = s.length + count;
+        let first = s.length / BLOCK;
+        let blocks = s.blocks.get_mut(first..end.div_ceil(BLOCK)).ok_or_else(|| no_room(id))?;
+        let mut blocks: Vec<&mut KvBlock> =
+            blocks.iter_mut().map(Arc::get_mut).collect::<Option<_>>().ok_or_else(|| no_room(id))?;
+        layout::append(&mut blocks, layer, s.length % BLOCK, keys, values);
         Ok(())
     }
 
@@ -152,10 +148,14 @@ impl KvCache {
     ///
     /// # Errors
     /// If `id` does not exist.
-    pub fn layer(&self, id: SequenceId, layer: usize) -> Result<Planes<'_>> {
+    pub fn layer(&self, id: SequenceId, layer: usize) -> Result<KvBlocks<'_>> {
         let s = self.sequences.get(&id).ok_or_else(|| no_such(id))?;
-        Ok(block::planes(s.blocks.iter().map(AsRef::as_ref), &self.layout, self.kv_type, layer))
+        Ok(layout::kv_blocks(s.blocks.iter().map(AsRef::as_ref), &self.layout, self.kv_type, layer))
     }
+}
+
+fn no_memory(error: TryReserveError) -> Error {
+    Error::new(ErrorKind::ResourceExhausted, "no memory for another block of the KV cache").with_source(error)
 }
 
 fn no_room(id: SequenceId) -> Error {
@@ -169,7 +169,7 @@ mod tests {
 
     use super::*;
 
-    const LAYOUT: Layout = Layout { layers: 2, kv_heads: 2, head_dim: 2 };
+    const LAYOUT: KvLayout = KvLayout { layers: 2, kv_heads: 2, head_dim: 2 };
     const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Int8];
 
     /// Appends positions whose keys are their numbers plus `tag`, plus a part of 1 for each dimension.
@@ -191,12 +191,12 @@ mod tests {
         let (block, place) = (position / BLOCK, position % BLOCK);
         let (key_at, value_at) = ((2 + d) * BLOCK + place, (BLOCK + place) * 2 + d);
         match cache.layer(id, 1).unwrap() {
-            Planes::F32 { keys, values } => (keys[block][key_at], values[block][value_at]),
-            Planes::F16 { keys, values } => (
+            KvBlocks::F32 { keys, values } => (keys[block][key_at], values[block][value_at]),
+            KvBlocks::F16 { keys, values } => (
                 f16::from_bits(keys[block][key_at]).to_f32(),
                 f16::from_bits(values[block][value_at]).to_f32(),
             ),
-            Planes::Int8 { keys, values } => {
+            KvBlocks::Int8 { keys, values } => {
                 let ((keys, key_scales), (values, value_scales)) = (keys[block], values[block]);
                 let key = keys[(BLOCK + place) * 2 + d];
                 let value = values[(BLOCK + place / 2 * 2 + d) * 2 + place % 2];
@@ -215,7 +215,7 @@ mod tests {
         let step = match kv_type {
             KvType::F32 => 0.0,
             KvType::F16 => expected.abs() / 2048.0,
-            KvType::Int8 => largest / 253.9,
+            _ => largest / 253.9,
         };
         (found - expected).abs() <= step
     }
@@ -294,17 +294,13 @@ mod tests {
 
     #[test]
     fn sizes_are_those_that_are_allocated() {
-        let layout = Layout { layers: 30, kv_heads: 5, head_dim: 128 };
+        let layout = KvLayout { layers: 30, kv_heads: 5, head_dim: 128 };
         let of = |kv_type| layout.bytes_per_position(kv_type);
         assert_eq!(TYPES.map(of), [153_600, 76_800, 39_600]);
         assert_eq!(TYPES.map(|t| t.to_string()), ["f32", "f16", "int8"]);
         assert_eq!(layout.bytes(KvType::Int8, 65), 128 * 39_600);
         for kv_type in TYPES {
-            let bytes = match Block::new(&LAYOUT, kv_type).unwrap() {
-                Block::F32(x) => size_of_val(&x[..]),
-                Block::F16(x) => size_of_val(&x[..]),
-                Block::Int8 { elements, scales } => elements.len() + size_of_val(&scales[..]),
-            };
+            let bytes = KvBlock::new(&LAYOUT, kv_type).unwrap().bytes();
             assert_eq!(bytes as u64, LAYOUT.bytes(kv_type, 1));
         }
     }

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::{
+use ternion_core::{Error, ErrorKind, Result, catch_panic};
+
+use crate::{
+    CausalLm, SequenceInput,
     job::End,
     shares::{Waiting, divide},
     worker::Worker,
 };
-use crate::{CausalLm, Error, ErrorKind, Result, SequenceInput, catch_panic};
 
 /// What a step has fed to an active job.
 struct Fed {
@@ -22,7 +24,7 @@ type Forwarded = Result<(Vec<Fed>, Duration)>;
 
 impl Worker {
     /// Computes one step for the jobs that can go on; `false` if there are none.
-    pub(super) fn step(&mut self) -> bool {
+    pub(crate) fn step(&mut self) -> bool {
         let plan = self.plan();
         if plan.is_empty() {
             return false;

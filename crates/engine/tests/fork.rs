@@ -7,7 +7,8 @@ mod common;
 use std::time::Duration;
 
 use common::{Toy, VOCAB, greedy, tokens};
-use ternion_core::{ErrorKind, GenerateRequest, GenerateStream, LlmBackend, ScoreRequest, engine::Engine};
+use ternion_core::{ErrorKind, GenerateRequest, GenerateStream, LlmBackend, ScoreRequest};
+use ternion_engine::Engine;
 
 unsafe extern "C" {
     fn fork() -> i32;

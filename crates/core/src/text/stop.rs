@@ -8,7 +8,7 @@ use std::ops::Range;
 /// usual one. So stop strings are looked for in two views of the text: with the names, as transformers does it, and without
 /// them, so that no answer has a stop string in it.
 #[derive(Debug, Default)]
-pub(crate) struct StopMatcher {
+pub struct StopMatcher {
     stops: Vec<String>,
     named: View,
     plain: View,
@@ -19,18 +19,19 @@ pub(crate) struct StopMatcher {
 }
 
 impl StopMatcher {
-    pub(crate) fn new(stops: Vec<String>) -> Self {
+    /// Matches any of `stops`, none of which is empty.
+    pub fn new(stops: Vec<String>) -> Self {
         Self { stops, ..Self::default() }
     }
 
     /// Whether there are any stop strings.
-    pub(crate) fn has_stops(&self) -> bool {
+    pub fn has_stops(&self) -> bool {
         !self.stops.is_empty()
     }
 
     /// Takes the next piece; returns the text that is certain, and the stop string if one is complete. After that
     /// nothing more may be pushed.
-    pub(crate) fn push(&mut self, piece: &str) -> (String, Option<String>) {
+    pub fn push(&mut self, piece: &str) -> (String, Option<String>) {
         if !self.has_stops() {
             return (piece.to_owned(), None);
         }
@@ -42,7 +43,7 @@ impl StopMatcher {
 
     /// Takes the name of a special token, which counts for stop strings and is no text. Returns what
     /// [`push`](Self::push) does.
-    pub(crate) fn push_hidden(&mut self, name: &str) -> (String, Option<String>) {
+    pub fn push_hidden(&mut self, name: &str) -> (String, Option<String>) {
         let found = self.named.push(&self.stops, name, true);
         self.give(found)
     }
@@ -58,7 +59,7 @@ impl StopMatcher {
     }
 
     /// The text that is still held, when no more comes.
-    pub(crate) fn finish(&mut self) -> String {
+    pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }

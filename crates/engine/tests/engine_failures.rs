@@ -11,8 +11,9 @@ use std::{
 use common::{Toy, VOCAB, greedy, hashed_logits, tokens};
 use ternion_core::{
     Completion, ErrorKind, GenerateRequest, LlmBackend, LogitsRequest, Result, ScoreRequest,
-    engine::{Engine, log_softmax_at},
+    logprob::log_softmax_at,
 };
+use ternion_engine::Engine;
 
 const PROMPT: [u32; 5] = [300, 301, 302, 303, 304];
 

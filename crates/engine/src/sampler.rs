@@ -14,38 +14,7 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
-use crate::{Error, Result, Sampling, SamplingDefaults};
-
-impl Sampling {
-    /// These fields, and those of `other` where these are open. Biases of both apply; these win for the same token.
-    pub fn or(mut self, other: &Sampling) -> Sampling {
-        self.temperature = self.temperature.or(other.temperature);
-        self.top_k = self.top_k.or(other.top_k);
-        self.top_p = self.top_p.or(other.top_p);
-        self.min_p = self.min_p.or(other.min_p);
-        self.repetition_penalty = self.repetition_penalty.or(other.repetition_penalty);
-        self.presence_penalty = self.presence_penalty.or(other.presence_penalty);
-        self.frequency_penalty = self.frequency_penalty.or(other.frequency_penalty);
-        self.seed = self.seed.or(other.seed);
-        for (&token, &bias) in &other.logit_bias {
-            self.logit_bias.entry(token).or_insert(bias);
-        }
-        self
-    }
-}
-
-impl SamplingDefaults {
-    /// These defaults with the fields that `sampling` sets.
-    pub fn overridden_by(self, sampling: &Sampling) -> Self {
-        Self {
-            temperature: sampling.temperature.unwrap_or(self.temperature),
-            top_k: sampling.top_k.unwrap_or(self.top_k),
-            top_p: sampling.top_p.unwrap_or(self.top_p),
-            min_p: sampling.min_p.unwrap_or(self.min_p),
-            repetition_penalty: sampling.repetition_penalty.unwrap_or(self.repetition_penalty),
-        }
-    }
-}
+use ternion_core::{Error, Result, Sampling, SamplingDefaults};
 
 /// A random seed below 2^53. Many readers of JSON hold numbers as f64, which rounds larger integers.
 fn drawn_seed() -> u64 {
@@ -236,25 +205,10 @@ pub(crate) fn check_finite(logits: &[f32]) -> Result<()> {
     Ok(())
 }
 
-/// The natural logarithm of the probability of `token` under these logits, summed in f64.
-pub fn log_softmax_at(logits: &[f32], token: usize) -> f32 {
-    (f64::from(logits[token]) - log_sum_exp(logits)) as f32
-}
-
-/// `ln(sum(exp(logits)))` in f64.
-pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if max == f32::NEG_INFINITY {
-        return f64::NEG_INFINITY;
-    }
-    let sum: f64 = logits.iter().map(|&l| f64::from((l - max).exp())).sum();
-    f64::from(max) + sum.ln()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::validate;
+    use ternion_core::validate;
 
     fn sampler(sampling: Sampling) -> Sampler {
         Sampler::new(&sampling, &SamplingDefaults::default())
@@ -424,12 +378,5 @@ mod tests {
         let mut logits = [f32::MAX, 0.0];
         s.penalize(&mut logits);
         assert_eq!(logits, [f32::NEG_INFINITY, 0.0]);
-    }
-
-    #[test]
-    fn log_softmax_sums_to_one() {
-        let logits = [1000.0, 999.0, -5.0];
-        let sum: f64 = (0..3).map(|i| f64::from(log_softmax_at(&logits, i)).exp()).sum();
-        assert!((sum - 1.0).abs() < 1e-6);
     }
 }

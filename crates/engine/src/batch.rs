@@ -1,6 +1,7 @@
 //! What every [`CausalLm`](crate::CausalLm) checks of a batch before it computes it, so that all refuse alike.
 
-use crate::{Error, ErrorKind, Result, SequenceId, SequenceInput};
+use crate::{SequenceId, SequenceInput};
+use ternion_core::{Error, ErrorKind, Result};
 
 /// One sequence's part of a batch.
 #[derive(Debug, Clone, Copy)]

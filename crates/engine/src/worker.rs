@@ -1,5 +1,5 @@
 //! The engine's thread: takes requests, gives them sequences, and ends them. What one step computes is in
-//! [`step`](super::step).
+//! [`step`](crate::step).
 
 use std::{
     collections::VecDeque,
@@ -7,14 +7,15 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    Command, Shared,
+use ternion_core::{Error, ErrorKind};
+
+use crate::{
+    CausalLm, SequenceId,
+    engine::{Command, Shared, stopped},
     guard::Guarded,
     job::{End, Job, ModelFacts},
     slots::Slots,
-    stopped,
 };
-use crate::{CausalLm, Error, ErrorKind, SequenceId};
 
 /// Bytes of logits that one step may ask for, where nothing else is said.
 const LOGITS_BYTES: usize = 32 << 20;
@@ -26,38 +27,38 @@ const STALLED_POLL: Duration = Duration::from_millis(20);
 /// keeps it.
 const PARK_AFTER: Duration = Duration::from_millis(100);
 
-pub(super) struct Worker {
+pub(crate) struct Worker {
     /// First, since fields are dropped in this order: the engine is closed before a reader sees that its job is gone.
     closing: Closing,
-    pub(super) model: Guarded,
-    pub(super) facts: ModelFacts,
+    pub(crate) model: Guarded,
+    pub(crate) facts: ModelFacts,
     inbox: mpsc::Receiver<Command>,
-    pub(super) slots: Slots,
+    pub(crate) slots: Slots,
     /// Jobs that wait for a sequence.
-    pub(super) queue: VecDeque<Box<Job>>,
-    pub(super) active: Vec<Active>,
+    pub(crate) queue: VecDeque<Box<Job>>,
+    pub(crate) active: Vec<Active>,
     /// Jobs whose readers do not read, and whose sequences others needed.
     parked: Vec<Box<Job>>,
-    pub(super) logits: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
     /// Rows of logits that one step may ask for.
-    pub(super) max_rows: usize,
+    pub(crate) max_rows: usize,
     /// Steps so far.
-    pub(super) steps: usize,
+    pub(crate) steps: usize,
     /// Requests that are accepted at the same time.
     room: usize,
     stall_limit: Duration,
 }
 
 /// A job with its sequence.
-pub(super) struct Active {
-    pub(super) job: Box<Job>,
-    pub(super) sequence: SequenceId,
+pub(crate) struct Active {
+    pub(crate) job: Box<Job>,
+    pub(crate) sequence: SequenceId,
     /// Tokens in the KV cache.
-    pub(super) length: usize,
+    pub(crate) length: usize,
 }
 
 impl Active {
-    pub(super) fn remaining(&self) -> usize {
+    pub(crate) fn remaining(&self) -> usize {
         self.job.tokens.len() - self.length
     }
 }
@@ -73,7 +74,7 @@ impl Drop for Closing {
 }
 
 impl Worker {
-    pub(super) fn new(
+    pub(crate) fn new(
         model: Box<dyn CausalLm>,
         inbox: mpsc::Receiver<Command>,
         shared: Arc<Shared>,
@@ -109,7 +110,7 @@ impl Worker {
     }
 
     /// Works until the engine and all streams are gone, or the model no longer works.
-    pub(super) fn run(mut self) {
+    pub(crate) fn run(mut self) {
         let mut connected = true;
         let mut working = false;
         while connected || self.has_jobs() {
@@ -257,7 +258,7 @@ impl Worker {
     }
 
     /// Takes the job out and keeps its sequence for later requests, unless it has failed.
-    pub(super) fn end(&mut self, i: usize, end: End) {
+    pub(crate) fn end(&mut self, i: usize, end: End) {
         let Active { job, sequence, .. } = self.active.remove(i);
         if matches!(end, End::Failed(_)) {
             self.slots.discard(&mut self.model, sequence);
@@ -279,7 +280,7 @@ impl Worker {
 
     /// Takes jobs out whose step has panicked. What the model holds of them cannot be trusted, so they begin again, each
     /// alone: then it shows which of them is at fault.
-    pub(super) fn begin_again(&mut self, mut indices: Vec<usize>) {
+    pub(crate) fn begin_again(&mut self, mut indices: Vec<usize>) {
         // From the back, so that the indices before stay valid and the jobs keep their order in the queue.
         indices.sort_unstable_by_key(|i| std::cmp::Reverse(*i));
         for i in indices {

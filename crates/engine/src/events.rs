@@ -13,11 +13,12 @@ use std::{
 use futures_core::Stream;
 use tokio::sync::mpsc as channel;
 
-use super::{Command, Process, stopped};
-use crate::{Event, Result};
+use ternion_core::{Event, Result};
+
+use crate::engine::{Command, Process, stopped};
 
 /// Wakes the engine's thread when it is dropped, so that a request that nobody waits for ends soon.
-pub(super) struct WakeOnDrop(pub(super) mpsc::Sender<Command>);
+pub(crate) struct WakeOnDrop(pub(crate) mpsc::Sender<Command>);
 
 impl Drop for WakeOnDrop {
     fn drop(&mut self) {
@@ -27,7 +28,7 @@ impl Drop for WakeOnDrop {
 }
 
 /// The events of one generation.
-pub(super) struct Events {
+pub(crate) struct Events {
     events: channel::Receiver<Result<Event>>,
     /// Given up at the end, so that a finished stream does not keep the model alive.
     commands: Option<WakeOnDrop>,
@@ -37,7 +38,7 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn new(
+    pub(crate) fn new(
         events: channel::Receiver<Result<Event>>,
         commands: mpsc::Sender<Command>,
         waits: Arc<AtomicBool>,

@@ -10,32 +10,36 @@ use std::{
 
 use tokio::sync::mpsc::{OwnedPermit, Sender};
 
-use super::{
-    EVENT_CAPACITY,
+use ternion_core::{
+    Event, FinishReason, Result, ResultExt, ServedBy, Timing, Usage,
+    logprob::log_softmax_at,
+    text::{IncrementalDecoder, StopMatcher},
+};
+
+use crate::{
+    engine::EVENT_CAPACITY,
     job::{End, ModelFacts},
-    sampler::{Sampler, log_softmax_at},
-    stop::StopMatcher,
+    sampler::Sampler,
     window::Window,
 };
-use crate::{Event, FinishReason, Result, ResultExt, ServedBy, Timing, Usage, text::IncrementalDecoder};
 
 /// The writing end of a stream of events.
-pub(super) struct EventSender {
-    pub(super) events: Sender<Result<Event>>,
+pub(crate) struct EventSender {
+    pub(crate) events: Sender<Result<Event>>,
     /// Set while the job waits for its reader, who then wakes the engine's thread.
-    pub(super) waits: Arc<AtomicBool>,
+    pub(crate) waits: Arc<AtomicBool>,
 }
 
 /// What a request says about how its answer ends and what is reported of it.
-pub(super) struct Ending {
-    pub(super) max_tokens: usize,
-    pub(super) stop: Vec<String>,
-    pub(super) stop_tokens: Vec<u32>,
-    pub(super) ignore_eos: bool,
-    pub(super) logprobs: bool,
+pub(crate) struct Ending {
+    pub(crate) max_tokens: usize,
+    pub(crate) stop: Vec<String>,
+    pub(crate) stop_tokens: Vec<u32>,
+    pub(crate) ignore_eos: bool,
+    pub(crate) logprobs: bool,
 }
 
-pub(super) struct Generation {
+pub(crate) struct Generation {
     sender: EventSender,
     /// Room for the next token's event, taken before the token is computed so that it can always be delivered.
     permit: Option<OwnedPermit<Result<Event>>>,
@@ -47,9 +51,9 @@ pub(super) struct Generation {
     sampler: Sampler,
     stop: StopMatcher,
     ending: Ending,
-    pub(super) window: Option<Window>,
-    pub(super) prompt_tokens: usize,
-    pub(super) generated: usize,
+    pub(crate) window: Option<Window>,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) generated: usize,
     /// Time of the steps that computed the prompt.
     prefill: Duration,
     first_token: Option<Instant>,
@@ -63,7 +67,7 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    pub(super) fn new(
+    pub(crate) fn new(
         sender: EventSender,
         decoder: IncrementalDecoder,
         prompt: &[u32],
@@ -96,12 +100,12 @@ impl Generation {
         }
     }
 
-    pub(super) fn is_abandoned(&self) -> bool {
+    pub(crate) fn is_abandoned(&self) -> bool {
         self.sender.events.is_closed()
     }
 
     /// Takes room for the next event; `false` if the reader has to read first.
-    pub(super) fn reserve(&mut self) -> bool {
+    pub(crate) fn reserve(&mut self) -> bool {
         let reserve = |this: &mut Self| {
             if this.permit.is_none() {
                 this.permit = this.sender.events.clone().try_reserve_owned().ok();
@@ -126,12 +130,12 @@ impl Generation {
     }
 
     /// Since when the reader has read nothing, if there is no room for another event.
-    pub(super) fn stalled_since(&self) -> Option<Instant> {
+    pub(crate) fn stalled_since(&self) -> Option<Instant> {
         self.stalled_since
     }
 
     /// Whether the reader has made so much room that it is worth giving the job a sequence again.
-    pub(super) fn is_read(&mut self) -> bool {
+    pub(crate) fn is_read(&mut self) -> bool {
         self.note_reading();
         if self.room < EVENT_CAPACITY / 2 {
             return false;
@@ -150,19 +154,19 @@ impl Generation {
     }
 
     /// Counts a step that computed a part of the prompt.
-    pub(super) fn count_prefill(&mut self, time: Duration) {
+    pub(crate) fn count_prefill(&mut self, time: Duration) {
         if self.generated == 0 {
             self.prefill += time;
         }
     }
 
     /// Progress is news, not data: a reader that is behind misses it.
-    pub(super) fn report_prefill(&self, done: usize, total: usize) {
+    pub(crate) fn report_prefill(&self, done: usize, total: usize) {
         let _ = self.sender.events.try_send(Ok(Event::Prefill { done, total }));
     }
 
     /// Chooses a token from `logits` and delivers it. `true` if the answer ends with it.
-    pub(super) fn step(
+    pub(crate) fn step(
         &mut self,
         tokens: &mut Vec<u32>,
         logits: &mut [f32],
@@ -213,15 +217,12 @@ impl Generation {
     }
 
     /// Delivers the end of a request that was accepted at this time.
-    pub(super) fn finish(mut self, end: End, usage: Usage, accepted: Instant) {
+    pub(crate) fn finish(mut self, end: End, usage: Usage, accepted: Instant) {
         let ended = Instant::now();
         let first = self.first_token.unwrap_or(ended);
-        let timing = Timing {
-            queued: (first - accepted).saturating_sub(self.prefill),
-            prefill: self.prefill.min(first - accepted),
-            decode: ended - first,
-            first_token: self.first_token.map(|t| t - accepted),
-        };
+        let queued = (first - accepted).saturating_sub(self.prefill);
+        let mut timing = Timing::new(queued, self.prefill.min(first - accepted), ended - first);
+        timing.first_token = self.first_token.map(|t| t - accepted);
         let Some(permit) = self.last_permit.take() else { return };
         let report = self.window.take().and_then(|window| window.report(&usage));
         if let (Some(step), Some(permit)) = (report, self.report_permit.take()) {

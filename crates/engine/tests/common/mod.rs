@@ -13,10 +13,10 @@ use std::{
 };
 
 use ternion_core::{
-    CausalLm, Error, ErrorKind, GenerateRequest, ModelInfo, Result, Sampling, SequenceId, SequenceInput,
-    engine::{Engine, EngineOptions},
+    Error, ErrorKind, GenerateRequest, ModelInfo, Result, Sampling,
     text::{Tokenizer, TokenizerParts},
 };
+use ternion_engine::{CausalLm, Engine, EngineOptions, SequenceId, SequenceInput};
 
 pub(crate) const VOCAB: usize = 520;
 

@@ -21,21 +21,6 @@
 //! A child process has no copy of the thread. Requests in it fail with [`Closed`](ErrorKind::Closed): load the model after
 //! the fork.
 
-mod events;
-mod generation;
-mod guard;
-mod job;
-mod options;
-mod sampler;
-mod scoring;
-mod shares;
-mod slots;
-mod step;
-mod stop;
-pub mod validate;
-mod window;
-mod worker;
-
 use std::{
     sync::{
         Arc,
@@ -51,20 +36,24 @@ use tokio::{
     sync::{mpsc as channel, oneshot, watch},
 };
 
-use crate::{
-    CausalLm, Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo,
-    Prompt, Result, ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded, text::Tokenizer,
+use ternion_core::{
+    Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt, Result,
+    ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded, text::Tokenizer, validate,
 };
-use events::{Events, WakeOnDrop};
-use job::{Job, Work};
-use window::Window;
 
-pub use options::EngineOptions;
-pub use sampler::log_softmax_at;
-pub(crate) use stop::StopMatcher;
+use crate::{
+    CausalLm, EngineOptions,
+    events::{Events, WakeOnDrop},
+    generation::{Ending, EventSender, Generation},
+    job::{Job, Work},
+    sampler::Sampler,
+    scoring::{Rows, Scoring},
+    window::Window,
+    worker::Worker,
+};
 
 /// Events that may wait for a slow reader before its sequence pauses.
-const EVENT_CAPACITY: usize = 64;
+pub(crate) const EVENT_CAPACITY: usize = 64;
 
 /// An [`LlmBackend`] over one [`CausalLm`].
 ///
@@ -85,7 +74,7 @@ pub struct Engine {
 type Prepared = (Vec<u32>, Option<Window>);
 
 /// What reaches the thread.
-enum Command {
+pub(crate) enum Command {
     /// A request that has been accepted.
     Submit(Box<Job>),
     /// Something may have changed for a job: its reader has read or is gone.
@@ -94,23 +83,23 @@ enum Command {
 
 /// Counters that both sides see.
 #[derive(Default)]
-struct Shared {
+pub(crate) struct Shared {
     /// Requests accepted and not ended.
-    accepted: AtomicUsize,
-    active: AtomicUsize,
+    pub(crate) accepted: AtomicUsize,
+    pub(crate) active: AtomicUsize,
     /// Jobs that nobody has read for so long that others may take their places.
-    replaceable: AtomicUsize,
+    pub(crate) replaceable: AtomicUsize,
     /// Set when the thread has ended or is about to.
-    closed: AtomicBool,
-    finished: AtomicU64,
-    prompt_tokens: AtomicU64,
-    cached_tokens: AtomicU64,
-    generated_tokens: AtomicU64,
+    pub(crate) closed: AtomicBool,
+    pub(crate) finished: AtomicU64,
+    pub(crate) prompt_tokens: AtomicU64,
+    pub(crate) cached_tokens: AtomicU64,
+    pub(crate) generated_tokens: AtomicU64,
 }
 
 /// The process in which the engine's thread runs.
 #[derive(Debug, Clone, Copy)]
-struct Process(u32);
+pub(crate) struct Process(u32);
 
 impl Process {
     fn current() -> Self {
@@ -124,7 +113,7 @@ impl Process {
 
     /// # Errors
     /// [`Closed`](ErrorKind::Closed) in a fork.
-    fn check(self) -> Result<()> {
+    pub(crate) fn check(self) -> Result<()> {
         if self.is_another() {
             let message = "the model was loaded before this process was forked; load it after the fork";
             return Err(Error::new(ErrorKind::Closed, message));
@@ -134,13 +123,13 @@ impl Process {
 }
 
 /// What a request gets whose engine is no more.
-fn stopped() -> Error {
+pub(crate) fn stopped() -> Error {
     Error::new(ErrorKind::Closed, "the engine has stopped; load the model again")
 }
 
 /// A place among the accepted requests, given back when the job is dropped, in whatever way it ends, or before it is
 /// submitted, when its prompt turns out to be refused.
-struct Admission {
+pub(crate) struct Admission {
     shared: Arc<Shared>,
     submitted: bool,
 }
@@ -194,7 +183,7 @@ impl Engine {
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
         let room = model.max_sequences().saturating_add(options.max_queued);
-        let worker = worker::Worker::new(
+        let worker = Worker::new(
             model,
             inbox,
             Arc::clone(&shared),
@@ -255,6 +244,7 @@ impl Engine {
                 Prompt::Text(text) => tokenizer.encode(&text, true)?,
                 Prompt::Tokens(tokens) => tokens,
                 Prompt::Chat(messages) => tokenizer.encode_chat(&messages, true)?,
+                _ => return Err(Error::unsupported("prompt: this engine does not know its kind")),
             };
             Ok((admission, checked(tokens)?))
         });
@@ -306,14 +296,14 @@ impl LlmBackend for Engine {
     fn stats(&self) -> Stats {
         let s = &*self.shared;
         let active = s.active.load(Ordering::Acquire);
-        Stats {
-            active,
-            queued: s.accepted.load(Ordering::Acquire).saturating_sub(active),
-            finished: s.finished.load(Ordering::Relaxed),
-            prompt_tokens: s.prompt_tokens.load(Ordering::Relaxed),
-            cached_tokens: s.cached_tokens.load(Ordering::Relaxed),
-            generated_tokens: s.generated_tokens.load(Ordering::Relaxed),
-        }
+        let mut stats = Stats::default();
+        stats.active = active;
+        stats.queued = s.accepted.load(Ordering::Acquire).saturating_sub(active);
+        stats.finished = s.finished.load(Ordering::Relaxed);
+        stats.prompt_tokens = s.prompt_tokens.load(Ordering::Relaxed);
+        stats.cached_tokens = s.cached_tokens.load(Ordering::Relaxed);
+        stats.generated_tokens = s.generated_tokens.load(Ordering::Relaxed);
+        stats
     }
 
     fn is_closed(&self) -> bool {
@@ -338,7 +328,7 @@ impl LlmBackend for Engine {
             let sampling = request.sampling.or(&self.sampling);
             // A window never fills the context, so without a bound it would go on for ever.
             let most = if window.is_some() { self.info.limits.context_length } else { usize::MAX };
-            let ending = generation::Ending {
+            let ending = Ending {
                 max_tokens: request.max_tokens.unwrap_or(most),
                 stop: request.stop,
                 stop_tokens: request.stop_tokens,
@@ -347,11 +337,11 @@ impl LlmBackend for Engine {
             };
             let (events, reader) = channel::channel(EVENT_CAPACITY);
             let waits = Arc::new(AtomicBool::new(false));
-            let generation = generation::Generation::new(
-                generation::EventSender { events, waits: Arc::clone(&waits) },
+            let generation = Generation::new(
+                EventSender { events, waits: Arc::clone(&waits) },
                 self.tokenizer.decoder(),
                 &tokens,
-                sampler::Sampler::new(&sampling, &self.info.defaults),
+                Sampler::new(&sampling, &self.info.defaults),
                 ending,
                 window,
                 ServedBy::from(&*self.info),
@@ -375,10 +365,11 @@ impl LlmBackend for Engine {
             let last = request.tokens.pop().expect("invariant: a valid request has at least two tokens");
             let admission = self.admit()?;
             let (sender, result) = oneshot::channel();
-            let work = Work::Score(scoring::Scoring::new(sender, request.start, last, request.top));
+            let work = Work::Score(Scoring::new(sender, request.start, last, request.top));
             let job = Job::new(request.tokens, work, request.cancel, admission, accepted);
-            let score = self.run(job, result).await?;
-            Ok(Score { served_by: Some(ServedBy::from(&*self.info)), ..score })
+            let mut score = self.run(job, result).await?;
+            score.served_by = Some(ServedBy::from(&*self.info));
+            Ok(score)
         };
         run.await.during("score")
     }
@@ -399,7 +390,7 @@ impl LlmBackend for Engine {
             }
             let admission = self.admit()?;
             let (sender, result) = oneshot::channel();
-            let work = Work::Logits(scoring::Rows::new(sender, request.start));
+            let work = Work::Logits(Rows::new(sender, request.start));
             self.run(Job::new(request.tokens, work, request.cancel, admission, accepted), result).await
         };
         run.await.during("logits")

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{
+use ternion_core::{
     Error, ModelInfo, Result, Sampling,
     config::ModelConfig,
     text::{TokenName, Tokenizer},
@@ -15,7 +15,7 @@ const STALL_LIMIT: Duration = Duration::from_secs(30);
 #[non_exhaustive]
 pub struct EngineOptions {
     /// What `info()` returns. The engine fills in the limits and capabilities, all but
-    /// [`batch_invariant`](crate::Capabilities::batch_invariant), which is a property of the model's arithmetic.
+    /// [`batch_invariant`](ternion_core::Capabilities::batch_invariant), which is a property of the model's arithmetic.
     pub info: ModelInfo,
     /// Tokens that end an answer according to the model's files, besides the tokenizer's EOS.
     pub eos_tokens: Vec<u32>,
@@ -26,7 +26,7 @@ pub struct EngineOptions {
     /// Requests that may wait for a sequence.
     pub max_queued: usize,
     /// How long nobody may read an answer while it waits for its reader. After that, if the queue is full, the answer ends
-    /// with [`Timeout`](crate::ErrorKind::Timeout), so that another request has its place.
+    /// with [`Timeout`](ternion_core::ErrorKind::Timeout), so that another request has its place.
     pub stall_limit: Duration,
     /// Bytes of logits that one request may have in memory at a time: scoring computes them in chunks of so many, and a
     /// request for more logits is refused. `None`: chunks of 32 MB, and as many logits as there is memory for.
@@ -56,7 +56,7 @@ impl EngineOptions {
     }
 
     /// The ids of the tokens that end an answer, in ascending order.
-    pub(super) fn end_tokens(&self, tokenizer: &Tokenizer, vocab_size: usize) -> Result<Vec<u32>> {
+    pub(crate) fn end_tokens(&self, tokenizer: &Tokenizer, vocab_size: usize) -> Result<Vec<u32>> {
         let mut ids = match &self.end_tokens {
             Some(names) => names
                 .iter()

@@ -2,31 +2,32 @@
 
 use tokio::sync::oneshot;
 
-use super::sampler::{argmax, check_finite, log_sum_exp};
-use crate::{Error, ErrorKind, Result, Score, TokenScore};
+use ternion_core::{Error, ErrorKind, Result, Score, TokenScore, logprob::log_sum_exp};
+
+use crate::sampler::{argmax, check_finite};
 
 /// The state of one scoring.
-pub(super) struct Scoring {
-    pub(super) result: oneshot::Sender<Result<Score>>,
+pub(crate) struct Scoring {
+    pub(crate) result: oneshot::Sender<Result<Score>>,
     start: usize,
     /// The last token, which is scored but not fed.
     last: u32,
     top: usize,
-    pub(super) scores: Vec<TokenScore>,
+    pub(crate) scores: Vec<TokenScore>,
 }
 
 impl Scoring {
-    pub(super) fn new(result: oneshot::Sender<Result<Score>>, start: usize, last: u32, top: usize) -> Self {
+    pub(crate) fn new(result: oneshot::Sender<Result<Score>>, start: usize, last: u32, top: usize) -> Self {
         Self { result, start, last, top, scores: Vec::new() }
     }
 
     /// The first position whose logits are not taken yet.
-    pub(super) fn next_row(&self) -> usize {
+    pub(crate) fn next_row(&self) -> usize {
         self.start - 1 + self.scores.len()
     }
 
     /// Scores as many tokens as there are rows; `tokens` are those that are fed.
-    pub(super) fn take(&mut self, tokens: &[u32], logits: &[f32], vocab_size: usize) -> Result<()> {
+    pub(crate) fn take(&mut self, tokens: &[u32], logits: &[f32], vocab_size: usize) -> Result<()> {
         for row in logits.chunks_exact(vocab_size) {
             let id = tokens.get(self.start + self.scores.len()).copied().unwrap_or(self.last);
             check_finite(row)?;
@@ -58,21 +59,21 @@ fn score_token(row: &[f32], id: u32, top: usize) -> TokenScore {
 }
 
 /// The rows of logits that were asked for, as they come.
-pub(super) struct Rows {
-    pub(super) result: oneshot::Sender<Result<Vec<f32>>>,
+pub(crate) struct Rows {
+    pub(crate) result: oneshot::Sender<Result<Vec<f32>>>,
     /// The first position whose logits are not taken yet.
-    pub(super) next_row: usize,
-    pub(super) rows: Vec<f32>,
+    pub(crate) next_row: usize,
+    pub(crate) rows: Vec<f32>,
 }
 
 impl Rows {
-    pub(super) fn new(result: oneshot::Sender<Result<Vec<f32>>>, start: usize) -> Self {
+    pub(crate) fn new(result: oneshot::Sender<Result<Vec<f32>>>, start: usize) -> Self {
         Self { result, next_row: start, rows: Vec::new() }
     }
 
     /// Takes the memory of all rows at once: a vector that grows would abort the process where there is none, and
     /// would hold everything twice on the way.
-    pub(super) fn reserve(&mut self, length: usize, vocab_size: usize) -> Result<()> {
+    pub(crate) fn reserve(&mut self, length: usize, vocab_size: usize) -> Result<()> {
         let count = length - self.next_row;
         self.rows.try_reserve_exact(count.saturating_mul(vocab_size)).map_err(|e| {
             let message = format!("no memory for {count} rows of {vocab_size} logits; ask for fewer");
@@ -80,7 +81,7 @@ impl Rows {
         })
     }
 
-    pub(super) fn take(&mut self, logits: &[f32], vocab_size: usize) {
+    pub(crate) fn take(&mut self, logits: &[f32], vocab_size: usize) {
         self.rows.extend_from_slice(logits);
         self.next_row += logits.len() / vocab_size;
     }

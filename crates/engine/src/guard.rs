@@ -1,9 +1,11 @@
 //! A model whose panics are errors, so that a bug in an engine ends one request and not the thread of all requests.
 
-use crate::{CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput, catch_panic};
+use ternion_core::{Error, ErrorKind, Result, catch_panic};
+
+use crate::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
 
 /// Calls a [`CausalLm`] and turns its panics into errors.
-pub(super) struct Guarded {
+pub(crate) struct Guarded {
     model: Box<dyn CausalLm>,
     context_length: usize,
     vocab_size: usize,
@@ -14,7 +16,7 @@ pub(super) struct Guarded {
 }
 
 impl Guarded {
-    pub(super) fn new(model: Box<dyn CausalLm>) -> Self {
+    pub(crate) fn new(model: Box<dyn CausalLm>) -> Self {
         Self {
             context_length: model.context_length(),
             vocab_size: model.vocab_size(),
@@ -26,7 +28,7 @@ impl Guarded {
     }
 
     /// Whether there was a panic since the last [`check`](Self::check).
-    pub(super) fn has_panicked(&self) -> bool {
+    pub(crate) fn has_panicked(&self) -> bool {
         self.panicked
     }
 
@@ -35,7 +37,7 @@ impl Guarded {
     ///
     /// # Errors
     /// Why the model's state cannot be trusted.
-    pub(super) fn check(&mut self) -> Result<()> {
+    pub(crate) fn check(&mut self) -> Result<()> {
         self.panicked = false;
         let sequence = self.new_sequence()?;
         let input = SequenceInput { sequence, tokens: &[0], logits: LogitsWanted::Last };

@@ -7,13 +7,13 @@ const OLDEST: usize = 4;
 
 /// A prompt that can go on.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Waiting {
+pub(crate) struct Waiting {
     /// Its place among the active jobs.
-    pub(super) index: usize,
+    pub(crate) index: usize,
     /// Tokens that are not computed yet.
-    pub(super) remaining: usize,
+    pub(crate) remaining: usize,
     /// When its request came.
-    pub(super) accepted: Instant,
+    pub(crate) accepted: Instant,
 }
 
 /// Divides `budget` tokens among `prompts`; returns index and tokens of those that get any. `step` counts the steps.
@@ -21,7 +21,7 @@ pub(super) struct Waiting {
 /// The shortest remaining prompt comes first, so that a short request waits for other short ones and not for the whole of
 /// a long prompt. A quarter of each step goes to the oldest prompt, so that a long one comes to its end however many short
 /// ones there are. One prompt alone gets the whole budget.
-pub(super) fn divide(mut prompts: Vec<Waiting>, budget: usize, step: usize) -> Vec<(usize, usize)> {
+pub(crate) fn divide(mut prompts: Vec<Waiting>, budget: usize, step: usize) -> Vec<(usize, usize)> {
     let Some(oldest) = prompts.iter().min_by_key(|p| (p.accepted, p.index)).map(|p| p.index) else {
         return Vec::new();
     };

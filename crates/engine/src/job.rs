@@ -4,20 +4,22 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Admission,
+use ternion_core::{Error, ErrorKind, Result, Score, Usage};
+
+use crate::{
+    LogitsWanted,
+    engine::Admission,
     generation::Generation,
     scoring::{Rows, Scoring},
 };
-use crate::{Error, ErrorKind, LogitsWanted, Result, Score, Usage};
 
 /// One request on the engine's thread.
-pub(super) struct Job {
+pub(crate) struct Job {
     /// All tokens to feed: the prompt, then what is generated. For scores all but the last, which nothing follows.
-    pub(super) tokens: Vec<u32>,
-    pub(super) work: Work,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) work: Work,
     cancel: CancellationToken,
-    pub(super) accepted: Instant,
+    pub(crate) accepted: Instant,
     /// Whether it has had a sequence.
     started: bool,
     /// Prompt tokens that did not have to be computed.
@@ -25,20 +27,20 @@ pub(super) struct Job {
     /// Prompt tokens that have been in the KV cache.
     reached: usize,
     /// A step with several sequences, of which this was one, has panicked. Its steps are computed alone from then on.
-    pub(super) alone: bool,
-    pub(super) admission: Admission,
+    pub(crate) alone: bool,
+    pub(crate) admission: Admission,
 }
 
 /// What the jobs need to know of the model.
-pub(super) struct ModelFacts {
-    pub(super) vocab_size: usize,
-    pub(super) context_length: usize,
+pub(crate) struct ModelFacts {
+    pub(crate) vocab_size: usize,
+    pub(crate) context_length: usize,
     /// The tokens that end an answer.
-    pub(super) eos: Vec<u32>,
+    pub(crate) eos: Vec<u32>,
 }
 
 /// How a job ended.
-pub(super) enum End {
+pub(crate) enum End {
     Finished,
     Cancelled,
     Failed(Error),
@@ -56,14 +58,14 @@ impl End {
 }
 
 /// What is wanted of the sequence.
-pub(super) enum Work {
+pub(crate) enum Work {
     Generate(Box<Generation>),
     Score(Scoring),
     Logits(Rows),
 }
 
 impl Job {
-    pub(super) fn new(
+    pub(crate) fn new(
         tokens: Vec<u32>,
         work: Work,
         cancel: CancellationToken,
@@ -84,7 +86,7 @@ impl Job {
     }
 
     /// The job has a sequence with its first `cached` tokens, for the first time or again.
-    pub(super) fn start(&mut self, cached: usize, model: &ModelFacts) -> Result<()> {
+    pub(crate) fn start(&mut self, cached: usize, model: &ModelFacts) -> Result<()> {
         if std::mem::replace(&mut self.started, true) {
             return Ok(());
         }
@@ -96,7 +98,7 @@ impl Job {
     }
 
     /// The first position whose logits are wanted and not there yet; what lies before it may come from a kept prefix.
-    pub(super) fn first_wanted(&self) -> usize {
+    pub(crate) fn first_wanted(&self) -> usize {
         match &self.work {
             Work::Generate(_) => self.tokens.len() - 1,
             Work::Score(scoring) => scoring.next_row(),
@@ -105,7 +107,7 @@ impl Job {
     }
 
     /// Whether nobody wants the result any more.
-    pub(super) fn is_abandoned(&self) -> bool {
+    pub(crate) fn is_abandoned(&self) -> bool {
         match &self.work {
             Work::Generate(g) => g.is_abandoned(),
             Work::Score(s) => s.result.is_closed(),
@@ -113,12 +115,12 @@ impl Job {
         }
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled()
     }
 
     /// Whether a step's events can be delivered; if not, the reader has to read first.
-    pub(super) fn has_room(&mut self) -> bool {
+    pub(crate) fn has_room(&mut self) -> bool {
         match &mut self.work {
             Work::Generate(g) => g.reserve(),
             Work::Score(_) | Work::Logits(_) => true,
@@ -126,7 +128,7 @@ impl Job {
     }
 
     /// How long its reader has read nothing while there was no room for another event.
-    pub(super) fn stalled_for(&self) -> Option<Duration> {
+    pub(crate) fn stalled_for(&self) -> Option<Duration> {
         match &self.work {
             Work::Generate(g) => g.stalled_since().map(|since| since.elapsed()),
             Work::Score(_) | Work::Logits(_) => None,
@@ -134,7 +136,7 @@ impl Job {
     }
 
     /// Whether the reader of a job without a sequence has read so much that it may go on.
-    pub(super) fn is_read(&mut self) -> bool {
+    pub(crate) fn is_read(&mut self) -> bool {
         match &mut self.work {
             Work::Generate(g) => g.is_read(),
             Work::Score(_) | Work::Logits(_) => true,
@@ -143,7 +145,7 @@ impl Job {
 
     /// The next tokens to feed when `length` are in the KV cache, at most `budget`, and the logits that they need, at most
     /// `max_rows`. No tokens if even one would need too many.
-    pub(super) fn next_input(&self, length: usize, budget: usize, max_rows: usize) -> (&[u32], LogitsWanted) {
+    pub(crate) fn next_input(&self, length: usize, budget: usize, max_rows: usize) -> (&[u32], LogitsWanted) {
         let wanted = self.first_wanted();
         let mut end = self.tokens.len().min(length.saturating_add(budget));
         if matches!(self.work, Work::Generate(_)) {
@@ -158,7 +160,7 @@ impl Job {
     }
 
     /// The tokens at the beginning of the KV cache that are still those of the job, once after the window has moved.
-    pub(super) fn take_rewind(&mut self) -> Option<usize> {
+    pub(crate) fn take_rewind(&mut self) -> Option<usize> {
         match &mut self.work {
             Work::Generate(g) => g.window.as_mut()?.take_rewind(),
             Work::Score(_) | Work::Logits(_) => None,
@@ -167,7 +169,7 @@ impl Job {
 
     /// Takes the logits of a step of this `time`, after which `length` tokens are in the KV cache. `true` when the job is
     /// finished.
-    pub(super) fn advance(
+    pub(crate) fn advance(
         &mut self,
         length: usize,
         logits: &mut [f32],
@@ -196,7 +198,7 @@ impl Job {
     }
 
     /// Ends the job: delivers its result, its error, or that it was cancelled.
-    pub(super) fn finish(self, end: End) {
+    pub(crate) fn finish(self, end: End) {
         let usage = self.usage();
         // The place is free before the reader knows of the end, so that its next request is not refused.
         drop(self.admission);
@@ -213,7 +215,7 @@ impl Job {
     }
 
     /// Prompt tokens that were computed, without what had to be computed again.
-    pub(super) fn computed_prompt(&self) -> usize {
+    pub(crate) fn computed_prompt(&self) -> usize {
         self.reached - self.cached
     }
 
@@ -225,11 +227,11 @@ impl Job {
     }
 
     /// What the job has used so far.
-    pub(super) fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         let generated_tokens = match &self.work {
             Work::Generate(g) => g.generated,
             Work::Score(_) | Work::Logits(_) => 0,
         };
-        Usage { prompt_tokens: self.prompt_tokens(), cached_tokens: self.cached, generated_tokens }
+        Usage::new(self.prompt_tokens(), generated_tokens).with_cached_tokens(self.cached)
     }
 }

@@ -12,10 +12,9 @@ use std::{
 use common::{Toy, VOCAB, greedy, hashed_logits, tokenizer, tokens};
 use ternion_core::{
     ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, LogitsRequest, Message,
-    ModelInfo, Prompt, Sampling, ScoreRequest,
-    engine::{Engine, EngineOptions, log_softmax_at},
-    text::TokenName,
+    ModelInfo, Prompt, Sampling, ScoreRequest, logprob::log_softmax_at, text::TokenName,
 };
+use ternion_engine::{Engine, EngineOptions};
 use tokio_util::sync::CancellationToken;
 
 const PROMPT: [u32; 5] = [300, 301, 302, 303, 304];

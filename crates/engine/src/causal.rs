@@ -3,7 +3,7 @@
 //! It is blocking and knows nothing of text, sampling or async; the [`Engine`](crate::engine::Engine) calls it from
 //! one thread, so it needs no locks.
 
-use crate::Result;
+use ternion_core::Result;
 
 /// A sequence of a [`CausalLm`]: an index into its KV cache, chosen by the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,7 +60,7 @@ pub trait CausalLm: Send {
     /// Makes an empty sequence.
     ///
     /// # Errors
-    /// [`ResourceExhausted`](crate::ErrorKind::ResourceExhausted) when `max_sequences` exist.
+    /// [`ResourceExhausted`](ternion_core::ErrorKind::ResourceExhausted) when `max_sequences` exist.
     fn new_sequence(&mut self) -> Result<SequenceId>;
 
     /// Appends the tokens of each input to its sequence and computes the logits that are wanted.
@@ -85,7 +85,7 @@ pub trait CausalLm: Send {
     /// Forgets the tokens from index `length` on; nothing happens if there are none.
     ///
     /// # Errors
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the engine cannot; the sequence is then unchanged.
+    /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) if the engine cannot; the sequence is then unchanged.
     fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<()>;
 
     /// Makes a new sequence that shares the first `length` tokens of `sequence`.

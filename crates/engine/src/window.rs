@@ -7,13 +7,14 @@
 //! embedding. This way the model sees exactly what a new request with the kept tokens would show it, on every engine. By
 //! default half of the window is kept, so each generated token costs about one more computed token, in batches of a prefill.
 
-use super::slots::common_prefix;
-use crate::{
+use ternion_core::{
     GenerateRequest, Result, Usage,
     context::{ContextPolicy, ContextReport, ContextStep, Dropped},
 };
 
-pub(super) struct Window {
+use crate::slots::common_prefix;
+
+pub(crate) struct Window {
     /// Tokens at the beginning that are kept.
     sinks: usize,
     /// Tokens at the end that are kept.
@@ -29,7 +30,7 @@ impl Window {
     ///
     /// # Errors
     /// If what is kept leaves no room.
-    pub(super) fn of(request: &mut GenerateRequest, context: usize) -> Result<Option<Self>> {
+    pub(crate) fn of(request: &mut GenerateRequest, context: usize) -> Result<Option<Self>> {
         let Some(ContextPolicy::Sliding(sliding)) = &request.context_policy else { return Ok(None) };
         let (sinks, recent) = sliding.kept(context)?;
         request.context_policy = None;
@@ -38,18 +39,18 @@ impl Window {
     }
 
     /// Drops what the window would have moved past, if the prompt does not fit.
-    pub(super) fn fit_prompt(&mut self, tokens: &mut Vec<u32>) {
+    pub(crate) fn fit_prompt(&mut self, tokens: &mut Vec<u32>) {
         self.report.prompt_tokens = tokens.len();
         if tokens.len() < self.context {
             return;
         }
         let (start, end) = (self.sinks, tokens.len() - self.recent);
         tokens.drain(start..end);
-        self.report.dropped.push(Dropped { message: None, start, end, tokens: end - start });
+        self.report.dropped.push(Dropped::new(None, start, end, end - start));
     }
 
     /// Moves over `tokens`, which fill the context; the last is not computed yet.
-    pub(super) fn advance(&mut self, tokens: &mut Vec<u32>) -> ContextStep {
+    pub(crate) fn advance(&mut self, tokens: &mut Vec<u32>) -> ContextStep {
         let before = tokens.clone();
         tokens.drain(self.sinks..before.len() - self.recent);
         // What the model holds of this by chance, as in repeated text, need not be computed again.
@@ -63,12 +64,12 @@ impl Window {
         ContextStep::WindowMoved { dropped, kept: tokens.len() }
     }
 
-    pub(super) fn take_rewind(&mut self) -> Option<usize> {
+    pub(crate) fn take_rewind(&mut self) -> Option<usize> {
         self.rewind.take()
     }
 
     /// What it did, if it did anything.
-    pub(super) fn report(mut self, usage: &Usage) -> Option<ContextStep> {
+    pub(crate) fn report(mut self, usage: &Usage) -> Option<ContextStep> {
         let moved = self.report.window_moves > 0 || !self.report.dropped.is_empty();
         self.report.add(usage);
         moved.then_some(ContextStep::Report(self.report))

@@ -11,8 +11,8 @@ use std::{
 use common::{Toy, VOCAB, greedy, tokens};
 use ternion_core::{
     ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ScoreRequest,
-    engine::Engine,
 };
+use ternion_engine::Engine;
 
 fn endless(prompt: &[u32], count: usize) -> GenerateRequest {
     let mut request = tokens(prompt).with_max_tokens(count);

@@ -1,7 +1,9 @@
 //! The model's sequences and the tokens that each holds. A request whose beginning is in the KV cache already does not
 //! compute it again.
 
-use crate::{CausalLm, Error, ErrorKind, Result, SequenceId};
+use ternion_core::{Error, ErrorKind, Result};
+
+use crate::{CausalLm, SequenceId};
 
 /// The fewest common tokens for which a sequence is forked. A fork copies a block of the KV cache when it is written to,
 /// which costs more than computing a BOS and the few tokens that a chat template begins with.
@@ -9,7 +11,7 @@ const FORK_LEAST: usize = 4;
 
 /// Sequences with their tokens. Idle ones are kept for later requests until their place or memory is needed.
 #[derive(Default)]
-pub(super) struct Slots {
+pub(crate) struct Slots {
     slots: Vec<Slot>,
     clock: u64,
 }
@@ -25,7 +27,7 @@ struct Slot {
 impl Slots {
     /// Takes a sequence for `tokens`, of which at most `reusable` may be taken from the KV cache. Returns it with the
     /// number of tokens that it holds already.
-    pub(super) fn acquire(
+    pub(crate) fn acquire(
         &mut self,
         model: &mut dyn CausalLm,
         tokens: &[u32],
@@ -78,7 +80,7 @@ impl Slots {
     }
 
     /// Notes that `tokens` have been appended to the KV cache of `sequence`.
-    pub(super) fn appended(&mut self, sequence: SequenceId, tokens: &[u32]) {
+    pub(crate) fn appended(&mut self, sequence: SequenceId, tokens: &[u32]) {
         if let Some(slot) = self.slot(sequence) {
             slot.tokens.extend_from_slice(tokens);
         }
@@ -86,7 +88,7 @@ impl Slots {
 
     /// Forgets all but the first `length` tokens of `sequence`. Returns the sequence to go on with and the tokens that it
     /// holds: an empty one where the model cannot truncate.
-    pub(super) fn rewind(
+    pub(crate) fn rewind(
         &mut self,
         model: &mut dyn CausalLm,
         sequence: SequenceId,
@@ -103,7 +105,7 @@ impl Slots {
     }
 
     /// Nobody works on `sequence` any more; it is kept for its tokens.
-    pub(super) fn release(&mut self, sequence: SequenceId) {
+    pub(crate) fn release(&mut self, sequence: SequenceId) {
         self.clock += 1;
         let clock = self.clock;
         if let Some(slot) = self.slot(sequence) {
@@ -113,7 +115,7 @@ impl Slots {
     }
 
     /// Frees `sequence`, whose contents cannot be trusted.
-    pub(super) fn discard(&mut self, model: &mut dyn CausalLm, sequence: SequenceId) {
+    pub(crate) fn discard(&mut self, model: &mut dyn CausalLm, sequence: SequenceId) {
         if let Some(i) = self.slots.iter().position(|s| s.sequence == sequence) {
             self.slots.swap_remove(i);
             model.free(sequence);
@@ -121,14 +123,14 @@ impl Slots {
     }
 
     /// Frees the idle sequence that was used the longest time ago; `false` if none is idle.
-    pub(super) fn evict(&mut self, model: &mut dyn CausalLm) -> bool {
+    pub(crate) fn evict(&mut self, model: &mut dyn CausalLm) -> bool {
         let Some(i) = self.oldest_idle() else { return false };
         model.free(self.slots.swap_remove(i).sequence);
         true
     }
 
     /// Frees idle sequences until one more may be made.
-    pub(super) fn make_room(&mut self, model: &mut dyn CausalLm) -> Result<()> {
+    pub(crate) fn make_room(&mut self, model: &mut dyn CausalLm) -> Result<()> {
         while self.slots.len() >= model.max_sequences() {
             if !self.evict(model) {
                 return Err(Error::new(ErrorKind::ResourceExhausted, "all sequences are busy"));
@@ -160,6 +162,6 @@ impl Slots {
 }
 
 /// How many tokens both begin with.
-pub(super) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+pub(crate) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(x, y)| x == y).count()
 }

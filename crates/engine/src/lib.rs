@@ -1,0 +1,29 @@
+//! What makes an [`LlmBackend`](ternion_core::LlmBackend) of a local model.
+//!
+//! * [`CausalLm`] is what a local engine implements: sequences with a KV cache, tokens in, logits out.
+//! * [`Engine`] owns one `CausalLm` on a thread of its own. Batching, prefix reuse, sampling, stop strings and streaming
+//!   are written once, here, so that engines differ in their logits and in nothing else.
+//! * [`batch`] holds the checks that every `CausalLm` makes of a batch.
+//! * [`kv`] is a paged KV cache for engines that keep keys and values themselves.
+#![forbid(unsafe_code)]
+
+pub mod batch;
+mod causal;
+mod engine;
+mod events;
+mod generation;
+mod guard;
+mod job;
+pub mod kv;
+mod options;
+mod sampler;
+mod scoring;
+mod shares;
+mod slots;
+mod step;
+mod window;
+mod worker;
+
+pub use causal::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
+pub use engine::Engine;
+pub use options::EngineOptions;

@@ -301,6 +301,63 @@ fn a_converted_model_is_used_like_any_other() {
     assert!(!generate("back").is_empty());
 }
 
+/// Facts that a file does not state are shown, and flags of every command that reads it decide them.
+#[test]
+fn what_is_assumed_is_shown_and_can_be_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let nano = fixture_arg("nano-packed");
+    success(ternion_in(folder.path(), &["convert", &nano, "--to", "gguf-i2s", "--out", "x.gguf"]));
+    let inspect = |args: &[&str]| ternion_in(folder.path(), &[&["inspect", "-m", "x.gguf"], args].concat());
+    let found = json(inspect(&["--json"]));
+    assert!(found["assumptions"][0].as_str().unwrap().contains("i2s_layout"), "{}", found["assumptions"]);
+    assert_eq!(found["warnings"], json!([]));
+    let text = stdout(&success(inspect(&[])));
+    assert!(text.contains("assumed      I2_S") && text.contains("inputs are rounded to int8"), "{text}");
+    let set = [
+        "--json",
+        "--activation",
+        "silu",
+        "--rope-theta",
+        "10000",
+        "--i2s-layout",
+        "arm",
+        "--sub-norms",
+        "true",
+    ];
+    let found = json(inspect(&set));
+    assert_eq!((&found["activation"], &found["rope_theta"]), (&json!("SiLU"), &json!(10000.0)));
+    assert_eq!(found["assumptions"], json!([]));
+    failure(inspect(&["--i2s-layout", "riscv"]), 2, &["--i2s-layout", "x86, arm, x86-4rows"]);
+    failure(inspect(&["--rope-theta", "0"]), 3, &["rope_theta", "out of range"]);
+
+    // A second conversion through the wrong layout and back is the same file.
+    let convert = |args: &[&str]| success(ternion_in(folder.path(), &[&["convert"], args].concat()));
+    convert(&["x.gguf", "--i2s-layout", "arm", "--to", "gguf-i2s", "--out", "other.gguf"]);
+    let bytes = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    assert_ne!(bytes("x.gguf"), bytes("other.gguf"));
+
+    // Where the files contradict each other, loading warns once.
+    std::fs::create_dir(folder.path().join("model")).unwrap();
+    for name in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(fixture("nano-packed").join(name), folder.path().join("model").join(name)).unwrap();
+    }
+    let config = std::fs::read(fixture("nano-packed").join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["rope_theta"] = 500_000.0.into();
+    config["rope_scaling"] = json!({"rope_type": "default", "rope_theta": 10_000.0});
+    std::fs::write(folder.path().join("model/config.json"), config.to_string()).unwrap();
+    let generate = |args: &[&str]| {
+        let run = ["generate", "hi", "-m", "model", "--max-tokens", "1", "--temperature", "0"];
+        stderr(&success(ternion_in(folder.path(), &[&run, args].concat())))
+    };
+    let warned = generate(&[]);
+    assert_eq!(warned.matches("the option `rope_theta` decides").count(), 1, "{warned}");
+    let decided = generate(&["--rope-theta", "500000"]);
+    assert!(!decided.contains("rope_theta"), "{decided}");
+    let found = success(ternion_in(folder.path(), &["inspect", "-m", "model"]));
+    assert_eq!(stderr(&found).matches("the option `rope_theta` decides").count(), 1, "{}", stderr(&found));
+}
+
 #[test]
 fn synthetic_models_are_written_as_gguf_too() {
     let folder = tempfile::tempdir().unwrap();

@@ -51,6 +51,7 @@ impl BackendFactory for CandleFactory {
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
     let Prepared { checkpoint, tokenizer, sizes } = prepare(name, config, progress, false)?;
     let Sizes { options, plan, logits_bytes } = sizes;
+    checkpoint.log_notes();
     let report = checkpoint.report();
     let mut info = ModelInfo::new(name, "candle");
     info.architecture.clone_from(&checkpoint.spec.architecture);
@@ -99,12 +100,14 @@ fn prepare(name: &str, config: &ModelConfig, progress: &Progress, only_planned: 
         // With a copy of the head, what it was made from is not to stay in memory beside it.
         let untouched = options.head.copy().is_some();
         let before = plan::anonymous();
-        let both = pool.install(|| Checkpoint::open_with_tokenizer(path, untouched, &mut report))?;
+        let facts = options.checkpoint();
+        let both = pool.install(|| facts.open_with_tokenizer(path, untouched, &mut report))?;
         taken.tokenizer = plan::anonymous().saturating_sub(before + both.0.report().owned_bytes);
         both
     } else {
         let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(taken.process));
-        let checkpoint = pool.install(|| Checkpoint::open_within(path, left, &mut report))?;
+        let facts = options.checkpoint();
+        let checkpoint = pool.install(|| facts.open_within(path, left, &mut report))?;
         let before = plan::resident();
         let tokenizer = checkpoint.tokenizer()?;
         taken.tokenizer = plan::resident().saturating_sub(before);

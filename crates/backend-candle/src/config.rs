@@ -3,10 +3,11 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ternion_engine::kv::KvType;
+use ternion_formats::{Activation, CheckpointOptions, I2sLayout};
 use ternion_kernels::CompactBits;
 
 /// The table `options` of a model that runs on the backend `candle`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct CandleOptions {
@@ -15,6 +16,31 @@ pub struct CandleOptions {
     /// How keys and values are stored. Left out: `f32`, or what fits where there is a `memory_limit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_type: Option<KvType>,
+    /// The activation of the feed-forward network. Left out: what the checkpoint states, else what its other facts tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
+    /// Whether there is an RMS norm before `o_proj` and one before `down_proj`. Left out: as the checkpoint says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub_norms: Option<bool>,
+    /// The base of the rotary embedding's frequencies. Left out: what the checkpoint states, else its family's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.0))]
+    pub rope_theta: Option<f32>,
+    /// The order of weights in I2_S tensors, which depends on the machine that wrote the file. Left out: `x86`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub i2s_layout: Option<I2sLayout>,
+}
+
+impl CandleOptions {
+    /// What they say about reading the checkpoint.
+    pub fn checkpoint(&self) -> CheckpointOptions {
+        let mut options = CheckpointOptions::default();
+        options.activation = self.activation;
+        options.sub_norms = self.sub_norms;
+        options.rope_theta = self.rope_theta;
+        options.i2s_layout = self.i2s_layout;
+        options
+    }
 }
 
 /// What logits are computed from.

@@ -10,7 +10,6 @@ use ternion_core::{
     text::Tokenizer,
 };
 use ternion_engine::{CausalLm, Engine, EngineOptions};
-use ternion_formats::Checkpoint;
 
 use crate::{
     LlamaCpp, ModelOptions, gguf,
@@ -74,7 +73,9 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
 /// A ternary checkpoint, in Ternion's arithmetic.
 fn load_checkpoint(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
     let mut report = |done, total| progress.report(LoadProgress::new("weights", done, total));
-    let (checkpoint, tokenizer) = Checkpoint::open_with_tokenizer(path, false, &mut report)?;
+    let facts = options.llama_cpp.checkpoint();
+    let (checkpoint, tokenizer) = facts.open_with_tokenizer(path, false, &mut report)?;
+    checkpoint.log_notes();
     let report = checkpoint.report();
     let mut info = ModelInfo::new(name, NAME);
     info.architecture.clone_from(&checkpoint.spec.architecture);
@@ -90,7 +91,14 @@ fn load_checkpoint(path: &Path, name: &str, options: &ModelOptions, progress: &P
 
 /// Another GGUF model, in llama.cpp's arithmetic.
 fn load_gguf(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
-    let mut parts = Checkpoint::tokenizer_parts_at(path)?;
+    let facts = options.llama_cpp.checkpoint();
+    if let Some(option) = facts.decoder_option() {
+        return Err(Error::invalid_config(format!(
+            "options.{option}: applies to ternary checkpoints; llama.cpp itself reads this file and takes the fact from it"
+        ))
+        .with("file", path.display()));
+    }
+    let mut parts = facts.tokenizer_parts(path)?;
     let gguf::Loaded { model, info, eos } = gguf::load(path, name, options, progress)?;
     parts.vocab_limit = Some(model.vocab_size());
     let tokenizer = Tokenizer::from_parts(parts).with("file", path.display())?;

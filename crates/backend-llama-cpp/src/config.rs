@@ -3,9 +3,10 @@
 use llama_cpp_sys_2 as sys;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use ternion_formats::{Activation, CheckpointOptions, I2sLayout};
 
 /// The table `options` of a model that runs on the backend `llama-cpp`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct LlamaCppOptions {
@@ -22,6 +23,31 @@ pub struct LlamaCppOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 32))]
     pub cache_tokens: Option<usize>,
+    /// The activation of the feed-forward network. Left out: what the checkpoint states, else what its other facts tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
+    /// Whether there is an RMS norm before `o_proj` and one before `down_proj`. Left out: as the checkpoint says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub_norms: Option<bool>,
+    /// The base of the rotary embedding's frequencies. Left out: what the checkpoint states, else its family's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.0))]
+    pub rope_theta: Option<f32>,
+    /// The order of weights in I2_S tensors, which depends on the machine that wrote the file. Left out: `x86`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub i2s_layout: Option<I2sLayout>,
+}
+
+impl LlamaCppOptions {
+    /// What they say about reading the checkpoint.
+    pub fn checkpoint(&self) -> CheckpointOptions {
+        let mut options = CheckpointOptions::default();
+        options.activation = self.activation;
+        options.sub_norms = self.sub_norms;
+        options.rope_theta = self.rope_theta;
+        options.i2s_layout = self.i2s_layout;
+        options
+    }
 }
 
 /// The element type of a KV cache.

@@ -43,6 +43,9 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
         Error::invalid_config(format!("model `{name}` has no `path`; a folder or a .onnx file expected"))
     })?;
     let host = Host::open(path)?;
+    for warning in &host.warnings {
+        tracing::warn!(model = name, "{warning}");
+    }
     let summary = Summary::read(&host.model)?;
     let library = Library::load(library.as_deref())?;
 

@@ -7,6 +7,7 @@ use ternion::Sampling;
 use ternion::config::ByteSize;
 use ternion::context::ContextPolicy;
 use ternion::formats::convert::{Embedding, Target};
+use ternion::formats::{Activation, CheckpointOptions, I2sLayout};
 use ternion::text::{ChunkKind, TokenName};
 use ternion_conformance::compare::Tolerances;
 
@@ -83,6 +84,42 @@ pub(crate) struct ModelArgs {
     /// The model's name within the configuration.
     #[arg(long)]
     pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) facts: CheckpointArgs,
+}
+
+/// Facts that a checkpoint's files may not state. They win over what the files say.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Checkpoint")]
+pub(crate) struct CheckpointArgs {
+    /// The activation of the feed-forward network: relu2 or silu. Default: as the files say or tell.
+    #[arg(long, value_name = "NAME", value_parser = parse_activation)]
+    activation: Option<Activation>,
+    /// Whether there are norms before the last projection of attention and feed-forward network: auto, true or false.
+    #[arg(long, value_name = "WHETHER", value_parser = parse_sub_norms)]
+    sub_norms: Option<SubNorms>,
+    /// The base of the rotary embedding's frequencies. Default: as the files say or tell.
+    #[arg(long, value_name = "BASE")]
+    rope_theta: Option<f32>,
+    /// The order of weights in I2_S tensors: x86, arm or x86-4rows, by the build of bitnet.cpp that wrote them. Default: x86.
+    #[arg(long, value_name = "LAYOUT", value_parser = parse_i2s_layout)]
+    i2s_layout: Option<I2sLayout>,
+}
+
+/// `--sub-norms`; `None` is `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct SubNorms(Option<bool>);
+
+impl CheckpointArgs {
+    /// As options of a checkpoint.
+    pub(crate) fn options(&self) -> CheckpointOptions {
+        let mut options = CheckpointOptions::default();
+        options.activation = self.activation;
+        options.sub_norms = self.sub_norms.and_then(|value| value.0);
+        options.rope_theta = self.rope_theta;
+        options.i2s_layout = self.i2s_layout;
+        options
+    }
 }
 
 /// How it is run.
@@ -187,6 +224,28 @@ pub(crate) struct LongArgs {
     /// Where chunks are best cut: text, markdown or code. Default: what the file's name says.
     #[arg(long)]
     pub(crate) kind: Option<ChunkKind>,
+}
+
+fn parse_activation(text: &str) -> Result<Activation, String> {
+    match text {
+        "relu2" => Ok(Activation::Relu2),
+        "silu" => Ok(Activation::Silu),
+        _ => Err("expected relu2 or silu".to_owned()),
+    }
+}
+
+fn parse_sub_norms(text: &str) -> Result<SubNorms, String> {
+    match text {
+        "auto" => Ok(SubNorms(None)),
+        "true" => Ok(SubNorms(Some(true))),
+        "false" => Ok(SubNorms(Some(false))),
+        _ => Err("expected auto, true or false".to_owned()),
+    }
+}
+
+fn parse_i2s_layout(text: &str) -> Result<I2sLayout, String> {
+    let found = I2sLayout::ALL.into_iter().find(|layout| layout.name() == text);
+    found.ok_or_else(|| format!("expected one of: {}", I2sLayout::ALL.map(I2sLayout::name).join(", ")))
 }
 
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {
@@ -403,6 +462,8 @@ pub(crate) struct SynthArgs {
 pub(crate) struct ConvertArgs {
     /// The checkpoint: a folder, a .gguf file or a .safetensors file.
     pub(crate) source: PathBuf,
+    #[command(flatten)]
+    pub(crate) facts: CheckpointArgs,
     /// The format: safetensors, gguf-i2s, gguf-tq1, gguf-tq2, onnx (for any ONNX Runtime) or onnx-fast (our own operators).
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: Target,

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use ternion::config::ByteSize;
 use ternion_eval::{Kind, Settings};
 
-use crate::args::{EngineArgs, ModelArgs, at_least_one};
+use crate::args::{CheckpointArgs, EngineArgs, ModelArgs, at_least_one};
 use crate::failure::{Failure, Outcome};
 
 /// What is measured.
@@ -73,6 +73,8 @@ pub(crate) struct EvalArgs {
     /// The most memory to take, such as 400MB or 1GiB. What is left open is chosen to keep it.
     #[arg(long, value_name = "SIZE", help_heading = "Model")]
     memory_limit: Option<ByteSize>,
+    #[command(flatten)]
+    facts: CheckpointArgs,
 }
 
 impl EvalArgs {
@@ -113,7 +115,11 @@ impl EvalArgs {
             )));
         }
         let engine = |i: usize| EngineArgs {
-            model: ModelArgs { model: nth(&self.model, i), name: nth(&self.name, i) },
+            model: ModelArgs {
+                model: nth(&self.model, i),
+                name: nth(&self.name, i),
+                facts: self.facts.clone(),
+            },
             backend: nth(&self.backend, i),
             threads: self.threads,
             context: self.context,

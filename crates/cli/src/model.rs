@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use ternion::config::{Config, ModelConfig};
+use ternion::formats::CheckpointOptions;
 use ternion::{Error, ErrorKind, ResultExt};
 
 use crate::args::{EngineArgs, ModelArgs};
@@ -40,9 +41,14 @@ impl Selected {
             && *backend != model.backend
         {
             model.backend.clone_from(backend);
-            // They are the other engine's.
+            // The others are the other engine's.
+            let kept = facts(&model.options);
             model.options.clear();
+            if reads_checkpoints(backend) {
+                set_facts(model, &kept);
+            }
         }
+        set_facts(model, &args.model.facts.options());
         for (flag, value) in [("--threads", args.threads), ("--context", args.context)] {
             if value == Some(0) {
                 return Err(Failure::usage(format!("{flag} 0 is out of range; at least 1 expected")));
@@ -56,7 +62,14 @@ impl Selected {
 
     /// Finds the model for a command that only reads its files.
     pub(crate) fn for_files(args: &ModelArgs) -> Outcome<Self> {
-        Self::open(args, source(args))
+        let mut selected = Self::open(args, source(args))?;
+        set_facts(selected.model_mut()?, &args.facts.options());
+        Ok(selected)
+    }
+
+    /// How its files are to be read.
+    pub(crate) fn facts(&self) -> Outcome<CheckpointOptions> {
+        Ok(facts(&self.model()?.options))
     }
 
     /// The model's own configuration.
@@ -130,6 +143,23 @@ impl Selected {
         config.default_model = Some(name.clone());
         config.models.insert(name.clone(), model);
         Self { config, name, is_default: false }
+    }
+}
+
+/// Whether a backend has the options of [`CheckpointOptions`].
+fn reads_checkpoints(backend: &str) -> bool {
+    ["candle", "llama-cpp"].contains(&backend)
+}
+
+/// The options about reading a checkpoint. A value that is wrong is refused by the backend, which knows its name.
+fn facts(options: &serde_json::Map<String, serde_json::Value>) -> CheckpointOptions {
+    serde_json::from_value(serde_json::Value::Object(options.clone())).unwrap_or_default()
+}
+
+/// Sets the options that are not left out.
+fn set_facts(model: &mut ModelConfig, facts: &CheckpointOptions) {
+    if let Ok(serde_json::Value::Object(set)) = serde_json::to_value(facts) {
+        model.options.extend(set);
     }
 }
 

@@ -10,7 +10,10 @@ use std::time::Instant;
 use ternion_core::text::{Tokenizer, TokenizerParts};
 use ternion_core::{Error, ErrorKind, Result, ResultExt, SamplingDefaults};
 
-use crate::{DenseTensor, LayerTensors, ModelSpec, RmsNorm, SharedBytes, gguf, huggingface};
+use crate::notes::Notes;
+use crate::{
+    CheckpointOptions, DenseTensor, LayerTensors, ModelSpec, RmsNorm, SharedBytes, gguf, huggingface,
+};
 
 const TOKENIZER: &str = "tokenizer.json";
 
@@ -78,6 +81,12 @@ pub struct Checkpoint {
     pub files: Vec<PathBuf>,
     /// The folder that it was read from; the tokenizer's files are there.
     pub folder: PathBuf,
+    /// Facts that no file states, and what they were concluded from.
+    pub assumptions: Vec<String>,
+    /// Contradictions in the files that may make answers wrong; each names the option that decides.
+    pub warnings: Vec<String>,
+    /// The options that it was opened with.
+    pub(crate) options: CheckpointOptions,
     /// The GGUF file, where it was one.
     pub(crate) gguf: Option<gguf::File>,
 }
@@ -104,7 +113,15 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`open`](Self::open).
     pub fn open_with(path: impl AsRef<Path>, progress: &mut Progress<'_>) -> Result<Self> {
-        Self::read(path.as_ref(), Means::ALL, progress)
+        Self::open_as(path.as_ref(), &CheckpointOptions::default(), progress)
+    }
+
+    pub(crate) fn open_as(
+        path: &Path,
+        options: &CheckpointOptions,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        Self::read(path, options, Means::ALL, progress)
     }
 
     /// [`open_with`](Self::open_with) for a process that has little memory. The files are mapped, but no page of their
@@ -115,7 +132,16 @@ impl Checkpoint {
     /// Those of [`open`](Self::open), and [`ResourceExhausted`](ErrorKind::ResourceExhausted) naming the tensor for which
     /// `memory` is too little, before it is converted.
     pub fn open_within(path: impl AsRef<Path>, memory: u64, progress: &mut Progress<'_>) -> Result<Self> {
-        Self::read(path.as_ref(), Means { untouched: true, memory }, progress)
+        Self::open_within_as(path.as_ref(), memory, &CheckpointOptions::default(), progress)
+    }
+
+    pub(crate) fn open_within_as(
+        path: &Path,
+        memory: u64,
+        options: &CheckpointOptions,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        Self::read(path, options, Means { untouched: true, memory }, progress)
     }
 
     /// [`open_with`](Self::open_with) and [`tokenizer`](Self::tokenizer) side by side: for a large model each takes some
@@ -129,10 +155,18 @@ impl Checkpoint {
         untouched: bool,
         progress: &mut Progress<'_>,
     ) -> Result<(Self, Tokenizer)> {
-        let path = path.as_ref();
+        Self::open_with_tokenizer_as(path.as_ref(), untouched, &CheckpointOptions::default(), progress)
+    }
+
+    pub(crate) fn open_with_tokenizer_as(
+        path: &Path,
+        untouched: bool,
+        options: &CheckpointOptions,
+        progress: &mut Progress<'_>,
+    ) -> Result<(Self, Tokenizer)> {
         std::thread::scope(|scope| {
             let read = || {
-                let parts = Self::tokenizer_parts_at(path)?;
+                let parts = Self::tokenizer_parts_as(path, options)?;
                 Tokenizer::from_parts(parts).during("load")
             };
             let thread = std::thread::Builder::new().name("ternion-tokenizer".to_owned());
@@ -140,7 +174,7 @@ impl Checkpoint {
                 Error::new(ErrorKind::ResourceExhausted, "cannot start a thread for the tokenizer")
                     .with_source(e)
             })?;
-            let checkpoint = Self::read(path, Means { untouched, ..Means::ALL }, progress)?;
+            let checkpoint = Self::read(path, options, Means { untouched, ..Means::ALL }, progress)?;
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let tokenizer = tokenizer.and_then(|tokenizer| {
                 tokenizer.check_limit(checkpoint.spec.vocab_size).during("load")?;
@@ -150,13 +184,21 @@ impl Checkpoint {
         })
     }
 
-    fn read(path: &Path, means: Means, progress: &mut Progress<'_>) -> Result<Self> {
+    fn read(
+        path: &Path,
+        options: &CheckpointOptions,
+        means: Means,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
         let start = Instant::now();
+        let mut notes = Notes::new(options)?;
         let checkpoint = match gguf_file(path)? {
-            Some(file) => gguf::open(&file, means, progress),
-            None => huggingface::open(path, means, progress),
+            Some(file) => gguf::open(&file, &mut notes, means, progress),
+            None => huggingface::open(path, &mut notes, means, progress),
         };
-        let checkpoint = checkpoint.during("load")?;
+        let mut checkpoint = checkpoint.during("load")?;
+        (checkpoint.assumptions, checkpoint.warnings) = notes.finish();
+        checkpoint.options = options.clone();
         tracing::info!(
             name = checkpoint.name,
             format = checkpoint.format,
@@ -164,6 +206,17 @@ impl Checkpoint {
             "checkpoint opened"
         );
         Ok(checkpoint)
+    }
+
+    /// Logs the warnings, and the assumptions for information. Reading alone logs neither; a backend that loads the model
+    /// calls this.
+    pub fn log_notes(&self) {
+        for assumption in &self.assumptions {
+            tracing::info!(name = self.name, "{assumption}");
+        }
+        for warning in &self.warnings {
+            tracing::warn!(name = self.name, "{warning}");
+        }
     }
 
     /// Reads the tokenizer's files, or where there is no `tokenizer.json` beside a GGUF file what is in that, with the
@@ -196,7 +249,10 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`tokenizer_parts`](Self::tokenizer_parts), and of reading a GGUF file's metadata.
     pub fn tokenizer_parts_at(path: impl AsRef<Path>) -> Result<TokenizerParts> {
-        let path = path.as_ref();
+        Self::tokenizer_parts_as(path.as_ref(), &CheckpointOptions::default())
+    }
+
+    pub(crate) fn tokenizer_parts_as(path: &Path, _options: &CheckpointOptions) -> Result<TokenizerParts> {
         let file = gguf_file(path)?;
         let is_file = path.is_file();
         let folder = match path.parent() {

@@ -3,9 +3,14 @@
 //! Where a key may be absent, the default is the one of the model's configuration class in transformers. The sizes of
 //! the model may not: a guess there would only move the error to a tensor's shape.
 
+use std::collections::BTreeMap;
+
+use ::safetensors::Dtype;
 use ternion_core::Result;
 
 use crate::json::Object;
+use crate::notes::{Notes, ROPE_THETA};
+use crate::safetensors::RawTensor;
 use crate::{Activation, Family, ModelSpec, Quantization, RopeScaling, RopeSpec, ScaleUse};
 
 // Bounds that no real model comes near. They keep every product of sizes far from overflow.
@@ -14,31 +19,86 @@ const MAX_LAYERS: u64 = 1024;
 const MAX_VOCAB: u64 = 1 << 24;
 const MAX_CONTEXT: u64 = 1 << 28;
 
-/// Reads the specification, the end-of-text tokens included as far as this file names them.
-pub(crate) fn read(config: &Object) -> Result<ModelSpec> {
+/// The context length of transformers' BitNet and Llama classes.
+const DEFAULT_CONTEXT: usize = 2048;
+
+/// A vocabulary of this size is that of Llama 3 or a later model, whose rotary base is not 10000.
+const LARGE_VOCAB: usize = 100_000;
+
+/// What the names and shapes of the tensors tell about facts that the configuration may leave open.
+#[derive(Debug, Default)]
+pub(crate) struct Signs {
+    sub_norms: Option<SubNorms>,
+    /// Output width of the first key projection.
+    kv_width: Option<usize>,
+    has_head: bool,
+}
+
+/// By whose names the sub-norms go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SubNorms {
+    Transformers,
+    OneBitLlm,
+}
+
+impl Signs {
+    pub(crate) fn of(tensors: &BTreeMap<String, RawTensor>) -> Self {
+        let has = |name: &str| tensors.contains_key(&format!("model.layers.0.{name}.weight"));
+        let sub_norms = if has("self_attn.attn_sub_norm") || has("mlp.ffn_sub_norm") {
+            Some(SubNorms::Transformers)
+        } else {
+            (has("self_attn.inner_attn_ln") || has("mlp.ffn_layernorm")).then_some(SubNorms::OneBitLlm)
+        };
+        let kv_width = tensors.get("model.layers.0.self_attn.k_proj.weight").and_then(|tensor| {
+            // Packed rows hold four.
+            let rows = *tensor.shape.first()?;
+            if tensor.dtype == Dtype::U8 { rows.checked_mul(4) } else { Some(rows) }
+        });
+        Self { sub_norms, kv_width, has_head: tensors.contains_key(crate::layers::HEAD) }
+    }
+}
+
+/// Reads the specification, the end-of-text tokens included as far as this file names them. What it leaves open is
+/// concluded from `signs`, or is transformers' default.
+pub(crate) fn read(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<ModelSpec> {
     let architecture = config.required_string("model_type", "`bitnet` or `llama`")?.to_owned();
-    let family = family(config, &architecture)?;
+    let family = family(config, &architecture, signs, notes)?;
     let hidden_size = config.required_integer("hidden_size", 1..=MAX_WIDTH)?;
     let intermediate_size = config.required_integer("intermediate_size", 1..=MAX_WIDTH)?;
     let layers = config.required_integer("num_hidden_layers", 1..=MAX_LAYERS)?;
     let heads = config.required_integer("num_attention_heads", 1..=MAX_WIDTH)?;
-    let kv_heads = config.integer("num_key_value_heads", 1..=MAX_WIDTH)?.unwrap_or(heads);
-    if heads % kv_heads != 0 {
-        let expected = format!("a divisor of `num_attention_heads` ({heads})");
-        return Err(config.invalid("num_key_value_heads", &kv_heads, &expected));
-    }
     let head_dim = head_dim(config, hidden_size, heads)?;
+    let kv_heads = kv_heads(config, heads, head_dim, signs, notes)?;
     let vocab_size = config.required_integer("vocab_size", 1..=MAX_VOCAB)?;
-    let context_length = config.required_integer("max_position_embeddings", 1..=MAX_CONTEXT)?;
+    let context_length = match config.integer("max_position_embeddings", 1..=MAX_CONTEXT)? {
+        Some(length) => length,
+        None => {
+            notes.assume(format!(
+                "context of {DEFAULT_CONTEXT} tokens: config.json has no `max_position_embeddings`; transformers' default"
+            ));
+            DEFAULT_CONTEXT
+        }
+    };
     for key in ["attention_bias", "mlp_bias"] {
         if config.boolean(key)? == Some(true) {
             return Err(config.unsupported(key, &true, "projections without bias (false)"));
         }
     }
-    let default_eps = if family == Family::Llama { 1e-6 } else { 1e-5 };
+    let rms_eps = match config.number("rms_norm_eps", 0.0..=1.0)? {
+        Some(eps) => eps,
+        None => {
+            let eps = if family == Family::Llama { 1e-6 } else { 1e-5 };
+            notes.assume(format!(
+                "RMS norm epsilon {eps:e}: config.json has no `rms_norm_eps`; transformers' default"
+            ));
+            eps
+        }
+    };
+    let sub_norms = notes.options.sub_norms.unwrap_or(family != Family::Llama);
     Ok(ModelSpec {
         architecture,
-        family,
+        // Without sub-norms it is a Llama, whatever it calls itself.
+        family: if sub_norms { family } else { Family::Llama },
         hidden_size,
         intermediate_size,
         layers,
@@ -47,25 +107,25 @@ pub(crate) fn read(config: &Object) -> Result<ModelSpec> {
         head_dim,
         vocab_size,
         context_length,
-        rms_eps: config.number("rms_norm_eps", 0.0..=1.0)?.unwrap_or(default_eps),
-        rope: rope(config, family, context_length)?,
-        activation: activation(config, family)?,
-        sub_norms: family != Family::Llama,
-        tied: config.boolean("tie_word_embeddings")?.unwrap_or(false),
+        rms_eps,
+        rope: rope(config, family, context_length, vocab_size, notes)?,
+        activation: activation(config, family, notes)?,
+        sub_norms,
+        tied: tied(config, signs, notes)?,
         bos: config.token_ids("bos_token_id")?.and_then(|ids| ids.first().copied()),
         eos: config.token_ids("eos_token_id")?.unwrap_or_default(),
-        quantization: quantization(config, family)?,
+        quantization: quantization(config, family, notes)?,
     })
 }
 
-fn family(config: &Object, architecture: &str) -> Result<Family> {
+fn family(config: &Object, architecture: &str, signs: &Signs, notes: &mut Notes) -> Result<Family> {
     match architecture {
         "bitnet" => Ok(Family::BitNet),
         // The 1bitLLM checkpoints say `llama` and differ from it by a class of their own and its bit widths.
         "llama" => {
             let own_class = config.strings("architectures")?.iter().any(|name| name == "BitnetForCausalLM");
             if !own_class && config.value("weight_bits").is_none() {
-                return Ok(Family::Llama);
+                return Ok(family_of_llama(signs, notes));
             }
             for (key, supported) in [("weight_bits", 1), ("input_bits", 8)] {
                 let bits = config.integer(key, 1..=64)?.unwrap_or(supported);
@@ -77,6 +137,58 @@ fn family(config: &Object, architecture: &str) -> Result<Family> {
         }
         other => Err(config.unsupported("model_type", &format!("`{other}`"), "bitnet, llama")),
     }
+}
+
+/// The family of a model that calls itself `llama`. Llama itself has no sub-norms.
+fn family_of_llama(signs: &Signs, notes: &mut Notes) -> Family {
+    let Some(names) = signs.sub_norms.filter(|_| notes.options.sub_norms != Some(false)) else {
+        return Family::Llama;
+    };
+    let (family, name) = match names {
+        SubNorms::Transformers => (Family::BitNet, "attn_sub_norm"),
+        SubNorms::OneBitLlm => (Family::OneBitLlm, "inner_attn_ln"),
+    };
+    notes.warn(format!(
+        "`model_type` in config.json is `llama`, which has no sub-norms, but the tensors have (`{name}`): read as \
+         {family}; the option `sub_norms` decides, and `activation` for the activation"
+    ));
+    family
+}
+
+fn kv_heads(
+    config: &Object,
+    heads: usize,
+    head_dim: usize,
+    signs: &Signs,
+    notes: &mut Notes,
+) -> Result<usize> {
+    const KEY: &str = "num_key_value_heads";
+    if let Some(kv_heads) = config.integer(KEY, 1..=MAX_WIDTH)? {
+        if heads % kv_heads != 0 {
+            let expected = format!("a divisor of `num_attention_heads` ({heads})");
+            return Err(config.invalid(KEY, &kv_heads, &expected));
+        }
+        return Ok(kv_heads);
+    }
+    let width = signs.kv_width.filter(|width| *width > 0 && width.is_multiple_of(head_dim));
+    let kv_heads = width.map(|width| width / head_dim).filter(|n| heads.is_multiple_of(*n)).unwrap_or(heads);
+    notes.assume(format!(
+        "{kv_heads} heads for keys and values: config.json has no `{KEY}`; taken from {}",
+        if width.is_some() { "the shape of `k_proj`" } else { "`num_attention_heads`" }
+    ));
+    Ok(kv_heads)
+}
+
+fn tied(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<bool> {
+    if let Some(tied) = config.boolean("tie_word_embeddings")? {
+        return Ok(tied);
+    }
+    if !signs.has_head {
+        notes.assume(
+            "the head is the embedding: config.json has no `tie_word_embeddings`, and there is no `lm_head.weight`",
+        );
+    }
+    Ok(!signs.has_head)
 }
 
 fn head_dim(config: &Object, hidden_size: usize, heads: usize) -> Result<usize> {
@@ -102,41 +214,93 @@ fn head_dim(config: &Object, hidden_size: usize, heads: usize) -> Result<usize> 
     Ok(head_dim)
 }
 
-fn activation(config: &Object, family: Family) -> Result<Activation> {
+fn activation(config: &Object, family: Family, notes: &mut Notes) -> Result<Activation> {
+    if let Some(activation) = notes.options.activation {
+        return Ok(activation);
+    }
     match config.string("hidden_act")? {
         Some("relu2") => Ok(Activation::Relu2),
         Some("silu" | "swish") => Ok(Activation::Silu),
         Some(other) => Err(config.unsupported("hidden_act", &format!("`{other}`"), "relu2, silu")),
-        None if family == Family::BitNet => Ok(Activation::Relu2),
-        None => Ok(Activation::Silu),
+        None => {
+            let activation = if family == Family::BitNet { Activation::Relu2 } else { Activation::Silu };
+            notes.assume(format!(
+                "activation {activation}: config.json has no `hidden_act`; the default of the family {family}"
+            ));
+            Ok(activation)
+        }
     }
 }
 
-/// The rotary embedding, in either of its forms: `rope_theta` and `rope_scaling`, or `rope_parameters`, which holds both
-/// (transformers 5).
-fn rope(config: &Object, family: Family, context_length: usize) -> Result<RopeSpec> {
-    let parameters = config.object("rope_parameters")?;
-    let scaling = match config.object("rope_scaling")? {
-        Some(scaling) => Some(scaling),
-        None => config.object("rope_parameters")?,
+/// The rotary embedding, as transformers 5 reads it. `rope_scaling` and `rope_parameters` are two names of one object, of
+/// which the first wins as a whole; `rope_theta` and `partial_rotary_factor` in it win over those at the top.
+fn rope(
+    config: &Object,
+    family: Family,
+    context_length: usize,
+    vocab_size: usize,
+    notes: &mut Notes,
+) -> Result<RopeSpec> {
+    let named = |key: &str| -> Result<Option<Object>> {
+        // An empty object counts as absent.
+        Ok(config.object(key)?.filter(|object| !object.is_empty()))
     };
-    let range = 1.0..=1e12;
-    let stated =
-        match parameters.as_ref().map(|p| p.number("rope_theta", range.clone())).transpose()?.flatten() {
-            Some(theta) => Some(theta),
-            None => config.number("rope_theta", range)?,
-        };
-    let theta = stated.unwrap_or(if family == Family::BitNet { 500_000.0 } else { 10_000.0 });
-    for place in [Some(config), parameters.as_ref()].into_iter().flatten() {
-        if let Some(part) = place.number("partial_rotary_factor", 0.0..=1.0)?.filter(|part| *part != 1.0) {
-            return Err(place.unsupported("partial_rotary_factor", &part, "1.0"));
-        }
+    let (scaling, parameters) = (named("rope_scaling")?, named("rope_parameters")?);
+    if let (Some(scaling), Some(parameters)) = (&scaling, &parameters)
+        && !scaling.same_as(parameters)
+    {
+        notes.warn(
+            "`rope_scaling` and `rope_parameters` in config.json differ; transformers takes all from the first, and so is \
+             done here; remove one of them, or set the option `rope_theta`",
+        );
+    }
+    let object = scaling.or(parameters);
+    if let Some((object, key)) = object.as_ref().and_then(|o| Some((o, o.key_of_object()?))) {
+        return Err(object.unsupported(key, &"an object", "one rotary embedding for all layers"));
+    }
+    let within = |key: &str, range: std::ops::RangeInclusive<f32>| -> Result<Option<f32>> {
+        object.as_ref().map(|o| o.number(key, range)).transpose().map(Option::flatten)
+    };
+    let inner = within("rope_theta", ROPE_THETA)?;
+    let outer = config.number("rope_theta", ROPE_THETA)?;
+    if let (Some(inner), Some(outer)) = (inner, outer)
+        && inner != outer
+        && notes.options.rope_theta.is_none()
+    {
+        notes.warn(format!(
+            "config.json states two values of `rope_theta`, {inner} beside the scaling and {outer} at the top; the \
+             first is used, as by transformers 5 (4.57 takes the other); the option `rope_theta` decides"
+        ));
+    }
+    let theta = match notes.options.rope_theta.or(inner).or(outer) {
+        Some(theta) => theta,
+        None => default_theta(family, vocab_size, notes),
+    };
+    let range = 0.0..=1.0;
+    let part = within("partial_rotary_factor", range.clone())?;
+    let place = if part.is_some() { object.as_ref().unwrap_or(config) } else { config };
+    let part = part.map_or_else(|| config.number("partial_rotary_factor", range), |part| Ok(Some(part)))?;
+    if let Some(part) = part.filter(|part| *part != 1.0) {
+        return Err(place.unsupported("partial_rotary_factor", &part, "1.0"));
     }
     if config.boolean("rope_interleaved")? == Some(true) {
         return Err(config.unsupported("rope_interleaved", &true, "false"));
     }
-    let scaling = scaling.map_or(Ok(RopeScaling::None), |s| rope_scaling(&s, context_length))?;
+    let scaling = object.map_or(Ok(RopeScaling::None), |o| rope_scaling(&o, context_length))?;
     Ok(RopeSpec { theta, scaling })
+}
+
+fn default_theta(family: Family, vocab_size: usize, notes: &mut Notes) -> f32 {
+    let theta = if family == Family::BitNet { 500_000.0 } else { 10_000.0 };
+    let message = format!("rotary base {theta}: config.json has no `rope_theta`; transformers' default");
+    if family == Family::Llama && vocab_size >= LARGE_VOCAB {
+        notes.warn(format!(
+            "{message}, but models with a vocabulary of {vocab_size} have larger ones; the option `rope_theta` decides"
+        ));
+    } else {
+        notes.assume(message);
+    }
+    theta
 }
 
 fn rope_scaling(scaling: &Object, context_length: usize) -> Result<RopeScaling> {
@@ -166,9 +330,14 @@ fn rope_scaling(scaling: &Object, context_length: usize) -> Result<RopeScaling> 
     }
 }
 
-fn quantization(config: &Object, family: Family) -> Result<Option<Quantization>> {
+fn quantization(config: &Object, family: Family, notes: &mut Notes) -> Result<Option<Quantization>> {
     let Some(quantization) = config.object("quantization_config")? else {
         // A BitNet's projections are ternary whether or not it is said; float weights of one are masters.
+        if family != Family::Llama {
+            notes.assume(format!(
+                "projections are ternary and their inputs int8: config.json has no `quantization_config`; the family {family}"
+            ));
+        }
         return Ok((family != Family::Llama).then(|| Quantization {
             scale_use: ScaleUse::Divides,
             online: true,
@@ -181,7 +350,13 @@ fn quantization(config: &Object, family: Family) -> Result<Option<Quantization>>
     }
     let scale_use = match quantization.string("linear_class")? {
         Some("autobitlinear") => ScaleUse::Multiplies,
-        None | Some("bitlinear") => ScaleUse::Divides,
+        Some("bitlinear") => ScaleUse::Divides,
+        None => {
+            notes.assume(
+                "a stored `weight_scale` divides: `quantization_config` has no `linear_class`; transformers' default, `bitlinear`",
+            );
+            ScaleUse::Divides
+        }
         Some(other) => {
             return Err(quantization.unsupported(
                 "linear_class",

@@ -9,10 +9,12 @@ use serde::Deserialize;
 use ternion_core::{Error, ErrorKind, Result};
 
 use crate::checkpoint::{Means, Progress};
+use crate::config::Signs;
 use crate::json::{Entries, Object, cause, read_capped, show};
-use crate::layers::Reader;
+use crate::layers::{self, Reader};
+use crate::notes::Notes;
 use crate::safetensors::{self, RawTensor};
-use crate::{Checkpoint, DenseTensor, Weights, config, generation};
+use crate::{Checkpoint, CheckpointOptions, DenseTensor, Family, Weights, config, generation};
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
@@ -23,11 +25,23 @@ const CONFIG_CAP: u64 = 4 << 20;
 const INDEX_CAP: u64 = 64 << 20;
 
 /// Opens the checkpoint that `path` names: a folder, a `.safetensors` file or an index.
-pub(crate) fn open(path: &Path, means: Means, progress: &mut Progress<'_>) -> Result<Checkpoint> {
+pub(crate) fn open(
+    path: &Path,
+    notes: &mut Notes,
+    means: Means,
+    progress: &mut Progress<'_>,
+) -> Result<Checkpoint> {
     let (folder, weights) = locate(path)?;
     let config = Object::read(&folder.join(CONFIG), CONFIG_CAP)?;
-    let mut spec = config::read(&config)?;
-    let (sampling, eos) = generation::read(&folder.join(GENERATION), CONFIG_CAP)?;
+    let (mut tensors, files) = open_weights(&weights, means)?;
+    let mut spec = config::read(&config, &Signs::of(&tensors), notes)?;
+    if notes.options.i2s_layout.is_some() {
+        notes.warn("the option `i2s_layout` is set, but the checkpoint has no I2_S tensors");
+    }
+    if !spec.sub_norms && notes.options.sub_norms.is_some() {
+        tensors.retain(|name, _| !layers::is_sub_norm(name));
+    }
+    let (sampling, eos) = generation::read(&folder.join(GENERATION), CONFIG_CAP, Some(&config), notes)?;
     if let Some(eos) = eos {
         spec.eos = eos;
     }
@@ -35,8 +49,8 @@ pub(crate) fn open(path: &Path, means: Means, progress: &mut Progress<'_>) -> Re
     spec.eos.retain(|&id| (id as usize) < spec.vocab_size);
     spec.bos = spec.bos.filter(|&id| (id as usize) < spec.vocab_size);
 
-    let (tensors, files) = open_weights(&weights, means)?;
-    let mut reader = Reader::new(&spec, tensors, &weights, means, progress);
+    let keep_scale = spec.family == Family::BitNet && config.value("quantization_config").is_none();
+    let mut reader = Reader::new(&spec, tensors, &weights, notes, means, progress).keep_scale(keep_scale);
     let embed = reader.embedding()?;
     let layers = (0..spec.layers).map(|i| reader.layer(i)).collect::<Result<Vec<_>>>()?;
     let final_norm = reader.final_norm()?;
@@ -57,6 +71,9 @@ pub(crate) fn open(path: &Path, means: Means, progress: &mut Progress<'_>) -> Re
         name,
         files,
         folder,
+        assumptions: Vec::new(),
+        warnings: Vec::new(),
+        options: CheckpointOptions::default(),
         gguf: None,
     })
 }

@@ -46,6 +46,26 @@ impl Object {
         }
     }
 
+    /// Whether there is no key at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// Whether `key` is there with the value null.
+    pub(crate) fn is_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(Value::is_null)
+    }
+
+    /// Whether both hold the same keys and values.
+    pub(crate) fn same_as(&self, other: &Self) -> bool {
+        self.map == other.map
+    }
+
+    /// The first key whose value is an object.
+    pub(crate) fn key_of_object(&self) -> Option<&str> {
+        self.map.iter().find(|(_, value)| value.is_object()).map(|(key, _)| key.as_str())
+    }
+
     /// The value of `key`; null counts as absent, as it does in transformers.
     pub(crate) fn value(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|v| !v.is_null())

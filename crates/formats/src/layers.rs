@@ -11,6 +11,7 @@ use ternion_core::{Error, Result};
 use ternion_kernels::{MAX_COLS, TernaryLayout};
 
 use crate::checkpoint::{Means, Progress};
+use crate::notes::Notes;
 use crate::safetensors::RawTensor;
 use crate::{
     DenseTensor, DenseType, LayerTensors, Linear, ModelSpec, RmsNorm, ScaleUse, SharedBytes, TernaryTensor,
@@ -19,11 +20,24 @@ use crate::{
 
 const EMBED: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";
-const HEAD: &str = "lm_head.weight";
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// The two sub-norms' names: transformers', then 1bitLLM's.
 const ATTN_SUB_NORM: [&str; 2] = ["attn_sub_norm", "inner_attn_ln"];
 const FFN_SUB_NORM: [&str; 2] = ["ffn_sub_norm", "ffn_layernorm"];
+
+/// Whether `name` is a sub-norm's weight.
+pub(crate) fn is_sub_norm(name: &str) -> bool {
+    ATTN_SUB_NORM.iter().chain(&FFN_SUB_NORM).any(|norm| {
+        name.strip_suffix(".weight")
+            .and_then(|name| name.strip_suffix(norm))
+            .is_some_and(|s| s.ends_with('.'))
+    })
+}
+
+/// What an error says beside a sub-norm that is missing.
+pub(crate) const NO_SUB_NORM: &str =
+    "the sub-norm is missing; for a model that has none set the option `sub_norms` to false";
 
 /// Takes the tensors of a checkpoint one after the other.
 pub(crate) struct Reader<'a> {
@@ -31,6 +45,9 @@ pub(crate) struct Reader<'a> {
     tensors: BTreeMap<String, RawTensor>,
     /// What errors about missing tensors name: the file or the index.
     source: &'a Path,
+    /// Floats that are quantised already keep their scale.
+    keep_scale: bool,
+    notes: &'a mut Notes,
     means: Means,
     progress: &'a mut Progress<'a>,
     done: u64,
@@ -43,11 +60,29 @@ impl<'a> Reader<'a> {
         spec: &'a ModelSpec,
         tensors: BTreeMap<String, RawTensor>,
         source: &'a Path,
+        notes: &'a mut Notes,
         means: Means,
         progress: &'a mut Progress<'a>,
     ) -> Self {
         let total = tensors.values().map(|t| t.bytes.len() as u64).sum();
-        Self { spec, tensors, source, means, progress, done: 0, total, packed: false }
+        Self {
+            spec,
+            tensors,
+            source,
+            keep_scale: false,
+            notes,
+            means,
+            progress,
+            done: 0,
+            total,
+            packed: false,
+        }
+    }
+
+    /// Lets float weights that are quantised already keep their scale.
+    pub(crate) fn keep_scale(mut self, keep: bool) -> Self {
+        self.keep_scale = keep;
+        self
     }
 
     /// Whether a packed ternary tensor has been taken.
@@ -72,8 +107,9 @@ impl<'a> Reader<'a> {
         let head = self.dense(HEAD, [self.spec.vocab_size, self.spec.hidden_size])?;
         let copy = self.spec.tied && head.dtype == embed.dtype && head.bytes.same_as(&embed.bytes)?;
         if self.spec.tied && !copy {
-            tracing::warn!(
-                "the configuration ties the head to the embedding, the file holds another: it is used"
+            self.notes.warn(
+                "`tie_word_embeddings` in config.json says that the head is the embedding, but the file holds another head; \
+                 it is used, as by transformers 5",
             );
         }
         Ok((!copy).then_some(head))
@@ -154,7 +190,9 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let names = names.map(|name| format!("{module}.{name}.weight"));
-        let present = names.iter().find(|name| self.tensors.contains_key(*name)).unwrap_or(&names[0]);
+        let present = names.iter().find(|name| self.tensors.contains_key(*name)).ok_or_else(|| {
+            Error::invalid_model(NO_SUB_NORM).with("tensor", &names[0]).with("file", self.source.display())
+        })?;
         self.norm(present, width, self.spec.rms_eps).map(Some)
     }
 
@@ -178,7 +216,7 @@ impl<'a> Reader<'a> {
                     self.means.take(codes).map_err(|e| e.with("tensor", &weight_name))?;
                 }
                 let (codes, scale) = if !packed && quantization.online {
-                    master(&weight.loaded()?, &weight_name, rows, cols)?
+                    self.master(&weight.loaded()?, &weight_name, rows, cols)?
                 } else {
                     self.packed |= packed;
                     let codes = if packed {
@@ -196,6 +234,31 @@ impl<'a> Reader<'a> {
             None => None,
         };
         Ok(Linear { name, weights, input_norm })
+    }
+
+    /// Codes and scale of a float master, by the mean of its absolute values. Weights of a model whose configuration does
+    /// not say that they are masters may be quantised already; they keep their scale.
+    fn master(
+        &mut self,
+        tensor: &RawTensor,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(SharedBytes, f32)> {
+        check_shape(tensor, name, &[rows, cols])?;
+        let dense = tensor.dense(name)?;
+        let (codes, scale) = match quantized(&dense, self.keep_scale) {
+            Some(packed) => {
+                self.notes.assume(
+                    "float weights that are 0 or of one absolute value are taken as quantised, with that value as their \
+                     scale: config.json has no `quantization_config`",
+                );
+                packed
+            }
+            None => ternion_kernels::quantize_master(dense.view(), rows, cols)
+                .map_err(|e| tensor.invalid(name, format!("cannot be quantised: {e}")))?,
+        };
+        Ok((codes.into(), scale))
     }
 
     /// The factor of the integer product that a `weight_scale` stands for.
@@ -217,6 +280,13 @@ impl<'a> Reader<'a> {
         }
         Ok(scale)
     }
+}
+
+/// Codes and scale of weights that are quantised already.
+fn quantized(dense: &DenseTensor, wanted: bool) -> Option<(Vec<u8>, f32)> {
+    let [rows, cols] = dense.shape[..] else { return None };
+    // What has a shape that cannot be packed is refused where it is packed.
+    wanted.then(|| ternion_kernels::pack_quantized(dense.view(), rows, cols).ok().flatten()).flatten()
 }
 
 fn check_shape(tensor: &RawTensor, name: &str, expected: &[usize]) -> Result<()> {
@@ -285,12 +355,4 @@ fn float_codes(tensor: &RawTensor, name: &str, rows: usize, cols: usize) -> Resu
     let codes = ternion_kernels::pack(TernaryLayout::Quarters, &trits, rows, cols)
         .map_err(|e| tensor.invalid(name, format!("cannot be packed: {e}")))?;
     Ok(codes.into())
-}
-
-/// Codes and scale of a float master, by the mean of its absolute values.
-fn master(tensor: &RawTensor, name: &str, rows: usize, cols: usize) -> Result<(SharedBytes, f32)> {
-    check_shape(tensor, name, &[rows, cols])?;
-    let (codes, scale) = ternion_kernels::quantize_master(tensor.dense(name)?.view(), rows, cols)
-        .map_err(|e| tensor.invalid(name, format!("cannot be quantised: {e}")))?;
-    Ok((codes.into(), scale))
 }

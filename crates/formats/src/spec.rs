@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use ternion_kernels::kv::{self, KvType};
 
 /// The facts of a decoder-only transformer that an engine needs. All counts are checked: none is zero, heads divide
@@ -82,12 +84,22 @@ impl fmt::Display for Family {
 }
 
 /// The activation of the gated feed-forward network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `max(x, 0)^2`
     Relu2,
     /// `x / (1 + exp(-x))`
     Silu,
+}
+
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Relu2 => "squared ReLU",
+            Self::Silu => "SiLU",
+        })
+    }
 }
 
 /// The rotary position embedding.

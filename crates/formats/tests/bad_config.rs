@@ -26,7 +26,6 @@ fn a_missing_key_is_named() {
         "num_hidden_layers",
         "num_attention_heads",
         "vocab_size",
-        "max_position_embeddings",
     ] {
         let mut model = Model::fixture("nano-packed");
         model.config.as_object_mut().unwrap().remove(key);

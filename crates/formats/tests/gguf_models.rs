@@ -68,7 +68,8 @@ fn the_file_says_which_activation() {
     for (architecture, said, expected) in [
         ("bitnet-b1.58", None, Activation::Relu2),
         ("bitnet-25", None, Activation::Relu2),
-        ("bitnet", None, Activation::Silu),
+        ("bitnet", None, Activation::Relu2),
+        ("bitnet", Some("silu"), Activation::Silu),
         ("bitnet", Some("relu2"), Activation::Relu2),
         ("bitnet-b1.58", Some("silu"), Activation::Silu),
     ] {

@@ -53,7 +53,7 @@ pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
 pub use float::{add, relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};
 pub use isa::Isa;
 pub use leading::leading;
-pub use master::quantize_master;
+pub use master::{pack_quantized, quantize_master};
 pub use matmul::{
     GatedUnit, Product, accumulate, gated_matmul, matmul, matmul_all, matmul_part, matmul_with,
 };

@@ -10,13 +10,7 @@ use crate::{DenseRef, TernaryLayout, WeightsError, ternary};
 /// # Errors
 /// As [`TernaryRef::new`](crate::TernaryRef::new) for the shape, and if a weight is not finite.
 pub fn quantize_master(w: DenseRef<'_>, rows: usize, cols: usize) -> Result<(Vec<u8>, f32), WeightsError> {
-    ternary::check_shape(TernaryLayout::Quarters, rows, cols)?;
-    if rows.checked_mul(cols) != Some(w.elements()) {
-        return Err(WeightsError::new(format!(
-            "{} weights for {rows} rows and {cols} columns",
-            w.elements()
-        )));
-    }
+    check(w, rows, cols)?;
     // One sum for each row, added up in order: the same bits on any number of threads.
     let sums: Vec<f64> = (0..rows)
         .into_par_iter()
@@ -50,6 +44,57 @@ pub fn quantize_master(w: DenseRef<'_>, rows: usize, cols: usize) -> Result<(Vec
     Ok((codes, 1.0 / scale))
 }
 
+/// Packs a float matrix `[rows, cols]` that is already quantised: each weight is `-scale`, 0 or `scale`. Returns the codes in
+/// [`TernaryLayout::Quarters`] and the scale; `None` where there are other weights, or only zeros.
+///
+/// # Errors
+/// As [`quantize_master`], except that a weight which is not finite only makes the result `None`.
+pub fn pack_quantized(
+    w: DenseRef<'_>,
+    rows: usize,
+    cols: usize,
+) -> Result<Option<(Vec<u8>, f32)>, WeightsError> {
+    check(w, rows, cols)?;
+    let mut row = vec![0.0; cols];
+    let first = (0..rows).find_map(|r| {
+        w.row(r, &mut row);
+        row.iter().copied().find(|x| *x != 0.0)
+    });
+    let Some(scale) = first.map(f32::abs).filter(|scale| scale.is_finite()) else { return Ok(None) };
+    let quarter = rows / 4;
+    let mut codes = vec![0; quarter * cols];
+    let packed = codes.par_chunks_exact_mut(cols).enumerate().try_for_each_init(
+        || vec![0.0; cols],
+        |row, (r, codes)| {
+            for i in 0..4 {
+                w.row(i * quarter + r, row);
+                for (code, x) in codes.iter_mut().zip(&*row) {
+                    let trit = if *x == 0.0 {
+                        1
+                    } else if *x == scale {
+                        2
+                    } else if *x == -scale {
+                        0
+                    } else {
+                        return None;
+                    };
+                    *code |= trit << (2 * i);
+                }
+            }
+            Some(())
+        },
+    );
+    Ok(packed.map(|()| (codes, scale)))
+}
+
+fn check(w: DenseRef<'_>, rows: usize, cols: usize) -> Result<(), WeightsError> {
+    ternary::check_shape(TernaryLayout::Quarters, rows, cols)?;
+    if rows.checked_mul(cols) == Some(w.elements()) {
+        return Ok(());
+    }
+    Err(WeightsError::new(format!("{} weights for {rows} rows and {cols} columns", w.elements())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +110,19 @@ mod tests {
             ternary::unpack(ternary::TernaryRef::new(TernaryLayout::Quarters, &codes, 4, 1).unwrap()),
             [0, -1, 1, -1]
         );
+    }
+
+    #[test]
+    fn weights_of_three_values_keep_their_scale() {
+        let bytes = |weights: &[f32]| weights.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
+        let of = |weights: &[f32]| pack_quantized(DenseRef::F32(&bytes(weights)), 4, 2).unwrap();
+        let (codes, scale) = of(&[0.0, 0.3, -0.3, 0.3, -0.0, 0.0, 0.3, -0.3]).unwrap();
+        assert_eq!(scale, 0.3);
+        let packed = ternary::TernaryRef::new(TernaryLayout::Quarters, &codes, 4, 2).unwrap();
+        assert_eq!(ternary::unpack(packed), [0, 1, -1, 1, 0, 0, 1, -1]);
+        assert!(of(&[0.0, 0.3, -0.3, 0.3, 0.0, 0.0, 0.3, -0.31]).is_none(), "a fourth value");
+        assert!(of(&[0.0; 8]).is_none(), "no scale");
+        assert!(of(&[0.0, f32::NAN, 0.3, 0.3, 0.0, 0.0, 0.0, 0.0]).is_none());
     }
 
     #[test]

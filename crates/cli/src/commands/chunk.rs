@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use serde_json::json;
-use ternion::formats::Checkpoint;
 use ternion::text::{Chunk, ChunkKind, ChunkOptions, Tokenizer, chunks};
 
 use super::blocking;
@@ -25,7 +24,7 @@ pub(crate) fn run(app: &App, args: &ChunkArgs) -> Outcome {
             args.file.display()
         )));
     }
-    let tokenizer = Tokenizer::from_parts(Checkpoint::tokenizer_parts_at(selected.path()?)?)?;
+    let tokenizer = Tokenizer::from_parts(selected.facts()?.tokenizer_parts(selected.path()?)?)?;
     let kind = args.kind.unwrap_or_else(|| kind_of(&args.file));
     let options = ChunkOptions::new(args.max_tokens).with_overlap(args.overlap).with_kind(kind);
     let plan = blocking(app, || chunks(&tokenizer, &text, &options))?;

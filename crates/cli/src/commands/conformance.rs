@@ -83,7 +83,11 @@ pub(crate) async fn run(app: &App, args: &ConformanceArgs) -> Outcome {
 /// The models in the order of the command line: several configurations, or several models of one.
 fn select(args: &ConformanceArgs) -> Outcome<Vec<Selected>> {
     let model = |path: &Path, name: Option<&String>| {
-        Selected::for_files(&ModelArgs { model: Some(path.to_owned()), name: name.cloned() })
+        Selected::for_files(&ModelArgs {
+            model: Some(path.to_owned()),
+            name: name.cloned(),
+            ..ModelArgs::default()
+        })
     };
     match (&args.configs[..], &args.names[..]) {
         (configs, []) => configs.iter().map(|config| model(config, None)).collect(),

@@ -1,6 +1,5 @@
 //! `ternion convert`: a checkpoint in another format, with the same trits and scales.
 
-use ternion::formats::Checkpoint;
 use ternion::formats::convert::{self, Options};
 
 use super::blocking;
@@ -12,7 +11,8 @@ use crate::output::bytes;
 pub(crate) fn run(app: &App, args: &ConvertArgs) -> Outcome {
     let bar = app.output.bytes("read");
     let result = blocking(app, || {
-        let checkpoint = Checkpoint::open_with(&args.source, &mut |done, total| bar.set(done, total))?;
+        let facts = args.facts.options();
+        let checkpoint = facts.open(&args.source, &mut |done, total| bar.set(done, total))?;
         bar.stage("write");
         let mut options = Options::new(args.to);
         options.embedding = args.embedding;
@@ -24,6 +24,9 @@ pub(crate) fn run(app: &App, args: &ConvertArgs) -> Outcome {
     });
     bar.clear();
     let source = result?;
+    for warning in &source.warnings {
+        app.output.notice(&format!("warning: {warning}"));
+    }
     let size = size_of(&args.out);
     if app.output.json {
         return app.output.object(&serde_json::json!({

@@ -2,7 +2,6 @@
 
 use ternion::Message;
 use ternion::context::TokenBudget;
-use ternion::formats::Checkpoint;
 use ternion::text::Tokenizer;
 
 use crate::App;
@@ -17,7 +16,7 @@ pub(crate) fn run(app: &App, args: &CountArgs) -> Outcome {
         return conversation(app, args, &selected);
     }
     let text = TextSource::new(args.text.as_deref(), args.file.as_deref()).read("text")?;
-    let tokenizer = Tokenizer::from_parts(Checkpoint::tokenizer_parts_at(selected.path()?)?)?;
+    let tokenizer = Tokenizer::from_parts(selected.facts()?.tokenizer_parts(selected.path()?)?)?;
 
     let plain = tokenizer.encode_plain(&text)?;
     let of_text = plain.len();
@@ -60,7 +59,7 @@ fn conversation(app: &App, args: &CountArgs, selected: &Selected) -> Outcome {
     if messages.is_empty() {
         return Err(Failure::usage("--messages: there are none; at least one expected"));
     }
-    let tokenizer = Tokenizer::from_parts(Checkpoint::tokenizer_parts_at(selected.path()?)?)?;
+    let tokenizer = Tokenizer::from_parts(selected.facts()?.tokenizer_parts(selected.path()?)?)?;
     let context = args.context.or(selected.model()?.context);
     let budget = TokenBudget::for_chat(&tokenizer, &messages, context, args.max_tokens.unwrap_or(0))?;
     if app.output.json {

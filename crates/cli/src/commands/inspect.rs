@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use ternion::config::ModelConfig;
 use ternion::engine::kv::KvType;
-use ternion::formats::{Activation, Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse};
+use ternion::formats::{Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse};
 use ternion::{ErrorKind, MemoryPlan};
 
 use super::blocking;
@@ -27,11 +27,13 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
         return plan.map(drop).map_err(Into::into);
     }
     let bar = app.output.bytes("read");
-    let checkpoint = blocking(app, || Checkpoint::open_with(path, &mut |done, total| bar.set(done, total)));
+    let facts = selected.facts()?;
+    let checkpoint = blocking(app, || facts.open(path, &mut |done, total| bar.set(done, total)));
     bar.clear();
     let checkpoint = checkpoint?;
     let report = checkpoint.report();
-    let (tokenizer, warnings) = tokenizer(&checkpoint);
+    let (tokenizer, of_tokenizer) = tokenizer(&checkpoint);
+    let warnings: Vec<String> = checkpoint.warnings.iter().cloned().chain(of_tokenizer).collect();
     let kv_type = kv_type(selected.model()?);
     if app.output.json {
         return app.output.object(&as_json(
@@ -141,10 +143,7 @@ fn as_text(
         ),
     );
     row("context", format!("{} tokens", spec.context_length));
-    row(
-        "activation",
-        format!("{}{}", activation(spec), if spec.sub_norms { ", with sub-norms" } else { "" }),
-    );
+    row("activation", format!("{}{}", spec.activation, if spec.sub_norms { ", with sub-norms" } else { "" }));
     row("rope", format!("theta {}{}", spec.rope.theta, rope_scaling(spec)));
     row("head", if checkpoint.head.is_some() { "its own".into() } else { "the embedding".into() });
     row("ternary", quantization(spec));
@@ -155,7 +154,9 @@ fn as_text(
         if s.temperature == 0.0 {
             "greedy".into()
         } else {
-            format!("temperature {}, top-k {}, top-p {}", s.temperature, s.top_k, s.top_p)
+            // A top-p of next to nothing keeps one token, as 0 does.
+            let top_p = if s.top_p < 1e-6 { 0.0 } else { s.top_p };
+            format!("temperature {}, top-k {}, top-p {top_p}", s.temperature, s.top_k)
         },
     );
     row(
@@ -186,6 +187,9 @@ fn as_text(
             bytes(of(KvType::Int8)),
         ),
     );
+    for assumption in &checkpoint.assumptions {
+        row("assumed", assumption.clone());
+    }
     text.push('\n');
     if all {
         list(&mut text, report);
@@ -268,7 +272,7 @@ fn as_json(
         "head_dim": spec.head_dim,
         "vocab_size": spec.vocab_size,
         "context_length": spec.context_length,
-        "activation": activation(spec),
+        "activation": spec.activation.to_string(),
         "sub_norms": spec.sub_norms,
         "rms_eps": spec.rms_eps,
         "rope_theta": spec.rope.theta,
@@ -293,6 +297,7 @@ fn as_json(
         },
         "groups": groups,
         "tensors": all.then_some(&report.tensors),
+        "assumptions": checkpoint.assumptions,
         "warnings": warnings,
     })
 }
@@ -308,13 +313,6 @@ fn around(tokenizer: &Value) -> String {
     if found.is_empty() { "nothing to".into() } else { found.join(" and ") }
 }
 
-fn activation(spec: &ModelSpec) -> &'static str {
-    match spec.activation {
-        Activation::Relu2 => "squared ReLU",
-        Activation::Silu => "SiLU",
-    }
-}
-
 fn rope_scaling(spec: &ModelSpec) -> String {
     match &spec.rope.scaling {
         RopeScaling::None => String::new(),
@@ -328,14 +326,14 @@ fn rope_scaling(spec: &ModelSpec) -> String {
 
 fn quantization(spec: &ModelSpec) -> String {
     match &spec.quantization {
-        None => "no: all projections are dense".into(),
+        None => "no: all projections are dense, and their inputs stay floats".into(),
         Some(q) => {
-            let how = if q.online { "quantised at load from float masters" } else { "packed" };
+            let how = if q.online { "quantised at load from floats" } else { "packed" };
             let scale = match q.scale_use {
                 ScaleUse::Multiplies => "a stored scale multiplies",
                 ScaleUse::Divides => "a stored scale divides",
             };
-            format!("{how}; {scale}")
+            format!("{how}; {scale}; inputs are rounded to int8")
         }
     }
 }

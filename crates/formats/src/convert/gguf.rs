@@ -12,9 +12,7 @@ use crate::checkpoint::Progress;
 use crate::gguf::rows::{Heads, codes_of};
 use crate::gguf::ternary::{encode_i2s, encode_tq};
 use crate::gguf::{self, I2S_TRAILER, TensorType, Writer, keys};
-use crate::{
-    Checkpoint, DenseTensor, DenseType, Family, LayerTensors, Linear, RopeScaling, TernaryTensor, Weights,
-};
+use crate::{Checkpoint, DenseTensor, DenseType, LayerTensors, Linear, RopeScaling, TernaryTensor, Weights};
 
 /// A tensor and where its data comes from.
 struct Planned<'a> {
@@ -104,7 +102,8 @@ impl<'a> Plan<'a> {
             self.floats(name("ffn_sub_norm"), norm.weight.clone())?;
         }
         for ((part, _), linear) in keys::PROJECTIONS.into_iter().zip(layer.linears()) {
-            let rotated = matches!(part, "attn_q" | "attn_k") && checkpoint.spec.family == Family::Llama;
+            // Only the Llama architecture has its rows in another order.
+            let rotated = matches!(part, "attn_q" | "attn_k") && layer.attn_sub_norm.is_none();
             let heads = rotated.then_some(Heads(checkpoint.spec.head_dim));
             self.linear(&format!("blk.{index}.{part}"), linear, heads, ternary)?;
         }

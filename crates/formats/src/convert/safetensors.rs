@@ -248,7 +248,8 @@ fn config(checkpoint: &Checkpoint) -> Result<Value> {
         config["input_bits"] = 8.into();
     }
     let linears = || checkpoint.layers.iter().flat_map(crate::LayerTensors::linears);
-    if linears().any(|linear| matches!(linear.weights, Weights::Ternary(_))) {
+    // A BitNet needs it even if all of its projections are dense: without it they would be read as masters.
+    if spec.family != Family::Llama || linears().any(|linear| matches!(linear.weights, Weights::Ternary(_))) {
         let dense: Vec<&str> = linears()
             .filter(|linear| matches!(linear.weights, Weights::Dense(_)))
             .map(|linear| linear.name.as_str())

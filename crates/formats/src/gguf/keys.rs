@@ -9,6 +9,8 @@ pub(crate) const TEMPERATURE: &str = "general.sampling.temp";
 pub(crate) const TOP_K: &str = "general.sampling.top_k";
 pub(crate) const TOP_P: &str = "general.sampling.top_p";
 pub(crate) const MIN_P: &str = "general.sampling.min_p";
+pub(crate) const XTC: &str = "general.sampling.xtc_probability";
+pub(crate) const MIROSTAT: &str = "general.sampling.mirostat";
 pub(crate) const PENALTY: &str = "general.sampling.penalty_repeat";
 
 pub(crate) const TOKENIZER: &str = "tokenizer.ggml.model";

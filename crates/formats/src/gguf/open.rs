@@ -1,7 +1,7 @@
 //! A checkpoint from a GGUF file: which tensor plays which part, and whether it is what the metadata says.
 //!
 //! Dense tensors of F32, F16 and BF16 and the codes of I2_S stay in the mapped file. Others are decoded or repacked into
-//! memory. Quantised dense tensors (Q8_0, Q6_K, Q4_0) become F32, which alone holds their values exactly: an F16 scale
+//! memory. Float projections of a BitNet are ternary weights before or after their quantisation; they are packed. Quantised dense tensors (Q8_0, Q6_K, Q4_0) become F32, which alone holds their values exactly: an F16 scale
 //! times a signed byte has up to 18 significant bits, an F16 has 11, a BF16 8.
 
 use std::collections::BTreeMap;
@@ -9,56 +9,67 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use ternion_core::{Error, Result};
-use ternion_kernels::{MAX_COLS, TernaryLayout};
 
-use super::rows::{Heads, pack_i2s};
-use super::ternary::{decode_tq, shared_scale};
-use super::{File, I2S_GROUP, TensorInfo, TensorType, dense, keys, spec};
+use super::projections::ordered;
+use super::rows::Heads;
+use super::{File, TensorInfo, TensorType, dense, keys, spec};
 use crate::checkpoint::{Means, Progress};
+use crate::notes::Notes;
 use crate::{
-    Checkpoint, DenseTensor, DenseType, Family, LayerTensors, Linear, ModelSpec, RmsNorm, RopeScaling,
-    SharedBytes, TernaryTensor, Weights, generation, layers,
+    Checkpoint, CheckpointOptions, DenseTensor, DenseType, LayerTensors, Linear, ModelSpec, RmsNorm,
+    RopeScaling, SharedBytes, generation, layers,
 };
 
 const GENERATION: &str = "generation_config.json";
 const GENERATION_CAP: u64 = 4 << 20;
 
 /// Opens the file.
-pub(crate) fn open(path: &Path, means: Means, progress: &mut Progress<'_>) -> Result<Checkpoint> {
+pub(crate) fn open(
+    path: &Path,
+    notes: &mut Notes,
+    means: Means,
+    progress: &mut Progress<'_>,
+) -> Result<Checkpoint> {
     let file = File::parse(&means.map(path)?, path)?;
-    let mut spec = spec::read(&file)?;
+    let mut spec = spec::read(&file, notes)?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
-    let mut sampling = spec::sampling(&file)?;
-    if folder.join(GENERATION).exists() && file.value(keys::TEMPERATURE).is_none() {
-        let (beside, eos) = generation::read(&folder.join(GENERATION), GENERATION_CAP)?;
-        sampling = beside;
+    let beside = folder.join(GENERATION);
+    let sampling = if beside.exists() && file.value(keys::TEMPERATURE).is_none() {
+        let (sampling, eos) = generation::read(&beside, GENERATION_CAP, None, notes)?;
         if let Some(mut eos) = eos.filter(|_| file.value(keys::EOS_LIST).is_none()) {
             eos.retain(|&id| (id as usize) < spec.vocab_size);
             spec.eos = eos;
         }
-    }
+        sampling
+    } else {
+        spec::sampling(&file, notes)?
+    };
 
-    let mut reader = Reader::new(&file, &spec, means, progress);
+    let mut reader = Reader::new(&file, &spec, notes, means, progress);
     let embed = reader.dense(keys::EMBED, &[spec.vocab_size, spec.hidden_size], None)?;
     let head = reader.head(&embed)?;
     let rope_factors = reader.rope_factors()?;
     let layers = (0..spec.layers).map(|i| reader.layer(i)).collect::<Result<Vec<_>>>()?;
     let final_norm = reader.norm(keys::FINAL_NORM, spec.hidden_size)?;
-    let (ternary, keep_dense) = reader.finish()?;
+    let Found { ternary, floats, keep_dense } = reader.finish()?;
 
     spec.tied = head.is_none();
     if let Some(factors) = rope_factors {
         spec.rope.scaling = RopeScaling::Factors(factors);
     }
-    let format = match ternary {
-        Some(kind) => format!("GGUF ({kind})"),
-        None => format!("GGUF (dense {})", embed.dtype.name()),
+    let format = match (ternary, floats) {
+        (Some(kind), _) => format!("GGUF ({kind})"),
+        (None, Some(kind)) => format!("GGUF ({kind}, quantised at load)"),
+        (None, None) => format!("GGUF (dense {})", embed.dtype.name()),
     };
-    match spec.quantization.as_mut().filter(|_| ternary.is_some()) {
-        Some(quantization) => quantization.keep_dense = keep_dense,
+    match spec.quantization.as_mut().filter(|_| ternary.or(floats).is_some()) {
+        Some(quantization) => {
+            quantization.keep_dense = keep_dense;
+            quantization.online = floats.is_some();
+        }
         None => spec.quantization = None,
     }
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -74,35 +85,58 @@ pub(crate) fn open(path: &Path, means: Means, progress: &mut Progress<'_>) -> Re
         name,
         files,
         folder,
+        assumptions: Vec::new(),
+        warnings: Vec::new(),
+        options: CheckpointOptions::default(),
         gguf: Some(file),
     })
 }
 
+/// What the projections are.
+#[derive(Default)]
+pub(super) struct Found {
+    /// The type of the ternary tensors.
+    pub(super) ternary: Option<TensorType>,
+    /// The type of float tensors that were packed.
+    pub(super) floats: Option<TensorType>,
+    /// The modules that stay dense.
+    pub(super) keep_dense: Vec<String>,
+}
+
 /// Takes the tensors of a file one after the other.
-struct Reader<'a> {
-    file: &'a File,
-    spec: &'a ModelSpec,
-    left: BTreeMap<&'a str, &'a TensorInfo>,
+pub(super) struct Reader<'a> {
+    pub(super) file: &'a File,
+    pub(super) spec: &'a ModelSpec,
+    pub(super) left: BTreeMap<&'a str, &'a TensorInfo>,
+    pub(super) notes: &'a mut Notes,
     means: Means,
     progress: &'a mut Progress<'a>,
     done: u64,
     total: u64,
-    ternary: Option<TensorType>,
-    keep_dense: Vec<String>,
+    pub(super) found: Found,
 }
 
 impl<'a> Reader<'a> {
-    fn new(file: &'a File, spec: &'a ModelSpec, means: Means, progress: &'a mut Progress<'a>) -> Self {
-        let left = file.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
+    fn new(
+        file: &'a File,
+        spec: &'a ModelSpec,
+        notes: &'a mut Notes,
+        means: Means,
+        progress: &'a mut Progress<'a>,
+    ) -> Self {
+        let mut left: BTreeMap<_, _> = file.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
+        if notes.options.sub_norms == Some(false) {
+            left.retain(|name, _| !name.ends_with("_sub_norm.weight"));
+        }
         let total = file.tensors().iter().map(|t| t.bytes).sum();
-        Self { file, spec, left, means, progress, done: 0, total, ternary: None, keep_dense: Vec::new() }
+        Self { file, spec, left, notes, means, progress, done: 0, total, found: Found::default() }
     }
 
-    fn error(&self, name: &str, message: impl Into<String>) -> Error {
+    pub(super) fn error(&self, name: &str, message: impl Into<String>) -> Error {
         Error::invalid_model(message).with("tensor", name).with("file", self.file.path().display())
     }
 
-    fn take(&mut self, name: &str, shape: &[usize]) -> Result<(&'a TensorInfo, SharedBytes)> {
+    pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<(&'a TensorInfo, SharedBytes)> {
         let tensor = self.left.remove(name).ok_or_else(|| self.error(name, "the tensor is missing"))?;
         if !tensor.dims.iter().rev().copied().eq(shape.iter().map(|&n| n as u64)) {
             let found: Vec<u64> = tensor.dims.iter().rev().copied().collect();
@@ -113,7 +147,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A dense tensor; `heads` undoes the order of rows of the Llama architecture.
-    fn dense(&mut self, name: &str, shape: &[usize], heads: Option<Heads>) -> Result<DenseTensor> {
+    pub(super) fn dense(&mut self, name: &str, shape: &[usize], heads: Option<Heads>) -> Result<DenseTensor> {
         let (tensor, bytes) = self.take(name, shape)?;
         let mapped = match tensor.kind {
             TensorType::F32 => Some(DenseType::F32),
@@ -138,14 +172,14 @@ impl<'a> Reader<'a> {
     }
 
     /// Counts `bytes` for a tensor that cannot stay in the file.
-    fn own(&mut self, name: &str, bytes: usize) -> Result<()> {
+    pub(super) fn own(&mut self, name: &str, bytes: usize) -> Result<()> {
         self.means
             .take(bytes as u64)
             .map_err(|e| e.with("tensor", name).with("file", self.file.path().display()))
     }
 
     /// The elements of a tensor that is needed whole and is small.
-    fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    pub(super) fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let dense = self.dense(name, shape, None)?;
         Ok(DenseTensor { bytes: dense.bytes.loaded()?, ..dense }.to_f32())
     }
@@ -185,6 +219,16 @@ impl<'a> Reader<'a> {
 
     fn norm(&mut self, name: &str, width: usize) -> Result<RmsNorm> {
         Ok(RmsNorm { weight: self.values(name, &[width])?, eps: self.spec.rms_eps })
+    }
+
+    fn sub_norm(&mut self, name: &str, width: usize) -> Result<Option<RmsNorm>> {
+        if !self.spec.sub_norms {
+            return Ok(None);
+        }
+        if !self.left.contains_key(name) {
+            return Err(self.error(name, layers::NO_SUB_NORM));
+        }
+        self.norm(name, width).map(Some)
     }
 
     /// The head, unless it is a copy of the embedding.
@@ -235,119 +279,26 @@ impl<'a> Reader<'a> {
             q,
             k,
             v,
-            attn_sub_norm: s.sub_norms.then(|| self.norm(&name("attn_sub_norm"), q_width)).transpose()?,
+            attn_sub_norm: self.sub_norm(&name("attn_sub_norm"), q_width)?,
             o,
             post_attention_norm: self.norm(&name("ffn_norm"), hidden)?,
             gate,
             up,
-            ffn_sub_norm: s.sub_norms.then(|| self.norm(&name("ffn_sub_norm"), inner)).transpose()?,
+            ffn_sub_norm: self.sub_norm(&name("ffn_sub_norm"), inner)?,
             down,
         };
         (self.progress)(self.done, self.total);
         Ok(tensors)
     }
 
-    fn linear(&mut self, part: &str, module: String, shape: [usize; 2]) -> Result<Linear> {
-        let name = format!("{part}.weight");
-        let rotated = part.ends_with(".attn_q") || part.ends_with(".attn_k");
-        let heads = (self.spec.family == Family::Llama && rotated).then_some(Heads(self.spec.head_dim));
-        let is_ternary = self.left.get(name.as_str()).is_some_and(|t| t.kind.is_ternary());
-        let weights = if is_ternary {
-            Weights::Ternary(self.ternary(&name, part, shape, heads)?)
-        } else {
-            self.keep_dense.push(module.clone());
-            Weights::Dense(self.dense(&name, &shape, heads)?)
-        };
-        Ok(Linear { name: module, weights, input_norm: None })
-    }
-
-    fn ternary(
-        &mut self,
-        name: &str,
-        part: &str,
-        shape: [usize; 2],
-        heads: Option<Heads>,
-    ) -> Result<TernaryTensor> {
-        let [rows, cols] = shape;
-        let (tensor, bytes) = self.take(name, &shape)?;
-        let kind = tensor.kind;
-        if cols > MAX_COLS {
-            return Err(
-                self.error(name, format!("the projection has {cols} columns, expected at most {MAX_COLS}"))
-            );
-        }
-        if !rows.is_multiple_of(4) {
-            return Err(self.error(name, format!("the projection has {rows} rows, expected a multiple of 4")));
-        }
-        let invalid = "a weight has the code 3; expected the codes 0, 1 and 2";
-        let (codes, stored) = if kind == TensorType::I2S {
-            debug_assert!(cols.is_multiple_of(I2S_GROUP), "a row is a whole number of groups");
-            let end = rows * cols / 4;
-            let codes = bytes.slice(0..end).ok_or_else(|| self.error(name, "the codes are incomplete"))?;
-            if let Some((at, found)) = layers::invalid_code(&codes)? {
-                let message = format!(
-                    "byte {at} is {found:#04x}, which holds the code 3; expected the codes 0, 1 and 2"
-                );
-                return Err(self.error(name, message));
-            }
-            let mut scale = [0; 4];
-            bytes
-                .read_at(end, &mut scale)
-                .map_err(|e| self.error(name, "the scale after the codes is missing").with_source(e))?;
-            (codes, f32::from_le_bytes(scale))
-        } else {
-            self.own(name, rows * cols / 4)?;
-            // Read rather than mapped: the pages would stay resident beside what is made of them.
-            let mut bytes = vec![0; tensor.bytes as usize];
-            self.file.read(tensor, 0, &mut bytes)?;
-            let stored = shared_scale(kind, &bytes)
-                .map_err(|e| e.with("tensor", name).with("file", self.file.path().display()))?;
-            let width = bytes.len() / rows;
-            let broken = std::sync::atomic::AtomicBool::new(false);
-            let codes = pack_i2s(rows, cols, |row, codes| {
-                if decode_tq(kind, &bytes[row * width..(row + 1) * width], codes) {
-                    broken.store(true, std::sync::atomic::Ordering::Relaxed);
-                }
-            });
-            if broken.into_inner() {
-                return Err(self.error(name, invalid));
-            }
-            (codes.into(), stored)
-        };
-        let scale = self.scale(name, part, stored)?;
-        self.ternary.get_or_insert(kind);
-        let codes = match heads {
-            Some(heads) => {
-                if codes.is_mapped() {
-                    self.own(name, codes.len())?;
-                }
-                ordered(&codes.loaded()?, cols / 4, heads)
-            }
-            None => codes,
-        };
-        Ok(TernaryTensor { codes, layout: TernaryLayout::I2s, rows, cols, scale })
-    }
-
-    /// The factor of the integer product: the scale in the tensor, times the one beside it where there is one.
-    fn scale(&mut self, name: &str, part: &str, stored: f32) -> Result<f32> {
-        let beside = format!("{part}.scale");
-        let factor =
-            if self.left.contains_key(beside.as_str()) { self.values(&beside, &[1])?[0] } else { 1.0 };
-        let scale = stored * factor;
-        if scale == 0.0 || !scale.is_finite() {
-            return Err(
-                self.error(name, format!("the scale is {scale:?}, expected a finite number other than 0"))
-            );
-        }
-        Ok(scale)
-    }
-
-    /// Ends the reading; an error where a tensor plays no part. Returns the type of the ternary tensors, and the
-    /// modules that are dense.
-    fn finish(self) -> Result<(Option<TensorType>, Vec<String>)> {
+    /// Ends the reading; an error where a tensor plays no part.
+    fn finish(self) -> Result<Found> {
         let Some((name, _)) = self.left.first_key_value() else {
+            if self.notes.options.i2s_layout.is_some() && self.found.ternary != Some(TensorType::I2S) {
+                self.notes.warn("the option `i2s_layout` is set, but the file has no I2_S tensors");
+            }
             (self.progress)(self.total, self.total);
-            return Ok((self.ternary, self.keep_dense));
+            return Ok(self.found);
         };
         if name.strip_suffix(".bias").is_some() {
             return Err(Error::unsupported("a bias is not supported, expected projections without")
@@ -360,14 +311,4 @@ impl<'a> Reader<'a> {
             format!("the tensor has no place in a {} model of {} layers", spec.family, spec.layers),
         ))
     }
-}
-
-/// Rows of `width` bytes in the model's order.
-fn ordered(bytes: &SharedBytes, width: usize, heads: Heads) -> SharedBytes {
-    let mut out = vec![0; bytes.len()];
-    out.par_chunks_exact_mut(width).enumerate().for_each(|(row, out)| {
-        let at = heads.in_file(row) * width;
-        out.copy_from_slice(&bytes[at..at + width]);
-    });
-    out.into()
 }

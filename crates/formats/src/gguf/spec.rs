@@ -4,7 +4,10 @@ use ternion_core::{Error, Result, SamplingDefaults};
 
 use super::File;
 use super::keys::{self, Keys};
+use super::signs::{self, Facts};
 use super::special::{self, SpecialIds};
+use crate::generation::DEFAULT_TOP_K;
+use crate::notes::{Notes, ROPE_THETA};
 use crate::{Activation, Family, ModelSpec, Quantization, RopeScaling, RopeSpec, ScaleUse};
 
 // As for `config.json`: bounds that no real model comes near, and that keep products of sizes far from overflow.
@@ -14,14 +17,12 @@ const MAX_VOCAB: u64 = 1 << 24;
 const MAX_CONTEXT: u64 = 1 << 28;
 
 /// Reads the specification. `quantization` is set as for ternary projections that are all packed.
-pub(super) fn read(file: &File) -> Result<ModelSpec> {
+pub(super) fn read(file: &File, notes: &mut Notes) -> Result<ModelSpec> {
     let architecture = file.architecture()?.to_owned();
     let keys = Keys::new(&architecture);
-    let activation = activation(file, &keys)?;
-    let family = match architecture.as_str() {
-        "llama" => Family::Llama,
-        "bitnet-b1.58" | "bitnet-25" | "bitnet" if activation == Activation::Relu2 => Family::BitNet,
-        "bitnet-b1.58" | "bitnet-25" | "bitnet" => Family::OneBitLlm,
+    let is_bitnet = match architecture.as_str() {
+        "llama" => false,
+        "bitnet-b1.58" | "bitnet-25" | "bitnet" => true,
         _ => return Err(file.unsupported(keys::ARCHITECTURE, "bitnet-b1.58, bitnet-25, bitnet, llama")),
     };
     if let Some(parts) = file.integer(keys::SPLIT_COUNT, 0..=u64::from(u16::MAX))?.filter(|parts| *parts > 1)
@@ -36,7 +37,10 @@ pub(super) fn read(file: &File) -> Result<ModelSpec> {
     let heads = size("attention.head_count", MAX_WIDTH)?;
     let head_dim = head_dim(file, &keys, hidden_size, heads)?;
     let kv_key = keys.of("attention.head_count_kv");
-    let kv_heads = file.integer(&kv_key, 1..=MAX_WIDTH)?.map_or(heads, |n| n as usize);
+    let kv_heads = match file.integer(&kv_key, 1..=MAX_WIDTH)? {
+        Some(n) => n as usize,
+        None => kv_heads_of_tensor(file, heads, head_dim, &kv_key, notes),
+    };
     if !heads.is_multiple_of(kv_heads) {
         return Err(file.invalid(&kv_key, &format!("a divisor of `attention.head_count` ({heads})")));
     }
@@ -50,8 +54,16 @@ pub(super) fn read(file: &File) -> Result<ModelSpec> {
     };
     let context_length = size("context_length", MAX_CONTEXT)?;
     let layers = size("block_count", MAX_LAYERS)?;
+    let rope_theta = file.number(&keys.of("rope.freq_base"), ROPE_THETA)?;
+    let facts = Facts { heads, kv_heads, vocab_size, rope_theta };
+    let sub_norms = sub_norms(file, &keys, is_bitnet, notes);
+    let activation = activation(file, &keys, is_bitnet || sub_norms, &facts, notes)?;
     Ok(ModelSpec {
-        family,
+        family: match activation {
+            _ if !sub_norms => Family::Llama,
+            Activation::Relu2 => Family::BitNet,
+            Activation::Silu => Family::OneBitLlm,
+        },
         hidden_size,
         intermediate_size: size("feed_forward_length", MAX_WIDTH)?,
         layers,
@@ -63,9 +75,9 @@ pub(super) fn read(file: &File) -> Result<ModelSpec> {
         rms_eps: file.number(&keys.of("attention.layer_norm_rms_epsilon"), 0.0..=1.0)?.ok_or_else(|| {
             file.invalid(&keys.of("attention.layer_norm_rms_epsilon"), "a float from 0.0 to 1.0")
         })?,
-        rope: rope(file, &keys)?,
+        rope: rope(file, &keys, &facts, activation, notes)?,
         activation,
-        sub_norms: family != Family::Llama,
+        sub_norms,
         tied: file.tensor(keys::HEAD).is_none(),
         bos: SpecialIds::read(file, vocab_size)?.bos,
         eos: special::end_tokens(file, vocab_size)?,
@@ -79,16 +91,51 @@ pub(super) fn read(file: &File) -> Result<ModelSpec> {
     })
 }
 
-/// What llama.cpp's files say nothing of: `bitnet-b1.58` and `bitnet-25` are 2B4T's, the elder `bitnet` is 1bitLLM's.
-fn activation(file: &File, keys: &Keys) -> Result<Activation> {
+/// The activation, which llama.cpp's converters do not write.
+fn activation(
+    file: &File,
+    keys: &Keys,
+    is_bitnet: bool,
+    facts: &Facts,
+    notes: &mut Notes,
+) -> Result<Activation> {
+    if let Some(activation) = notes.options.activation {
+        return Ok(activation);
+    }
     let key = keys.of(keys::ACTIVATION);
     match file.string(&key)? {
         Some("relu2") => Ok(Activation::Relu2),
         Some("silu" | "swish" | "swiglu") => Ok(Activation::Silu),
         Some(_) => Err(file.unsupported(&key, "relu2, silu")),
-        None if matches!(keys.architecture(), "bitnet-b1.58" | "bitnet-25") => Ok(Activation::Relu2),
+        None if is_bitnet => signs::activation(file, keys, facts, notes),
         None => Ok(Activation::Silu),
     }
+}
+
+/// Whether the model has sub-norms: as the option says, else as the architecture and the tensors do.
+fn sub_norms(file: &File, keys: &Keys, is_bitnet: bool, notes: &mut Notes) -> bool {
+    if let Some(sub_norms) = notes.options.sub_norms {
+        return sub_norms;
+    }
+    let are_there =
+        ["attn_sub_norm", "ffn_sub_norm"].iter().any(|n| file.tensor(&format!("blk.0.{n}.weight")).is_some());
+    if are_there && !is_bitnet {
+        notes.warn(format!(
+            "the architecture `{}` has no sub-norms, but the tensors have (`blk.0.attn_sub_norm.weight`): they are \
+             applied; the option `sub_norms` decides",
+            keys.architecture()
+        ));
+    }
+    are_there || is_bitnet
+}
+
+/// Heads for keys and values of a file that does not state them.
+fn kv_heads_of_tensor(file: &File, heads: usize, head_dim: usize, key: &str, notes: &mut Notes) -> usize {
+    let rows = file.tensor("blk.0.attn_k.weight").and_then(|t| t.dims.get(1)).map(|rows| *rows as usize);
+    let kv_heads = rows.filter(|rows| *rows > 0 && rows.is_multiple_of(head_dim)).map(|rows| rows / head_dim);
+    let kv_heads = kv_heads.filter(|n| heads.is_multiple_of(*n)).unwrap_or(heads);
+    notes.assume(format!("{kv_heads} heads for keys and values: the file states no `{key}`"));
+    kv_heads
 }
 
 fn head_dim(file: &File, keys: &Keys, hidden_size: usize, heads: usize) -> Result<usize> {
@@ -130,8 +177,17 @@ fn embedding_rows(file: &File) -> Result<usize> {
     }
 }
 
-fn rope(file: &File, keys: &Keys) -> Result<RopeSpec> {
-    let theta = file.number(&keys.of("rope.freq_base"), 1.0..=1e12)?.unwrap_or(10_000.0);
+fn rope(
+    file: &File,
+    keys: &Keys,
+    facts: &Facts,
+    activation: Activation,
+    notes: &mut Notes,
+) -> Result<RopeSpec> {
+    let theta = match notes.options.rope_theta.or(facts.rope_theta) {
+        Some(theta) => theta,
+        None => default_theta(keys, facts, activation, notes),
+    };
     let scale = |key: &str| file.number(&keys.of(key), 0.0..=1e6);
     // As in llama.cpp: the elder key where there is no other, 0 stands for none.
     let factor = match scale("rope.scaling.factor")? {
@@ -149,19 +205,73 @@ fn rope(file: &File, keys: &Keys) -> Result<RopeSpec> {
     Ok(RopeSpec { theta, scaling })
 }
 
-/// The sampling that the file asks for; greedy where it does not.
-pub(super) fn sampling(file: &File) -> Result<SamplingDefaults> {
+/// The rotary base of a file that does not state it. Converters leave it out where the model's `config.json` does, which
+/// then means transformers' default: 500000 for BitNet, 10000 for Llama and so for llama.cpp.
+fn default_theta(keys: &Keys, facts: &Facts, activation: Activation, notes: &mut Notes) -> f32 {
+    let is_2b4t = keys.architecture() != "llama" && activation == Activation::Relu2;
+    let theta = if is_2b4t { 500_000.0 } else { 10_000.0 };
+    let key = keys.of("rope.freq_base");
+    if is_2b4t {
+        notes.warn(format!(
+            "the file states no `{key}`: {theta} is used, transformers' default for BitNet; llama.cpp takes 10000; the \
+             option `rope_theta` decides"
+        ));
+    } else if facts.vocab_size >= signs::LARGE_VOCAB {
+        notes.warn(format!(
+            "the file states no `{key}`: {theta} is used, as by llama.cpp, but models with a vocabulary of {} have larger \
+             ones; the option `rope_theta` decides",
+            facts.vocab_size
+        ));
+    } else {
+        notes.assume(format!("rotary base {theta}: the file states no `{key}`; llama.cpp's default"));
+    }
+    theta
+}
+
+/// The sampling that the file asks for; greedy where it states no temperature. Values out of range are off, as in
+/// llama.cpp.
+pub(super) fn sampling(file: &File, notes: &mut Notes) -> Result<SamplingDefaults> {
     let mut sampling = SamplingDefaults::default();
     if let Some(penalty) = file.number(keys::PENALTY, f32::MIN_POSITIVE..=100.0)? {
         sampling.repetition_penalty = penalty;
     }
-    let Some(temperature) = file.number(keys::TEMPERATURE, 0.0..=100.0)? else { return Ok(sampling) };
-    sampling.temperature = temperature;
-    if let Some(top_k) = file.integer(keys::TOP_K, 0..=i32::MAX as u64)? {
-        sampling.top_k = top_k as usize;
+    for key in [keys::XTC, keys::MIROSTAT] {
+        let is_off = |value: &super::Value| {
+            value.as_float().or(value.as_integer().map(|n| n as f64)).is_none_or(|n| n == 0.0)
+        };
+        if !file.value(key).is_none_or(is_off) {
+            notes.warn(format!("the file asks for `{key}`, a way to sample that is not applied here"));
+        }
     }
-    if let Some(top_p) = file.number(keys::TOP_P, f32::MIN_POSITIVE..=1.0)? {
-        sampling.top_p = top_p;
+    let Some(temperature) = file.number(keys::TEMPERATURE, f32::MIN..=100.0)? else {
+        if [keys::TOP_K, keys::TOP_P, keys::MIN_P].iter().any(|key| file.value(key).is_some()) {
+            notes.warn(format!(
+                "the file states how to sample but no `{}`: answers are greedy; `sampling.temperature` decides",
+                keys::TEMPERATURE
+            ));
+        }
+        return Ok(sampling);
+    };
+    if temperature <= 0.0 {
+        return Ok(sampling);
+    }
+    sampling.temperature = temperature;
+    // Converters copy these keys from `generation_config.json`, so what is absent has transformers' default.
+    sampling.top_k = match file.value(keys::TOP_K) {
+        Some(value) => {
+            let top_k = value.as_integer().ok_or_else(|| file.invalid(keys::TOP_K, "an integer"))?;
+            usize::try_from(top_k).unwrap_or(0)
+        }
+        None => {
+            notes.assume(format!(
+                "top-k {DEFAULT_TOP_K}: the model samples and the file states no `{}`; transformers' default",
+                keys::TOP_K
+            ));
+            DEFAULT_TOP_K
+        }
+    };
+    if let Some(top_p) = file.number(keys::TOP_P, 0.0..=f32::MAX)? {
+        sampling.top_p = top_p.clamp(f32::MIN_POSITIVE, 1.0);
     }
     if let Some(min_p) = file.number(keys::MIN_P, 0.0..=1.0)? {
         sampling.min_p = min_p;

@@ -1,7 +1,8 @@
 //! Ternary element types, row by row: decoded to and encoded from one code `w + 1` a byte.
 //!
-//! * I2_S (bitnet.cpp, the x86 form): 128 weights in 32 bytes; byte `j` holds weights `j`, `32 + j`, `64 + j` and `96 + j`
-//!   in bits 7..6, 5..4, 3..2 and 1..0. One `f32` scale after all codes of the tensor.
+//! * I2_S (bitnet.cpp, as built for x86): 128 weights in 32 bytes; byte `j` holds weights `j`, `32 + j`, `64 + j` and `96 + j`
+//!   in bits 7..6, 5..4, 3..2 and 1..0. One `f32` scale after all codes of the tensor. Other builds write other orders under
+//!   the same type, see [`I2sLayout`].
 //! * TQ2_0 (ggml): blocks of 256 in 64 bytes and an `f16` scale; the same order of weights in each 32 bytes, from the
 //!   lowest bits up.
 //! * TQ1_0 (ggml): blocks of 256 in 52 bytes and an `f16` scale; five trits a byte as a fraction of 3^5.
@@ -9,7 +10,8 @@
 use half::f16;
 use ternion_core::{Error, Result};
 
-use super::types::{I2S_GROUP, TensorType};
+use super::types::{I2S_GROUP, I2S_GROUP_ARM, TensorType};
+use crate::I2sLayout;
 
 /// The code that stands for no weight.
 const INVALID: u8 = 3;
@@ -26,6 +28,31 @@ pub(crate) fn decode_i2s(bytes: &[u8], codes: &mut [u8]) {
     for (group, codes) in bytes.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<I2S_GROUP>().0) {
         for (field, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             for (code, byte) in codes.iter_mut().zip(group) {
+                *code = byte >> (6 - 2 * field) & 3;
+            }
+        }
+    }
+}
+
+/// Decodes row `row` of an I2_S tensor in any layout.
+pub(crate) fn decode_i2s_as(layout: I2sLayout, tensor: &[u8], row: usize, codes: &mut [u8]) {
+    let cols = codes.len();
+    let bytes = || &tensor[row * cols / 4..(row + 1) * cols / 4];
+    match layout {
+        I2sLayout::X86 => decode_i2s(bytes(), codes),
+        I2sLayout::Arm => {
+            let groups = codes.as_chunks_mut::<I2S_GROUP_ARM>().0;
+            for (group, codes) in bytes().as_chunks::<16>().0.iter().zip(groups) {
+                for (field, codes) in codes.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                    for (code, byte) in codes.iter_mut().zip(group) {
+                        *code = byte >> (6 - 2 * field) & 3;
+                    }
+                }
+            }
+        }
+        I2sLayout::X86FourRows => {
+            let (group, field) = (row / 4, row % 4);
+            for (code, byte) in codes.iter_mut().zip(&tensor[group * cols..]) {
                 *code = byte >> (6 - 2 * field) & 3;
             }
         }
@@ -163,6 +190,31 @@ mod tests {
             assert!(!decode_tq(kind, &bytes, &mut back));
             assert_eq!(back, codes, "{kind}");
             assert_eq!(shared_scale(kind, &bytes).unwrap(), 1.0);
+        }
+    }
+
+    #[test]
+    fn other_builds_of_bitnet_cpp_order_weights_otherwise() {
+        // Four rows of 128, packed as `quantize_i2_s` of bitnet.cpp does it for each build.
+        let codes: Vec<u8> = codes().into_iter().take(4 * 128).collect();
+        let mut arm = vec![0; 128];
+        for (i, group) in codes.chunks_exact(64).enumerate() {
+            for (j, code) in group.iter().enumerate() {
+                arm[i * 16 + j % 16] |= code << (6 - 2 * (j / 16));
+            }
+        }
+        let four_rows: Vec<u8> =
+            (0..128).map(|col| (0..4).fold(0, |byte, row| byte << 2 | codes[row * 128 + col])).collect();
+        let mut x86 = vec![0; 128];
+        encode_i2s(&codes, &mut x86);
+        for (layout, tensor) in
+            [(I2sLayout::X86, x86), (I2sLayout::Arm, arm), (I2sLayout::X86FourRows, four_rows)]
+        {
+            for row in 0..4 {
+                let mut back = [9; 128];
+                decode_i2s_as(layout, &tensor, row, &mut back);
+                assert_eq!(back, codes[row * 128..][..128], "{layout:?}");
+            }
         }
     }
 

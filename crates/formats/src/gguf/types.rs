@@ -7,8 +7,11 @@ use std::fmt;
 
 use ternion_core::{Error, Result};
 
-/// Weights of a row that I2_S codes together.
+/// Weights of a row that I2_S codes together where it is written on x86.
 pub const I2S_GROUP: usize = 128;
+
+/// The same where it is written on ARM.
+pub(crate) const I2S_GROUP_ARM: usize = 64;
 
 /// Bytes after the codes of an I2_S tensor: the `f32` scale, then padding.
 pub const I2S_TRAILER: u64 = 32;
@@ -128,7 +131,11 @@ impl TensorType {
         const MAX: u64 = i64::MAX as u64;
         let too_large = || Error::invalid_model(format!("the product of the dimensions {dims:?} overflows"));
         let row = dims.first().copied().unwrap_or(1);
-        let block = self.block_len() as u64;
+        // The smaller group: which of the layouts a tensor has is not known from its type.
+        let (block, block_bytes) = match self {
+            Self::I2S => (I2S_GROUP_ARM as u64, I2S_GROUP_ARM as u64 / 4),
+            _ => (self.block_len() as u64, self.block_bytes() as u64),
+        };
         if row % block != 0 {
             return Err(Error::invalid_model(format!(
                 "a row has {row} elements, expected a multiple of {block} for {self}"
@@ -137,8 +144,7 @@ impl TensorType {
         let elements = dims.iter().try_fold(1u64, |product, &n| product.checked_mul(n).filter(|&n| n <= MAX));
         let blocks = elements.ok_or_else(too_large)? / block;
         let trailer = if self == Self::I2S { I2S_TRAILER } else { 0 };
-        let bytes =
-            blocks.checked_mul(self.block_bytes() as u64).and_then(|bytes| bytes.checked_add(trailer));
+        let bytes = blocks.checked_mul(block_bytes).and_then(|bytes| bytes.checked_add(trailer));
         bytes.filter(|&bytes| bytes <= MAX).ok_or_else(too_large)
     }
 }

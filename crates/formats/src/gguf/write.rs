@@ -49,6 +49,12 @@ impl Writer {
             return wrong(format!("the dimensions are {dims:?}, expected 1 to {MAX_DIMS}, none of them 0"));
         }
         let bytes = kind.bytes(dims).map_err(|e| e.with("tensor", &name))?;
+        // I2_S is read in several layouts and written in the one with the larger groups.
+        let (row, block) = (dims[0], kind.block_len() as u64);
+        if !row.is_multiple_of(block) {
+            let message = format!("a row has {row} elements, expected a multiple of {block} for {kind}");
+            return Err(Error::invalid_model(message).with("tensor", &name));
+        }
         let offset = self.end;
         self.end = offset
             .checked_add(bytes)

@@ -10,6 +10,7 @@ use ternion_core::{Error, ErrorKind, Result, ResultExt, SamplingDefaults};
 
 use crate::generation;
 use crate::json::Object;
+use crate::notes::Notes;
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
@@ -46,6 +47,8 @@ pub struct Host {
     pub eos: Vec<u32>,
     /// The sampling that the model's authors ask for.
     pub sampling: SamplingDefaults,
+    /// What the files ask for that is not done.
+    pub warnings: Vec<String>,
 }
 
 impl Host {
@@ -97,7 +100,11 @@ fn open(path: &Path) -> Result<Host> {
             if above.as_os_str().is_empty() { PathBuf::from(".") } else { above.to_owned() }
         },
     );
-    let (sampling, eos) = generation::read(&folder.join(GENERATION), CONFIG_CAP)?;
+    let file = folder.join(CONFIG);
+    let config = if file.is_file() { Some(Object::read(&file, CONFIG_CAP)?) } else { None };
+    let mut notes = Notes::default();
+    let (sampling, eos) =
+        generation::read(&folder.join(GENERATION), CONFIG_CAP, config.as_ref(), &mut notes)?;
     let mut host = Host {
         model,
         architecture: None,
@@ -110,12 +117,13 @@ fn open(path: &Path) -> Result<Host> {
         hidden_size: None,
         eos: Vec::new(),
         sampling,
+        warnings: Vec::new(),
         folder,
     };
-    let file = host.folder.join(CONFIG);
-    if file.is_file() {
-        host.read_config(&Object::read(&file, CONFIG_CAP)?)?;
+    if let Some(config) = &config {
+        host.read_config(config)?;
     }
+    (_, host.warnings) = notes.finish();
     host.eos = eos.unwrap_or(std::mem::take(&mut host.eos));
     Ok(host)
 }

@@ -9,6 +9,7 @@ use ternion_formats::convert::{Options, Target, convert};
 use ternion_formats::gguf::{Array, File, Value, ValueType};
 use ternion_formats::{Checkpoint, SharedBytes};
 
+#[derive(Clone)]
 pub(crate) struct RawTensor {
     pub(crate) name: Vec<u8>,
     pub(crate) dims: Vec<u64>,

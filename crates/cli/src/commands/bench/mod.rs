@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ternion::config::LayersConfig;
-use ternion::formats::Checkpoint;
 use ternion::{Error, MemoryPlan, ModelInfo};
 
 use self::energy::Energy;
@@ -192,9 +191,10 @@ fn describe(results: &mut Results, info: &ModelInfo) {
 fn reads(selected: &Selected, plan: Option<&MemoryPlan>) -> Option<Reads> {
     let config = selected.model().ok()?;
     let path = selected.path().ok()?;
+    let facts = selected.facts().ok()?;
     let checkpoint = match config.memory_limit {
-        Some(limit) => Checkpoint::open_within(path, limit.0, &mut |_, _| {}),
-        None => Checkpoint::open(path),
+        Some(limit) => facts.open_within(path, limit.0, &mut |_, _| {}),
+        None => facts.open(path, &mut |_, _| {}),
     };
     Some(Reads::of(&checkpoint.ok()?, config, plan))
 }

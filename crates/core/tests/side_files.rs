@@ -1,4 +1,5 @@
 //! Folders of a tokenizer whose side files name tokens, against ids, roles and prompts of transformers.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use std::{collections::BTreeMap, fs, path::Path};
 

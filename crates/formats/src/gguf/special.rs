@@ -157,7 +157,7 @@ impl SpecialIds {
 /// The id that a key states. Shrunken models and some converters (-1 for "none") state ids that the vocabulary of `count`
 /// tokens does not have; as in llama.cpp, these count as not stated.
 fn stated(file: &File, key: &str, count: usize) -> Result<Option<u32>> {
-    match file.value(key).map(|value| value.as_integer()) {
+    match file.value(key).map(super::Value::as_integer) {
         Some(Some(id)) if id < 0 || id >= count as i128 => Ok(None),
         _ => Ok(file.integer(key, 0..=u64::from(u32::MAX))?.map(|id| id as u32)),
     }

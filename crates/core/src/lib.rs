@@ -19,6 +19,7 @@
 
 mod backend;
 pub mod batch;
+mod blocking;
 mod causal;
 pub mod config;
 pub mod context;
@@ -31,9 +32,11 @@ mod info;
 pub mod kv;
 mod memory;
 mod panics;
+mod prepared;
 pub mod registry;
 mod request;
 pub mod text;
+mod wrapper;
 
 pub use backend::{LlmBackend, LlmBackendExt, Unloaded};
 pub use causal::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
@@ -45,3 +48,4 @@ pub use info::{Capabilities, Limits, ModelInfo, SamplingDefaults, Stats};
 pub use memory::{MemoryPart, MemoryPlan};
 pub use panics::catch_panic;
 pub use request::{GenerateRequest, LogitsRequest, Message, Prompt, Sampling, ScoreRequest};
+pub use wrapper::BackendWrapper;

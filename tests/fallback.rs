@@ -187,6 +187,7 @@ async fn streams_that_are_begun_again_keep_the_contract() {
     let counting = [
         "a_request_at_work_is_active",
         "a_full_queue_refuses_at_once",
+        "a_full_queue_refuses_no_check",
         "a_queue_has_the_room_that_it_says",
         "tokens_are_counted",
         "what_has_ended_is_counted",

@@ -455,6 +455,83 @@ async fn metrics_count_every_end() {
     drop(running);
 }
 
+#[tokio::test]
+async fn metrics_count_every_answer_that_a_policy_asks_for() {
+    let recorder = Counts::default();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let config = config(
+        "[models.m]\npath = 'FIXTURES/nano-packed'\nthreads = 1\ncontext = 200\ncontext_policy.kind = \"map_reduce\"\n\
+         layers.metrics = true\n",
+    );
+    let model = ternion::load(&config, None).await.unwrap();
+    let long = "the sun is up and the day is long ".repeat(40);
+    let mut request = say("What is it about?").with_document(long).with_max_tokens(8);
+    request.ignore_eos = true;
+    let answer = answer(&*model, request).await.unwrap();
+    let report = answer.context.unwrap();
+    assert!(report.calls > 2, "{report:?}");
+    let seen = recorder.0.lock().unwrap().clone();
+    for (name, value) in [
+        ("ternion_requests_total m generate max_tokens", 1),
+        ("ternion_generations_total m", report.calls),
+        ("ternion_prompt_tokens_total m", report.total_prompt_tokens),
+        ("ternion_generated_tokens_total m", report.total_generated_tokens),
+    ] {
+        assert_eq!(seen.get(name), Some(&(value as f64)), "{name}: {seen:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nested_retries_do_not_multiply() {
+    let flaky = Flaky::new(echo("{}"), [Failing::Call(ErrorKind::Busy); 99]);
+    let inner = (Arc::clone(&flaky) as Arc<dyn LlmBackend>).layer(&retry(3));
+    let model = inner.layer(&retry(4)).layer(&retry(5));
+    let error = answer(&*model, say("x")).await.unwrap_err();
+    assert_eq!((error.kind(), flaky.calls()), (ErrorKind::Busy, 3));
+    assert!(error.is_retried() && error.is_retryable(), "{error:?}");
+    model.score(ScoreRequest::new(vec![1, 2], 1)).await.unwrap_err();
+    assert_eq!(flaky.calls(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_layer_forwards_what_it_does_not_change() {
+    /// Says something of its own wherever the default says something else.
+    struct Odd(Arc<dyn LlmBackend>);
+
+    #[async_trait::async_trait]
+    impl ternion::BackendWrapper for Odd {
+        fn inner(&self) -> &dyn LlmBackend {
+            &*self.0
+        }
+
+        fn is_closed(&self) -> bool {
+            true
+        }
+
+        fn unloaded(&self) -> ternion::Unloaded {
+            Box::pin(std::future::pending())
+        }
+
+        async fn validate(&self, _: &ternion::GenerateRequest) -> ternion::Result<()> {
+            Err(ternion::Error::backend("odd"))
+        }
+    }
+
+    let odd: Arc<dyn LlmBackend> = Arc::new(Odd(echo("{}")));
+    let context = ternion::context::ContextLayer::new(Arc::clone(&odd), Default::default()).unwrap();
+    let mut layered: Vec<Arc<dyn LlmBackend>> = vec![Arc::new(context)];
+    let (limit, timeout) = (Limit::new(1), Timeout::new());
+    let layers: [&dyn Layer; 5] = [&limit, &retry(2), &timeout, &Metrics::new(), &Tracing::new()];
+    layered.extend(layers.map(|layer| Arc::clone(&odd).layer(layer)));
+    layered.push(config(ALL).models["m"].layers.wrap(odd));
+    for model in layered {
+        assert!(model.is_closed());
+        assert!(tokio::time::timeout(MS, model.unloaded()).await.is_err());
+        assert_eq!(model.validate(&say("x")).await.unwrap_err().message(), "odd");
+        assert!(format!("{model:?}").contains("echo"), "{model:?}");
+    }
+}
+
 /// A log in memory.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);

@@ -10,21 +10,22 @@ use async_trait::async_trait;
 use host::config;
 use ternion::validate;
 use ternion::{
-    Error, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt, Result, Score,
+    BackendWrapper, Error, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result, Score,
     ScoreRequest,
     config::{Config, ModelConfig},
+    context::ContextLayer,
     layers::{LayerExt, Limit, Metrics, Retry, Timeout, Tracing},
     models::Models,
     registry::{BackendFactory, Progress},
-    text::Tokenizer,
 };
 use ternion_conformance::Suite;
 
 /// A model with a context that the checks fill soon, and a short queue; `more` are further keys.
 fn model(name: &str, backend: &str, more: &str) -> String {
     let path = if backend == "echo" { "" } else { "path = 'FIXTURES/nano-packed'\nthreads = 1\n" };
+    let context = if more.contains("context =") { "" } else { "context = 256\n" };
     format!(
-        "[models.{name}]\nbackend = \"{backend}\"\n{path}context = 256\nmax_sequences = 3\nmax_queued = 4\n{more}"
+        "[models.{name}]\nbackend = \"{backend}\"\n{path}max_sequences = 3\nmax_queued = 4\n{context}{more}"
     )
 }
 
@@ -54,40 +55,23 @@ impl Failing {
 }
 
 #[async_trait]
-impl LlmBackend for Failing {
-    fn info(&self) -> Arc<ModelInfo> {
-        self.0.info()
-    }
-
-    fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
-        self.0.tokenizer()
+impl BackendWrapper for Failing {
+    fn inner(&self) -> &dyn LlmBackend {
+        &*self.0
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
-        let limits = self.info().limits.clone();
-        validate::generate(&request, limits.vocab_size)?;
-        let tokenizer = self.0.tokenizer().unwrap();
-        let tokens = match request.prompt {
-            Prompt::Text(text) => tokenizer.encode(&text, true)?,
-            Prompt::Tokens(tokens) => tokens,
-            Prompt::Chat(messages) if messages.is_empty() => {
-                return Err(Error::invalid_request("prompt: no messages"));
-            }
-            Prompt::Chat(messages) => tokenizer.encode_chat(&messages, true)?,
-            other => panic!("{other:?}"),
-        };
-        validate::tokens("prompt", &tokens, limits.vocab_size)?;
-        validate::prompt_fits(tokens.len(), limits.context_length)?;
+        self.0.validate(&request).await?;
         Err(Self::failure())
     }
 
     async fn score(&self, request: ScoreRequest) -> Result<Score> {
-        validate::score(&request, &self.info().limits)?;
+        validate::score(&request, &self.0.info().limits)?;
         Err(Self::failure())
     }
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
-        validate::logits(&request, &self.info().limits)?;
+        validate::logits(&request, &self.0.info().limits)?;
         Err(Self::failure())
     }
 }
@@ -127,6 +111,20 @@ async fn policy(kind: &str) -> Result<Arc<dyn LlmBackend>> {
     ternion::registry().load(&config(&model("model", "candle", &policy)), None).await
 }
 
+/// A policy inside of a limit, so that requests which wait are ones that a policy makes fit.
+async fn limited_policy(kind: &str) -> Result<Arc<dyn LlmBackend>> {
+    Ok(policy(kind).await?.layer(&Limit::new(1).with_waiting(4)))
+}
+
+/// A policy around a handle whose model is another than the one that the policy was made for.
+async fn policy_around_swapped() -> Result<Arc<dyn LlmBackend>> {
+    let models = Models::new(config(&model("model", "candle", "context = 128\n")))?;
+    let handle: Arc<dyn LlmBackend> = Arc::new(models.get("model").await?);
+    let layer = ContextLayer::new(handle, "truncate".parse()?)?;
+    models.reload_with(config(&model("model", "candle", "prefill_chunk = 32\n"))).await?;
+    Ok(Arc::new(layer))
+}
+
 async fn fallback(first: &str) -> Result<Arc<dyn LlmBackend>> {
     let mut registry = ternion::registry();
     registry.register(FailingFactory);
@@ -143,6 +141,9 @@ fn main() -> ExitCode {
         .backend("limit-narrow", async || Ok(plain("candle").await?.layer(&Limit::new(1).with_waiting(4))))
         .backend("truncate", async || policy("truncate").await)
         .backend("sliding", async || policy("sliding").await)
+        .backend("limit-truncate", async || limited_policy("truncate").await)
+        .backend("limit-map-reduce", async || limited_policy("map_reduce").await)
+        .backend("truncate-swapped", async || policy_around_swapped().await)
         .backend("map-reduce", async || policy("map_reduce").await)
         .backend("retry", async || Ok(plain("candle").await?.layer(&retry())))
         .backend("timeout", async || Ok(plain("candle").await?.layer(&timeout())))

@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion::{
-    Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt,
-    Result, Score, ScoreRequest, Stats, Timing, Usage, text::Tokenizer,
+    BackendWrapper, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, Prompt, Result, Timing,
+    Usage,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -96,17 +96,15 @@ impl Wrong {
 }
 
 #[async_trait]
-impl LlmBackend for Wrong {
-    fn info(&self) -> Arc<ModelInfo> {
-        self.inner.info()
+impl BackendWrapper for Wrong {
+    fn inner(&self) -> &dyn LlmBackend {
+        &*self.inner
     }
 
-    fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
-        self.inner.tokenizer()
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
+    async fn validate(&self, request: &GenerateRequest) -> Result<()> {
+        let mut request = request.clone();
+        self.alter(&mut request);
+        self.inner.validate(&request).await
     }
 
     async fn generate(&self, mut request: GenerateRequest) -> Result<GenerateStream> {
@@ -132,14 +130,6 @@ impl LlmBackend for Wrong {
             queue: Vec::new(),
             turn,
         }))
-    }
-
-    async fn score(&self, request: ScoreRequest) -> Result<Score> {
-        self.inner.score(request).await
-    }
-
-    async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
-        self.inner.logits(request).await
     }
 }
 

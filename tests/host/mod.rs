@@ -13,12 +13,11 @@ use std::{
 
 use async_trait::async_trait;
 use ternion::{
-    Completion, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest,
-    ModelInfo, Result, Sampling, Score, ScoreRequest, Stats,
+    BackendWrapper, Completion, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend,
+    LogitsRequest, Result, Sampling, Score, ScoreRequest,
     config::{Config, Format, ModelConfig},
     echo::{Echo, EchoOptions},
     registry::{BackendFactory, Progress},
-    text::Tokenizer,
 };
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -105,17 +104,9 @@ impl Flaky {
 }
 
 #[async_trait]
-impl LlmBackend for Flaky {
-    fn info(&self) -> Arc<ModelInfo> {
-        self.inner.info()
-    }
-
-    fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
-        self.inner.tokenizer()
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
+impl BackendWrapper for Flaky {
+    fn inner(&self) -> &dyn LlmBackend {
+        &*self.inner
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
@@ -238,21 +229,9 @@ impl BackendFactory for Counted {
 }
 
 #[async_trait]
-impl LlmBackend for CountedBackend {
-    fn info(&self) -> Arc<ModelInfo> {
-        self.inner.info()
-    }
-
-    fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
-        self.inner.tokenizer()
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
-    }
-
-    fn unloaded(&self) -> ternion::Unloaded {
-        self.inner.unloaded()
+impl BackendWrapper for CountedBackend {
+    fn inner(&self) -> &dyn LlmBackend {
+        &*self.inner
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
@@ -276,14 +255,6 @@ impl LlmBackend for CountedBackend {
                 Ok(GenerateStream::new(Listed(events)))
             }
         }
-    }
-
-    async fn score(&self, request: ScoreRequest) -> Result<Score> {
-        self.inner.score(request).await
-    }
-
-    async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
-        self.inner.logits(request).await
     }
 }
 

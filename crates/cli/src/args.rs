@@ -204,6 +204,40 @@ impl GenerationArgs {
     }
 }
 
+/// A policy as the command line names it.
+#[derive(Debug, Clone)]
+pub(crate) struct PolicyArg {
+    policy: ContextPolicy,
+    /// The name says which part is dropped, as `truncate-oldest-turns` does and `truncate` does not.
+    names_part: bool,
+}
+
+impl std::str::FromStr for PolicyArg {
+    type Err = ternion::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let names_part = text.replace('_', "-").starts_with("truncate-");
+        Ok(Self { policy: text.parse()?, names_part })
+    }
+}
+
+impl PolicyArg {
+    /// This policy, with the options of the configured one if both are of the same kind.
+    pub(crate) fn over(&self, configured: &ContextPolicy) -> ContextPolicy {
+        match (&self.policy, configured) {
+            (ContextPolicy::Truncate(asked), ContextPolicy::Truncate(configured)) => {
+                let mut truncate = configured.clone();
+                if self.names_part {
+                    truncate.drop = asked.drop;
+                }
+                ContextPolicy::Truncate(truncate)
+            }
+            (asked, configured) if asked.name() == configured.name() => configured.clone(),
+            (asked, _) => asked.clone(),
+        }
+    }
+}
+
 /// A long text, and what is done if it does not fit into the context.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Long inputs")]
@@ -211,10 +245,10 @@ pub(crate) struct LongArgs {
     /// A long text that it is about; `-` reads standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
-    /// What is done if it does not fit: reject, truncate (drops the oldest turns), truncate-head, -tail or -middle, sliding, map-reduce
-    /// or refine. Default: the configuration's, else reject.
+    /// What is done if it does not fit: reject, truncate-oldest-turns, -head, -tail or -middle, sliding, map-reduce or
+    /// refine; truncate drops what the configuration says, else the oldest turns. Default: the configuration's, else reject.
     #[arg(long, value_name = "POLICY")]
-    pub(crate) policy: Option<ContextPolicy>,
+    pub(crate) policy: Option<PolicyArg>,
     /// The most tokens of a chunk. Default: as many as fit.
     #[arg(long, value_name = "N")]
     pub(crate) chunk_tokens: Option<usize>,

@@ -11,6 +11,8 @@ use crate::failure::{Failure, Outcome};
 /// More text than any context holds; a stream without an end must not fill the memory.
 const MAX_BYTES: u64 = 64 << 20;
 
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// Where a text comes from.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum TextSource<'a> {
@@ -64,8 +66,13 @@ fn read_text(reader: impl Read, name: &str) -> Outcome<String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Failure::usage(format!("{name}: longer than {} MiB", MAX_BYTES >> 20)));
     }
-    String::from_utf8(bytes)
-        .map_err(|e| Failure::usage(format!("{name}: byte {} is not UTF-8", e.utf8_error().valid_up_to())))
+    let mut text = String::from_utf8(bytes)
+        .map_err(|e| Failure::usage(format!("{name}: byte {} is not UTF-8", e.utf8_error().valid_up_to())))?;
+    // A byte order mark, as some editors write it, says how the file is encoded. It is no part of the text.
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len_utf8());
+    }
+    Ok(text)
 }
 
 fn unreadable(name: &str, error: &io::Error) -> Failure {
@@ -114,6 +121,12 @@ mod tests {
         let error = read_text(&b"ab\xff"[..], "x").unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert_eq!(error.message().unwrap(), "x: byte 2 is not UTF-8");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_text() {
+        assert_eq!(read_text(&b"\xef\xbb\xbfab"[..], "x").unwrap(), "ab");
+        assert_eq!(read_text(&b"a\xef\xbb\xbfb"[..], "x").unwrap(), "a\u{feff}b");
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub mod sampling;
 pub mod scoring;
 pub mod stopping;
 pub mod streaming;
+pub mod validation;
 
 pub use check::{Check, Failure, Outcome, Sentence};
 pub use reference::{Aspect, Reference, Row};
@@ -101,6 +102,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         cancellation::CHECKS,
         concurrency::CHECKS,
         errors::CHECKS,
+        validation::CHECKS,
     ]
     .into_iter()
     .flatten()

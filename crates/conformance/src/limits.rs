@@ -216,7 +216,7 @@ pub async fn logits_may_fill_the_context(model: &dyn LlmBackend) -> Result<(), F
 }
 
 /// Opens requests that are not read until one is refused; says how many were accepted.
-async fn fill(model: &dyn LlmBackend, own: &str, sentence: Sentence) -> Result<Held, Failure> {
+pub(crate) async fn fill(model: &dyn LlmBackend, own: &str, sentence: Sentence) -> Result<Held, Failure> {
     idle(model, sentence).await?;
     let limits = model.info().limits.clone();
     let mut held = Held::default();

@@ -33,6 +33,22 @@ const WITHOUT_A_CHECK: &[(&str, &str)] = &[
         "a check cannot close a backend",
     ),
     ("Conveniences on every LlmBackend, written in terms of its methods.", "says what it is"),
+    ("Shows the model's name and its backend.", "says what it is"),
+    ("A backend writes info and generate; all other methods have a default.", "is about the implementation"),
+    (
+        "A type that wraps another backend implements BackendWrapper instead, which forwards every method.",
+        "is about the implementation",
+    ),
+    (
+        "The default checks the fields and, where there is a tokenizer, the length of the prompt.",
+        "is about the implementation",
+    ),
+    ("A backend that checks more, or that accepts more, overrides it.", "is about the implementation"),
+    (
+        "Those of generate for this request, but for the ones that come from the load of the backend.",
+        "validation::validate_agrees_with_generate compares them",
+    ),
+    ("Dropping the future.", "nothing has been started"),
     (
         "Must be awaited in a tokio runtime: template and tokenizer run on its threads for blocking work.",
         "is about the caller",

@@ -1,12 +1,12 @@
 //! `LlmBackend`: all that a host sees of a model.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
 
 use crate::{
-    Completion, Error, GenerateRequest, GenerateStream, LogitsRequest, Message, ModelInfo, Result, Score,
-    ScoreRequest, Stats, text::Tokenizer,
+    Completion, Error, GenerateRequest, GenerateStream, LogitsRequest, Message, ModelInfo, Result, ResultExt,
+    Score, ScoreRequest, Stats, engine::validate, text::Tokenizer,
 };
 
 /// What [`LlmBackend::unloaded`] returns.
@@ -15,6 +15,9 @@ pub type Unloaded = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// A language model that a host can talk to, whatever runs it. Used as `Arc<dyn LlmBackend>`; cheap to share, and
 /// all methods may be called at the same time from many tasks. The futures and streams need a tokio runtime, which
 /// none of them blocks.
+///
+/// A backend writes [`info`](Self::info) and [`generate`](Self::generate); all other methods have a default. A type that
+/// wraps another backend implements [`BackendWrapper`](crate::BackendWrapper) instead, which forwards every method.
 #[async_trait]
 pub trait LlmBackend: Send + Sync {
     /// What the model is, its limits and its capabilities.
@@ -27,7 +30,9 @@ pub trait LlmBackend: Send + Sync {
     ///
     /// # Behavior
     /// Never blocks. `None` where the tokens are not known on this side (a remote model).
-    fn tokenizer(&self) -> Option<Arc<Tokenizer>>;
+    fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
+        None
+    }
 
     /// What the backend is doing at the moment. Never blocks; all zero where it is not known.
     fn stats(&self) -> Stats {
@@ -50,6 +55,25 @@ pub trait LlmBackend: Send + Sync {
     /// Ends at once for a backend that holds no memory worth waiting for. A wrapper returns that of what it wraps.
     fn unloaded(&self) -> Unloaded {
         Box::pin(std::future::ready(()))
+    }
+
+    /// Checks a request without starting it.
+    ///
+    /// # Behavior
+    /// Makes the checks that [`generate`](Self::generate) makes of the request, in the same order. What the backend is
+    /// doing at the moment does not matter: a full queue refuses nothing here. A layer that lets a request wait calls this
+    /// first, so that a request is judged in the same way whether it has to wait or not.
+    ///
+    /// The default checks the fields and, where there is a tokenizer, the length of the prompt. A backend that checks
+    /// more, or that accepts more, overrides it.
+    ///
+    /// # Errors
+    /// Those of [`generate`](Self::generate) for this request, but for the ones that come from the load of the backend.
+    ///
+    /// # Cancellation
+    /// Dropping the future.
+    async fn validate(&self, request: &GenerateRequest) -> Result<()> {
+        validate::request(request, &self.info(), self.tokenizer()).await.during("generate")
     }
 
     /// Continues a prompt as a stream of events.
@@ -93,7 +117,10 @@ pub trait LlmBackend: Send + Sync {
     ///
     /// # Cancellation
     /// Dropping the future or cancelling the token; the latter gives [`Cancelled`](crate::ErrorKind::Cancelled).
-    async fn score(&self, request: ScoreRequest) -> Result<Score>;
+    async fn score(&self, request: ScoreRequest) -> Result<Score> {
+        drop(request);
+        Err(Error::unsupported(format!("backend `{}` does not score", self.info().backend)).during("score"))
+    }
 
     /// The raw logits at the positions from `start` on, `[tokens.len() - start, vocab_size]` row after row.
     ///
@@ -113,6 +140,17 @@ pub trait LlmBackend: Send + Sync {
         drop(request);
         Err(Error::unsupported(format!("backend `{}` does not give logits", self.info().backend))
             .during("logits"))
+    }
+}
+
+/// Shows the model's name and its backend.
+impl fmt::Debug for dyn LlmBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let info = self.info();
+        f.debug_struct("LlmBackend")
+            .field("model", &info.name)
+            .field("backend", &info.backend)
+            .finish_non_exhaustive()
     }
 }
 

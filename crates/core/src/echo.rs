@@ -107,32 +107,39 @@ impl Echo {
         Self { info, options, counters: Arc::default() }
     }
 
-    fn start(&self, request: GenerateRequest) -> Result<EchoStream> {
-        let accepted = Instant::now();
-        validate::generate(&request, usize::MAX)?;
+    /// Checks a request; returns how many words its prompt has.
+    fn check(&self, request: &GenerateRequest) -> Result<usize> {
+        validate::generate(request, usize::MAX)?;
         if request.logprobs {
             return Err(Error::unsupported("logprobs: the backend `echo` has no probabilities"));
         }
         if !request.stop_tokens.is_empty() {
             return Err(Error::unsupported("stop_tokens: the backend `echo` has no tokens"));
         }
-        let (prompt, last) = match request.prompt {
-            Prompt::Text(text) => (words(&text).count(), text),
+        validate::not_empty(&request.prompt)?;
+        let prompt = match &request.prompt {
+            Prompt::Text(text) => words(text).count(),
             Prompt::Tokens(_) => {
                 return Err(Error::unsupported(
                     "prompt: the backend `echo` has no tokens; text or a chat expected",
                 ));
             }
-            Prompt::Chat(messages) => {
-                if messages.is_empty() {
-                    return Err(Error::invalid_request("prompt: no messages; at least one expected"));
-                }
-                let total = messages.iter().map(|m| words(&m.content).count()).sum();
-                let last = messages.into_iter().rfind(|m| m.role == "user");
-                (total, last.map(|m| m.content).unwrap_or_default())
-            }
+            Prompt::Chat(messages) => messages.iter().map(|m| words(&m.content).count()).sum(),
         };
         validate::prompt_fits(prompt, self.info.limits.context_length)?;
+        Ok(prompt)
+    }
+
+    fn start(&self, request: GenerateRequest) -> Result<EchoStream> {
+        let accepted = Instant::now();
+        let prompt = self.check(&request)?;
+        let last = match request.prompt {
+            Prompt::Text(text) => text,
+            Prompt::Tokens(_) => String::new(),
+            Prompt::Chat(messages) => {
+                messages.into_iter().rfind(|m| m.role == "user").map(|m| m.content).unwrap_or_default()
+            }
+        };
         let fail = self
             .options
             .fail
@@ -173,10 +180,6 @@ impl LlmBackend for Echo {
         Arc::new(self.info.clone())
     }
 
-    fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
-        None
-    }
-
     fn stats(&self) -> Stats {
         Stats {
             active: self.counters.active.load(Ordering::Acquire),
@@ -185,6 +188,10 @@ impl LlmBackend for Echo {
             generated_tokens: self.counters.generated_tokens.load(Ordering::Relaxed),
             ..Stats::default()
         }
+    }
+
+    async fn validate(&self, request: &GenerateRequest) -> Result<()> {
+        self.check(request).map(drop).during("generate")
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {

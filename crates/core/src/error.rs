@@ -104,6 +104,7 @@ struct Inner {
     context: Vec<(&'static str, String)>,
     source: Option<Source>,
     retryable: bool,
+    retried: bool,
 }
 
 impl Error {
@@ -116,6 +117,7 @@ impl Error {
             context: Vec::new(),
             source: None,
             retryable: matches!(kind, ErrorKind::Busy | ErrorKind::Timeout),
+            retried: false,
         }))
     }
 
@@ -180,6 +182,13 @@ impl Error {
         self
     }
 
+    /// The same error, marked as one that did not pass although the call was made again. Whoever retries a call marks the
+    /// error of the last attempt, so that a retry around it does not multiply the attempts.
+    pub fn into_retried(mut self) -> Self {
+        self.0.retried = true;
+        self
+    }
+
     /// What kind of failure this is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -203,6 +212,11 @@ impl Error {
     /// Whether the same call may succeed later without any change.
     pub fn is_retryable(&self) -> bool {
         self.0.retryable
+    }
+
+    /// Whether the call has been retried already, without success: another retry at once is of no use.
+    pub fn is_retried(&self) -> bool {
+        self.0.retried
     }
 }
 
@@ -236,6 +250,7 @@ impl fmt::Debug for Error {
             .field("context", &self.0.context)
             .field("source", &self.0.source)
             .field("retryable", &self.0.retryable)
+            .field("retried", &self.0.retried)
             .finish()
     }
 }
@@ -298,6 +313,10 @@ mod tests {
         assert!(Error::new(ErrorKind::Timeout, "too slow").is_retryable());
         assert!(!Error::backend("x").is_retryable());
         assert!(Error::backend("x").with_retryable(true).is_retryable());
+        let busy = Error::new(ErrorKind::Busy, "queue full");
+        assert!(!busy.is_retried());
+        let retried = busy.into_retried().during("generate");
+        assert!(retried.is_retryable() && retried.is_retried());
     }
 
     #[test]

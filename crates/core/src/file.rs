@@ -30,6 +30,11 @@ pub fn read_capped(path: &Path, cap: u64, kind: ErrorKind) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The text without the byte order mark that some editors write at its beginning. It is no part of the text.
+pub fn without_bom(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

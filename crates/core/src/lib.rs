@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod blocking;
 pub mod config;
 pub mod context;
 pub mod echo;
@@ -28,10 +29,12 @@ mod info;
 pub mod logprob;
 mod memory;
 mod panics;
+mod prepared;
 pub mod registry;
 mod request;
 pub mod text;
 pub mod validate;
+mod wrapper;
 
 pub use backend::{LlmBackend, LlmBackendExt, Unloaded};
 pub use error::{Error, ErrorKind, Result, ResultExt};
@@ -42,3 +45,4 @@ pub use info::{Capabilities, Limits, ModelInfo, SamplingDefaults, Stats};
 pub use memory::{MemoryPart, MemoryPlan};
 pub use panics::catch_panic;
 pub use request::{GenerateRequest, LogitsRequest, Message, Prompt, Sampling, ScoreRequest};
+pub use wrapper::BackendWrapper;

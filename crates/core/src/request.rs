@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::context::ContextPolicy;
+use crate::{context::ContextPolicy, prepared::Prepared};
 
 /// One message of a conversation. The text is untrusted: special tokens in it are encoded as plain text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,6 +172,8 @@ pub struct GenerateRequest {
     pub document: Option<String>,
     /// Cancels the request from anywhere; dropping the stream does the same.
     pub cancel: CancellationToken,
+    /// What a check of this request has computed.
+    pub(crate) prepared: Prepared,
 }
 
 impl GenerateRequest {
@@ -188,6 +190,7 @@ impl GenerateRequest {
             context_policy: None,
             document: None,
             cancel: CancellationToken::new(),
+            prepared: Prepared::default(),
         }
     }
 

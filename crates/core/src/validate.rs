@@ -1,7 +1,10 @@
 //! Checks of requests. Each error names the field, what was found and what is allowed.
 
+use std::sync::Arc;
+
 use crate::{
-    Error, ErrorKind, GenerateRequest, LogitsRequest, Prompt, Result, Sampling, ScoreRequest, info::Limits,
+    Error, ErrorKind, GenerateRequest, LogitsRequest, ModelInfo, Prompt, Result, Sampling, ScoreRequest,
+    blocking::blocking, info::Limits, text::Tokenizer,
 };
 
 /// The most entries of [`ScoreRequest::top`].
@@ -41,6 +44,57 @@ pub fn generate(request: &GenerateRequest, vocab_size: usize) -> Result<()> {
         ));
     }
     sampling(&request.sampling, vocab_size)
+}
+
+/// Checks a request as far as a model's description and its tokenizer tell: the fields, then the prompt's tokens and
+/// their number. Without a tokenizer only token prompts and fields are checked. Must be awaited in a tokio runtime.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`], [`ErrorKind::Unsupported`] for what needs a context policy, and
+/// [`ErrorKind::ContextOverflow`].
+pub async fn request(
+    request: &GenerateRequest,
+    info: &ModelInfo,
+    tokenizer: Option<Arc<Tokenizer>>,
+) -> Result<()> {
+    let limits = info.limits.clone();
+    generate(request, known_vocab_size(&limits))?;
+    let checked = move |tokens: &[u32]| {
+        self::tokens("prompt", tokens, known_vocab_size(&limits))?;
+        // A backend that does not know its context has no limit to check.
+        if limits.context_length == 0 { Ok(()) } else { prompt_fits(tokens.len(), limits.context_length) }
+    };
+    if let Prompt::Tokens(tokens) = &request.prompt {
+        return checked(tokens);
+    }
+    not_empty(&request.prompt)?;
+    let Some(tokenizer) = tokenizer else { return Ok(()) };
+    let prompt = request.prompt.clone();
+    blocking("the prompt's tokenization", move || checked(&encode(&tokenizer, &prompt)?)).await
+}
+
+/// The size of the vocabulary; the largest there is where it is not known.
+pub(crate) fn known_vocab_size(limits: &Limits) -> usize {
+    if limits.vocab_size == 0 { usize::MAX } else { limits.vocab_size }
+}
+
+/// Checks that a conversation has a message.
+pub(crate) fn not_empty(prompt: &Prompt) -> Result<()> {
+    match prompt {
+        Prompt::Chat(messages) if messages.is_empty() => {
+            Err(Error::invalid_request("prompt: no messages; at least one expected"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The tokens of a prompt, with all that the template and the tokenizer add. May take seconds for megabytes.
+pub(crate) fn encode(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<Vec<u32>> {
+    match prompt {
+        Prompt::Text(text) => tokenizer.encode(text, true),
+        Prompt::Tokens(tokens) => Ok(tokens.clone()),
+        Prompt::Chat(messages) => tokenizer.encode_chat(messages, true),
+    }
 }
 
 /// Checks the ranges that [`Sampling`] documents.

@@ -43,6 +43,10 @@ struct Clerk {
     reply: Arc<str>,
     /// Fails on a prompt with these words.
     poison: Option<Arc<str>>,
+    /// So many requests find it busy ...
+    busy: Arc<AtomicUsize>,
+    /// ... after it has accepted so many.
+    busy_after: usize,
     prompts: Arc<Mutex<Vec<Prompt>>>,
     active: Arc<AtomicUsize>,
     most_active: Arc<AtomicUsize>,
@@ -60,6 +64,8 @@ impl Clerk {
             info: Arc::new(info),
             reply: reply.into(),
             poison: None,
+            busy: Arc::default(),
+            busy_after: 0,
             prompts: Arc::default(),
             active: Arc::default(),
             most_active: Arc::default(),
@@ -122,6 +128,11 @@ impl LlmBackend for Clerk {
         if self.poison.as_ref().is_some_and(|words| text.contains(&**words)) {
             return Err(Error::backend("poisoned"));
         }
+        let counts = self.prompts.lock().unwrap().len() >= self.busy_after;
+        if counts && self.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
+        {
+            return Err(Error::new(ErrorKind::Busy, "busy"));
+        }
         self.prompts.lock().unwrap().push(request.prompt);
         let (sender, events) = mpsc::channel(8);
         let clerk = self.clone();
@@ -154,6 +165,15 @@ impl LlmBackend for Clerk {
     async fn score(&self, _: ScoreRequest) -> Result<Score> {
         Err(Error::unsupported("no scores"))
     }
+}
+
+/// The same request without what a check has computed.
+fn fresh(request: &GenerateRequest) -> GenerateRequest {
+    let mut fresh = GenerateRequest::new(request.prompt.clone());
+    fresh.max_tokens = request.max_tokens;
+    fresh.document.clone_from(&request.document);
+    fresh.context_policy.clone_from(&request.context_policy);
+    fresh
 }
 
 /// A text of about this many tokens, with each sentence numbered.
@@ -442,6 +462,82 @@ async fn a_part_that_fails_is_named_and_the_answers_of_others_are_not_lost() {
     assert!(error.contains("poisoned") && error.contains("part: ") && error.contains("bytes: "), "{error}");
     let kept = |e: &&Event| matches!(e, Event::Context { step: ContextStep::PartDone { answer, .. } } if answer == "answer");
     assert!(events.iter().filter(kept).count() >= 2);
+}
+
+#[tokio::test]
+async fn a_full_queue_delays_a_run_and_does_not_end_it() {
+    let text = long_text(1500);
+    for policy in ["map-reduce", "refine"] {
+        let run = async |busy: usize, busy_after: usize| {
+            let mut clerk = Clerk::new("answer");
+            clerk.busy.store(busy, Ordering::SeqCst);
+            clerk.busy_after = busy_after;
+            let model = clerk.with(policy.parse().unwrap());
+            let request = GenerateRequest::new("TASK").with_document(text.as_str()).with_max_tokens(20);
+            let (events, error) = events(model.generate(request).await.unwrap()).await;
+            assert!(error.is_none(), "{error:?}");
+            assert_eq!(clerk.busy.load(Ordering::SeqCst), 0);
+            let mut started = Vec::new();
+            let mut used = 0;
+            for event in &events {
+                match event {
+                    Event::Context { step: ContextStep::PartStarted { round, part, .. } } => {
+                        started.push((*round, *part));
+                    }
+                    Event::Context { step: ContextStep::PartDone { usage, .. } }
+                    | Event::Done { usage, .. } => used += usage.prompt_tokens,
+                    _ => {}
+                }
+            }
+            let count = started.len();
+            started.sort_unstable();
+            started.dedup();
+            assert_eq!(started.len(), count, "a part starts once");
+            let report = report(&events);
+            assert_eq!(used, report.total_prompt_tokens, "the parts say what they used");
+            (report.calls, count)
+        };
+        let quiet = run(0, 0).await;
+        assert_eq!(run(5, 0).await, quiet, "busy at the first parts");
+        assert_eq!(run(2, 2).await, quiet, "busy while parts are at work");
+        assert_eq!(run(2, quiet.0 - 1).await, quiet, "busy at the answer");
+    }
+}
+
+#[tokio::test]
+async fn a_check_judges_as_generation_does() {
+    let long = long_text(600);
+    for policy in ["reject", "truncate", "map-reduce", "refine"] {
+        let model = Clerk::new("answer").with(policy.parse().unwrap());
+        for request in [
+            GenerateRequest::new(long.as_str()),
+            GenerateRequest::new("TASK").with_document(long.as_str()),
+            GenerateRequest::new("TASK").with_document("short"),
+            GenerateRequest::new("TASK").with_document(""),
+            GenerateRequest::new(long.as_str()).with_max_tokens(0),
+            GenerateRequest::new(long.as_str()).with_context_policy("truncate-middle".parse().unwrap()),
+            GenerateRequest::new(long.as_str()).with_context_policy("sliding".parse().unwrap()),
+        ] {
+            let kind = |e: Error| (e.kind(), e.message().to_owned());
+            let checked = model.validate(&request).await.err().map(kind);
+            // The request has what its check has computed; its copy has that, too, and a fresh one has not.
+            let fresh = fresh(&request);
+            let after = model.generate(request).await.err().map(kind);
+            let alone = model.generate(fresh).await.err().map(kind);
+            assert_eq!((&checked, &after), (&alone, &alone), "{policy}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_changes_after_its_check_is_judged_anew() {
+    let model = Clerk::new("answer").with("truncate".parse().unwrap());
+    let mut request = GenerateRequest::new(long_text(600)).with_max_tokens(20);
+    model.validate(&request).await.unwrap();
+    request.prompt = "short".into();
+    let (events, _) = events(model.generate(request).await.unwrap()).await;
+    let [.., Event::Done { usage, .. }] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(usage.prompt_tokens, count(&"short".into()));
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@
 //! the fork.
 
 use std::{
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -33,12 +34,13 @@ use std::{
 use async_trait::async_trait;
 use tokio::{
     runtime::Handle,
-    sync::{mpsc as channel, oneshot, watch},
+    sync::{Semaphore, mpsc as channel, oneshot, watch},
 };
 
 use ternion_core::{
-    Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt, Result,
-    ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded, text::Tokenizer, validate,
+    Error, ErrorKind, GenerateRequest, GenerateStream, Limits, LlmBackend, LogitsRequest, ModelInfo, Prompt,
+    Result, ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded, blocking, text::Tokenizer,
+    validate,
 };
 
 use crate::{
@@ -55,6 +57,9 @@ use crate::{
 /// Events that may wait for a slow reader before its sequence pauses.
 pub(crate) const EVENT_CAPACITY: usize = 64;
 
+/// Prompts that are tokenized for checks at the same time.
+const CHECKS_AT_ONCE: usize = 8;
+
 /// An [`LlmBackend`] over one [`CausalLm`].
 ///
 /// The model is dropped, on its thread, when the engine and all of its streams are gone.
@@ -66,12 +71,31 @@ pub struct Engine {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     process: Process,
+    /// Bounds how many prompts are tokenized for checks at the same time.
+    checking: Arc<Semaphore>,
     /// Closed when the thread has dropped the model.
     gone: watch::Receiver<()>,
 }
 
 /// A prompt's tokens that fit into the context, and the window that moves over them if it is one that does.
-type Prepared = (Vec<u32>, Option<Window>);
+type PromptTokens = (Vec<u32>, Option<Window>);
+
+/// The checks of a prompt's tokens.
+struct PromptChecks {
+    limits: Limits,
+    window: Option<Window>,
+}
+
+impl PromptChecks {
+    fn apply(mut self, mut tokens: Vec<u32>) -> Result<PromptTokens> {
+        validate::tokens("prompt", &tokens, self.limits.vocab_size)?;
+        if let Some(window) = &mut self.window {
+            window.fit_prompt(&mut tokens);
+        }
+        validate::prompt_fits(tokens.len(), self.limits.context_length)?;
+        Ok((tokens, self.window))
+    }
+}
 
 /// What reaches the thread.
 pub(crate) enum Command {
@@ -208,49 +232,55 @@ impl Engine {
             commands,
             shared,
             process: Process::current(),
+            checking: Arc::new(Semaphore::new(CHECKS_AT_ONCE)),
             gone,
         })
     }
 
-    /// The tokens of a prompt, which fit into the context, with the place that its request keeps meanwhile.
-    ///
-    /// A template and a tokenizer may take seconds for megabytes, so they run where blocking is allowed. The place is
-    /// taken before and held until they are done, even if nobody waits any more: that bounds how many run.
-    async fn prepare(&self, prompt: Prompt, window: Option<Window>) -> Result<(Admission, Prepared)> {
+    /// The checks of a request that need no tokens. Takes the policy out of it, for the engine knows no other than the
+    /// window.
+    fn check(&self, request: &mut GenerateRequest) -> Result<PromptChecks> {
         let limits = self.info.limits.clone();
-        let checked = move |mut tokens: Vec<u32>| -> Result<Prepared> {
-            validate::tokens("prompt", &tokens, limits.vocab_size)?;
-            let mut window = window;
-            if let Some(window) = &mut window {
-                window.fit_prompt(&mut tokens);
+        let window = Window::of(request, limits.context_length)?;
+        validate::generate(request, limits.vocab_size)?;
+        Ok(PromptChecks { limits, window })
+    }
+
+    /// The tokens of the request's prompt, which fit into the context, and the permit that `permit` gave.
+    ///
+    /// A template and a tokenizer may take seconds for megabytes, so they run where blocking is allowed. The permit is
+    /// taken before and held until they are done, even if nobody waits any more: that bounds how many run. With `keep` the
+    /// request keeps the tokens for the next call.
+    async fn tokens<P: Send + 'static>(
+        &self,
+        request: GenerateRequest,
+        checks: PromptChecks,
+        permit: impl Future<Output = Result<P>> + Send,
+        keep: bool,
+    ) -> Result<(P, PromptTokens)> {
+        let GenerateRequest { prompt, prepared, .. } = request;
+        validate::not_empty(&prompt)?;
+        let known = prepared.tokens(&self.tokenizer, &prompt);
+        let prompt = match (prompt, known) {
+            (Prompt::Tokens(tokens), _) | (_, Some(tokens)) => {
+                let tokens = checks.apply(tokens)?;
+                return Ok((permit.await?, tokens));
             }
-            validate::prompt_fits(tokens.len(), limits.context_length)?;
-            Ok((tokens, window))
+            (prompt, None) => prompt,
         };
-        if let Prompt::Tokens(tokens) = prompt {
-            let tokens = checked(tokens)?;
-            return Ok((self.admit()?, tokens));
-        }
-        if matches!(&prompt, Prompt::Chat(messages) if messages.is_empty()) {
-            return Err(Error::invalid_request("prompt: no messages; at least one expected"));
-        }
         let runtime = Handle::try_current().map_err(|e| {
             Error::unsupported("text and chats need a tokio runtime to be awaited in").with_source(e)
         })?;
-        let admission = self.admit()?;
+        let permit = permit.await?;
         let tokenizer = Arc::clone(&self.tokenizer);
-        let prepared = runtime.spawn_blocking(move || {
-            let tokens = match prompt {
-                Prompt::Text(text) => tokenizer.encode(&text, true)?,
-                Prompt::Tokens(tokens) => tokens,
-                Prompt::Chat(messages) => tokenizer.encode_chat(&messages, true)?,
-                _ => return Err(Error::unsupported("prompt: this engine does not know its kind")),
-            };
-            Ok((admission, checked(tokens)?))
+        let work = runtime.spawn_blocking(move || {
+            let tokens = validate::encode(&tokenizer, &prompt)?;
+            if keep {
+                prepared.keep_tokens(&tokenizer, prompt, tokens.clone());
+            }
+            Ok((permit, checks.apply(tokens)?))
         });
-        prepared.await.unwrap_or_else(|e| {
-            Err(Error::new(ErrorKind::Closed, "the prompt's tokens were given up").with_source(e))
-        })
+        work.await.unwrap_or_else(|e| Err(blocking::failed("the prompt's tokenization", e)))
     }
 
     fn admit(&self) -> Result<Admission> {
@@ -319,22 +349,37 @@ impl LlmBackend for Engine {
         Box::pin(async move { while gone.changed().await.is_ok() {} })
     }
 
+    async fn validate(&self, request: &GenerateRequest) -> Result<()> {
+        let check = async {
+            let mut request = request.clone();
+            let checks = self.check(&mut request)?;
+            let permit = async {
+                Arc::clone(&self.checking).acquire_owned().await.map_err(|e| {
+                    Error::new(ErrorKind::Closed, "the engine makes no more checks").with_source(e)
+                })
+            };
+            self.tokens(request, checks, permit, true).await.map(drop)
+        };
+        check.await.during("generate")
+    }
+
     async fn generate(&self, mut request: GenerateRequest) -> Result<GenerateStream> {
         let accepted = Instant::now();
         let start = async {
-            let window = Window::of(&mut request, self.info.limits.context_length)?;
-            validate::generate(&request, self.info.limits.vocab_size)?;
-            let (admission, (tokens, window)) = self.prepare(request.prompt, window).await?;
-            let sampling = request.sampling.or(&self.sampling);
+            let checks = self.check(&mut request)?;
+            let sampling = std::mem::take(&mut request.sampling).or(&self.sampling);
             // A window never fills the context, so without a bound it would go on for ever.
-            let most = if window.is_some() { self.info.limits.context_length } else { usize::MAX };
+            let most = if checks.window.is_some() { self.info.limits.context_length } else { usize::MAX };
             let ending = Ending {
                 max_tokens: request.max_tokens.unwrap_or(most),
-                stop: request.stop,
-                stop_tokens: request.stop_tokens,
+                stop: std::mem::take(&mut request.stop),
+                stop_tokens: std::mem::take(&mut request.stop_tokens),
                 ignore_eos: request.ignore_eos,
                 logprobs: request.logprobs,
             };
+            let cancel = request.cancel.clone();
+            let permit = async { self.admit() };
+            let (admission, (tokens, window)) = self.tokens(request, checks, permit, false).await?;
             let (events, reader) = channel::channel(EVENT_CAPACITY);
             let waits = Arc::new(AtomicBool::new(false));
             let generation = Generation::new(
@@ -346,13 +391,7 @@ impl LlmBackend for Engine {
                 window,
                 ServedBy::from(&*self.info),
             );
-            self.submit(Job::new(
-                tokens,
-                Work::Generate(Box::new(generation)),
-                request.cancel,
-                admission,
-                accepted,
-            ))?;
+            self.submit(Job::new(tokens, Work::Generate(Box::new(generation)), cancel, admission, accepted))?;
             Ok(GenerateStream::new(Events::new(reader, self.commands.clone(), waits, self.process)))
         };
         start.await.during("generate")

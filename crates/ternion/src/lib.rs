@@ -40,9 +40,9 @@
 use std::{path::Path, sync::Arc};
 
 pub use ternion_core::{
-    Capabilities, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, Limits,
-    LlmBackend, LlmBackendExt, LogitsRequest, MemoryPart, MemoryPlan, Message, ModelInfo, Prompt, Result,
-    ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest, ServedBy, Stats, Timing, TokenScore,
+    BackendWrapper, Capabilities, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest,
+    GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, MemoryPart, MemoryPlan, Message, ModelInfo,
+    Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest, ServedBy, Stats, Timing, TokenScore,
     Unloaded, Usage,
 };
 pub use ternion_core::{config, context, echo, logprob, registry, text, validate};

@@ -11,17 +11,15 @@ use crate::input::TextSource;
 use crate::model::Selected;
 use crate::output::Bar;
 
-/// Reads the document and puts it and the policy into the request. What the configuration says of the same policy stays.
+/// Reads the document and puts it and the policy into the request. Where `--policy` names the policy of the configuration,
+/// the configuration's options of it stay, except for what `--policy` says itself.
 pub(crate) fn apply(selected: &Selected, args: &LongArgs, request: &mut GenerateRequest) -> Outcome {
     if let Some(file) = &args.file {
         request.document = Some(TextSource::new(None, Some(file)).read("document")?);
     }
     let configured = &selected.model()?.context_policy;
     let mut policy = match &args.policy {
-        Some(policy) if policy.name() == configured.name() && *policy == default_of(configured) => {
-            configured.clone()
-        }
-        Some(policy) => policy.clone(),
+        Some(asked) => asked.over(configured),
         None => configured.clone(),
     };
     match &mut policy {
@@ -47,11 +45,6 @@ pub(crate) fn apply(selected: &Selected, args: &LongArgs, request: &mut Generate
         request.context_policy = Some(policy);
     }
     Ok(())
-}
-
-/// The policy of the same name without options.
-fn default_of(policy: &ContextPolicy) -> ContextPolicy {
-    policy.name().parse().unwrap_or_default()
 }
 
 /// Shows a step.
@@ -114,4 +107,33 @@ pub(crate) fn lines(report: &ContextReport) -> Vec<String> {
 
 fn counted(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use ternion::context::ContextPolicy;
+
+    use crate::args::PolicyArg;
+
+    #[test]
+    fn the_flag_wins_over_the_configuration() {
+        let configured: ContextPolicy = serde_json::from_value(serde_json::json!({
+            "kind": "truncate", "drop": "middle", "reserve": 100,
+        }))
+        .unwrap();
+        for (flag, expected) in [
+            ("truncate", serde_json::json!({"kind": "truncate", "drop": "middle", "reserve": 100})),
+            (
+                "truncate-oldest-turns",
+                serde_json::json!({"kind": "truncate", "drop": "oldest_turns", "reserve": 100}),
+            ),
+            ("truncate_tail", serde_json::json!({"kind": "truncate", "drop": "tail", "reserve": 100})),
+            ("reject", serde_json::json!({"kind": "reject"})),
+        ] {
+            let found = flag.parse::<PolicyArg>().unwrap().over(&configured);
+            assert_eq!(found, serde_json::from_value(expected).unwrap(), "{flag}");
+        }
+        let head = "truncate-head".parse::<PolicyArg>().unwrap().over(&ContextPolicy::Reject);
+        assert_eq!(head, "truncate-head".parse().unwrap());
+    }
 }

@@ -182,10 +182,17 @@ impl Format {
 impl Config {
     /// Reads a file, lets the environment override it, and makes the models' paths relative to the file's folder.
     ///
-    /// `TERNION_DEFAULT_MODEL` names the default model. `TERNION_MODELS__<NAME>__<KEY>` sets a key of a model, such
-    /// as `TERNION_MODELS__BITNET__THREADS=2`; a further `__<KEY>` goes into a table (`...__SAMPLING__TOP_K=40`). The
-    /// model's name is compared without case and with every other sign than letters and digits as `_`. A path that
-    /// the environment gives is relative to the working directory.
+    /// `TERNION_DEFAULT_MODEL` names the default model. `TERNION_RELOAD__<KEY>` sets a key of the table `reload`, and
+    /// `TERNION_MODELS__<NAME>__<KEY>` a key of a model, such as `TERNION_MODELS__BITNET__THREADS=2`; a further `__<KEY>`
+    /// goes into a table (`...__SAMPLING__TOP_K=40`). Names are compared without case, and in the name of a model all
+    /// characters but letters and digits are `_`. A path that the environment gives is relative to the working directory.
+    ///
+    /// Every variable `TERNION_...` with a double underscore belongs to the configuration, and one that names no key is
+    /// refused, as is one that spells a key with single underscores. Empty variables are ignored, and so are all others,
+    /// such as those that Kubernetes sets for a service called `ternion`.
+    ///
+    /// The models' paths are absolute afterwards, so that they stay what they are if the process changes its working
+    /// directory.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] or [`ErrorKind::Io`] if it cannot be read, [`ErrorKind::InvalidConfig`] if it
@@ -208,11 +215,31 @@ impl Config {
             let text = String::from_utf8(read_capped(path, MAX_BYTES, ErrorKind::InvalidConfig)?)
                 .map_err(|e| Error::invalid_config(format!("not UTF-8: {e}")))?;
             let mut value = parse::to_value(&text, format)?;
-            parse::resolve_paths(&mut value, path.parent().unwrap_or(Path::new("")));
-            env::apply(&mut value, variables)?;
-            Self::from_value(value)
+            let overrides = env::apply(&mut value, variables)?;
+            let mut config = Self::from_value(value).map_err(|e| overrides.blame(e))?;
+            // A folder whose name is not UTF-8 can be joined only here: before, the paths are text.
+            let folder = path.parent().unwrap_or(Path::new(""));
+            for (name, model) in &mut config.models {
+                if !overrides.has(&format!("models.{name}.path")) {
+                    model.make_path_relative_to(folder);
+                }
+            }
+            config.make_paths_absolute();
+            Ok(config)
         };
         load().with("path", path.display()).during("configuration")
+    }
+
+    /// Makes relative paths of models absolute, by the working directory of the process. Addresses such as `hf://...` stay
+    /// as they are.
+    pub fn make_paths_absolute(&mut self) {
+        for path in self.models.values_mut().filter_map(|model| model.path.as_mut()) {
+            if !is_address(path)
+                && let Ok(absolute) = std::path::absolute(&*path)
+            {
+                *path = absolute;
+            }
+        }
     }
 
     /// Reads a text, without the environment.
@@ -292,6 +319,12 @@ impl ModelConfig {
         Self { path: Some(path.into()), ..Self::default() }
     }
 
+    fn make_path_relative_to(&mut self, folder: &Path) {
+        if let Some(path) = self.path.as_mut().filter(|path| !is_address(path)) {
+            *path = folder.join(&*path);
+        }
+    }
+
     /// The table `options` as the backend's own type.
     ///
     /// # Errors
@@ -332,6 +365,11 @@ impl ModelConfig {
             Error::new(ErrorKind::InvalidConfig, format!("models.{name}.sampling.{}", e.message()))
         })
     }
+}
+
+/// Whether a path is an address with a scheme, such as `hf://`.
+fn is_address(path: &Path) -> bool {
+    path.to_str().is_some_and(|text| text.contains("://"))
 }
 
 /// Adds the nearest of `known` to a message, if one is near enough to be meant.

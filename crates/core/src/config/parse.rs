@@ -1,16 +1,15 @@
 //! From text to typed values, with errors that name the place.
 
-use std::path::Path;
-
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Format, suggest, unique::Unique};
-use crate::{Error, Result};
+use crate::{Error, Result, file::without_bom};
 
 /// The text's own structure, which the environment can still change. An empty text is an empty table.
 pub(super) fn to_value(text: &str, format: Format) -> Result<Value> {
+    let text = without_bom(text);
     let value = match format {
         Format::Toml => toml::from_str(text).map_err(|e| {
             let place = e.span().map_or(String::new(), |span| line_and_column(text, span.start));
@@ -30,19 +29,6 @@ pub(super) fn to_value(text: &str, format: Format) -> Result<Value> {
             Ok(value)
         }
         other => Err(Error::invalid_config(format!("the file holds {}; a table expected", kind(&other)))),
-    }
-}
-
-/// Makes the paths of models relative to `folder`.
-pub(super) fn resolve_paths(config: &mut Value, folder: &Path) {
-    let Some(models) = config.get_mut("models").and_then(Value::as_object_mut) else { return };
-    for model in models.values_mut() {
-        if let Some(Value::String(path)) = model.get_mut("path") {
-            // What is joined to a path of valid UTF-8 by a path that is not can only be found as it is.
-            if let Some(joined) = folder.join(&*path).to_str() {
-                joined.clone_into(path);
-            }
-        }
     }
 }
 
@@ -93,6 +79,41 @@ pub(super) fn is_text(schema: &Value, root: &Value) -> bool {
         Some(Value::Array(names)) => names.iter().any(|name| name == "string"),
         _ => false,
     }
+}
+
+/// Whether this schema describes a table: an object, or a map.
+pub(super) fn is_table(schema: &Value, root: &Value) -> bool {
+    let schema = target(schema, root);
+    let is_object = |schema: &Value| schema.get("type").and_then(Value::as_str) == Some("object");
+    is_object(schema)
+        || schema.get("oneOf").and_then(Value::as_array).is_some_and(|all| all.iter().all(is_object))
+}
+
+/// All keys that lead to a value which is no table, as paths; `*` stands for the name of a model. Free tables have none.
+pub(super) fn key_paths(schema: &Value, root: &Value) -> Vec<Vec<String>> {
+    fn visit(schema: &Value, root: &Value, path: &[String], paths: &mut Vec<Vec<String>>) {
+        let schema = target(schema, root);
+        let variants = schema.get("oneOf").and_then(Value::as_array).into_iter().flatten();
+        let properties = std::iter::once(schema)
+            .chain(variants)
+            .filter_map(|schema| schema.get("properties")?.as_object())
+            .flatten()
+            .map(|(key, described)| (key.as_str(), described));
+        let models = schema.get("additionalProperties").filter(|s| s.is_object()).map(|s| ("*", s));
+        for (key, described) in properties.chain(models) {
+            let path = [path, &[key.to_owned()]].concat();
+            if is_table(described, root) {
+                visit(described, root, &path, paths);
+            } else {
+                paths.push(path);
+            }
+        }
+    }
+    let mut paths = Vec::new();
+    visit(schema, root, &[], &mut paths);
+    paths.sort();
+    paths.dedup();
+    paths
 }
 
 /// Follows a reference to a definition of the root, also that of a table which may be left out.

@@ -1,6 +1,7 @@
 //! A backend with a context policy around it.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -14,18 +15,19 @@ use tokio::{runtime::Handle, sync::Semaphore};
 use super::{
     ContextPolicy, ContextReport, ContextStep, Truncate,
     budget::answer_room,
-    long::{Plan, Planned},
-    parts::{count, with_document},
-    run::{Run, blocking},
-    truncate::truncate,
+    fit::{Asked, Fitted, Outcome},
+    long::Plan,
+    parts::with_document,
+    run::Run,
 };
 use crate::{
-    Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt,
-    Result, ResultExt, Score, ScoreRequest, Stats, Unloaded, text::Tokenizer, validate,
+    BackendWrapper, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Prompt,
+    Result, ResultExt, blocking::blocking, text::Tokenizer, validate,
 };
 
 /// Applies a [`ContextPolicy`] to every request of a backend, and puts a request's `document` where it belongs. All else
-/// is the backend's own: limits are those of its context, which a policy does not make larger.
+/// is the backend's own: limits are those of its context, which a policy does not make larger. Where the backend is a
+/// handle whose model changes, each request is fitted to the model of that moment.
 ///
 /// `map_reduce` and `refine` make several requests of one, in the background: the events of its steps come as
 /// [`Event::Context`], with the answer of each part, so that a host has what was done if a later part fails. Such an error
@@ -34,9 +36,25 @@ use crate::{
 pub struct ContextLayer {
     inner: Arc<dyn LlmBackend>,
     policy: ContextPolicy,
-    info: Arc<ModelInfo>,
     /// Bounds how many long prompts are measured at the same time.
     places: Arc<Semaphore>,
+}
+
+/// How many long prompts are measured at the same time for a backend that does not say how many requests it takes.
+const MEASURED_AT_ONCE: usize = 64;
+
+/// A request that is ready for the backend.
+enum Ready {
+    /// As one request, with the report of what was dropped.
+    Whole(GenerateRequest, Option<ContextReport>),
+    Steps(GenerateRequest, Arc<Plan>, Arc<Tokenizer>),
+}
+
+/// What is done if too many prompts are being measured.
+#[derive(Clone, Copy, PartialEq)]
+enum WhenFull {
+    Refuse,
+    Wait,
 }
 
 impl ContextLayer {
@@ -46,97 +64,105 @@ impl ContextLayer {
     /// [`InvalidConfig`](ErrorKind::InvalidConfig) where the policy does not go with the context, and
     /// [`Unsupported`](ErrorKind::Unsupported) where the backend has no tokenizer on this side, or no sliding window.
     pub fn new(inner: Arc<dyn LlmBackend>, policy: ContextPolicy) -> Result<Self> {
-        let mut info = (*inner.info()).clone();
+        let limits = &inner.info().limits;
         let check = || {
             policy.validate()?;
-            check(&policy, &info, inner.tokenizer().is_some())
+            check(&policy, &inner.info(), inner.tokenizer().is_some())
         };
         check().with("section", "context_policy").during("load")?;
-        info.capabilities.long_prompts = policy.takes_long_prompts();
-        let places =
-            info.limits.max_sequences.saturating_add(info.limits.max_queued).clamp(1, Semaphore::MAX_PERMITS);
-        Ok(Self { inner, policy, info: Arc::new(info), places: Arc::new(Semaphore::new(places)) })
+        let places = match limits.max_sequences.saturating_add(limits.max_queued) {
+            0 => MEASURED_AT_ONCE,
+            requests => requests.min(Semaphore::MAX_PERMITS),
+        };
+        Ok(Self { inner, policy, places: Arc::new(Semaphore::new(places)) })
     }
 
-    /// Runs what needs the prompt's tokens on a thread for that.
-    async fn prepare<T: Send + 'static>(
+    /// Applies the policy to a request: what both `validate` and `generate` begin with.
+    async fn fit(&self, mut request: GenerateRequest, when_full: WhenFull) -> Result<Ready> {
+        let (info, tokenizer) = (self.inner.info(), self.inner.tokenizer());
+        let own = request.context_policy.take();
+        let policy = own.clone().unwrap_or_else(|| self.policy.clone());
+        let checked = policy.validate().and_then(|()| check(&policy, &info, tokenizer.is_some()));
+        checked.map_err(|e| match e.kind() {
+            // The request is to be changed, not the configuration.
+            ErrorKind::InvalidConfig if own.is_some() => {
+                Error::invalid_request(format!("context_policy: {}", e.message()))
+            }
+            _ => e,
+        })?;
+        let document = request.document.take();
+        if let Some(document) = &document {
+            request.prompt = with_document(request.prompt, document)?;
+        }
+        let context = info.limits.context_length;
+        // Without a context the backend has no model at the moment: it loads one or says why it cannot.
+        if policy == ContextPolicy::Reject || context == 0 {
+            return Ok(Ready::Whole(request, None));
+        }
+        if matches!(policy, ContextPolicy::Sliding(_)) {
+            request.context_policy = Some(policy);
+            return Ok(Ready::Whole(request, None));
+        }
+        // Before any work on the prompt.
+        validate::generate(&request, validate::known_vocab_size(&info.limits))?;
+        validate::not_empty(&request.prompt)?;
+        let tokenizer = tokenizer.ok_or_else(|| no_tokenizer(&info))?;
+        let asked = Asked {
+            prompt: std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new())),
+            document: document.map(|d| d.len()),
+            policy,
+            max_tokens: request.max_tokens,
+            context,
+        };
+        let fitted = self.measure(tokenizer, asked, &request, when_full).await?;
+        let tokenizer = Arc::clone(fitted.tokenizer());
+        let fitted = Arc::unwrap_or_clone(fitted);
+        Ok(match fitted.outcome {
+            Outcome::Fits => {
+                request.prompt = fitted.asked.prompt;
+                Ready::Whole(request, None)
+            }
+            Outcome::Truncated(prompt, report) => {
+                request.prompt = prompt;
+                Ready::Whole(request, Some(report))
+            }
+            Outcome::Steps(plan) => Ready::Steps(request, plan, tokenizer),
+        })
+    }
+
+    /// Runs what needs the prompt's tokens on a thread for that, unless a check of the same request has done it.
+    async fn measure(
         &self,
-        work: impl FnOnce(&Tokenizer) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let tokenizer = self.tokenizer_for_policy()?;
+        tokenizer: Arc<Tokenizer>,
+        asked: Asked,
+        request: &GenerateRequest,
+        when_full: WhenFull,
+    ) -> Result<Arc<Fitted>> {
+        if let Some(fitted) = request.prepared.fitted().filter(|f| f.answers(&tokenizer, &asked)) {
+            return Ok(fitted);
+        }
         Handle::try_current()
             .map_err(|e| Error::unsupported("context policies need a tokio runtime").with_source(e))?;
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            Error::new(ErrorKind::Busy, "too many prompts are being measured; try again later")
-        })?;
-        blocking(move || {
-            let _place = place;
-            work(&tokenizer)
-        })
-        .await
-    }
-
-    fn tokenizer_for_policy(&self) -> Result<Arc<Tokenizer>> {
-        self.inner.tokenizer().ok_or_else(|| no_tokenizer(&self.info))
-    }
-
-    async fn truncated(
-        &self,
-        mut request: GenerateRequest,
-        document: Option<usize>,
-        policy: Truncate,
-    ) -> Result<GenerateStream> {
-        let context = self.info.limits.context_length;
-        let limit = context - answer_room(policy.reserve, request.max_tokens, context, 4)?;
-        let prompt = std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new()));
-        let work = move |tokenizer: &Tokenizer| {
-            let tokens = count(tokenizer, &prompt)?;
-            if tokens <= limit {
-                return Ok((prompt, None));
-            }
-            let (prompt, dropped) = truncate(tokenizer, prompt, document, &policy, limit)?;
-            let mut report = ContextReport::new("truncate", tokens, limit);
-            report.dropped = dropped;
-            Ok((prompt, Some(report)))
+        let places = Arc::clone(&self.places);
+        let place = match when_full {
+            WhenFull::Refuse => places.try_acquire_owned().map_err(|_| {
+                Error::new(ErrorKind::Busy, "too many prompts are being measured; try again later")
+            })?,
+            WhenFull::Wait => places
+                .acquire_owned()
+                .await
+                .map_err(|e| Error::new(ErrorKind::Closed, "no more prompts are measured").with_source(e))?,
         };
-        let (prompt, report) = self.prepare(work).await?;
-        request.prompt = prompt;
-        let stream = self.inner.generate(request).await?;
-        Ok(match report {
-            Some(report) => GenerateStream::new(Reported { stream, report: Some(report), done: None }),
-            None => stream,
+        let prepared = request.prepared.clone();
+        let fitted = blocking("the work on the prompt", move || {
+            let _place = place;
+            Fitted::new(tokenizer, asked, &prepared).map(Arc::new)
         })
-    }
-
-    async fn in_steps(
-        &self,
-        mut request: GenerateRequest,
-        document: Option<usize>,
-        policy: ContextPolicy,
-    ) -> Result<GenerateStream> {
-        let accepted = Instant::now();
-        let context = self.info.limits.context_length;
-        let max_tokens = request.max_tokens;
-        let prompt = std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new()));
-        let plan = self
-            .prepare(move |tokenizer| Plan::make(tokenizer, prompt, document, &policy, max_tokens, context))
-            .await?;
-        match plan {
-            Planned::Fits(prompt) => {
-                request.prompt = prompt;
-                self.inner.generate(request).await
-            }
-            Planned::Long(plan) => {
-                let run = Run {
-                    plan: Arc::from(plan),
-                    backend: Arc::clone(&self.inner),
-                    tokenizer: self.tokenizer_for_policy()?,
-                    request,
-                    accepted,
-                };
-                Ok(run.start())
-            }
+        .await?;
+        if when_full == WhenFull::Wait {
+            request.prepared.keep_fitted(Arc::clone(&fitted));
         }
+        Ok(fitted)
     }
 }
 
@@ -144,6 +170,8 @@ impl ContextLayer {
 fn check(policy: &ContextPolicy, info: &ModelInfo, has_tokenizer: bool) -> Result<()> {
     match policy {
         ContextPolicy::Reject => Ok(()),
+        // A handle without a model: its requests are checked when there is one.
+        _ if info.limits.context_length == 0 => Ok(()),
         ContextPolicy::Sliding(_) if !info.capabilities.sliding_window => {
             Err(Error::unsupported(format!("backend `{}` has no sliding window", info.backend)))
         }
@@ -167,81 +195,57 @@ fn no_tokenizer(info: &ModelInfo) -> Error {
 }
 
 #[async_trait]
-impl LlmBackend for ContextLayer {
+impl BackendWrapper for ContextLayer {
+    fn inner(&self) -> &dyn LlmBackend {
+        &*self.inner
+    }
+
     fn info(&self) -> Arc<ModelInfo> {
-        Arc::clone(&self.info)
+        let mut info = self.inner.info();
+        if self.policy.takes_long_prompts() {
+            Arc::make_mut(&mut info).capabilities.long_prompts = true;
+        }
+        info
     }
 
-    fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
-        self.inner.tokenizer()
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
-    }
-
-    fn unloaded(&self) -> Unloaded {
-        self.inner.unloaded()
-    }
-
-    async fn generate(&self, mut request: GenerateRequest) -> Result<GenerateStream> {
-        let generate = async {
-            let own = request.context_policy.take();
-            let policy = match &own {
-                Some(policy) => {
-                    // Out of a request, so it is the request that is to be changed.
-                    let checked = policy
-                        .validate()
-                        .and_then(|()| check(policy, &self.info, self.tokenizer().is_some()));
-                    checked.map_err(|e| match e.kind() {
-                        ErrorKind::InvalidConfig => {
-                            Error::invalid_request(format!("context_policy: {}", e.message()))
-                        }
-                        _ => e,
-                    })?;
-                    policy.clone()
-                }
-                None => self.policy.clone(),
-            };
-            let document = request.document.take();
-            if let Some(document) = &document {
-                request.prompt = with_document(request.prompt, document)?;
+    async fn validate(&self, request: &GenerateRequest) -> Result<()> {
+        let check = async {
+            match self.fit(request.clone(), WhenFull::Wait).await? {
+                Ready::Whole(request, _) => self.inner.validate(&request).await,
+                Ready::Steps(..) => Ok(()),
             }
-            let document = document.map(|d| d.len());
-            match policy {
-                ContextPolicy::Reject => self.inner.generate(request).await,
-                ContextPolicy::Sliding(sliding) => {
-                    request.context_policy = Some(ContextPolicy::Sliding(sliding));
-                    self.inner.generate(request).await
+        };
+        check.await.during("generate")
+    }
+
+    async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
+        let accepted = Instant::now();
+        let generate = async {
+            match self.fit(request, WhenFull::Refuse).await? {
+                Ready::Whole(request, report) => {
+                    let stream = self.inner.generate(request).await?;
+                    Ok(match report {
+                        Some(report) => {
+                            GenerateStream::new(Reported { stream, report: Some(report), done: None })
+                        }
+                        None => stream,
+                    })
                 }
-                policy => {
-                    // Before any work on the prompt.
-                    let vocab_size = self.info.limits.vocab_size;
-                    validate::generate(&request, if vocab_size == 0 { usize::MAX } else { vocab_size })?;
-                    match policy {
-                        ContextPolicy::Truncate(policy) => self.truncated(request, document, policy).await,
-                        policy => self.in_steps(request, document, policy).await,
-                    }
+                Ready::Steps(request, plan, tokenizer) => {
+                    let run = Run { plan, backend: Arc::clone(&self.inner), tokenizer, request, accepted };
+                    Ok(run.start())
                 }
             }
         };
         generate.await.during("generate")
     }
-
-    async fn score(&self, request: ScoreRequest) -> Result<Score> {
-        self.inner.score(request).await
-    }
-
-    async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
-        self.inner.logits(request).await
-    }
 }
 
-impl std::fmt::Debug for ContextLayer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for ContextLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ContextLayer")
             .field("policy", &self.policy)
-            .field("info", &self.info)
+            .field("inner", &self.inner)
             .finish_non_exhaustive()
     }
 }

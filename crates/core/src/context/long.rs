@@ -23,14 +23,6 @@ pub(super) enum Way {
     Refine,
 }
 
-/// What a prompt turns out to need.
-pub(super) enum Planned {
-    /// Nothing: it fits as it is.
-    Fits(Prompt),
-    /// Work in steps.
-    Long(Box<Plan>),
-}
-
 /// What is to be done with a long text.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -49,7 +41,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Plans the work for a prompt of which `document` bytes at the beginning are the long text, if they are known.
+    /// Plans the work for a prompt of `prompt_tokens`, of which `document` bytes at the beginning are the long text, if
+    /// they are known.
     ///
     /// # Errors
     /// [`ContextOverflow`](ErrorKind::ContextOverflow) where nothing is left for chunks,
@@ -57,22 +50,19 @@ impl Plan {
     pub(super) fn make(
         tokenizer: &Tokenizer,
         prompt: Prompt,
+        prompt_tokens: usize,
         document: Option<usize>,
         policy: &ContextPolicy,
         max_tokens: Option<usize>,
         context: usize,
-    ) -> Result<Planned> {
+    ) -> Result<Self> {
         let (way, options) = match policy {
             ContextPolicy::Refine(options) => (Way::Refine, options.clone()),
             ContextPolicy::MapReduce(options) => (Way::MapReduce, options.clone()),
-            _ => return Ok(Planned::Fits(prompt)),
+            other => return Err(Error::unsupported(format!("`{}` does not work in steps", other.name()))),
         };
         let reserve = answer_room(options.reserve, max_tokens, context, 4)?;
         let answer_tokens = answer_room(options.answer_tokens, max_tokens, context, 8)?;
-        let prompt_tokens = count(tokenizer, &prompt)?;
-        if prompt_tokens <= context - reserve {
-            return Ok(Planned::Fits(prompt));
-        }
         let limit = context - reserve.max(answer_tokens);
         let report = ContextReport::new(policy.name(), prompt_tokens, limit);
         let (system, task, text, dropped) = take_apart(tokenizer, prompt, document, options.task.as_deref())?;
@@ -81,7 +71,7 @@ impl Plan {
         plan.report.dropped = dropped;
         plan.cut(tokenizer)?;
         plan.report.chunks.clone_from(&plan.chunks);
-        Ok(Planned::Long(Box::new(plan)))
+        Ok(plan)
     }
 
     /// Cuts the text so that every prompt with a chunk is within the limit.

@@ -7,6 +7,7 @@
 //! * [`ContextStep`] and [`ContextReport`] tell the reader of the answer what was done: nothing is dropped silently.
 
 mod budget;
+mod fit;
 mod layer;
 mod long;
 mod parts;
@@ -17,6 +18,7 @@ mod run;
 mod truncate;
 
 pub use budget::{MessageTokens, TokenBudget};
+pub(crate) use fit::Fitted;
 pub use layer::ContextLayer;
 pub use policy::{Chunked, ContextPolicy, DropFrom, Sliding, Truncate};
 pub use report::{ContextReport, ContextStep, Dropped};

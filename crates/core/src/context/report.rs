@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::text::Chunk;
+use crate::{Usage, text::Chunk};
 
 /// News about an input that did not fit, as [`Event::Context`](crate::Event::Context) brings them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,9 @@ pub enum ContextStep {
         parts: usize,
         /// Its answer, which a host keeps that wants to lose nothing if a later part fails.
         answer: String,
+        /// What its request used.
+        #[serde(default)]
+        usage: Usage,
     },
     /// The window has moved. A reader that is behind misses this, not the report.
     WindowMoved {

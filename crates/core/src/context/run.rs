@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures_core::Stream;
@@ -22,11 +22,17 @@ use super::{
 };
 use crate::{
     Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, Prompt,
-    Result, ResultExt, Timing, Usage, text::Tokenizer,
+    Result, ResultExt, Timing, Usage, blocking::blocking, text::Tokenizer,
 };
 
 /// Events that may wait for a slow reader.
 const EVENT_CAPACITY: usize = 64;
+
+/// Waits of a step that finds the backend's queue full while none of the run's own steps is at work: each twice as long as
+/// the one before, half a minute in all.
+const BUSY_WAITS: u32 = 12;
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// What ends a run before its last event.
 enum Stop {
@@ -126,7 +132,8 @@ impl Steps {
             }
             self.report.merged.push(answers.len());
             let (plan, tokenizer) = (Arc::clone(plan), Arc::clone(&self.run.tokenizer));
-            prompts = blocking(move || plan.combine(&tokenizer, &answers)).await?;
+            let combine = move || plan.combine(&tokenizer, &answers);
+            prompts = blocking("the work on the answers", combine).await?;
             if prompts.len() == 1 {
                 break;
             }
@@ -142,15 +149,20 @@ impl Steps {
         parts: usize,
         prompts: Vec<Prompt>,
     ) -> Result<Vec<String>, Stop> {
-        let at_once = self.run.backend.info().limits.max_sequences.max(1);
+        let most = self.run.backend.info().limits.max_sequences.max(1);
+        let mut at_once = most;
+        let mut patience = Patience::default();
         let mut answers = vec![String::new(); prompts.len()];
+        let mut started = vec![false; prompts.len()];
         let mut waiting: VecDeque<usize> = (0..prompts.len()).collect();
         let mut working = JoinSet::new();
         while !waiting.is_empty() || !working.is_empty() {
             while working.len() < at_once
                 && let Some(i) = waiting.pop_front()
             {
-                self.emit(ContextStep::PartStarted { round, part: first + i, parts }).await?;
+                if !std::mem::replace(&mut started[i], true) {
+                    self.emit(ContextStep::PartStarted { round, part: first + i, parts }).await?;
+                }
                 let request = self.step(prompts[i].clone());
                 let backend = Arc::clone(&self.run.backend);
                 working.spawn(async move {
@@ -162,14 +174,27 @@ impl Steps {
             let (i, answer) =
                 done.map_err(|e| Stop::Failed(Error::backend("a step was given up").with_source(e)))?;
             match answer {
-                // Others fill the queue; ours that are under way make room.
-                Err(e) if e.kind() == ErrorKind::Busy && !working.is_empty() => waiting.push_front(i),
+                // Others fill the queue. Steps of this run that end make room; without any, only time does.
+                Err(e) if e.kind() == ErrorKind::Busy => {
+                    waiting.push_front(i);
+                    at_once = working.len().max(1);
+                    if working.is_empty() {
+                        let waited = patience.wait(e, &self.cancel).await;
+                        waited.map_err(|stop| match stop {
+                            Stop::Failed(e) => Stop::Failed(self.of_part(e, round, first + i, parts)),
+                            stop => stop,
+                        })?;
+                    }
+                }
                 Err(e) if e.kind() == ErrorKind::Cancelled => return Err(Stop::Cancelled),
                 Err(e) => return Err(Stop::Failed(self.of_part(e, round, first + i, parts))),
                 Ok(answer) => {
+                    at_once = most.min(at_once + 1);
+                    patience = Patience::default();
+                    let usage = answer.usage;
                     answers[i] = self.keep(answer).await?;
                     let answer = answers[i].clone();
-                    self.emit(ContextStep::PartDone { round, part: first + i, parts, answer }).await?;
+                    self.emit(ContextStep::PartDone { round, part: first + i, parts, answer, usage }).await?;
                 }
             }
         }
@@ -193,7 +218,8 @@ impl Steps {
             return Err(Stop::Cancelled);
         }
         let (plan, tokenizer) = (Arc::clone(&self.run.plan), Arc::clone(&self.run.tokenizer));
-        let (answer, cut) = blocking(move || plan.within(&tokenizer, answer.text)).await?;
+        let within = move || plan.within(&tokenizer, answer.text);
+        let (answer, cut) = blocking("the work on an answer", within).await?;
         self.report.answers_cut += usize::from(cut);
         Ok(answer)
     }
@@ -211,19 +237,39 @@ impl Steps {
         let mut request = self.run.request.clone();
         request.prompt = prompt;
         let before = self.run.accepted.elapsed();
-        let mut stream = self.run.backend.generate(request).await?;
-        while let Some(event) = stream.next().await {
-            let mut event = event?;
-            if let Event::Done { usage, timing, .. } = &mut event {
-                // The times count from the request that the host made.
-                timing.queued += before;
-                timing.first_token = timing.first_token.map(|t| t + before);
-                self.report.add(usage);
-                self.emit(ContextStep::Report(self.report.clone())).await?;
+        let mut patience = Patience::default();
+        // Whether the reader has seen anything of the answer; it cannot begin again after that.
+        let mut begun = false;
+        'attempts: loop {
+            let mut stream = match self.run.backend.generate(request.clone()).await {
+                Ok(stream) => stream,
+                Err(e) if e.kind() == ErrorKind::Busy => {
+                    patience.wait(e, &self.cancel).await?;
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            };
+            while let Some(event) = stream.next().await {
+                let mut event = match event {
+                    Ok(event) => event,
+                    Err(e) if e.kind() == ErrorKind::Busy && !begun => {
+                        patience.wait(e, &self.cancel).await?;
+                        continue 'attempts;
+                    }
+                    Err(e) => return Err(e.into()),
+                };
+                begun = true;
+                if let Event::Done { usage, timing, .. } = &mut event {
+                    // The times count from the request that the host made.
+                    timing.queued += before;
+                    timing.first_token = timing.first_token.map(|t| t + before);
+                    self.report.add(usage);
+                    self.emit(ContextStep::Report(self.report.clone())).await?;
+                }
+                self.events.send(Ok(event)).await.map_err(|_| Stop::Gone)?;
             }
-            self.events.send(Ok(event)).await.map_err(|_| Stop::Gone)?;
+            return Ok(());
         }
-        Ok(())
     }
 
     async fn emit(&self, step: ContextStep) -> Result<(), Stop> {
@@ -231,14 +277,23 @@ impl Steps {
     }
 }
 
-/// Runs work that takes its time where that is allowed.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let work = tokio::task::spawn_blocking(work).await;
-    work.unwrap_or_else(|e| {
-        Err(Error::new(ErrorKind::Closed, "the work on the prompt was given up").with_source(e))
-    })
+/// How often a step has found the queue full in a row.
+#[derive(Default)]
+struct Patience(u32);
+
+impl Patience {
+    /// Waits before the step is tried again, or fails with the error that it had.
+    async fn wait(&mut self, error: Error, cancel: &CancellationToken) -> Result<(), Stop> {
+        if self.0 == BUSY_WAITS {
+            return Err(Stop::Failed(error.into_retried()));
+        }
+        if error.is_retried() {
+            return Err(Stop::Failed(error));
+        }
+        let delay = FIRST_WAIT.saturating_mul(1 << self.0).min(LONGEST_WAIT);
+        self.0 += 1;
+        cancel.run_until_cancelled(tokio::time::sleep(delay)).await.ok_or(Stop::Cancelled)
+    }
 }
 
 /// The reading end. Dropping it cancels all steps.
@@ -259,8 +314,8 @@ impl Stream for Events {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(event)) => event,
             Poll::Ready(None) => {
-                Err(Error::new(ErrorKind::Closed, "the steps stopped before the answer ended"))
-                    .during("generate")
+                // Only a panic ends the task without a last event.
+                Err(Error::backend("the steps stopped before the answer ended")).during("generate")
             }
         };
         if matches!(event, Err(_) | Ok(Event::Done { .. })) {

@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
-    Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Prompt,
-    Result, ResultExt, Score, ScoreRequest, Stats, config::LimitConfig, validate,
+    BackendWrapper, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest,
+    ModelInfo, Result, ResultExt, Score, ScoreRequest, Stats, config::LimitConfig,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Layer, cancelled, forward, is_end,
+    Layer, cancelled, is_end,
     places::{Held, Places, Turn},
 };
 
@@ -29,8 +29,9 @@ use super::{
 /// A request has its place until its stream has ended or is dropped, or it is cancelled. While others wait, a request whose
 /// reader leaves its events unread for half a second loses its place, and gets another in turn when it is read again.
 ///
-/// One that has to wait gets its stream at once, after the backend's own checks; the stream begins when its turn has come. `info()` and
-/// `stats()` tell of the waiting room. Needs a tokio runtime with its timer enabled.
+/// One that has to wait gets its stream at once, after the backend's own checks ([`LlmBackend::validate`]), so that it is
+/// judged as one that does not have to wait; the stream begins when its turn has come. `info()` and `stats()` include
+/// those that wait. Needs a tokio runtime with its timer enabled.
 #[derive(Debug, Clone, Copy)]
 pub struct Limit {
     concurrent: usize,
@@ -62,6 +63,7 @@ impl Layer for Limit {
     }
 }
 
+#[derive(Debug)]
 struct Limited {
     inner: Arc<dyn LlmBackend>,
     limit: Limit,
@@ -103,30 +105,11 @@ impl Limited {
         }
     }
 
-    /// The checks that the backend would make, for a request that it sees only later: what is wrong with it is to be said
-    /// at once. The prompt stays as it is, since it may be another model by then that reads it.
-    async fn validate(&self, request: &GenerateRequest) -> Result<()> {
-        let limits = self.inner.info().limits.clone();
-        let vocab_size = if limits.vocab_size == 0 { usize::MAX } else { limits.vocab_size };
-        validate::generate(request, vocab_size)?;
-        let Some(tokenizer) = self.inner.tokenizer() else { return Ok(()) };
-        let prompt = request.prompt.clone();
-        let check = move || {
-            let tokens = match &prompt {
-                Prompt::Text(text) => tokenizer.encode(text, true)?,
-                Prompt::Chat(messages) if messages.is_empty() => {
-                    return Err(Error::invalid_request("prompt: no messages; at least one expected"));
-                }
-                Prompt::Chat(messages) => tokenizer.encode_chat(messages, true)?,
-                Prompt::Tokens(tokens) => tokens.clone(),
-                _ => return Ok(()),
-            };
-            validate::tokens("prompt", &tokens, limits.vocab_size)?;
-            validate::prompt_fits(tokens.len(), limits.context_length)
-        };
-        tokio::task::spawn_blocking(check).await.unwrap_or_else(|e| {
-            Err(Error::new(ErrorKind::Closed, "the prompt's tokens were given up").with_source(e))
-        })
+    /// Starts a request that has its place.
+    async fn run(&self, place: OwnedSemaphorePermit, request: GenerateRequest) -> Result<GenerateStream> {
+        let place = Held::new(&self.places, place, request.cancel.clone());
+        let stream = self.inner.generate(request).await?;
+        Ok(GenerateStream::new(LimitedStream::Running { stream, place: Some(place) }))
     }
 }
 
@@ -140,8 +123,10 @@ async fn in_turn(turn: Turn, cancel: &CancellationToken) -> Result<Option<OwnedS
 }
 
 #[async_trait]
-impl LlmBackend for Limited {
-    forward!(inner: tokenizer unloaded);
+impl BackendWrapper for Limited {
+    fn inner(&self) -> &dyn LlmBackend {
+        &*self.inner
+    }
 
     fn info(&self) -> Arc<ModelInfo> {
         let mut info = self.inner.info();
@@ -163,15 +148,16 @@ impl LlmBackend for Limited {
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
-        let turn = match self.place().await.during("generate")? {
-            Place::Taken(place) => {
-                let place = Held::new(&self.places, place, request.cancel.clone());
-                let stream = self.inner.generate(request).await?;
-                return Ok(GenerateStream::new(LimitedStream::Running { stream, place: Some(place) }));
-            }
+        let mut turn = match self.place().await.during("generate")? {
+            Place::Taken(place) => return self.run(place, request).await,
             Place::Queued(turn) => turn,
         };
-        self.validate(&request).await.during("generate")?;
+        // The turn may come while the request is checked; the backend then checks it itself.
+        tokio::select! {
+            biased;
+            place = &mut turn => return self.run(place.during("generate")?, request).await,
+            checked = self.inner.validate(&request) => checked?,
+        }
         // A task of its own, so that a place which becomes free is used even if nobody reads the stream just then.
         let (inner, places) = (Arc::clone(&self.inner), Arc::clone(&self.places));
         let begin = async move {

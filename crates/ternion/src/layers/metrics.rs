@@ -14,16 +14,18 @@ use metrics::{
     SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use ternion_core::{
-    Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result, Score, ScoreRequest,
+    BackendWrapper, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result, Score,
+    ScoreRequest, Usage, context::ContextStep,
 };
 
-use super::{Layer, forward};
+use super::Layer;
 
 const REQUESTS: &str = "ternion_requests_total";
 const ACTIVE: &str = "ternion_requests_active";
 const DURATION: &str = "ternion_request_duration_seconds";
 const QUEUED: &str = "ternion_queued_seconds";
 const FIRST_TOKEN: &str = "ternion_first_token_seconds";
+const GENERATIONS: &str = "ternion_generations_total";
 const PROMPT_TOKENS: &str = "ternion_prompt_tokens_total";
 const CACHED_TOKENS: &str = "ternion_cached_tokens_total";
 const GENERATED_TOKENS: &str = "ternion_generated_tokens_total";
@@ -40,9 +42,10 @@ const GENERATED_TOKENS: &str = "ternion_generated_tokens_total";
 /// | `ternion_request_duration_seconds` | histogram | from a request to its end | `model`, `operation` |
 /// | `ternion_queued_seconds` | histogram | how long a generation waited for its turn | `model` |
 /// | `ternion_first_token_seconds` | histogram | from a request to its first token | `model` |
-/// | `ternion_prompt_tokens_total` | counter | tokens of prompts | `model` |
+/// | `ternion_generations_total` | counter | answers that the model has ended; several for one request where a context policy works in steps | `model` |
+/// | `ternion_prompt_tokens_total` | counter | tokens of the prompts of all these | `model` |
 /// | `ternion_cached_tokens_total` | counter | those of them that did not have to be computed | `model` |
-/// | `ternion_generated_tokens_total` | counter | tokens generated | `model` |
+/// | `ternion_generated_tokens_total` | counter | tokens of all these answers | `model` |
 ///
 /// `model` is the model's name and `operation` one of `generate`, `score` and `logits`. `outcome` is the reason for the
 /// end ([`FinishReason::as_str`](ternion_core::FinishReason::as_str)), or `ok` for scores and logits; the kind of the
@@ -58,6 +61,7 @@ impl Metrics {
         describe_histogram!(DURATION, Unit::Seconds, "time from a request to its end");
         describe_histogram!(QUEUED, Unit::Seconds, "time that a generation waited for its turn");
         describe_histogram!(FIRST_TOKEN, Unit::Seconds, "time from a request to its first token");
+        describe_counter!(GENERATIONS, "answers that the model has ended");
         describe_counter!(PROMPT_TOKENS, "tokens of prompts");
         describe_counter!(CACHED_TOKENS, "tokens of prompts that did not have to be computed");
         describe_counter!(GENERATED_TOKENS, "tokens generated");
@@ -71,6 +75,7 @@ impl Layer for Metrics {
     }
 }
 
+#[derive(Debug)]
 struct Measured {
     inner: Arc<dyn LlmBackend>,
 }
@@ -95,8 +100,10 @@ impl Measured {
 }
 
 #[async_trait]
-impl LlmBackend for Measured {
-    forward!(inner: info tokenizer stats unloaded);
+impl BackendWrapper for Measured {
+    fn inner(&self) -> &dyn LlmBackend {
+        &*self.inner
+    }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
         let mut measurement = self.begin("generate");
@@ -128,18 +135,27 @@ impl Measurement {
         match event {
             Ok(Event::Done { finish_reason, usage, timing, .. }) => {
                 self.outcome = finish_reason.as_str();
+                self.count(usage);
                 let model = || self.model.clone();
-                counter!(PROMPT_TOKENS, "model" => model()).increment(usage.prompt_tokens as u64);
-                counter!(CACHED_TOKENS, "model" => model()).increment(usage.cached_tokens as u64);
-                counter!(GENERATED_TOKENS, "model" => model()).increment(usage.generated_tokens as u64);
                 histogram!(QUEUED, "model" => model()).record(timing.queued);
                 if let Some(first) = timing.first_token {
                     histogram!(FIRST_TOKEN, "model" => model()).record(first);
                 }
             }
+            // The usage of `Done` is that of the last step alone.
+            Ok(Event::Context { step: ContextStep::PartDone { usage, .. } }) => self.count(usage),
             Ok(_) => {}
             Err(error) => self.outcome = error.kind().as_str(),
         }
+    }
+
+    /// Counts one answer of the model.
+    fn count(&self, usage: &Usage) {
+        let model = || self.model.clone();
+        counter!(GENERATIONS, "model" => model()).increment(1);
+        counter!(PROMPT_TOKENS, "model" => model()).increment(usage.prompt_tokens as u64);
+        counter!(CACHED_TOKENS, "model" => model()).increment(usage.cached_tokens as u64);
+        counter!(GENERATED_TOKENS, "model" => model()).increment(usage.generated_tokens as u64);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Layers: what can be laid around any backend without its knowing.
 //!
 //! A layer takes an `Arc<dyn LlmBackend>` and gives another that keeps the same contract. Dropping a stream or a future
-//! through any number of layers cancels the work underneath.
+//! through any number of layers cancels the work underneath. A layer of your own implements
+//! [`BackendWrapper`](ternion_core::BackendWrapper), which forwards every method that it does not override.
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
@@ -77,34 +78,6 @@ impl Layer for LayersConfig {
         backend
     }
 }
-
-/// The methods of a wrapper that say what the wrapped backend says.
-macro_rules! forward {
-    ($inner:ident: $($method:ident)+) => {
-        $(crate::layers::forward!(@ $inner $method);)+
-    };
-    (@ $inner:ident info) => {
-        fn info(&self) -> ::std::sync::Arc<::ternion_core::ModelInfo> {
-            self.$inner.info()
-        }
-    };
-    (@ $inner:ident tokenizer) => {
-        fn tokenizer(&self) -> Option<::std::sync::Arc<::ternion_core::text::Tokenizer>> {
-            self.$inner.tokenizer()
-        }
-    };
-    (@ $inner:ident stats) => {
-        fn stats(&self) -> ::ternion_core::Stats {
-            self.$inner.stats()
-        }
-    };
-    (@ $inner:ident unloaded) => {
-        fn unloaded(&self) -> ::ternion_core::Unloaded {
-            self.$inner.unloaded()
-        }
-    };
-}
-pub(crate) use forward;
 
 /// Whether an event is the last one of a stream.
 pub(crate) fn is_end(event: &ternion_core::Result<Event>) -> bool {

@@ -28,6 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A place when its turn has come.
 pub(super) type Turn = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit>> + Send>>;
 
+#[derive(Debug)]
 pub(super) struct Places {
     free: Arc<Semaphore>,
     /// Requests that wait for a place.
@@ -38,8 +39,10 @@ pub(super) struct Places {
 }
 
 /// The place of a request that runs.
+#[derive(Debug)]
 struct Place(Mutex<Taken>);
 
+#[derive(Debug)]
 struct Taken {
     permit: Option<OwnedSemaphorePermit>,
     /// Since when the reader has an event and has not asked for the next; `None` while it waits for one.

@@ -5,19 +5,20 @@ use std::{future::Future, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use ternion_core::{
-    Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result, Score,
-    ScoreRequest, config::RetryConfig,
+    BackendWrapper, Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result,
+    Score, ScoreRequest, config::RetryConfig,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Attempts, Layer, cancelled, forward, start};
+use super::{Attempts, Layer, cancelled, start};
 
 /// Makes a request again whose error [is worth a retry](Error::is_retryable), after waits that grow and are partly
 /// random.
 ///
 /// An answer is begun again only as long as no token of it was delivered; after that its error is the end. The error of
-/// the last attempt is the one that the caller sees, with the number of attempts. A request that is cancelled while it
-/// waits ends at once.
+/// the last attempt is the one that the caller sees, with the number of attempts. It is marked as
+/// [retried](Error::is_retried), so that a retry around this one does not multiply the attempts. A request that is
+/// cancelled while it waits ends at once.
 #[derive(Debug, Clone)]
 pub struct Retry {
     attempts: usize,
@@ -59,6 +60,7 @@ impl Layer for Retry {
     }
 }
 
+#[derive(Debug)]
 struct Retrying {
     inner: Arc<dyn LlmBackend>,
     delays: ExponentialBuilder,
@@ -89,8 +91,10 @@ impl Retrying {
 }
 
 #[async_trait]
-impl LlmBackend for Retrying {
-    forward!(inner: info tokenizer stats unloaded);
+impl BackendWrapper for Retrying {
+    fn inner(&self) -> &dyn LlmBackend {
+        &*self.inner
+    }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
         let first = self.inner.generate(request.clone()).await;
@@ -126,10 +130,13 @@ impl Waits {
     async fn wait(&mut self, error: Error) -> Result<Next> {
         let made = self.made;
         let last = |error: Error| if made > 1 { error.with("attempts", made) } else { error };
-        if !error.is_retryable() {
+        if !error.is_retryable() || error.is_retried() {
             return Err(last(error));
         }
-        let Some(delay) = self.delays.next() else { return Err(last(error)) };
+        let Some(delay) = self.delays.next() else {
+            let error = last(error);
+            return Err(if made > 1 { error.into_retried() } else { error });
+        };
         self.made += 1;
         tracing::debug!(%error, attempt = self.made, ?delay, "made again");
         tokio::select! {

@@ -12,12 +12,12 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
-    Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result, ResultExt,
-    Score, ScoreRequest, config::TimeoutConfig,
+    BackendWrapper, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest,
+    Result, ResultExt, Score, ScoreRequest, config::TimeoutConfig,
 };
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
-use super::{Layer, forward, is_end};
+use super::{Layer, is_end};
 
 /// Ends a request that takes too long with [`Timeout`](ErrorKind::Timeout), and the work on it. A stream ends in time whether
 /// or not anybody reads it.
@@ -71,6 +71,7 @@ impl Layer for Timeout {
     }
 }
 
+#[derive(Debug)]
 struct Timed {
     inner: Arc<dyn LlmBackend>,
     limits: Timeout,
@@ -112,8 +113,10 @@ impl Timed {
 }
 
 #[async_trait]
-impl LlmBackend for Timed {
-    forward!(inner: info tokenizer stats unloaded);
+impl BackendWrapper for Timed {
+    fn inner(&self) -> &dyn LlmBackend {
+        &*self.inner
+    }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
         let start = Instant::now();

@@ -9,12 +9,12 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
-    Error, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Prompt, Result, Score,
-    ScoreRequest,
+    BackendWrapper, Error, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Prompt, Result,
+    Score, ScoreRequest,
 };
 use tracing::{Instrument, Span, debug, field::Empty, info_span, warn};
 
-use super::{Layer, forward, is_end};
+use super::{Layer, is_end};
 
 /// Lays a span around each request: `generate`, `score` or `logits` with the target `ternion::layers::tracing` and the
 /// level `info`.
@@ -39,6 +39,7 @@ impl Layer for Tracing {
     }
 }
 
+#[derive(Debug)]
 struct Traced {
     inner: Arc<dyn LlmBackend>,
 }
@@ -49,8 +50,10 @@ fn failed(span: &Span, error: &Error) {
 }
 
 #[async_trait]
-impl LlmBackend for Traced {
-    forward!(inner: info tokenizer stats unloaded);
+impl BackendWrapper for Traced {
+    fn inner(&self) -> &dyn LlmBackend {
+        &*self.inner
+    }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
         let info = self.inner.info();

@@ -32,6 +32,13 @@ pub enum ModelEvent {
         /// The backend that ran it.
         backend: String,
     },
+    /// A model has stopped by itself, as when its engine's thread has died. It is loaded again when it is next wanted.
+    Stopped {
+        /// Its name.
+        model: String,
+        /// The backend that ran it.
+        backend: String,
+    },
     /// A request goes on to another model.
     FellOver {
         /// The model that the host asked.
@@ -62,6 +69,7 @@ impl fmt::Display for ModelEvent {
             Self::Loaded { model, backend } => write!(f, "`{model}` is loaded, on {backend}"),
             Self::Swapped { model, from, to } => write!(f, "`{model}` is swapped, from {from} to {to}"),
             Self::Unloaded { model, backend } => write!(f, "`{model}` on {backend} is given up"),
+            Self::Stopped { model, backend } => write!(f, "`{model}` on {backend} has stopped by itself"),
             Self::FellOver { model, from, to, error, .. } => {
                 write!(f, "a request to `{model}` goes on from `{from}` to `{to}`: {error}")
             }
@@ -93,7 +101,9 @@ impl Events {
 
     pub(super) fn send(&self, event: ModelEvent) {
         match &event {
-            ModelEvent::FellOver { .. } | ModelEvent::ReloadFailed { .. } => tracing::warn!("{event}"),
+            ModelEvent::FellOver { .. } | ModelEvent::ReloadFailed { .. } | ModelEvent::Stopped { .. } => {
+                tracing::warn!("{event}");
+            }
             _ => tracing::info!("{event}"),
         }
         // That nobody has subscribed is no failure.

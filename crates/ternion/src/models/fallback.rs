@@ -23,6 +23,26 @@ pub(super) async fn generate(chain: Vec<Arc<Slot>>, request: GenerateRequest) ->
     start(Box::new(Generations { course, request }), first).await
 }
 
+/// Checks a request as [`generate`] would judge it: by the first model, and by the next where that one's error falls
+/// over.
+pub(super) async fn validate(chain: Vec<Arc<Slot>>, request: &GenerateRequest) -> Result<()> {
+    let in_tokens = matches!(request.prompt, Prompt::Tokens(_));
+    let mut course = Course::new(chain, request.cancel.clone(), in_tokens);
+    // No request moves on, so there is nothing to tell.
+    course.silent = true;
+    loop {
+        let outcome = match course.slot().ready(&request.cancel).await {
+            Ok(Some(model)) => model.validate(request).await,
+            Ok(None) => return Ok(()),
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) => return Ok(()),
+            Err(error) => course.go_on(error).await?,
+        }
+    }
+}
+
 /// Scores the tokens on the first model of `chain` that can.
 pub(super) async fn score(chain: Vec<Arc<Slot>>, request: ScoreRequest) -> Result<Score> {
     let mut course = Course::new(chain, request.cancel.clone(), true);
@@ -81,12 +101,14 @@ struct Course {
     cancel: CancellationToken,
     /// The request holds token ids: only a model with the same vocabulary understands them.
     in_tokens: bool,
+    /// Sends no events.
+    silent: bool,
     failures: Failures,
 }
 
 impl Course {
     fn new(chain: Vec<Arc<Slot>>, cancel: CancellationToken, in_tokens: bool) -> Self {
-        Self { chain, at: 0, cancel, in_tokens, failures: Failures::default() }
+        Self { chain, at: 0, cancel, in_tokens, silent: false, failures: Failures::default() }
     }
 
     fn slot(&self) -> &Arc<Slot> {
@@ -115,13 +137,15 @@ impl Course {
                 error = unfit;
                 continue;
             }
-            self.chain[0].events.send(ModelEvent::FellOver {
-                model: self.chain[0].name.clone(),
-                from,
-                to: next.name.clone(),
-                kind,
-                error: text,
-            });
+            if !self.silent {
+                self.chain[0].events.send(ModelEvent::FellOver {
+                    model: self.chain[0].name.clone(),
+                    from,
+                    to: next.name.clone(),
+                    kind,
+                    error: text,
+                });
+            }
             return Ok(());
         }
     }

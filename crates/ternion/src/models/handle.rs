@@ -107,6 +107,10 @@ impl LlmBackend for ModelHandle {
         serving.map_or_else(|| Box::pin(std::future::ready(())) as Unloaded, |model| model.unloaded())
     }
 
+    async fn validate(&self, request: &GenerateRequest) -> Result<()> {
+        fallback::validate(self.slot().chain(), request).await.during("generate")
+    }
+
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
         fallback::generate(self.slot().chain(), request).await.during("generate")
     }

@@ -2,22 +2,30 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
-    path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
-    time::SystemTime,
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
-    Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Result, Score,
-    ScoreRequest, Stats, Unloaded, config::ModelConfig, text::Tokenizer,
+    BackendWrapper, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result,
+    Score, ScoreRequest, config::ModelConfig, text::Tokenizer,
 };
-use tokio::sync::{OnceCell, watch};
+use tokio::{
+    sync::{OnceCell, watch},
+    time::Instant,
+};
 
-use super::event::{Events, ModelEvent};
+use super::{
+    event::{Events, ModelEvent},
+    files::Files,
+};
 use crate::layers::{Layer, is_end};
 
 /// A model that is loaded. Whoever uses it holds it by an `Arc`; it goes when the last one lets go.
@@ -39,6 +47,9 @@ struct Leaving {
     backend: String,
     /// Closed when the model is given up.
     alive: watch::Sender<()>,
+    loaded_at: Instant,
+    /// A request has failed with [`ErrorKind::Closed`].
+    closed: AtomicBool,
 }
 
 impl Drop for Leaving {
@@ -62,6 +73,8 @@ impl Loaded {
             model: name.to_owned(),
             backend: bare.info().backend.clone(),
             alive: watch::channel(()).0,
+            loaded_at: Instant::now(),
+            closed: AtomicBool::new(false),
         };
         let (vocabulary, leaving) = (OnceCell::new(), Arc::new(leaving));
         Arc::new(Self { config, files, bare, backend, vocabulary, leaving })
@@ -73,6 +86,23 @@ impl Loaded {
         let backend = config.layers.wrap(Arc::clone(&bare));
         let (vocabulary, leaving) = (OnceCell::new(), Arc::clone(&self.leaving));
         Arc::new(Self { config, files, bare, backend, vocabulary, leaving })
+    }
+
+    /// Whether the model has stopped for good: by what its backend says, or by how a request has failed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.leaving.closed.load(Ordering::Acquire) || self.backend.is_closed()
+    }
+
+    /// Notes that the model has stopped, if that is how a request has failed.
+    fn observe<T>(&self, result: &Result<T>) {
+        if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Closed) {
+            self.leaving.closed.store(true, Ordering::Release);
+        }
+    }
+
+    /// How long ago it was loaded.
+    pub(super) fn age(&self) -> Duration {
+        self.leaving.loaded_at.elapsed()
     }
 
     /// A future that ends when nobody uses the model any more and its memory is free.
@@ -107,34 +137,33 @@ fn hash_tokens(tokenizer: &Tokenizer) -> u64 {
 pub(super) struct Pinned(pub(super) Arc<Loaded>);
 
 #[async_trait]
-impl LlmBackend for Pinned {
-    fn info(&self) -> Arc<ModelInfo> {
-        self.0.backend.info()
+impl BackendWrapper for Pinned {
+    fn inner(&self) -> &dyn LlmBackend {
+        &*self.0.backend
     }
 
-    fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
-        self.0.backend.tokenizer()
-    }
-
-    fn stats(&self) -> Stats {
-        self.0.backend.stats()
-    }
-
-    fn unloaded(&self) -> Unloaded {
-        self.0.backend.unloaded()
+    async fn validate(&self, request: &GenerateRequest) -> Result<()> {
+        let result = self.0.backend.validate(request).await;
+        self.0.observe(&result);
+        result
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
-        let stream = self.0.backend.generate(request).await?;
-        Ok(GenerateStream::new(Lease(Some((stream, Arc::clone(&self.0))))))
+        let result = self.0.backend.generate(request).await;
+        self.0.observe(&result);
+        Ok(GenerateStream::new(Lease(Some((result?, Arc::clone(&self.0))))))
     }
 
     async fn score(&self, request: ScoreRequest) -> Result<Score> {
-        self.0.backend.score(request).await
+        let result = self.0.backend.score(request).await;
+        self.0.observe(&result);
+        result
     }
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
-        self.0.backend.logits(request).await
+        let result = self.0.backend.logits(request).await;
+        self.0.observe(&result);
+        result
     }
 }
 
@@ -145,38 +174,14 @@ impl Stream for Lease {
     type Item = Result<Event>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some((stream, _)) = &mut self.0 else { return Poll::Ready(None) };
+        let Some((stream, model)) = &mut self.0 else { return Poll::Ready(None) };
         let event = ready!(Pin::new(stream).poll_next(cx));
+        if let Some(event) = &event {
+            model.observe(event);
+        }
         if event.as_ref().is_none_or(is_end) {
             self.0 = None;
         }
         Poll::Ready(event)
-    }
-}
-
-/// What the files of a checkpoint look like from outside: names, sizes and times.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Files(Vec<(PathBuf, u64, Option<SystemTime>)>);
-
-impl Files {
-    /// Looks at the file, or at those that lie in the folder itself. What cannot be seen is left to the loading to tell.
-    pub(super) async fn look(path: Option<&Path>) -> Self {
-        let Some(path) = path.map(Path::to_owned) else { return Self::default() };
-        tokio::task::spawn_blocking(move || Self::look_now(&path)).await.unwrap_or_default()
-    }
-
-    fn look_now(path: &Path) -> Self {
-        let paths = match std::fs::read_dir(path) {
-            Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
-            Err(_) => vec![path.to_owned()],
-        };
-        // Symbolic links are followed: that they point elsewhere now is a change too.
-        let look = |path: PathBuf| {
-            let metadata = std::fs::metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
-            Some((path, metadata.len(), metadata.modified().ok()))
-        };
-        let mut files: Vec<_> = paths.into_iter().filter_map(look).collect();
-        files.sort();
-        Self(files)
     }
 }

@@ -18,6 +18,15 @@
 //! With the first [`get`](Models::get) of its name, or when a fallback first needs it; then it stays. A model that
 //! nobody asks for costs nothing.
 //!
+//! # When a model has failed
+//!
+//! * A model that cannot be loaded is tried again by [`get`](Models::get) and [`reload`](Models::reload), and by the first
+//!   request to a handle that comes one second later or more; after each further failure the wait is twice as long, up to a
+//!   minute. Requests in between fail at once, with the error of the last attempt.
+//! * A model that has stopped by itself ([`LlmBackend::is_closed`](crate::LlmBackend::is_closed), or a request that failed
+//!   with [`Closed`](crate::ErrorKind::Closed)) is loaded again by any of these, and by [`watch`](Models::watch): the first
+//!   time at once, and if it stops again within a minute, after waits as above.
+//!
 //! # What a reload does
 //!
 //! * A model that is loaded and whose table in the configuration, or whose files, have changed is loaded anew, checked
@@ -28,12 +37,14 @@
 //!   who have subscribed to the [events](Models::events) and to `tracing`. Other models are not concerned.
 //! * A new name can be asked for. A name that is gone gives no handles any more, while handles that are held go on with the
 //!   model that they have; if the name comes back, they follow it again.
-//! * What is not loaded takes its new configuration along. A model that had failed is tried again.
+//! * What is not loaded takes its new configuration along. A model that had failed, or that has stopped, is loaded again.
 //! * Reloads that are asked for at the same time are done one after the other.
 
+mod backoff;
 mod check;
 mod event;
 mod fallback;
+mod files;
 mod handle;
 mod loaded;
 mod slot;
@@ -129,6 +140,8 @@ impl Models {
             retired: BTreeMap::new(),
             default: None,
         };
+        // The process may change its working directory before it reads the file again.
+        let path = path.map(|path| std::path::absolute(&path).unwrap_or(path));
         let inner = Inner {
             registry: Arc::new(registry),
             path,
@@ -137,6 +150,8 @@ impl Models {
             reloading: tokio::sync::Mutex::new(()),
         };
         config.validate().during("configuration")?;
+        let mut config = config;
+        config.make_paths_absolute();
         inner.enter(config)?;
         Ok(Self(Arc::new(inner)))
     }
@@ -219,8 +234,9 @@ impl Models {
         let change = async move {
             let _one = inner.reloading.lock().await;
             // Read when it is this one's turn, so that the last of several reloads sees the newest.
-            let valid = config.await.and_then(|config| {
+            let valid = config.await.and_then(|mut config| {
                 config.validate()?;
+                config.make_paths_absolute();
                 if config.models.is_empty() && !inner.book().config.models.is_empty() {
                     return Err(Error::invalid_config("no model is configured; the models stay as they are"));
                 }
@@ -307,6 +323,16 @@ impl Inner {
         match failures.into_iter().next() {
             None => Ok(reloaded),
             Some((name, error)) => Err(error.with("model", name).with("not changed", names)),
+        }
+    }
+
+    /// Loads the models again that have stopped by themselves.
+    async fn revive(&self) {
+        let slots: Vec<_> = self.book().slots.values().cloned().collect();
+        for slot in slots {
+            if let Err(error) = slot.revive().await {
+                self.events.reload_failed(Some(&slot.name), &error);
+            }
         }
     }
 

@@ -1,7 +1,10 @@
 //! The place of one named model: nothing yet, a model, or one that is about to change.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,13 +14,15 @@ use ternion_core::{
     registry::{Progress, Registry},
     text::Tokenizer,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    backoff::Backoff,
     check::check,
     event::{Events, ModelEvent},
-    loaded::{Files, Loaded, Pinned},
+    files::Files,
+    loaded::{Loaded, Pinned},
 };
 use crate::layers::cancelled;
 
@@ -32,6 +37,9 @@ pub(super) struct Slot {
     fallback: RwLock<Vec<Arc<Slot>>>,
     /// Held while a model is loaded here, so that it is one at a time.
     loading: tokio::sync::Mutex<()>,
+    backoff: Mutex<Backoff>,
+    /// Counts the attempts to load that have failed.
+    failed_attempts: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -41,8 +49,24 @@ enum State {
     Serving(Arc<Loaded>),
     /// The old model is given up and the new one is not there: requests wait.
     Changing(Face),
-    /// The last attempt to load it failed in this way.
-    Failed(Arc<Error>),
+    /// It could not be loaded, or has stopped.
+    Failed(Failed),
+}
+
+#[derive(Clone)]
+struct Failed {
+    error: Arc<Error>,
+    /// When a request may try to load it again.
+    retry_at: Instant,
+    /// Of the model that was there before.
+    face: Option<Face>,
+}
+
+impl Failed {
+    fn error(&self, model: &str) -> Error {
+        let error = Error::new(self.error.kind(), format!("the model is not loaded: {}", self.error));
+        error.with("model", model)
+    }
 }
 
 /// What can be asked of a model without waiting.
@@ -74,6 +98,8 @@ impl Slot {
             state: watch::channel(State::Empty).0,
             fallback: RwLock::new(Vec::new()),
             loading: tokio::sync::Mutex::new(()),
+            backoff: Mutex::default(),
+            failed_attempts: AtomicU64::new(0),
         })
     }
 
@@ -95,38 +121,44 @@ impl Slot {
         *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
-    /// The model, if it is there.
+    fn backoff(&self) -> MutexGuard<'_, Backoff> {
+        self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The model, if it is there and has not stopped.
     pub(super) fn serving(&self) -> Option<Pinned> {
         match &*self.state.borrow() {
-            State::Serving(loaded) => Some(Pinned(Arc::clone(loaded))),
+            State::Serving(loaded) if !loaded.is_closed() => Some(Pinned(Arc::clone(loaded))),
             _ => None,
         }
     }
 
-    /// What the model says of itself, or the old one while it changes.
+    /// What the model says of itself, or the last one where there is none at the moment.
     pub(super) fn face(&self) -> Option<Face> {
         match &*self.state.borrow() {
             State::Serving(loaded) => Some(Face::of(&Pinned(Arc::clone(loaded)))),
             State::Changing(face) => Some(face.clone()),
-            State::Empty | State::Failed(_) => None,
+            State::Failed(failed) => failed.face.clone(),
+            State::Empty => None,
         }
     }
 
     /// The model, after it is loaded or changed if need be; `None` if the request was cancelled before.
     ///
     /// # Errors
-    /// That of the loading. What has failed before is not tried again here: each request would load for seconds.
+    /// That of the loading. A model that has failed is tried again only after a time: loading takes seconds, which requests
+    /// would spend one after the other.
     pub(super) async fn ready(self: &Arc<Self>, cancel: &CancellationToken) -> Result<Option<Pinned>> {
         let mut changes = self.state.subscribe();
         loop {
             let state = changes.borrow_and_update().clone();
             match state {
+                State::Serving(loaded) if loaded.is_closed() => self.retire_closed(),
                 State::Serving(loaded) => return Ok(Some(Pinned(loaded))),
-                State::Failed(error) => {
-                    let message = format!("the model is not loaded: {error}");
-                    return Err(Error::new(error.kind(), message).with("model", &self.name));
+                State::Failed(failed) if failed.retry_at > Instant::now() => {
+                    return Err(failed.error(&self.name));
                 }
-                State::Empty => tokio::select! {
+                State::Empty | State::Failed(_) => tokio::select! {
                     biased;
                     () = cancel.cancelled() => return Ok(None),
                     outcome = self.load(Progress::none()) => outcome?,
@@ -140,6 +172,44 @@ impl Slot {
         }
     }
 
+    /// Lets go of a model that has stopped, so that it is loaded again: at once the first time, after a time if that happens
+    /// again and again.
+    fn retire_closed(&self) {
+        let mut retired = None;
+        self.state.send_if_modified(|state| {
+            let State::Serving(loaded) = state else { return false };
+            if !loaded.is_closed() {
+                return false;
+            }
+            let error = Error::new(ErrorKind::Closed, "the model has stopped");
+            let delay = self.backoff().after_stop(loaded.age());
+            let failed = Failed {
+                error: Arc::new(error),
+                retry_at: Instant::now() + delay,
+                face: Some(Face::of(&Pinned(Arc::clone(loaded)))),
+            };
+            retired = Some(std::mem::replace(state, State::Failed(failed)));
+            true
+        });
+        if let Some(State::Serving(loaded)) = retired {
+            let (model, backend) = (self.name.clone(), loaded.bare.info().backend.clone());
+            self.events.send(ModelEvent::Stopped { model, backend });
+        }
+    }
+
+    /// Loads a model that has stopped again, when its time has come.
+    ///
+    /// # Errors
+    /// That of the loading.
+    pub(super) async fn revive(self: &Arc<Self>) -> Result<()> {
+        self.retire_closed();
+        let due = match &*self.state.borrow() {
+            State::Failed(failed) => failed.face.is_some() && failed.retry_at <= Instant::now(),
+            _ => false,
+        };
+        if due { self.load(Progress::none()).await } else { Ok(()) }
+    }
+
     pub(super) async fn generate(self: &Arc<Self>, request: GenerateRequest) -> Result<GenerateStream> {
         match self.ready(&request.cancel).await.during("generate")? {
             Some(model) => model.generate(request).await,
@@ -148,13 +218,20 @@ impl Slot {
     }
 
     /// Loads the model if it is not there. Goes on to its end even if nobody waits for it any more: the next request
-    /// would begin anew.
+    /// would begin anew. Callers that wait for the same attempt have the same result.
     pub(super) async fn load(self: &Arc<Self>, progress: Progress) -> Result<()> {
         let slot = Arc::clone(self);
+        let attempts = self.failed_attempts.load(Ordering::Acquire);
         let load = async move {
             let _one = slot.loading.lock().await;
-            if slot.serving().is_some() {
-                return Ok(());
+            slot.retire_closed();
+            let state = slot.state.borrow().clone();
+            match state {
+                State::Serving(_) => return Ok(()),
+                State::Failed(failed) if slot.failed_attempts.load(Ordering::Acquire) != attempts => {
+                    return Err(failed.error(&slot.name));
+                }
+                _ => {}
             }
             match slot.open(slot.wanted(), progress).await {
                 Ok(loaded) => {
@@ -176,6 +253,8 @@ impl Slot {
     /// What loading and checking the new model return. The old model goes on, with its old configuration.
     pub(super) async fn change(&self, config: ModelConfig, reload: &ReloadConfig) -> Result<Change> {
         let _one = self.loading.lock().await;
+        // A model that has stopped is loaded anew, even if nothing about it has changed.
+        self.retire_closed();
         let state = self.state.borrow().clone();
         let State::Serving(old) = state else {
             self.want(config.clone());
@@ -261,10 +340,14 @@ impl Slot {
 
     fn fail(&self, error: &Error) {
         let copy = Error::new(error.kind(), error.to_string());
-        self.state.send_replace(State::Failed(Arc::new(copy)));
+        self.failed_attempts.fetch_add(1, Ordering::AcqRel);
+        let retry_at = Instant::now() + self.backoff().after_failure();
+        let failed = Failed { error: Arc::new(copy), retry_at, face: self.face() };
+        self.state.send_replace(State::Failed(failed));
     }
 
     fn serve(&self, new: Arc<Loaded>) {
+        self.backoff().loaded();
         let to = new.bare.info().backend.clone();
         let model = self.name.clone();
         let old = self.state.send_replace(State::Serving(new));
@@ -292,12 +375,11 @@ struct Changing<'a>(&'a Slot);
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
         self.0.state.send_if_modified(|state| {
-            let open = matches!(state, State::Changing(_));
-            if open {
-                let error = Error::new(ErrorKind::Closed, "the change of the model was interrupted");
-                *state = State::Failed(Arc::new(error));
-            }
-            open
+            let State::Changing(face) = state else { return false };
+            let error = Error::new(ErrorKind::Closed, "the change of the model was interrupted");
+            let face = Some(face.clone());
+            *state = State::Failed(Failed { error: Arc::new(error), retry_at: Instant::now(), face });
+            true
         });
     }
 }

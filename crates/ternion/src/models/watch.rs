@@ -32,6 +32,8 @@ impl Models {
     /// `reload.poll_ms`; a change takes effect when two looks have found the same, so that a file which is just being
     /// written is left alone. Must be called in a tokio runtime.
     ///
+    /// A model that has stopped by itself is loaded again at the next look.
+    ///
     /// A file that cannot be read or is no valid configuration changes nothing; it is reported once, as an
     /// [event](Self::events), and its next change is tried again.
     ///
@@ -62,10 +64,11 @@ async fn watch(path: PathBuf, models: Weak<Inner>) {
         if confirmed && acted_on.as_ref() != Some(&seen) {
             acted_on = Some(seen.clone());
             // Its failure is an event already.
-            let _ = Models(inner).reload().await;
+            let _ = Models(Arc::clone(&inner)).reload().await;
         } else {
-            drop(inner);
+            inner.revive().await;
         }
+        drop(inner);
         last = Some(seen);
         tokio::time::sleep(interval).await;
     }

@@ -1,0 +1,70 @@
+//! Configuration files as other tools and other systems leave them: byte order marks, folders whose names are not UTF-8,
+//! relative paths.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
+
+use std::{ffi::OsString, path::Path};
+
+use ternion_core::config::{Config, Format};
+
+const NO_ENVIRONMENT: [(OsString, OsString); 0] = [];
+
+#[test]
+fn a_byte_order_mark_is_skipped_in_every_format() {
+    for (name, text) in [
+        ("c.toml", "[models.m]\npath = \"/m\"\n"),
+        ("c.yaml", "models:\n  m:\n    path: /m\n"),
+        ("c.json", "{\"models\": {\"m\": {\"path\": \"/m\"}}}"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        let plain = Config::from_str(text, Format::of_path(&path).unwrap()).unwrap();
+        let marked = format!("\u{feff}{text}");
+        std::fs::write(&path, &marked).unwrap();
+        assert_eq!(Config::load_with_env(&path, NO_ENVIRONMENT).unwrap(), plain, "{name}");
+        assert_eq!(Config::from_str(&marked, Format::of_path(&path).unwrap()).unwrap(), plain, "{name}");
+        // Only one, and only at the beginning.
+        let twice = Config::from_str(&format!("\u{feff}{marked}"), Format::of_path(&path).unwrap());
+        assert!(twice.is_err() || name != "c.json", "{name}");
+    }
+}
+
+#[test]
+fn relative_paths_become_absolute_when_a_file_is_loaded() {
+    let folder = tempfile::tempdir_in(".").unwrap();
+    let relative = Path::new(folder.path().file_name().unwrap());
+    let file = relative.join("c.toml");
+    std::fs::write(
+        &file,
+        "[models.beside]\npath = \"model\"\n[models.absolute]\npath = \"/model\"\n\
+         [models.hub]\npath = \"hf://owner/name\"\n[models.none]\nbackend = \"echo\"\n",
+    )
+    .unwrap();
+    let variables = [("TERNION_MODELS__OTHER__PATH".into(), "model".into())];
+    let config = Config::load_with_env(&file, variables).unwrap();
+    let path = |name: &str| config.models[name].path.clone();
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(path("beside"), Some(here.join(relative).join("model")));
+    assert_eq!(path("other"), Some(here.join("model")), "a variable is relative to the working directory");
+    assert_eq!(path("absolute").as_deref(), Some(Path::new("/model")));
+    assert_eq!(path("hub").as_deref(), Some(Path::new("hf://owner/name")));
+    assert_eq!(path("none"), None);
+}
+
+#[cfg(unix)]
+#[test]
+fn paths_are_relative_to_folders_that_are_not_utf8_too() {
+    use std::os::unix::ffi::OsStringExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let odd = folder.path().join(OsString::from_vec(b"caf\xe9".to_vec()));
+    std::fs::create_dir(&odd).unwrap();
+    for (name, text) in [
+        ("c.toml", "[models.m]\npath = \"model\"\n"),
+        ("c.yaml", "models: {m: {path: model}}\n"),
+        ("c.json", "{\"models\": {\"m\": {\"path\": \"model\"}}}"),
+    ] {
+        std::fs::write(odd.join(name), text).unwrap();
+        let config = Config::load_with_env(odd.join(name), NO_ENVIRONMENT).unwrap();
+        assert_eq!(config.models["m"].path, Some(odd.join("model")), "{name}");
+    }
+}

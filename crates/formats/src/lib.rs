@@ -32,4 +32,4 @@ pub use checkpoint::{Checkpoint, Progress, gguf_file};
 pub use inspect::{Report, TensorReport};
 pub use spec::{Activation, Family, ModelSpec, Quantization, RopeScaling, RopeSpec, ScaleUse};
 pub use tensors::{DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, TernaryTensor, Weights};
-pub use unfinished::partial_path;
+pub use unfinished::{Unfinished, partial_path};

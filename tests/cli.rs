@@ -129,7 +129,16 @@ fn a_byte_order_mark_is_no_text() {
 #[test]
 fn commands_name_their_model_alike() {
     for command in [
-        "chat", "generate", "count", "chunk", "inspect", "verify", "conformance", "logits", "convert", "bench",
+        "chat",
+        "generate",
+        "count",
+        "chunk",
+        "inspect",
+        "verify",
+        "conformance",
+        "logits",
+        "convert",
+        "bench",
         "eval",
     ] {
         let help = stdout(&success(ternion(&[command, "--help"])));

@@ -60,7 +60,8 @@ fn a_limit_does_not_change_the_answer() {
     let folder = tempfile::tempdir().unwrap();
     model(folder.path());
     let inspect = ["inspect", "--json", "--model", "model", "--context", "256"];
-    let memory = |limit: &[&str]| json(ternion_in(folder.path(), &[&inspect[..], limit].concat()))["memory"].clone();
+    let memory =
+        |limit: &[&str]| json(ternion_in(folder.path(), &[&inspect[..], limit].concat()))["memory"].clone();
     let limit = (memory(&[])["planned_bytes"].as_u64().unwrap() - 40_000_000).to_string();
     let streamed = memory(&["--memory-limit", &limit])["plan"]["streamed_bytes"].as_u64().unwrap();
     assert!(streamed > 10_000_000, "{streamed}");

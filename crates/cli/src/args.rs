@@ -217,7 +217,7 @@ pub(crate) struct GenerateArgs {
     /// The text to continue; special tokens in it count. `-`, or nothing in a pipe, reads standard input.
     #[arg(conflicts_with = "prompt_file")]
     pub(crate) prompt: Option<String>,
-    /// Read the text from a file, as it is.
+    /// Read the text from a file. Line ends and white space stay as they are.
     #[arg(long, value_name = "FILE")]
     pub(crate) prompt_file: Option<PathBuf>,
     /// Go on past the model's end-of-sequence tokens.
@@ -236,7 +236,7 @@ pub(crate) struct CountArgs {
     /// The text; `-`, or nothing in a pipe, reads standard input.
     #[arg(conflicts_with = "file")]
     pub(crate) text: Option<String>,
-    /// Read the text from a file, as it is.
+    /// Read the text from a file. Line ends and white space stay as they are.
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
     /// Count it as a message of a conversation, with all that the chat template adds.

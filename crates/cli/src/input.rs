@@ -74,7 +74,9 @@ fn read_text(reader: impl Read, name: &str) -> Outcome<(String, usize)> {
         return Err(Failure::usage(format!("{name}: longer than {} MiB", MAX_BYTES >> 20)));
     }
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-        return Err(Failure::usage(format!("{name}: byte 0 begins a mark of UTF-16; save the text as UTF-8")));
+        return Err(Failure::usage(format!(
+            "{name}: byte 0 begins a mark of UTF-16; save the text as UTF-8"
+        )));
     }
     let mut text = String::from_utf8(bytes)
         .map_err(|e| Failure::usage(format!("{name}: byte {} is not UTF-8", e.utf8_error().valid_up_to())))?;

@@ -142,7 +142,8 @@ impl Interrupts {
         for path in &*leftovers {
             // The work goes on meanwhile and may add a file to a folder. What still cannot be removed then stays.
             for _ in 0..3 {
-                let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+                let _ =
+                    if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
             }
         }
         std::mem::forget(leftovers);

@@ -27,8 +27,8 @@ mod unix {
         /// The terminal that the line editor uses, and its present state; `None` where there is none.
         pub(crate) fn now() -> Option<Self> {
             let controlling = File::options().read(true).write(true).open("/dev/tty").ok();
-            let file = controlling
-                .or_else(|| io::stdin().as_fd().try_clone_to_owned().ok().map(File::from))?;
+            let file =
+                controlling.or_else(|| io::stdin().as_fd().try_clone_to_owned().ok().map(File::from))?;
             let modes = tcgetattr(&file).ok()?;
             Some(Self { file, modes })
         }

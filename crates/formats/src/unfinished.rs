@@ -175,10 +175,7 @@ mod lock {
     }
 
     /// Creates `path` and locks it; `None` where the file system has no locks.
-    pub(super) fn claim(
-        path: &Path,
-        create: impl Fn() -> io::Result<Option<File>>,
-    ) -> Result<Option<File>> {
+    pub(super) fn claim(path: &Path, create: impl Fn() -> io::Result<Option<File>>) -> Result<Option<File>> {
         for _ in 0..ATTEMPTS {
             let file = match create() {
                 Ok(Some(file)) => file,
@@ -227,10 +224,7 @@ mod lock {
         Ok(None)
     }
 
-    pub(super) fn claim(
-        path: &Path,
-        create: impl Fn() -> io::Result<Option<File>>,
-    ) -> Result<Option<File>> {
+    pub(super) fn claim(path: &Path, create: impl Fn() -> io::Result<Option<File>>) -> Result<Option<File>> {
         create().map(|_| None).map_err(|e| Error::io(path, e))
     }
 
@@ -246,7 +240,8 @@ mod tests {
         let of = |name: &str| leftover(OsStr::new(name), OsStr::new("x.gguf"));
         assert_eq!(of("x.gguf.partial-12"), Some(Leftover::Partial));
         assert_eq!(of("x.gguf.partial-12.old"), Some(Leftover::Old));
-        for other in ["x.gguf", "x.gguf.partial-", "x.gguf.partial-1a", "y.gguf.partial-1", "x.gguf.partial-1.bak"]
+        for other in
+            ["x.gguf", "x.gguf.partial-", "x.gguf.partial-1a", "y.gguf.partial-1", "x.gguf.partial-1.bak"]
         {
             assert_eq!(of(other), None, "{other}");
         }

@@ -32,7 +32,9 @@ fn main() -> ExitCode {
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["setup"] => setup::run(setup::Scope::Lint).map(drop),
-        ["test", ..] => setup::run(setup::Scope::Test).and_then(|machine| test::run(machine, &arguments[1..])),
+        ["test", ..] => {
+            setup::run(setup::Scope::Test).and_then(|machine| test::run(machine, &arguments[1..]))
+        }
         ["lint"] => lint::run(),
         ["ci"] => lint::run()
             .and_then(|()| setup::run(setup::Scope::Test))

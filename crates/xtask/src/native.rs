@@ -102,7 +102,8 @@ fn pip_install(packages: &[&str]) -> Result<(), String> {
 }
 
 fn make_environment(own: &str) -> Result<(), String> {
-    let install = "install Python 3 with its `venv` (the packages `python3` and `python3-venv` on Debian or Ubuntu)";
+    let install =
+        "install Python 3 with its `venv` (the packages `python3` and `python3-venv` on Debian or Ubuntu)";
     let make = || {
         remove_environment();
         let python = system_python().ok_or_else(|| format!("no Python 3 is found; {install}"))?;
@@ -113,9 +114,11 @@ fn make_environment(own: &str) -> Result<(), String> {
         remove_environment();
         Err(format!("`{python} -m venv` makes no environment with pip; {install}"))
     };
-    make().or_else(|error| {
-        if may_use_apt() && apt_install("python3-venv").is_ok() { make() } else { Err(error) }
-    })
+    make().or_else(
+        |error| {
+            if may_use_apt() && apt_install("python3-venv").is_ok() { make() } else { Err(error) }
+        },
+    )
 }
 
 /// A Python 3 that is not the one in `target/tools`.

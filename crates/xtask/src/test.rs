@@ -133,7 +133,10 @@ impl std::fmt::Display for Tally {
         let Self { suites, passed, failed, ignored, .. } = self;
         let skipped = self.skipped.len() as u32;
         let passed = passed.saturating_sub(skipped);
-        write!(f, "tests: {passed} passed, {failed} failed, {ignored} ignored, {skipped} skipped; suites: {suites}")
+        write!(
+            f,
+            "tests: {passed} passed, {failed} failed, {ignored} ignored, {skipped} skipped; suites: {suites}"
+        )
     }
 }
 
@@ -142,7 +145,11 @@ mod tests {
     use super::*;
 
     fn words(extra: &[&str]) -> String {
-        cargo_words(Machine { llama_cpp: true }, &extra.iter().map(|&word| word.to_owned()).collect::<Vec<_>>()).join(" ")
+        cargo_words(
+            Machine { llama_cpp: true },
+            &extra.iter().map(|&word| word.to_owned()).collect::<Vec<_>>(),
+        )
+        .join(" ")
     }
 
     #[test]

@@ -158,7 +158,10 @@ fn root_without_a_network_goes_on_without() {
     let (code, said) = machine.setup(&[("NO_NETWORK", "1")]);
     assert_eq!(code, Some(0), "{said}");
     has_all(&said, &["CMake: not found", "a way to a package index", "the package `cmake`", "left out"]);
-    assert!(!machine.tools().join("bin").exists(), "an environment without packages hides the system's Python");
+    assert!(
+        !machine.tools().join("bin").exists(),
+        "an environment without packages hides the system's Python"
+    );
 }
 
 #[test]

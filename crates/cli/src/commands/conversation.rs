@@ -129,7 +129,9 @@ async fn answer_to(
             messages.pop();
         }
         Ok(answer) => messages.push(Message::assistant(answer.text)),
-        Err(failure @ (Failure::Output(_) | Failure::BrokenPipe | Failure::Interrupted)) => return Err(failure),
+        Err(failure @ (Failure::Output(_) | Failure::BrokenPipe | Failure::Interrupted)) => {
+            return Err(failure);
+        }
         Err(failure) => {
             messages.pop();
             complain(&failure.to_string());

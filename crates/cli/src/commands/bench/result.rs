@@ -152,7 +152,8 @@ impl Results {
                 reads.per_token(point.batch, point.prompt_tokens as f64 + point.decode_tokens as f64 / 2.0)
             });
             // What decoding has read in a second, the memory can give: a loop that was slower met a busy machine.
-            let reached = point.decode_tokens_per_second.zip(bytes).map(|(decode, bytes)| decode.median * bytes);
+            let reached =
+                point.decode_tokens_per_second.zip(bytes).map(|(decode, bytes)| decode.median * bytes);
             let load = self.loads.iter_mut().find(|load| load.threads == point.threads);
             if let Some(Load { bandwidth_bytes_per_second: Some(bandwidth), .. }) = load {
                 *bandwidth = bandwidth.max(reached.unwrap_or_default());

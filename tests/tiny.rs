@@ -219,8 +219,13 @@ async fn onnx_says_the_same() {
                 expect_answers(&*model, &target.to_string()).await;
                 expect_accuracy(model, &target.to_string()).await;
             }
-            // The library is loaded at run time.
-            Err(error) if std::env::var_os("ORT_DYLIB_PATH").is_none() => eprintln!("skipped: {error}"),
+            // The library is loaded at run time. The line goes past the harness, which would keep it to itself; `cargo xtask test`
+            // counts such lines.
+            Err(error) if std::env::var_os("ORT_DYLIB_PATH").is_none() => {
+                use std::io::Write;
+                writeln!(std::io::stdout(), "skipped: {error}").unwrap();
+                return;
+            }
             Err(error) => panic!("{target}: {error}"),
         }
     }

@@ -14,7 +14,7 @@ fn python_accepts_the_portable_variant_and_gives_the_same_logits() {
     let Some(library) = common::library() else { return };
     let imports = ["-c", "import numpy, onnx, onnxruntime"];
     if !Command::new("python3").args(imports).output().is_ok_and(|out| out.status.success()) {
-        eprintln!("skipped: `pip install onnx onnxruntime numpy` first");
+        common::skipped("Python has no packages onnx, onnxruntime and numpy");
         return;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/portable.py");
@@ -43,7 +43,7 @@ fn python_accepts_the_portable_variant_and_gives_the_same_logits() {
 #[test]
 fn python_finds_both_variants_well_formed() {
     if !Command::new("python3").args(["-c", "import onnx"]).output().is_ok_and(|out| out.status.success()) {
-        eprintln!("skipped: `pip install onnx` first");
+        common::skipped("Python has no package onnx");
         return;
     }
     for variant in [Target::OnnxFast, Target::Onnx] {

@@ -19,7 +19,8 @@ use crate::args_eval::EvalArgs;
 #[command(name = "ternion", version, propagate_version = true, arg_required_else_help = true)]
 #[command(
     after_help = "Exit codes: 0 done, 1 models differ (`conformance`), 2 wrong usage, 3 bad model or configuration (or `verify` found a \
-                        difference), 4 failure at run time, 130 Ctrl-C."
+                        difference), 4 failure at run time, 130 Ctrl-C, 129 \
+                        SIGHUP, 143 SIGTERM, 141 nobody reads the output."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -79,7 +80,7 @@ pub(crate) struct OutputArgs {
 pub(crate) struct ModelArgs {
     /// A checkpoint's folder or file (.gguf, .safetensors), or a configuration (.toml, .json, .yaml). Default: $TERNION_MODEL,
     /// $TERNION_CONFIG, ./ternion.toml, then the small test model of the source tree.
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, visible_alias = "config", value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
     /// The model's name within the configuration.
     #[arg(long)]
@@ -309,7 +310,7 @@ pub(crate) struct GenerateArgs {
     /// The text to continue; special tokens in it count. `-`, or nothing in a pipe, reads standard input.
     #[arg(conflicts_with = "prompt_file")]
     pub(crate) prompt: Option<String>,
-    /// Read the text from a file, as it is.
+    /// Read the text from a file. Line ends and white space stay as they are.
     #[arg(long, value_name = "FILE")]
     pub(crate) prompt_file: Option<PathBuf>,
     /// Go on past the model's end-of-sequence tokens.
@@ -328,7 +329,7 @@ pub(crate) struct CountArgs {
     /// The text; `-`, or nothing in a pipe, reads standard input.
     #[arg(conflicts_with = "file")]
     pub(crate) text: Option<String>,
-    /// Read the text from a file, as it is.
+    /// Read the text from a file. Line ends and white space stay as they are.
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
     /// Count it as a message of a conversation, with all that the chat template adds.
@@ -393,11 +394,11 @@ pub(crate) struct VerifyArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConformanceArgs {
-    /// A configuration or a checkpoint. The first is the reference that the others are compared with.
-    #[arg(long = "config", value_name = "PATH", required = true)]
-    pub(crate) configs: Vec<PathBuf>,
-    /// A model of the configuration, if there is one configuration alone; the first is the reference.
-    #[arg(long = "name", value_name = "NAME")]
+    /// A checkpoint or a configuration, as for the other commands. The first is the reference that the others are compared with.
+    #[arg(short, long = "model", visible_alias = "config", value_name = "PATH", help_heading = "Model")]
+    pub(crate) models: Vec<PathBuf>,
+    /// A model of the configuration, if only one configuration is named; the first is the reference.
+    #[arg(long = "name", value_name = "NAME", help_heading = "Model")]
     pub(crate) names: Vec<String>,
     /// Compare the perplexity of this text, too.
     #[arg(long, value_name = "FILE")]
@@ -494,10 +495,9 @@ pub(crate) struct SynthArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    /// The checkpoint: a folder, a .gguf file or a .safetensors file.
-    pub(crate) source: PathBuf,
-    #[command(flatten)]
-    pub(crate) facts: CheckpointArgs,
+    /// The checkpoint: a folder, a .gguf file or a .safetensors file. The same as --model.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    source: Option<PathBuf>,
     /// The format: safetensors, gguf-i2s, gguf-tq1, gguf-tq2, onnx (for any ONNX Runtime) or onnx-fast (our own operators).
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: Target,
@@ -510,6 +510,15 @@ pub(crate) struct ConvertArgs {
     /// Replace what is there, if it is a file (for GGUF) or a checkpoint's folder.
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+impl ConvertArgs {
+    /// The model, named in either way.
+    pub(crate) fn model(&self) -> ModelArgs {
+        ModelArgs { model: self.source.clone().or_else(|| self.model.model.clone()), ..self.model.clone() }
+    }
 }
 
 /// A count of which there must be one.

@@ -27,7 +27,7 @@ pub(crate) struct BenchArgs {
     /// Runs of each before those that count.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub(crate) warm_up: u32,
-    /// The buffer that is read to measure the memory's bandwidth, in MiB; 0 leaves that out.
+    /// How much memory is read to measure its bandwidth, in MiB; 0 leaves that out.
     #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(0..=65536))]
     pub(crate) buffer: u64,
     /// Write the result to a file, as JSON.

@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Beyond,
     /// Ctrl-C.
     Interrupted,
+    /// Standard output cannot be written.
+    Output(Error),
     /// Nobody reads standard output any more.
     BrokenPipe,
 }
@@ -30,7 +32,8 @@ impl Failure {
         Self::Usage(message.into())
     }
 
-    /// 1: models differ; 2: what was asked is wrong; 3: the model or the configuration is; 4: it failed while it ran; 130: Ctrl-C.
+    /// 1: models differ; 2: what was asked is wrong; 3: the model or the configuration is; 4: it failed while it ran; 130: Ctrl-C;
+    /// 141: nobody reads the output.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Error(e) => match e.kind() {
@@ -46,8 +49,9 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Mismatch => 3,
             Self::Interrupted => 130,
-            // `ternion ... | head` has done what it was asked for.
-            Self::BrokenPipe => 0,
+            Self::Output(_) => 4,
+            // As of a program that SIGPIPE ends, which says nothing either: `ternion ... | head -1` looks like any other.
+            Self::BrokenPipe => 141,
         }
     }
 
@@ -55,6 +59,7 @@ impl Failure {
     pub(crate) fn message(&self) -> Option<String> {
         let text = match self {
             Self::Error(e) if e.kind() != ErrorKind::Cancelled => e.to_string(),
+            Self::Output(e) => e.to_string(),
             Self::Usage(message) => message.clone(),
             _ => return None,
         };
@@ -81,7 +86,7 @@ impl From<io::Error> for Failure {
         if error.kind() == io::ErrorKind::BrokenPipe {
             Self::BrokenPipe
         } else {
-            Self::Error(Error::new(ErrorKind::Io, "standard output cannot be written").with_source(error))
+            Self::Output(Error::new(ErrorKind::Io, "standard output cannot be written").with_source(error))
         }
     }
 }
@@ -102,7 +107,7 @@ mod tests {
         assert_eq!(Failure::Beyond.exit_code(), 1);
         assert_eq!(Failure::Mismatch.exit_code(), 3);
         assert_eq!(Failure::Interrupted.exit_code(), 130);
-        assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).exit_code(), 0);
+        assert_eq!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).exit_code(), 141);
         assert_eq!(Failure::from(io::Error::from(io::ErrorKind::StorageFull)).exit_code(), 4);
     }
 

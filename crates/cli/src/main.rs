@@ -2,7 +2,7 @@
 //!
 //! It is a thin host of the `ternion` library: everything that a model does is reached through `LlmBackend`. The answer
 //! goes to standard output and all else to standard error, so that it can stand in a pipe.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod args;
 mod args_bench;
@@ -15,14 +15,18 @@ mod model;
 mod output;
 mod plot;
 mod rss;
+#[expect(unsafe_code, reason = "calls of the C library that no crate offers before `main`")]
+mod startup;
+mod terminal;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
-use failure::Outcome;
+use failure::{Failure, Outcome};
 use interrupt::Interrupts;
 use output::{Output, complain};
 
@@ -33,7 +37,10 @@ struct App {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return show(&error),
+    };
     log_to_stderr(cli.output.verbose);
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
@@ -42,12 +49,22 @@ fn main() -> ExitCode {
             return ExitCode::from(4);
         }
     };
-    let result = runtime.block_on(async {
+    let (result, ended_by) = runtime.block_on(async {
         let app = App { output: Output::new(&cli.output), interrupts: Interrupts::listen() };
-        run(&app, cli.command).await
+        let result = match app.output.can_print(&cli.command) {
+            Ok(()) => run(&app, cli.command).await,
+            closed => closed,
+        };
+        (result, app.interrupts.ended_by())
     });
     // A load that Ctrl-C has left behind is not waited for.
     runtime.shutdown_background();
+    let code = finish(result);
+    ended_by.map_or(code, |signal| ExitCode::from(signal.exit_code()))
+}
+
+/// Reports how a command has ended.
+fn finish(result: Outcome) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -57,6 +74,20 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// Shows what the parser of the command line has to say: a mistake, or the help or version that was asked for.
+fn show(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        // A closed standard error is no reason for another exit code.
+        let _ = error.print();
+        return ExitCode::from(2);
+    }
+    let printed = output::open_stdout()
+        .and_then(|_| error.print())
+        .and_then(|()| std::io::stdout().flush())
+        .map_err(Failure::from);
+    finish(printed)
 }
 
 async fn run(app: &App, command: Command) -> Outcome {

@@ -11,8 +11,9 @@ use serde::Serialize;
 use ternion::registry::Progress;
 use ternion::{Timing, Usage};
 
-use crate::args::OutputArgs;
+use crate::args::{Command, OutputArgs};
 use crate::failure::Outcome;
+use crate::startup;
 
 /// Where and how a command writes.
 #[derive(Debug, Clone)]
@@ -35,10 +36,20 @@ impl Output {
         }
     }
 
+    /// Fails where a command would compute something only to find standard output closed.
+    pub(crate) fn can_print(&self, command: &Command) -> Outcome {
+        let prints =
+            self.json || !matches!(command, Command::Convert(_) | Command::Synth(_) | Command::Logits(_));
+        if prints {
+            drop(open_stdout()?);
+        }
+        Ok(())
+    }
+
     /// Prints a piece of an answer and shows it at once.
     pub(crate) fn piece(&self, text: &str) -> Outcome {
         let text = if self.terminal { Cow::Owned(visible(text)) } else { Cow::Borrowed(text) };
-        let mut stdout = io::stdout().lock();
+        let mut stdout = open_stdout()?;
         stdout.write_all(text.as_bytes())?;
         Ok(stdout.flush()?)
     }
@@ -100,6 +111,14 @@ impl Output {
         bar.set_prefix(what);
         Bar(Some(bar))
     }
+}
+
+/// Standard output, or the error that Rust's standard library does not report: it was closed from the beginning.
+pub(crate) fn open_stdout() -> io::Result<io::StdoutLock<'static>> {
+    if startup::stdout_is_closed() {
+        return Err(io::Error::other("it is closed"));
+    }
+    Ok(io::stdout().lock())
 }
 
 /// An error, for the person at the terminal. A closed standard error does not change how the command ends.

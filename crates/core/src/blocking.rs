@@ -9,7 +9,7 @@ use crate::{Error, ErrorKind, Result};
 /// # Errors
 /// What `work` returns; [`Backend`](ErrorKind::Backend) if it panics, and [`Closed`](ErrorKind::Closed) if the runtime
 /// shuts down before it runs.
-pub(crate) async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -17,7 +17,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// The error of a task that did not end by itself.
-pub(crate) fn failed(what: &'static str, error: JoinError) -> Error {
+pub fn failed(what: &'static str, error: JoinError) -> Error {
     let (kind, how) = if error.is_panic() {
         (ErrorKind::Backend, "panicked")
     } else {

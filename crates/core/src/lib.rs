@@ -18,7 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
-mod blocking;
+pub mod blocking;
 pub mod config;
 pub mod context;
 pub mod echo;

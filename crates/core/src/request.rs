@@ -1,11 +1,11 @@
 //! What a host asks of a backend: generation, scoring, logits.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::ContextPolicy, prepared::Prepared};
+use crate::{context::ContextPolicy, prepared::Prepared, text::Tokenizer};
 
 /// One message of a conversation. The text is untrusted: special tokens in it are encoded as plain text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,6 +192,18 @@ impl GenerateRequest {
             cancel: CancellationToken::new(),
             prepared: Prepared::default(),
         }
+    }
+
+    /// The tokens of the prompt, if a check of this request or of a clone of it has computed them with `tokenizer`.
+    pub fn checked_tokens(&self, tokenizer: &Arc<Tokenizer>) -> Option<Vec<u32>> {
+        self.prepared.tokens(tokenizer, &self.prompt)
+    }
+
+    /// A function that keeps the tokens of the prompt for the call that follows a check; clones of the request share
+    /// them.
+    pub fn keep_tokens(&self, tokenizer: &Arc<Tokenizer>) -> impl FnOnce(Vec<u32>) + Send + use<> {
+        let (prepared, prompt, tokenizer) = (self.prepared.clone(), self.prompt.clone(), Arc::clone(tokenizer));
+        move |tokens| prepared.keep_tokens(&tokenizer, prompt, tokens)
     }
 
     /// Answer a conversation.

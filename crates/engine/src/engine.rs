@@ -258,10 +258,10 @@ impl Engine {
         permit: impl Future<Output = Result<P>> + Send,
         keep: bool,
     ) -> Result<(P, PromptTokens)> {
-        let GenerateRequest { prompt, prepared, .. } = request;
-        validate::not_empty(&prompt)?;
-        let known = prepared.tokens(&self.tokenizer, &prompt);
-        let prompt = match (prompt, known) {
+        validate::not_empty(&request.prompt)?;
+        let known = request.checked_tokens(&self.tokenizer);
+        let keep = keep.then(|| request.keep_tokens(&self.tokenizer));
+        let prompt = match (request.prompt, known) {
             (Prompt::Tokens(tokens), _) | (_, Some(tokens)) => {
                 let tokens = checks.apply(tokens)?;
                 return Ok((permit.await?, tokens));
@@ -275,8 +275,8 @@ impl Engine {
         let tokenizer = Arc::clone(&self.tokenizer);
         let work = runtime.spawn_blocking(move || {
             let tokens = validate::encode(&tokenizer, &prompt)?;
-            if keep {
-                prepared.keep_tokens(&tokenizer, prompt, tokens.clone());
+            if let Some(keep) = keep {
+                keep(tokens.clone());
             }
             Ok((permit, checks.apply(tokens)?))
         });

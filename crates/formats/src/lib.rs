@@ -35,4 +35,4 @@ pub use inspect::{Report, TensorReport};
 pub use options::{CheckpointOptions, I2sLayout};
 pub use spec::{Activation, Family, ModelSpec, Quantization, RopeScaling, RopeSpec, ScaleUse};
 pub use tensors::{DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, TernaryTensor, Weights};
-pub use unfinished::partial_path;
+pub use unfinished::{Unfinished, partial_path};

@@ -41,6 +41,7 @@ mod master;
 mod matmul;
 mod quantize;
 mod rotary;
+mod stream;
 mod team;
 mod ternary;
 mod vector;
@@ -59,5 +60,6 @@ pub use matmul::{
 };
 pub use quantize::Quantized;
 pub use rotary::rotate;
+pub use stream::read_through;
 pub use team::{Team, for_each_mut};
 pub use ternary::{MAX_COLS, TernaryLayout, TernaryRef, WeightsError, find_invalid_code, pack, unpack};

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::setup::Machine;
 use crate::{setup, shell};
 
 /// A source file longer than this holds more than one idea.
@@ -22,9 +23,9 @@ const SOURCES: [&str; 4] = ["crates", "examples", "tests", "benches"];
 /// # Errors
 /// One message that lists every check that failed.
 pub(crate) fn run() -> Result<(), String> {
-    setup::run(setup::Scope::Lint)?;
+    let machine = setup::run(setup::Scope::Lint)?;
     let checks = [formatting, clippy, documentation, dependencies, file_lengths, fixture_size];
-    let failures: Vec<String> = checks.into_iter().filter_map(|check| check().err()).collect();
+    let failures: Vec<String> = checks.into_iter().filter_map(|check| check(machine).err()).collect();
     match failures.as_slice() {
         [] => Ok(()),
         [only] => Err(only.clone()),
@@ -32,27 +33,23 @@ pub(crate) fn run() -> Result<(), String> {
     }
 }
 
-fn formatting() -> Result<(), String> {
+fn formatting(_: Machine) -> Result<(), String> {
     shell::run(&["cargo", "fmt", "--all", "--check"], &[])
 }
 
-fn clippy() -> Result<(), String> {
-    shell::run(
-        &["cargo", "clippy", "--workspace", "--all-features", "--all-targets", "--", "-D", "warnings"],
-        &[],
-    )
+fn clippy(machine: Machine) -> Result<(), String> {
+    let words = [&["cargo", "clippy"], machine.selection(), &["--all-targets", "--", "-D", "warnings"]];
+    shell::run(&words.concat(), &[])
 }
 
 /// Libraries only: the program and the facade are both called `ternion`, and their pages would overwrite each other.
-fn documentation() -> Result<(), String> {
-    shell::run(
-        &["cargo", "doc", "--workspace", "--lib", "--no-deps", "--all-features"],
-        &[("RUSTDOCFLAGS", "-D warnings")],
-    )
+fn documentation(machine: Machine) -> Result<(), String> {
+    let words = [&["cargo", "doc", "--lib", "--no-deps"], machine.selection()];
+    shell::run(&words.concat(), &[("RUSTDOCFLAGS", "-D warnings")])
 }
 
 /// Licences, advisories and sources of the dependencies; `setup` has said so if the tool for it is not there.
-fn dependencies() -> Result<(), String> {
+fn dependencies(_: Machine) -> Result<(), String> {
     if shell::probe(setup::CARGO_DENY).is_some() {
         shell::run(&["cargo", "deny", "check"], &[])
     } else {
@@ -60,7 +57,7 @@ fn dependencies() -> Result<(), String> {
     }
 }
 
-fn file_lengths() -> Result<(), String> {
+fn file_lengths(_: Machine) -> Result<(), String> {
     let root = shell::root();
     let mut too_long = Vec::new();
     for folder in SOURCES {
@@ -75,7 +72,7 @@ fn file_lengths() -> Result<(), String> {
     Err(format!("more than {MAX_LINES} lines, split by idea: {}", list.collect::<Vec<_>>().join(", ")))
 }
 
-fn fixture_size() -> Result<(), String> {
+fn fixture_size(_: Machine) -> Result<(), String> {
     let bytes = size(&shell::root().join("fixtures"))?;
     if bytes < MAX_FIXTURE_BYTES {
         return Ok(());

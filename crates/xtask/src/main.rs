@@ -16,7 +16,8 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask <task>
 
-  setup           check for what the tests and lints need besides cargo, and install what is missing
+  setup           check for what the tests and lints need besides cargo, install what is missing as far as
+                  that is possible, and say what is left out
   test [ARGS..]   setup, then every test of the workspace, documentation included
                   ARGS go to `cargo test`: `cargo xtask test -p ternion-core -- text::`
   lint            formatting, clippy, documentation, licences and advisories, sizes of files
@@ -30,10 +31,14 @@ fn main() -> ExitCode {
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["setup"] => setup::run(setup::Scope::Lint),
-        ["test", ..] => setup::run(setup::Scope::Test).and_then(|()| test::run(&arguments[1..])),
+        ["setup"] => setup::run(setup::Scope::Lint).map(drop),
+        ["test", ..] => {
+            setup::run(setup::Scope::Test).and_then(|machine| test::run(machine, &arguments[1..]))
+        }
         ["lint"] => lint::run(),
-        ["ci"] => lint::run().and_then(|()| setup::run(setup::Scope::Test)).and_then(|()| test::run(&[])),
+        ["ci"] => lint::run()
+            .and_then(|()| setup::run(setup::Scope::Test))
+            .and_then(|machine| test::run(machine, &[])),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

@@ -1,9 +1,8 @@
-//! What llama.cpp's build needs beside Rust, CMake, a C++ compiler and libclang, and the Python packages that tests
-//! compare with.
+//! What llama.cpp's build needs beside Rust: CMake, a C++ compiler and libclang; and the Python packages that tests compare with.
 //!
-//! The packages, and where the system lacks them and cannot be changed CMake and libclang too, come from PyPI into a
-//! virtual environment in `target/tools`. [`environment`] leads the commands of this program to them; a `cargo build` by hand needs the same
-//! variables, which are printed once they are needed.
+//! The packages come from PyPI into a virtual environment in `target/tools`; so do CMake and libclang where the system lacks them
+//! and this user may not install them. The commands of this program get there by the variables of [`environment`]. A `cargo build`
+//! by hand needs the same variables, which are printed after the installation.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -22,36 +21,45 @@ pub(crate) fn cpp_compiler() -> Option<String> {
     ["c++", "g++", "clang++"].iter().find_map(|name| shell::probe(&[name, "--version"]))
 }
 
-/// Where libclang is.
+/// Where libclang is. The build looks nowhere else where `LIBCLANG_PATH` is set.
 pub(crate) fn libclang() -> Option<String> {
-    let chosen = std::env::var_os("LIBCLANG_PATH").map(PathBuf::from);
-    let places = chosen.into_iter().chain(wheel_of_libclang()).chain(system_folders());
-    places.flat_map(|place| libraries(&place)).next().map(|found| found.display().to_string())
+    let places = match std::env::var_os("LIBCLANG_PATH") {
+        Some(chosen) => vec![PathBuf::from(chosen)],
+        None => wheel_of_libclang().into_iter().chain(system_folders()).collect(),
+    };
+    places.into_iter().flat_map(|place| libraries(&place)).next().map(|found| found.display().to_string())
 }
 
 /// Installs a package of Debian where this user may, else a package of PyPI into `target/tools`.
 ///
 /// # Errors
-/// When neither is possible; the message says what to install.
+/// When neither is possible; the message says what to install by hand.
 pub(crate) fn install(debian: &str, pypi: Option<&str>) -> Result<(), String> {
-    let root = shell::probe(&["id", "-u"]).is_some_and(|id| id == "0");
-    if root && shell::probe(&["apt-get", "--version"]).is_some() {
-        // The lists of packages may be missing, as in a container, or old; if they are not, this is no loss.
-        let _ = shell::run(&["apt-get", "update", "--quiet"], &[]);
-        let words = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", debian];
-        return shell::run(&words, &[("DEBIAN_FRONTEND", "noninteractive")]);
+    let by_hand = format!(
+        "it must be installed by hand: the package `{debian}` on Debian or Ubuntu, Xcode's command line tools or Homebrew on macOS"
+    );
+    if may_use_apt() && apt_install(debian).is_ok() {
+        return Ok(());
     }
-    let Some(pypi) = pypi else {
-        return Err(format!(
-            "it must be installed: the package `{debian}` on Debian or Ubuntu, Xcode's tools on macOS"
-        ));
-    };
-    pip_install(&[pypi])?;
+    let Some(pypi) = pypi else { return Err(by_hand) };
+    pip_install(&[pypi]).map_err(|error| format!("{error}; else {by_hand}"))?;
     eprintln!("xtask: for `cargo build` by hand:");
     for (key, value) in environment() {
         eprintln!("xtask:   export {key}='{}'", value.display());
     }
     Ok(())
+}
+
+fn may_use_apt() -> bool {
+    let root = shell::probe(&["id", "-u"]).is_some_and(|id| id == "0");
+    root && shell::probe(&["apt-get", "--version"]).is_some()
+}
+
+fn apt_install(package: &str) -> Result<(), String> {
+    // The lists of packages may be missing, as in a container, or old; if they are not, this is no loss.
+    let _ = shell::run(&["apt-get", "update", "--quiet"], &[]);
+    let words = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package];
+    shell::run(&words, &[("DEBIAN_FRONTEND", "noninteractive")])
 }
 
 /// The packages, with the versions that the comparisons were written for.
@@ -69,19 +77,82 @@ pub(crate) fn python_packages() -> Option<String> {
 /// # Errors
 /// Without Python, its `venv` or a way to the package index.
 pub(crate) fn install_python_packages() -> Result<(), String> {
-    pip_install(&PYTHON_PACKAGES)
+    pip_install(&PYTHON_PACKAGES)?;
+    if python_packages().is_none() {
+        // Installed, says pip, but not complete: an earlier run was stopped.
+        pip_install(&[&["--force-reinstall"][..], &PYTHON_PACKAGES].concat())?;
+    }
+    Ok(())
 }
 
-/// Installs packages of PyPI into the virtual environment in `target/tools`, which is made if there is none.
+/// Installs packages of PyPI into the virtual environment in `target/tools`, which is made if there is none. One that was made
+/// for nothing is removed: its Python would hide that of the system, and the packages of that.
 fn pip_install(packages: &[&str]) -> Result<(), String> {
-    let python = if cfg!(windows) { "python" } else { "python3" };
-    let own = program(&tools(), "python");
-    let own_words = own.display().to_string();
-    if !own.is_file() {
-        shell::run(&[python, "-m", "venv", &tools().display().to_string()], &[])?;
+    let own = program(&tools(), "python").display().to_string();
+    let is_new = !has_pip(&own);
+    if is_new {
+        make_environment(&own)?;
     }
-    let pip = [&own_words, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-    shell::run(&[&pip[..], packages].concat(), &[])
+    let pip = [&own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries=2"];
+    let outcome = shell::run(&[&pip[..], packages].concat(), &[]);
+    if outcome.is_err() && is_new {
+        remove_environment();
+    }
+    outcome.map_err(|error| format!("{error}, which needs a way to a package index such as PyPI"))
+}
+
+fn make_environment(own: &str) -> Result<(), String> {
+    let install =
+        "install Python 3 with its `venv` (the packages `python3` and `python3-venv` on Debian or Ubuntu)";
+    let make = || {
+        remove_environment();
+        let python = system_python().ok_or_else(|| format!("no Python 3 is found; {install}"))?;
+        let made = shell::run(&[python, "-m", "venv", &tools().display().to_string()], &[]);
+        if made.is_ok() && has_pip(own) {
+            return Ok(());
+        }
+        remove_environment();
+        Err(format!("`{python} -m venv` makes no environment with pip; {install}"))
+    };
+    make().or_else(
+        |error| {
+            if may_use_apt() && apt_install("python3-venv").is_ok() { make() } else { Err(error) }
+        },
+    )
+}
+
+/// A Python 3 that is not the one in `target/tools`.
+fn system_python() -> Option<&'static str> {
+    let names = if cfg!(windows) { ["python", "py"] } else { ["python3", "python"] };
+    let program = "import sys; assert sys.version_info[0] == 3";
+    names.into_iter().find(|name| shell::probe(&[name, "-c", program]).is_some())
+}
+
+fn has_pip(python: &str) -> bool {
+    shell::probe(&[python, "-m", "pip", "--version"]).is_some()
+}
+
+/// Removes a virtual environment that cannot be used: a run was stopped while it was made, or its Python is gone.
+pub(crate) fn remove_broken_environment() {
+    let own = program(&tools(), "python");
+    let exists = own.is_symlink() || own.exists() || tools().join("pyvenv.cfg").exists();
+    if exists && !has_pip(&own.display().to_string()) {
+        eprintln!("xtask: the Python environment in target/tools is broken and is removed");
+        remove_environment();
+    }
+}
+
+/// Removes the virtual environment and leaves what else lies in `target/tools`.
+fn remove_environment() {
+    let parts = ["bin", "lib", "lib64", "include", "share", "Scripts", "Lib", "Include", "pyvenv.cfg"];
+    for part in parts.iter().map(|part| tools().join(part)) {
+        // What cannot be removed makes the next step fail, which says why.
+        let _ = if part.is_dir() && !part.is_symlink() {
+            std::fs::remove_dir_all(part)
+        } else {
+            std::fs::remove_file(part)
+        };
+    }
 }
 
 /// What leads commands to the programs in `target/tools`; nothing where there are none.
@@ -197,12 +268,5 @@ mod tests {
         assert_eq!(libraries(&folder.join("libclang.so")).len(), 1);
         let _ = std::fs::remove_dir_all(&folder);
         assert!(libraries(&folder).is_empty());
-    }
-
-    #[test]
-    fn what_only_a_system_has_is_named() {
-        if shell::probe(&["id", "-u"]).is_some_and(|id| id != "0") {
-            assert!(install("g++", None).unwrap_err().contains("`g++`"));
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! ONNX Runtime's native library, which the tests of the backend `onnx` load: from the wheel on PyPI, by version and hash.
 //!
-//! A contributor without Python goes on without: those tests then say that they were skipped.
+//! Without Python those tests are skipped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -91,19 +91,33 @@ pub(crate) fn install() -> Result<(), String> {
     let Some(python) =
         ["python3", "python"].into_iter().find(|p| shell::probe(&[p, "-m", "pip", "--version"]).is_some())
     else {
-        return Err("found no Python with pip, which gets it".to_owned());
+        return Err(
+            "no Python 3 with pip is found to get it with; install them, or name the library in ORT_DYLIB_PATH"
+                .to_owned(),
+        );
     };
     let folder = folder();
     let temporary = folder.with_extension("partial");
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let failed = |what: &Path, error: std::io::Error| format!("cannot write {}: {error}", what.display());
     // Left behind by a run that was stopped.
     let _ = fs::remove_dir_all(&temporary);
-    fs::create_dir_all(&temporary).map_err(|error| failed(&temporary, error))?;
+    let outcome = download(wheel, python, &temporary, &folder.join(wheel.library));
+    // The rest of the wheel, or what there is of it; and the folder above if nothing else is in it.
+    let _ = fs::remove_dir_all(&temporary);
+    if let Some(parent) = temporary.parent() {
+        let _ = fs::remove_dir(parent);
+    }
+    outcome
+}
+
+/// Gets the wheel into the folder `temporary` and moves the library out of it.
+fn download(wheel: &Wheel, python: &str, temporary: &Path, library: &Path) -> Result<(), String> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let failed = |what: &Path, error: std::io::Error| format!("cannot write {}: {error}", what.display());
+    fs::create_dir_all(temporary).map_err(|error| failed(temporary, error))?;
     let requirements = temporary.join("requirements.txt");
     fs::write(&requirements, format!("onnxruntime=={VERSION} --hash=sha256:{}\n", wheel.sha256))
         .map_err(|error| failed(&requirements, error))?;
-    let (requirements, target) = (text(&requirements), text(&temporary));
+    let (requirements, target) = (text(&requirements), text(temporary));
     shell::run(
         &[
             python,
@@ -112,6 +126,7 @@ pub(crate) fn install() -> Result<(), String> {
             "download",
             "--quiet",
             "--disable-pip-version-check",
+            "--retries=2",
             "--require-hashes",
             "--only-binary=:all:",
             "--no-deps",
@@ -129,13 +144,11 @@ pub(crate) fn install() -> Result<(), String> {
     )?;
     let archive = format!("onnxruntime-{VERSION}-cp312-cp312-{}.whl", wheel.platform);
     shell::run(&[python, "-m", "zipfile", "-e", &text(&temporary.join(archive)), &target], &[])?;
-    fs::create_dir_all(&folder).map_err(|error| failed(&folder, error))?;
-    let path = folder.join(wheel.library);
-    fs::rename(temporary.join("onnxruntime/capi").join(wheel.library), &path)
-        .map_err(|error| failed(&path, error))?;
-    // The rest of the wheel is only in the way.
-    let _ = fs::remove_dir_all(&temporary);
-    Ok(())
+    if let Some(folder) = library.parent() {
+        fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
+    }
+    fs::rename(temporary.join("onnxruntime/capi").join(wheel.library), library)
+        .map_err(|error| failed(library, error))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! `cargo xtask setup`: what the tests and lints need besides cargo.
 //!
-//! [`NEEDS`] is the whole list. A need is asked for before anything is installed, so a second run changes nothing. What
-//! llama.cpp's build needs beside Rust is in it too, since tests and lints take all features.
+//! [`NEEDS`] is the whole list, which includes what llama.cpp's build needs, since tests and lints take all features. Nothing is
+//! installed that is there already, so a second run changes nothing. What can be neither found nor installed is left out, with
+//! what depends on it, and named at the end; only on the CI it is an error.
 
 use crate::{native, onnxruntime, shell};
 
@@ -14,7 +15,7 @@ pub(crate) enum Scope {
     Lint,
 }
 
-/// Something that must be on the machine.
+/// Something that should be on the machine.
 struct Need {
     name: &'static str,
     scope: Scope,
@@ -22,6 +23,7 @@ struct Need {
     /// The lowest version that will do, `major.minor`.
     minimum: Option<&'static str>,
     remedy: Remedy,
+    without: Without,
 }
 
 /// How to see that a need is met.
@@ -36,14 +38,57 @@ enum Probe {
 enum Remedy {
     /// Run this.
     Install(&'static [&'static str]),
-    /// Install this package of Debian as root, else this one of PyPI, where there is one, into the project's folder.
+    /// As root install this package of Debian, else this one of PyPI, where there is one, into the project's folder.
     Native { debian: &'static str, pypi: Option<&'static str> },
-    /// Call this. Where it fails, go on without and tell the user what that means, except on the CI.
-    Wanted(fn() -> Result<(), String>, &'static str),
-    /// Stop, and tell the user.
+    /// Call this.
+    Call(fn() -> Result<(), String>),
+    /// Tell the user.
     Tell(&'static str),
-    /// Go on without, and tell the user.
-    Optional(&'static str),
+}
+
+/// What it means to go on without.
+#[derive(Clone, Copy)]
+enum Without {
+    /// Nothing works.
+    Nothing,
+    /// llama.cpp cannot be built: its feature is left out.
+    NoLlamaCpp,
+    /// This.
+    Less(&'static str),
+    /// This, on the CI too.
+    LessEverywhere(&'static str),
+}
+
+impl Without {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing can be built",
+            Self::NoLlamaCpp => "the feature `llama-cpp` is left out",
+            Self::Less(text) | Self::LessEverywhere(text) => text,
+        }
+    }
+}
+
+/// What the machine can do after a setup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Machine {
+    /// Builds llama.cpp.
+    pub(crate) llama_cpp: bool,
+}
+
+impl Machine {
+    /// What to test or check: the whole workspace with all features, as far as it can be built.
+    pub(crate) fn selection(self) -> &'static [&'static str] {
+        if self.llama_cpp {
+            &["--workspace", "--all-features"]
+        } else {
+            &[
+                "--workspace",
+                "--exclude=ternion-backend-llama-cpp",
+                "--features=ternion/onnx,ternion-cli/onnx,ternion-eval/parquet",
+            ]
+        }
+    }
 }
 
 const MSRV: Option<&str> = Some(env!("CARGO_PKG_RUST_VERSION"));
@@ -51,20 +96,24 @@ const MSRV: Option<&str> = Some(env!("CARGO_PKG_RUST_VERSION"));
 /// How `cargo xtask lint` asks whether it can check licences and advisories.
 pub(crate) const CARGO_DENY: &[&str] = &["cargo", "deny", "--version"];
 
+const UPDATE_RUST: Remedy = Remedy::Tell("update Rust: `rustup update stable`");
+
 const NEEDS: &[Need] = &[
     Need {
         name: "cargo",
         scope: Scope::Test,
         probe: Probe::Command(&["cargo", "--version"]),
         minimum: MSRV,
-        remedy: Remedy::Tell("update Rust: `rustup update stable`"),
+        remedy: UPDATE_RUST,
+        without: Without::Nothing,
     },
     Need {
         name: "rustc",
         scope: Scope::Test,
         probe: Probe::Command(&["rustc", "--version"]),
         minimum: MSRV,
-        remedy: Remedy::Tell("update Rust: `rustup update stable`"),
+        remedy: UPDATE_RUST,
+        without: Without::Nothing,
     },
     Need {
         name: "CMake",
@@ -72,6 +121,7 @@ const NEEDS: &[Need] = &[
         probe: Probe::Command(&["cmake", "--version"]),
         minimum: Some("3.14"),
         remedy: Remedy::Native { debian: "cmake", pypi: Some("cmake") },
+        without: Without::NoLlamaCpp,
     },
     Need {
         name: "C++ compiler",
@@ -79,6 +129,7 @@ const NEEDS: &[Need] = &[
         probe: Probe::Search(native::cpp_compiler),
         minimum: None,
         remedy: Remedy::Native { debian: "g++", pypi: None },
+        without: Without::NoLlamaCpp,
     },
     Need {
         name: "libclang",
@@ -86,23 +137,25 @@ const NEEDS: &[Need] = &[
         probe: Probe::Search(native::libclang),
         minimum: None,
         remedy: Remedy::Native { debian: "libclang-dev", pypi: Some("libclang") },
-    },
-    Need {
-        name: "ONNX Runtime",
-        scope: Scope::Test,
-        probe: Probe::Search(onnxruntime::found),
-        minimum: None,
-        remedy: Remedy::Wanted(onnxruntime::install, "the tests that load it are skipped"),
+        without: Without::NoLlamaCpp,
     },
     Need {
         name: "Python packages",
         scope: Scope::Test,
         probe: Probe::Search(native::python_packages),
         minimum: None,
-        remedy: Remedy::Wanted(
-            native::install_python_packages,
-            "the tests that compare with other writers and readers of GGUF and ONNX are skipped",
+        remedy: Remedy::Call(native::install_python_packages),
+        without: Without::Less(
+            "the tests that compare with other readers and writers of GGUF and ONNX are skipped",
         ),
+    },
+    Need {
+        name: "ONNX Runtime",
+        scope: Scope::Test,
+        probe: Probe::Search(onnxruntime::found),
+        minimum: None,
+        remedy: Remedy::Call(onnxruntime::install),
+        without: Without::Less("the tests that load it are skipped"),
     },
     Need {
         name: "rustfmt",
@@ -110,6 +163,7 @@ const NEEDS: &[Need] = &[
         probe: Probe::Command(&["cargo", "fmt", "--version"]),
         minimum: None,
         remedy: Remedy::Install(&["rustup", "component", "add", "rustfmt"]),
+        without: Without::Less("lint cannot check the formatting and fails"),
     },
     Need {
         name: "clippy",
@@ -117,26 +171,54 @@ const NEEDS: &[Need] = &[
         probe: Probe::Command(&["cargo", "clippy", "--version"]),
         minimum: None,
         remedy: Remedy::Install(&["rustup", "component", "add", "clippy"]),
+        without: Without::Less("lint cannot run clippy and fails"),
     },
     Need {
         name: "cargo-deny",
         scope: Scope::Lint,
         probe: Probe::Command(CARGO_DENY),
         minimum: None,
-        remedy: Remedy::Optional(
-            "lint leaves out licences and advisories; `cargo install --locked cargo-deny` adds them",
-        ),
+        remedy: Remedy::Tell("install it with `cargo install --locked cargo-deny`"),
+        without: Without::LessEverywhere("lint leaves out licences and advisories"),
     },
 ];
 
-/// Meets every need within `scope` and reports each on a line of its own.
+/// Meets every need within `scope` as far as it can, and reports each on a line of its own.
 ///
 /// # Errors
-/// When a need is not met and cannot be installed from here; the message says what to do.
-pub(crate) fn run(scope: Scope) -> Result<(), String> {
-    NEEDS.iter().filter(|need| need.scope <= scope).try_for_each(meet)
+/// When Rust itself is missing or too old, and on the CI when anything is missing. The message says what to do.
+pub(crate) fn run(scope: Scope) -> Result<Machine, String> {
+    native::remove_broken_environment();
+    let needs = NEEDS.iter().filter(|need| need.scope <= scope);
+    meet_all(needs, std::env::var_os("CI").is_some())
 }
 
+fn meet_all<'a>(needs: impl Iterator<Item = &'a Need>, ci: bool) -> Result<Machine, String> {
+    let mut machine = Machine { llama_cpp: true };
+    let mut missing = Vec::new();
+    let mut errors = Vec::new();
+    for need in needs {
+        let Err(problem) = meet(need) else { continue };
+        match need.without {
+            Without::Nothing => errors.push(problem.clone()),
+            Without::LessEverywhere(_) => {}
+            Without::NoLlamaCpp | Without::Less(_) if ci => errors.push(problem.clone()),
+            Without::NoLlamaCpp => machine.llama_cpp = false,
+            Without::Less(_) => {}
+        }
+        missing.push(format!("{problem}; without it {}", need.without.text()));
+    }
+    if !errors.is_empty() {
+        return Err(errors.join("\n  "));
+    }
+    if !missing.is_empty() {
+        eprintln!("xtask: goes on without:\n  {}", missing.join("\n  "));
+    }
+    Ok(machine)
+}
+
+/// # Errors
+/// What is missing, why it could not be installed, and what to do about it.
 fn meet(need: &Need) -> Result<(), String> {
     let name = need.name;
     let problem = match state(need) {
@@ -146,42 +228,22 @@ fn meet(need: &Need) -> Result<(), String> {
         }
         Err(problem) => problem,
     };
-    match &need.remedy {
-        Remedy::Optional(advice) => {
-            eprintln!("xtask: {name}: {problem}; {advice}");
-            Ok(())
-        }
-        Remedy::Tell(advice) => Err(format!("{name}: {problem}; {advice}")),
-        Remedy::Wanted(installation, without) => {
-            let outcome = install(need, &problem, installation, "the installation");
-            match outcome {
-                Err(error) if std::env::var_os("CI").is_none() => {
-                    eprintln!("xtask: {error}; {without}");
-                    Ok(())
-                }
-                outcome => outcome,
-            }
+    let (outcome, how) = match &need.remedy {
+        Remedy::Tell(advice) => return Err(format!("{name}: {problem}; {advice}")),
+        Remedy::Call(install) => {
+            eprintln!("xtask: {name}: {problem}; installing it");
+            (install(), "the installation".to_owned())
         }
         Remedy::Install(command) => {
-            let installed = || shell::run(command, &[]);
-            install(need, &problem, &installed, &format!("`{}`", command.join(" ")))
+            eprintln!("xtask: {name}: {problem}; installing it");
+            (shell::run(command, &[]), format!("`{}`", command.join(" ")))
         }
         Remedy::Native { debian, pypi } => {
-            let installed = || native::install(debian, *pypi);
-            install(need, &problem, &installed, "the installation")
+            eprintln!("xtask: {name}: {problem}; installing it");
+            (native::install(debian, *pypi), "the installation".to_owned())
         }
-    }
-}
-
-fn install(
-    need: &Need,
-    problem: &str,
-    install: &dyn Fn() -> Result<(), String>,
-    how: &str,
-) -> Result<(), String> {
-    let name = need.name;
-    eprintln!("xtask: {name}: {problem}; installing it");
-    install().map_err(|error| format!("{name}: {problem}, and {error}"))?;
+    };
+    outcome.map_err(|error| format!("{name}: {problem}, and {error}"))?;
     let found = state(need).map_err(|problem| format!("{name}: {problem}, though {how} succeeded"))?;
     eprintln!("xtask: {name}: installed ({found})");
     Ok(())
@@ -236,6 +298,7 @@ mod tests {
         probe: Probe::Command(&["no-such-program-here"]),
         minimum: None,
         remedy: Remedy::Tell("call someone"),
+        without: Without::Nothing,
     };
 
     #[test]
@@ -253,8 +316,18 @@ mod tests {
     }
 
     #[test]
-    fn an_optional_need_stops_nobody() {
-        assert_eq!(meet(&Need { remedy: Remedy::Optional("fine without"), ..ABSENT }), Ok(()));
+    fn what_is_missing_stops_only_the_ci_and_what_nothing_works_without() {
+        let all = |without, ci| meet_all([Need { without, ..ABSENT }].iter(), ci);
+        assert_eq!(all(Without::Less("less"), false), Ok(Machine { llama_cpp: true }));
+        assert_eq!(all(Without::LessEverywhere("less"), true), Ok(Machine { llama_cpp: true }));
+        assert_eq!(all(Without::NoLlamaCpp, false), Ok(Machine { llama_cpp: false }));
+        for (without, ci) in
+            [(Without::Nothing, false), (Without::Less("less"), true), (Without::NoLlamaCpp, true)]
+        {
+            assert!(all(without, ci).unwrap_err().contains("call someone"));
+        }
+        let twice = meet_all([ABSENT, ABSENT].iter(), false).unwrap_err();
+        assert_eq!(twice.lines().count(), 2, "all that is missing is named: {twice}");
     }
 
     #[test]
@@ -265,10 +338,5 @@ mod tests {
         let failing = Need { remedy: Remedy::Install(&["no-such-installer"]), ..ABSENT };
         let error = meet(&failing).unwrap_err();
         assert!(error.contains("cannot start `no-such-installer`"), "{error}");
-    }
-
-    #[test]
-    fn this_machine_can_run_the_tests() {
-        assert_eq!(run(Scope::Test), Ok(()));
     }
 }

@@ -4,14 +4,19 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
 use std::time::Instant;
 
+use crate::setup::Machine;
 use crate::{onnxruntime, shell};
 
-/// Runs `cargo test` with `extra` arguments and prints how many tests passed, failed and were ignored.
+/// How a test begins the line that says why it checks nothing here, such as a native library that is missing. It is printed past the
+/// test harness, which would keep it to itself and count the test as passed.
+const SKIPPED: &str = "skipped: ";
+
+/// Runs `cargo test` with `extra` arguments and prints how many tests passed, failed, were ignored and were skipped.
 ///
 /// # Errors
 /// When `cargo test` cannot be started or does not succeed, be it by a failed test or by code that does not compile.
-pub(crate) fn run(extra: &[String]) -> Result<(), String> {
-    let words = cargo_words(extra);
+pub(crate) fn run(machine: Machine, extra: &[String]) -> Result<(), String> {
+    let words = cargo_words(machine, extra);
     let line = words.join(" ");
     eprintln!("xtask: {line}");
     let started = Instant::now();
@@ -31,19 +36,22 @@ pub(crate) fn run(extra: &[String]) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("`{line}` failed ({status})")) }
 }
 
-/// The `cargo test` command. All packages and all features, unless `extra` chooses among them; failures do not keep
-/// the other suites from running.
-fn cargo_words(extra: &[String]) -> Vec<String> {
+/// The `cargo test` command. All packages and all features that can be built, unless `extra` chooses among them; failures do not
+/// keep the other suites from running.
+fn cargo_words(machine: Machine, extra: &[String]) -> Vec<String> {
     let for_cargo = || extra.iter().take_while(|argument| *argument != "--");
     let chosen =
         |flags: &[&str]| for_cargo().any(|argument| flags.iter().any(|flag| is_flag(argument, flag)));
 
     let mut words = vec!["cargo", "test"];
-    if !chosen(&["--package", "-p", "--workspace"]) {
-        words.push("--workspace");
-    }
-    if !chosen(&["--features", "-F", "--no-default-features", "--all-features"]) {
-        words.push("--all-features");
+    let all_packages = !chosen(&["--package", "-p", "--workspace"]);
+    let all_features = !chosen(&["--features", "-F", "--no-default-features", "--all-features"]);
+    match (all_packages, all_features) {
+        (true, true) => words.extend(machine.selection()),
+        (true, false) => words.push("--workspace"),
+        // Of one package, all that the machine can build is not known here.
+        (false, true) => words.push("--all-features"),
+        (false, false) => {}
     }
     if !chosen(&["--no-fail-fast"]) {
         words.push("--no-fail-fast");
@@ -65,6 +73,8 @@ struct Tally {
     passed: u32,
     failed: u32,
     ignored: u32,
+    /// Tests that checked nothing, which the harness counts as passed, and why.
+    skipped: Vec<String>,
     /// Names of the failed tests, as the harness printed them.
     failures: Vec<String>,
 }
@@ -88,6 +98,12 @@ impl Tally {
         if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
             self.failures.push(name.to_owned());
         }
+        // The harness may have begun the line with the test's name.
+        if let Some((before, reason)) = line.split_once(SKIPPED)
+            && (before.is_empty() || before.starts_with("test "))
+        {
+            self.skipped.push(reason.to_owned());
+        }
         let Some(result) = line.strip_prefix("test result: ") else { return };
         self.suites += 1;
         // "ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s"
@@ -109,8 +125,18 @@ impl std::fmt::Display for Tally {
         for name in &self.failures {
             writeln!(f, "failed: {name}")?;
         }
+        let mut reasons = self.skipped.clone();
+        reasons.sort_unstable();
+        for same in reasons.chunk_by(|a, b| a == b) {
+            writeln!(f, "skipped {}: {}", same.len(), same[0])?;
+        }
         let Self { suites, passed, failed, ignored, .. } = self;
-        write!(f, "tests: {passed} passed, {failed} failed, {ignored} ignored; suites: {suites}")
+        let skipped = self.skipped.len() as u32;
+        let passed = passed.saturating_sub(skipped);
+        write!(
+            f,
+            "tests: {passed} passed, {failed} failed, {ignored} ignored, {skipped} skipped; suites: {suites}"
+        )
     }
 }
 
@@ -119,7 +145,11 @@ mod tests {
     use super::*;
 
     fn words(extra: &[&str]) -> String {
-        cargo_words(&extra.iter().map(|&word| word.to_owned()).collect::<Vec<_>>()).join(" ")
+        cargo_words(
+            Machine { llama_cpp: true },
+            &extra.iter().map(|&word| word.to_owned()).collect::<Vec<_>>(),
+        )
+        .join(" ")
     }
 
     #[test]
@@ -140,6 +170,20 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_built_is_left_out_of_everything() {
+        let words = |extra: &[&str]| {
+            let extra: Vec<String> = extra.iter().map(|&word| word.to_owned()).collect();
+            cargo_words(Machine { llama_cpp: false }, &extra).join(" ")
+        };
+        assert_eq!(
+            words(&[]),
+            "cargo test --workspace --exclude=ternion-backend-llama-cpp \
+             --features=ternion/onnx,ternion-cli/onnx,ternion-eval/parquet --no-fail-fast"
+        );
+        assert_eq!(words(&["-p", "x"]), "cargo test --all-features --no-fail-fast -p x");
+    }
+
+    #[test]
     fn arguments_of_the_harness_choose_nothing() {
         assert_eq!(words(&["--", "-p"]), "cargo test --workspace --all-features --no-fail-fast -- -p");
     }
@@ -151,6 +195,10 @@ mod tests {
             test a::two ... FAILED\n\
             test src/lib.rs - b (line 3) ... FAILED\n\
             output that is not UTF-8: \xff\n\
+            skipped: no library\n\
+            test a::three ... skipped: no library\n\
+            skipped: no package\n\
+            it said that it skipped: nothing\n\
             test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s\n\
             test result: ok. 40 passed; 0 failed; 3 ignored; 1 measured; 9 filtered out; finished in 12.50s";
         let mut tally = Tally::default();
@@ -159,7 +207,8 @@ mod tests {
         assert_eq!(copy, printed);
         assert_eq!(
             tally.to_string(),
-            "failed: a::two\nfailed: src/lib.rs - b (line 3)\ntests: 41 passed, 2 failed, 3 ignored; suites: 2"
+            "failed: a::two\nfailed: src/lib.rs - b (line 3)\nskipped 2: no library\nskipped 1: no package\n\
+             tests: 38 passed, 2 failed, 3 ignored, 3 skipped; suites: 2"
         );
     }
 }

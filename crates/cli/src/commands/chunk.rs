@@ -17,7 +17,7 @@ const SHOWN: usize = 48;
 
 pub(crate) fn run(app: &App, args: &ChunkArgs) -> Outcome {
     let selected = Selected::for_files(&args.model)?;
-    let text = TextSource::new(None, Some(&args.file)).read("text")?;
+    let (text, begin) = TextSource::new(None, Some(&args.file)).read_from("text")?;
     if text.is_empty() {
         return Err(Failure::usage(format!(
             "{}: is empty; at least one character expected",
@@ -30,9 +30,9 @@ pub(crate) fn run(app: &App, args: &ChunkArgs) -> Outcome {
     let plan = blocking(app, || chunks(&tokenizer, &text, &options))?;
     let tokens: usize = plan.iter().map(|c| c.tokens).sum();
     if app.output.json {
-        let rows: Vec<_> = plan.iter().map(|chunk| as_json(chunk, &text)).collect();
+        let rows: Vec<_> = plan.iter().map(|chunk| as_json(chunk, &text, begin)).collect();
         return app.output.object(&json!({
-            "bytes": text.len(),
+            "bytes": begin + text.len(),
             "kind": kind,
             "max_tokens": args.max_tokens,
             "overlap": args.overlap,
@@ -45,7 +45,8 @@ pub(crate) fn run(app: &App, args: &ChunkArgs) -> Outcome {
         "#", "start", "end", "overlap", "tokens"
     ))?;
     for (i, chunk) in plan.iter().enumerate() {
-        let Chunk { start, end, overlap, tokens, .. } = chunk;
+        let Chunk { overlap, tokens, .. } = chunk;
+        let (start, end) = (begin + chunk.start, begin + chunk.end);
         app.output.line(&format!(
             "{i:>5} {start:>10} {end:>10} {overlap:>8} {tokens:>8}  {}",
             beginning(chunk.of(&text))
@@ -53,17 +54,18 @@ pub(crate) fn run(app: &App, args: &ChunkArgs) -> Outcome {
     }
     app.output.notice(&format!(
         "{} bytes in {} chunks of at most {} tokens; {tokens} tokens with overlaps",
-        text.len(),
+        begin + text.len(),
         plan.len(),
         args.max_tokens
     ));
     Ok(())
 }
 
-fn as_json(chunk: &Chunk, text: &str) -> serde_json::Value {
+/// Offsets are those in the file, in which the text begins at `begin`.
+fn as_json(chunk: &Chunk, text: &str, begin: usize) -> serde_json::Value {
     json!({
-        "start": chunk.start,
-        "end": chunk.end,
+        "start": begin + chunk.start,
+        "end": begin + chunk.end,
         "overlap": chunk.overlap,
         "tokens": chunk.tokens,
         "beginning": chunk.of(text).chars().take(SHOWN).collect::<String>(),

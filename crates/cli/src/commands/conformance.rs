@@ -71,7 +71,7 @@ pub(crate) async fn run(app: &App, args: &ConformanceArgs) -> Outcome {
 
     let passed = compared.iter().all(|one| one.passed);
     if let Some(path) = &args.html {
-        write_page(path, &compared, passed)?;
+        write_page(app, path, &compared, passed)?;
         app.output.notice(&format!("{}: the same with plots", path.display()));
     }
     if app.output.json {
@@ -89,11 +89,16 @@ fn select(args: &ConformanceArgs) -> Outcome<Vec<Selected>> {
             ..ModelArgs::default()
         })
     };
-    match (&args.configs[..], &args.names[..]) {
+    match (&args.models[..], &args.names[..]) {
+        ([], []) => Ok(vec![Selected::for_files(&ModelArgs::default())?]),
+        ([], names) => {
+            let named = |name: &String| ModelArgs { model: None, name: Some(name.clone()) };
+            names.iter().map(|name| Selected::for_files(&named(name))).collect()
+        }
         (configs, []) => configs.iter().map(|config| model(config, None)).collect(),
         ([config], names) => names.iter().map(|name| model(config, Some(name))).collect(),
         _ => Err(Failure::usage(
-            "--name chooses among the models of one configuration; several of --config take the default model of each",
+            "--name chooses among the models of one configuration; several of --model take the default model of each",
         )),
     }
 }
@@ -123,7 +128,7 @@ fn print(app: &App, one: &Compared) -> Outcome {
     app.output.line("")
 }
 
-fn write_page(path: &Path, compared: &[Compared], passed: bool) -> Outcome {
+fn write_page(app: &App, path: &Path, compared: &[Compared], passed: bool) -> Outcome {
     #[derive(Serialize)]
     struct Entry<'a> {
         passed: bool,
@@ -153,7 +158,7 @@ fn write_page(path: &Path, compared: &[Compared], passed: bool) -> Outcome {
     );
     let page =
         page.map_err(|e| ternion::Error::backend("the page cannot be written as HTML").with_source(e))?;
-    write_atomically(path, |temporary| std::fs::write(temporary, page))
+    write_atomically(&app.interrupts, path, |temporary| std::fs::write(temporary, page))
 }
 
 fn plots(one: &Compared) -> Vec<String> {

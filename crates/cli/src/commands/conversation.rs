@@ -1,10 +1,17 @@
 //! The conversation of `ternion chat` on a terminal: a line editor with history, and a few commands.
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustyline::config::Behavior;
 use rustyline::error::ReadlineError;
-use rustyline::{Config, DefaultEditor};
+use rustyline::{
+    Cmd, ConditionalEventHandler, Config, DefaultEditor, Event, EventContext, EventHandler, KeyEvent,
+    Movement, RepeatCount,
+};
 use ternion::{Error, ErrorKind, LlmBackend, Message};
 
 use super::{answer, long};
@@ -12,6 +19,7 @@ use crate::App;
 use crate::args::ChatArgs;
 use crate::failure::{Failure, Outcome};
 use crate::input::write_atomically;
+use crate::interrupt::Interrupts;
 use crate::model::Selected;
 use crate::output::complain;
 
@@ -20,7 +28,7 @@ const HELP: &str = "\
 /reset         forget the conversation
 /system TEXT   forget the conversation and set these instructions (none: remove them)
 /save FILE     write the conversation as JSON
-/quit          leave (also Ctrl-D, or Ctrl-C twice)
+/quit          leave (also Ctrl-D, or Ctrl-C twice on an empty line)
 A `\\` at the end of a line continues it on the next. Ctrl-C while the model answers stops that answer.";
 
 /// What a line asks for.
@@ -66,7 +74,7 @@ pub(crate) async fn run(
     args: &ChatArgs,
 ) -> Outcome {
     let mut messages = opening(args.system.as_deref().unwrap_or_default());
-    let mut reader = Reader::new()?;
+    let mut reader = Reader::new(app)?;
     app.output.notice(&format!("{}: /help lists the commands, Ctrl-D leaves", backend.info().name));
     while let Some(line) = tokio::task::block_in_place(|| reader.read(app))? {
         match Input::parse(&line) {
@@ -80,7 +88,7 @@ pub(crate) async fn run(
                 messages = opening(instructions);
                 app.output.notice("forgotten, with new instructions");
             }
-            Input::Save(file) => match save(file, &messages) {
+            Input::Save(file) => match save(&app.interrupts, file, &messages) {
                 Ok(()) => app.output.notice(&format!("saved {file}")),
                 Err(failure) => complain(&failure.to_string()),
             },
@@ -93,6 +101,9 @@ pub(crate) async fn run(
             Input::Say(text) => {
                 messages.push(Message::user(text));
                 answer_to(app, backend, selected, args, &mut messages).await?;
+                if app.interrupts.ended_by().is_some() {
+                    return Err(Failure::Interrupted);
+                }
             }
         }
     }
@@ -118,7 +129,9 @@ async fn answer_to(
             messages.pop();
         }
         Ok(answer) => messages.push(Message::assistant(answer.text)),
-        Err(failure @ (Failure::BrokenPipe | Failure::Interrupted)) => return Err(failure),
+        Err(failure @ (Failure::Output(_) | Failure::BrokenPipe | Failure::Interrupted)) => {
+            return Err(failure);
+        }
         Err(failure) => {
             messages.pop();
             complain(&failure.to_string());
@@ -130,44 +143,60 @@ async fn answer_to(
     Ok(())
 }
 
-fn save(file: &str, messages: &[Message]) -> Outcome {
+fn save(interrupts: &Interrupts, file: &str, messages: &[Message]) -> Outcome {
     if file.is_empty() {
         return Err(Failure::usage("/save needs the name of a file"));
     }
-    let mut text = serde_json::to_vec_pretty(messages).map_err(std::io::Error::from)?;
+    let mut text = serde_json::to_vec_pretty(messages).map_err(io::Error::from)?;
     text.push(b'\n');
-    write_atomically(Path::new(file), |path| std::fs::write(path, &text))
+    write_atomically(interrupts, Path::new(file), |path| std::fs::write(path, &text))
 }
 
-/// The line editor with its history file.
+/// The line editor with its history file. It writes to the terminal itself, so that standard output holds answers alone.
 struct Reader {
     editor: DefaultEditor,
     history: Option<PathBuf>,
+    /// The terminal cannot move its cursor: lines are read as they are typed.
+    plain: bool,
+    line_cleared: Arc<AtomicBool>,
 }
 
 impl Reader {
-    fn new() -> Outcome<Self> {
+    fn new(app: &App) -> Outcome<Self> {
+        let plain = cfg!(unix) && is_plain(&std::env::var("TERM").unwrap_or_default());
+        if !plain && !io::stdout().is_terminal() && !has_terminal() {
+            return Err(Failure::usage(
+                "a conversation needs a terminal to write to, and standard output is none; give a message, or `-` for standard input",
+            ));
+        }
         let config = Config::builder()
             .auto_add_history(false)
+            .behavior(Behavior::PreferTerm)
             .max_history_size(1000)
             .and_then(|c| c.history_ignore_dups(true));
         let config = config.map_err(|e| terminal(&e))?.build();
         let mut editor = DefaultEditor::with_config(config).map_err(|e| terminal(&e))?;
+        let line_cleared = Arc::new(AtomicBool::new(false));
+        let clear = ClearLine(Arc::clone(&line_cleared));
+        editor.bind_sequence(KeyEvent::ctrl('c'), EventHandler::Conditional(Box::new(clear)));
+        if !plain {
+            app.interrupts.guard_terminal();
+        }
         let history = history_file();
         if let Some(path) = &history {
             // There is none the first time.
             let _ = editor.load_history(path);
         }
-        Ok(Self { editor, history })
+        Ok(Self { editor, history, plain, line_cleared })
     }
 
     /// The next message, continued lines joined; `None` at the end.
     fn read(&mut self, app: &App) -> Outcome<Option<String>> {
+        app.interrupts.idle();
         let mut text = String::new();
         let mut interrupted = false;
         loop {
-            let prompt = if text.is_empty() { "> " } else { ". " };
-            match self.editor.readline(prompt) {
+            match self.line(if text.is_empty() { "> " } else { ". " }) {
                 Ok(line) => {
                     interrupted = false;
                     if let Some(line) = line.strip_suffix('\\') {
@@ -182,8 +211,12 @@ impl Reader {
                     return Ok(Some(text));
                 }
                 Err(ReadlineError::Interrupted) if !text.is_empty() => text.clear(),
-                Err(ReadlineError::Interrupted) if interrupted => return Ok(None),
                 Err(ReadlineError::Interrupted) => {
+                    // Something was typed after the first one.
+                    let typed = self.line_cleared.swap(false, Ordering::Relaxed);
+                    if interrupted && !typed {
+                        return Ok(None);
+                    }
                     interrupted = true;
                     app.output.notice("Ctrl-C again leaves");
                 }
@@ -191,6 +224,21 @@ impl Reader {
                 Err(e) => return Err(terminal(&e)),
             }
         }
+    }
+
+    fn line(&mut self, prompt: &str) -> Result<String, ReadlineError> {
+        if !self.plain {
+            return self.editor.readline(prompt);
+        }
+        // The editor would write the prompt to standard output.
+        let mut stderr = io::stderr();
+        stderr.write_all(prompt.as_bytes())?;
+        let mut line = String::new();
+        if io::stdin().read_line(&mut line)? == 0 {
+            return Err(ReadlineError::Eof);
+        }
+        line.truncate(line.trim_end_matches(['\r', '\n']).len());
+        Ok(line)
     }
 
     /// Adds a message to the history and to its file at once, so that it is there however the conversation ends.
@@ -208,13 +256,34 @@ impl Reader {
     }
 }
 
+/// Ctrl-C on a line with text clears it; on an empty line it stays what it is.
+struct ClearLine(Arc<AtomicBool>);
+
+impl ConditionalEventHandler for ClearLine {
+    fn handle(&self, _: &Event, _: RepeatCount, _: bool, context: &EventContext<'_>) -> Option<Cmd> {
+        let has_text = !context.line().is_empty();
+        self.0.fetch_or(has_text, Ordering::Relaxed);
+        has_text.then_some(Cmd::Kill(Movement::WholeBuffer))
+    }
+}
+
+/// Whether this is a terminal that the editor does not support.
+fn is_plain(term: &str) -> bool {
+    ["dumb", "cons25", "emacs"].iter().any(|known| term.eq_ignore_ascii_case(known))
+}
+
+/// Whether the process has a terminal, wherever its standard streams lead.
+fn has_terminal() -> bool {
+    cfg!(windows) || File::options().read(true).write(true).open("/dev/tty").is_ok()
+}
+
 fn terminal(error: &ReadlineError) -> Failure {
     Error::new(ErrorKind::Io, format!("the terminal cannot be read: {error}")).into()
 }
 
 /// In the user's data folder, as the XDG base directory specification has it. None where there is no home.
 fn history_file() -> Option<PathBuf> {
-    if !std::io::stdin().is_terminal() {
+    if !io::stdin().is_terminal() {
         return None;
     }
     let folder = |key| std::env::var_os(key).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -243,10 +312,10 @@ mod tests {
     #[test]
     fn a_conversation_is_saved_as_json() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("c.json");
-        save(path.to_str().unwrap(), &[Message::user("hi"), Message::assistant("ho")]).unwrap();
+        let (path, none) = (folder.path().join("c.json"), Interrupts::default());
+        save(&none, path.to_str().unwrap(), &[Message::user("hi"), Message::assistant("ho")]).unwrap();
         let messages: Vec<Message> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(messages, [Message::user("hi"), Message::assistant("ho")]);
-        assert_eq!(save("", &[]).unwrap_err().exit_code(), 2);
+        assert_eq!(save(&none, "", &[]).unwrap_err().exit_code(), 2);
     }
 }

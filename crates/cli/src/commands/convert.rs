@@ -6,13 +6,19 @@ use super::blocking;
 use crate::App;
 use crate::args::ConvertArgs;
 use crate::failure::{Failure, Outcome};
+use crate::model::Selected;
 use crate::output::bytes;
 
 pub(crate) fn run(app: &App, args: &ConvertArgs) -> Outcome {
+    let selected = Selected::for_files(&args.model())?;
+    if selected.is_default {
+        return Err(Failure::usage("no model is named to convert; name one with --model"));
+    }
+    let path = selected.path()?;
     let bar = app.output.bytes("read");
     let result = blocking(app, || {
-        let facts = args.facts.options();
-        let checkpoint = facts.open(&args.source, &mut |done, total| bar.set(done, total))?;
+        let facts = selected.facts()?;
+        let checkpoint = facts.open(path, &mut |done, total| bar.set(done, total))?;
         bar.stage("write");
         let mut options = Options::new(args.to);
         options.embedding = args.embedding;
@@ -30,7 +36,7 @@ pub(crate) fn run(app: &App, args: &ConvertArgs) -> Outcome {
     let size = size_of(&args.out);
     if app.output.json {
         return app.output.object(&serde_json::json!({
-            "source": args.source.to_string_lossy(),
+            "source": path.to_string_lossy(),
             "source_format": source.format,
             "out": args.out.to_string_lossy(),
             "format": args.to.to_string(),

@@ -27,7 +27,7 @@ pub(crate) async fn run(app: &App, args: &LogitsArgs) -> Outcome {
     request.cancel = app.interrupts.renew();
     let logits = backend.logits(request).await?;
     let vocab = logits.len() / tokens;
-    write(&args.out, logits, tokens, vocab)?;
+    write(app, &args.out, logits, tokens, vocab)?;
     if app.output.json {
         app.output.object(&serde_json::json!({
             "model": backend.info().name,
@@ -56,14 +56,14 @@ fn read_ids(path: &Path) -> Outcome<Vec<u32>> {
     Ok(ids)
 }
 
-fn write(path: &Path, mut logits: Vec<f32>, tokens: usize, vocab: usize) -> Outcome {
+fn write(app: &App, path: &Path, mut logits: Vec<f32>, tokens: usize, vocab: usize) -> Outcome {
     // All rows may be as much as the memory holds once, so they are written from where they are. The file is
     // little-endian; where the machine is as well, nothing changes here.
     for logit in &mut logits {
         *logit = f32::from_bits(logit.to_bits().to_le());
     }
     let bytes: &[u8] = bytemuck::cast_slice(&logits);
-    write_atomically(path, |temporary| {
+    write_atomically(&app.interrupts, path, |temporary| {
         let view = TensorView::new(Dtype::F32, vec![tokens, vocab], bytes)?;
         safetensors::serialize_to_file([("logits", view)], None, temporary)
     })

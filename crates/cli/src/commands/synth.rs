@@ -1,12 +1,12 @@
 //! `ternion synth`: a valid checkpoint with random weights in the shape of a real one, for measurements.
 
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ternion::Error;
-use ternion::formats::Checkpoint;
 use ternion::formats::convert::{Options, Target, convert};
 use ternion::formats::synth::{self, Shape};
+use ternion::formats::{Checkpoint, Progress, Unfinished};
 
 use super::blocking;
 use crate::App;
@@ -17,15 +17,8 @@ pub(crate) fn run(app: &App, args: &SynthArgs) -> Outcome {
     let shape = Shape::named(&args.shape)?;
     match state(&args.out)? {
         _ if args.format != Target::Safetensors => write_gguf(app, &shape, args)?,
-        State::Free => write(app, &args.out, &shape, args)?,
-        // The old one stays until the new one is complete.
-        State::Checkpoint if args.force => {
-            let (new, old) = (beside(&args.out, "new")?, beside(&args.out, "old")?);
-            write(app, &new, &shape, args)?;
-            std::fs::rename(&args.out, &old).map_err(|e| Error::io(&args.out, e))?;
-            std::fs::rename(&new, &args.out).map_err(|e| Error::io(&args.out, e))?;
-            std::fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;
-        }
+        State::Free => write(app, &args.out, &shape, args, synth::write)?,
+        State::Checkpoint if args.force => write(app, &args.out, &shape, args, synth::replace)?,
         State::Checkpoint => return Err(taken(&args.out, "holds a checkpoint; --force replaces it")),
         // Not even by force: that could be anybody's folder.
         State::Other => return Err(taken(&args.out, "exists and is no checkpoint; name a new folder")),
@@ -42,19 +35,20 @@ pub(crate) fn run(app: &App, args: &SynthArgs) -> Outcome {
     Ok(())
 }
 
-fn write(app: &App, folder: &Path, shape: &Shape, args: &SynthArgs) -> Outcome {
+type Write = fn(&Path, &Shape, u64, &mut Progress<'_>) -> ternion::Result<()>;
+
+fn write(app: &App, folder: &Path, shape: &Shape, args: &SynthArgs, write: Write) -> Outcome {
     let bar = app.output.bytes("write");
     let result = blocking(app, || {
-        app.interrupts.writing(folder, || {
-            synth::write(folder, shape, args.seed, &mut |done, total| bar.set(done, total))
-        })
+        app.interrupts
+            .writing(folder, || write(folder, shape, args.seed, &mut |done, total| bar.set(done, total)))
     });
     bar.clear();
     Ok(result?)
 }
 
-/// GGUF by way of a folder of safetensors beside it, which is gone afterwards: weights, metadata and tokenizer are then
-/// those of any other conversion.
+/// Writes safetensors to a temporary folder and converts them, so that weights, metadata and tokenizer are those of any
+/// other conversion.
 fn write_gguf(app: &App, shape: &Shape, args: &SynthArgs) -> Outcome {
     if args.out.exists() && !(args.force && args.out.is_file()) {
         let why = if args.out.is_file() {
@@ -64,9 +58,13 @@ fn write_gguf(app: &App, shape: &Shape, args: &SynthArgs) -> Outcome {
         };
         return Err(taken(&args.out, why));
     }
-    let folder = beside(&args.out, "synth")?;
-    let through_folder = || {
-        write(app, &folder, shape, args)?;
+    let mut name =
+        args.out.file_name().ok_or_else(|| taken(&args.out, "has no name; name a new one"))?.to_owned();
+    name.push(".synth");
+    let scratch = Unfinished::folder(&args.out.with_file_name(name))?;
+    app.interrupts.using(scratch.path(), || {
+        let folder = scratch.path().join("model");
+        write(app, &folder, shape, args, synth::write)?;
         let bar = app.output.bytes("convert");
         let mut options = Options::new(args.format);
         options.overwrite = args.force;
@@ -79,18 +77,7 @@ fn write_gguf(app: &App, shape: &Shape, args: &SynthArgs) -> Outcome {
         });
         bar.clear();
         Ok(result?)
-    };
-    let result = app.interrupts.using(&folder, through_folder);
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-    }
-    result
-}
-
-fn beside(path: &Path, what: &str) -> Outcome<PathBuf> {
-    let mut name = path.file_name().ok_or_else(|| taken(path, "has no name; name a new folder"))?.to_owned();
-    name.push(format!(".{what}-{}", std::process::id()));
-    Ok(path.with_file_name(name))
+    })
 }
 
 enum State {

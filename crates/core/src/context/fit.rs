@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{ContextPolicy, ContextReport, Truncate, budget::answer_room, long::Plan, truncate::truncate};
-use crate::{Prompt, Result, engine::validate, prepared::Prepared, text::Tokenizer};
+use crate::{Prompt, Result, prepared::Prepared, text::Tokenizer, validate};
 
 /// What the result depends on.
 #[derive(Clone, PartialEq)]

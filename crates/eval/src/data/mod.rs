@@ -121,13 +121,21 @@ pub(crate) fn empty(path: &Path) -> Error {
     Error::invalid_request("is empty").with("file", path.display())
 }
 
-/// The text of a file.
+/// The text of a file, without the byte order mark that editors on Windows put in front of it.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let bytes = read_capped(path, MAX_BYTES, ErrorKind::InvalidRequest)?;
-    String::from_utf8(bytes).map_err(|e| {
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        let message = "byte 0 begins a mark of UTF-16; save the text as UTF-8";
+        return Err(Error::invalid_request(message).with("file", path.display()));
+    }
+    let mut text = String::from_utf8(bytes).map_err(|e| {
         let message = format!("byte {} is not UTF-8", e.utf8_error().valid_up_to());
         Error::invalid_request(message).with("file", path.display())
-    })
+    })?;
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    Ok(text)
 }
 
 /// The files in `folder` that hold `split`: `SPLIT.jsonl`, else all shards `SPLIT-*.parquet` in their order.
@@ -164,6 +172,25 @@ pub(crate) fn extension(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn marks_of_encodings_are_no_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.jsonl");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            read(std::slice::from_ref(&path))
+        };
+        let plain = b"{\"question\": \"a\"}\r\n\r\n{\"question\": \"b\"}\r\n";
+        let marked = [&b"\xef\xbb\xbf"[..], plain].concat();
+        for text in [&plain[..], &marked] {
+            assert_eq!(read(text).unwrap().len(), 2);
+        }
+        let error = read(b"\xff\xfe{\0").unwrap_err().to_string();
+        assert!(error.contains("UTF-16") && error.contains("test.jsonl"), "{error}");
+        let error = read(b"\xef\xbb\xbf{\xff}").unwrap_err().to_string();
+        assert!(error.contains("byte 4") && error.contains("test.jsonl"), "{error}");
+    }
 
     fn row(json: &str) -> Row {
         Row::new(serde_json::from_str(json).unwrap(), Path::new("f.jsonl"), 3)

@@ -179,7 +179,7 @@ fn write(checkpoint: &Checkpoint, out: &Path, options: &Options, progress: &mut 
     if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
     }
-    let unfinished = Unfinished::new(out)?;
+    let unfinished = Unfinished::file(out)?;
     plan.write(unfinished.path(), progress)?;
     unfinished.finish()
 }

@@ -29,12 +29,26 @@ use crate::unfinished::Unfinished;
 /// [`InvalidRequest`](ErrorKind::InvalidRequest) where `dir` is in use or the shape is impossible,
 /// [`Io`](ErrorKind::Io) where writing fails.
 pub fn write(dir: &Path, shape: &Shape, seed: u64, progress: &mut Progress<'_>) -> Result<()> {
-    write_folder(dir, shape, seed, progress).during("synth")
+    write_folder(dir, shape, seed, progress, false).during("synth")
 }
 
-fn write_folder(dir: &Path, shape: &Shape, seed: u64, progress: &mut Progress<'_>) -> Result<()> {
+/// [`write`] in place of the folder that may be there, which stays until the new one is complete.
+///
+/// # Errors
+/// As [`write`], except that `dir` may be in use.
+pub fn replace(dir: &Path, shape: &Shape, seed: u64, progress: &mut Progress<'_>) -> Result<()> {
+    write_folder(dir, shape, seed, progress, true).during("synth")
+}
+
+fn write_folder(
+    dir: &Path,
+    shape: &Shape,
+    seed: u64,
+    progress: &mut Progress<'_>,
+    replace: bool,
+) -> Result<()> {
     shape.check()?;
-    if dir.exists() {
+    if dir.exists() && !replace {
         // An empty folder may be replaced; `remove_dir` fails on any other.
         fs::remove_dir(dir).map_err(|e| {
             Error::invalid_request("the output exists, expected a new or empty folder")

@@ -1,7 +1,7 @@
 //! `ternion bench`: how fast a model runs here, beside what this machine's memory allows.
 //!
-//! The bandwidth is measured in the same run, after the model and with as many threads: on a shared machine it changes by
-//! the minute.
+//! The bandwidth is measured in the same run, around the passes of the model and with as many threads: on a shared machine
+//! it changes by the minute.
 
 mod bandwidth;
 mod cases;
@@ -21,6 +21,7 @@ use std::time::Instant;
 use ternion::config::LayersConfig;
 use ternion::{Error, MemoryPlan, ModelInfo};
 
+use self::bandwidth::Bandwidth;
 use self::energy::Energy;
 use self::machine::Machine;
 use self::reads::Reads;
@@ -77,11 +78,11 @@ pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
     }
     if let Some(path) = &args.save {
         let text = serde_json::to_string_pretty(&results).map_err(std::io::Error::from)?;
-        write_atomically(path, |temporary| std::fs::write(temporary, text + "\n"))?;
+        write_atomically(&app.interrupts, path, |temporary| std::fs::write(temporary, text + "\n"))?;
     }
     if let Some(path) = &args.plot {
         match picture::svg(&results) {
-            Some(svg) => write_atomically(path, |temporary| std::fs::write(temporary, svg))?,
+            Some(svg) => write_atomically(&app.interrupts, path, |temporary| std::fs::write(temporary, svg))?,
             None => app.output.notice(&format!("{}: not written: there is no speed to draw", path.display())),
         }
     }
@@ -93,7 +94,8 @@ async fn measure(app: &App, args: &BenchArgs, selected: &mut Selected, results: 
     let cores = results.machine.cores_available;
     let threads = cases::thread_counts(args, selected.model()?.threads.unwrap_or(cores), cores);
     let energy = Energy::open(Path::new(energy::ROOT));
-    // The buffer for the bandwidth is no memory that the model takes.
+    // What is read for the bandwidth is no memory that the model takes. Where the peak cannot be forgotten, it is read only
+    // at the end.
     let mut peak_is_its_own = true;
     for (i, &count) in threads.iter().enumerate() {
         selected.model_mut()?.threads = Some(count);
@@ -105,12 +107,22 @@ async fn measure(app: &App, args: &BenchArgs, selected: &mut Selected, results: 
             describe(results, &info);
         }
         results.loads.push(Load { threads: count, seconds, bandwidth_bytes_per_second: None });
+        // Its memory would not keep a limit.
+        let measured = args.buffer > 0 && selected.model()?.memory_limit.is_none();
+        let mut bandwidth = measured
+            .then(|| Bandwidth::new(selected.path().ok(), (args.buffer as usize) << 20, count))
+            .flatten();
+        if peak_is_its_own {
+            results.memory = results.memory.max(rss::memory());
+        }
+        let between = rss::forget_peak();
 
         let gone = backend.unloaded();
         let last = i + 1 == threads.len();
         let ended = {
             let mut bench = Bench::new(app, args, backend, energy.as_ref(), count);
-            let ended = measure_cases(&mut bench, &info, last, results).await;
+            let between = bandwidth.as_mut().filter(|_| between);
+            let ended = measure_cases(&mut bench, &info, last, between, results).await;
             if peak_is_its_own {
                 results.memory = results.memory.max(rss::memory());
             }
@@ -119,17 +131,10 @@ async fn measure(app: &App, args: &BenchArgs, selected: &mut Selected, results: 
         // What was measured needs its limit, an interruption or not.
         if matches!(ended, Ok(()) | Err(Failure::Interrupted)) {
             gone.await;
-            // Its buffer would not keep a limit.
-            if args.buffer > 0 && selected.model()?.memory_limit.is_none() {
-                let bar = app.output.steps("memory");
-                bar.set(i as u64, threads.len() as u64);
-                let found =
-                    tokio::task::block_in_place(|| bandwidth::measure((args.buffer as usize) << 20, count));
-                bar.clear();
+            if let (Some(bandwidth), Some(load)) = (&mut bandwidth, results.loads.last_mut()) {
+                tokio::task::block_in_place(|| bandwidth.measure());
                 peak_is_its_own &= rss::forget_peak();
-                if let Some(load) = results.loads.last_mut() {
-                    load.bandwidth_bytes_per_second = found;
-                }
+                load.bandwidth_bytes_per_second = bandwidth.best();
             }
         }
         ended?;
@@ -145,6 +150,7 @@ async fn measure_cases(
     bench: &mut Bench<'_>,
     info: &Arc<ModelInfo>,
     last: bool,
+    mut bandwidth: Option<&mut Bandwidth>,
     results: &mut Results,
 ) -> Outcome {
     if info.limits.vocab_size == 0 {
@@ -157,6 +163,11 @@ async fn measure_cases(
     let mut done = 0;
     bar.set(done, total);
     for case in &cases {
+        if let Some(bandwidth) = &mut bandwidth {
+            results.memory = results.memory.max(rss::memory());
+            tokio::task::block_in_place(|| bandwidth.measure());
+            rss::forget_peak();
+        }
         let mut samples = Samples::default();
         let step = || {
             done += 1;

@@ -84,7 +84,8 @@ pub(super) struct Load {
     pub(super) threads: usize,
     /// From the call to the model that can answer.
     pub(super) seconds: f64,
-    /// Memory that so many threads read in a second; `None` where it was not measured.
+    /// Memory that so many threads read in a second: the most that a bare loop or decoding itself has reached. `None` where it
+    /// was not measured.
     pub(super) bandwidth_bytes_per_second: Option<f64>,
 }
 
@@ -150,8 +151,18 @@ impl Results {
             let bytes = reads.as_ref().and_then(|reads| {
                 reads.per_token(point.batch, point.prompt_tokens as f64 + point.decode_tokens as f64 / 2.0)
             });
-            let limit = self.bandwidth(point.threads).zip(bytes).map(|(bandwidth, bytes)| bandwidth / bytes);
+            // What decoding has read in a second, the memory can give: a loop that was slower met a busy machine.
+            let reached =
+                point.decode_tokens_per_second.zip(bytes).map(|(decode, bytes)| decode.median * bytes);
+            let load = self.loads.iter_mut().find(|load| load.threads == point.threads);
+            if let Some(Load { bandwidth_bytes_per_second: Some(bandwidth), .. }) = load {
+                *bandwidth = bandwidth.max(reached.unwrap_or_default());
+            }
             point.decode_bytes_per_token = bytes;
+        }
+        for point in &mut points {
+            let bytes = point.decode_bytes_per_token;
+            let limit = self.bandwidth(point.threads).zip(bytes).map(|(bandwidth, bytes)| bandwidth / bytes);
             point.decode_limit_tokens_per_second = limit;
             point.decode_share_of_limit =
                 point.decode_tokens_per_second.zip(limit).map(|(decode, limit)| decode.median / limit);
@@ -234,5 +245,15 @@ pub(super) mod tests {
         assert_eq!(found(2), (Some(10_000.0), None, None));
         results.relate_to_limits(None);
         assert_eq!(results.points[0].decode_share_of_limit, None);
+    }
+
+    #[test]
+    fn no_share_exceeds_all_of_the_bandwidth() {
+        // A million bytes a second are measured, and decoding reads 1.6 million.
+        let mut results = results(&[(1, 1, 10, &[80.0]), (1, 1, 30, &[160.0])]);
+        results.relate_to_limits(Some(Reads { linears: 8000, head: 2000, kv_position: Some(0) }));
+        assert_eq!(results.bandwidth(1), Some(1.6e6));
+        let shares: Vec<_> = results.points.iter().map(|point| point.decode_share_of_limit).collect();
+        assert_eq!(shares, [Some(0.5), Some(1.0)]);
     }
 }

@@ -10,6 +10,7 @@ use ternion_core::{
     text::Tokenizer,
 };
 use ternion_engine::{CausalLm, Engine, EngineOptions};
+use ternion_formats::Access;
 
 use crate::{
     LlamaCpp, ModelOptions, gguf,
@@ -53,6 +54,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     let mut options = ModelOptions { llama_cpp: config.parse_options()?, ..ModelOptions::default() };
     options.threads = config.threads.unwrap_or(options.threads);
     options.context = config.context;
+    options.mmap = config.mmap.unwrap_or(true);
     options.max_sequences = config.max_sequences.unwrap_or(options.max_sequences);
     options.prefill_chunk = config.prefill_chunk.unwrap_or(options.prefill_chunk);
     let path = config.path.as_ref().ok_or_else(|| {
@@ -73,8 +75,9 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
 /// A ternary checkpoint, in Ternion's arithmetic.
 fn load_checkpoint(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
     let mut report = |done, total| progress.report(LoadProgress::new("weights", done, total));
+    let access = if options.mmap { Access::Mapped } else { Access::InMemory };
     let facts = options.llama_cpp.checkpoint();
-    let (checkpoint, tokenizer) = facts.open_with_tokenizer(path, false, &mut report)?;
+    let (checkpoint, tokenizer) = facts.open_with_tokenizer(path, access, &mut report)?;
     checkpoint.log_notes();
     let report = checkpoint.report();
     let mut info = ModelInfo::new(name, NAME);

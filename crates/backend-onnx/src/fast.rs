@@ -6,11 +6,13 @@ use ternion_core::{Error, ErrorKind, Result};
 use ternion_engine::batch::{self, Span};
 use ternion_engine::kv::{KvCache, KvLayout, KvType};
 use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
-use ternion_formats::onnx::{Host, Node, Size, Summary, fast};
+use ternion_formats::onnx::{Host, Size, Summary, fast};
 use ternion_kernels::Team;
 
+use crate::attributes::{self, Heads};
+use crate::constants::Constants;
 use crate::library::Library;
-use crate::model::{Sizes, engine_error, session_builder};
+use crate::model::{MOST_LOGITS, Sizes, engine_error, session_builder};
 use crate::ops::{self, Shared};
 
 /// A decoder and the KV caches of its sequences.
@@ -34,6 +36,7 @@ impl FastDecoder {
         host: &Host,
         sizes: Sizes,
         kv_type: KvType,
+        constants: &Constants,
     ) -> Result<Self> {
         let in_file = |e: Error| e.with("file", summary.path.display());
         let vocab_size = interface(summary, host).map_err(in_file)?;
@@ -44,7 +47,7 @@ impl FastDecoder {
         let team = Team::new(sizes.threads).map_err(no_threads)?;
         let open = || -> ort::Result<Session> {
             // Our operators have threads of their own; what is left for the runtime is too little to divide.
-            session_builder(library, 1, true)?
+            session_builder(library, 1, true, constants)?
                 .with_operators(ops::domain(&shared)?)?
                 .commit_from_file(&summary.path)
         };
@@ -107,7 +110,7 @@ fn interface(summary: &Summary, host: &Host) -> Result<usize> {
         }
     }
     let dims = summary.output(fast::LOGITS).and_then(|output| output.dims.as_deref());
-    let Some([_, Size::Known(vocab_size @ 1..)]) = dims else {
+    let Some([_, Size::Known(vocab_size @ 1..=MOST_LOGITS)]) = dims else {
         let message =
             format!("the graph's output `{}` is {dims:?}, expected [rows, vocabulary]", fast::LOGITS);
         return Err(Error::invalid_model(message));
@@ -123,28 +126,24 @@ fn interface(summary: &Summary, host: &Host) -> Result<usize> {
 
 /// What the attention of all layers asks of the KV cache.
 fn cache_layout(summary: &Summary, host: &Host) -> Result<KvLayout> {
-    // No real head or count comes near; products of them stay far from overflow.
-    const MOST: i64 = 1 << 20;
-    let size = |node: &Node, name: &str| match node.integer(name) {
-        Some(value @ 0..=MOST) => Ok(value as usize),
-        other => {
-            let message =
-                format!("the attribute `{name}` is {other:?}, expected an integer from 0 to {MOST}");
-            Err(Error::invalid_model(message).with("node", &node.name))
-        }
-    };
     let mut layout = KvLayout { layers: 0, kv_heads: 0, head_dim: 0 };
     for node in summary.nodes.iter().filter(|n| n.domain == fast::DOMAIN && n.operator == fast::ATTENTION) {
-        let (kv_heads, head_dim) = (size(node, "kv_heads")?, size(node, "head_dim")?);
-        let fits = layout.layers == 0 || (kv_heads, head_dim) == (layout.kv_heads, layout.head_dim);
-        if size(node, "layer")? != layout.layers
-            || !fits
-            || kv_heads == 0
-            || head_dim == 0
-            || head_dim % 2 != 0
-        {
-            let message = "the layers are not in order or differ in their heads of keys and values";
-            return Err(Error::invalid_model(message).with("node", &node.name));
+        let in_node = |message: String| {
+            Error::invalid_model(format!("{}: {message}", fast::ATTENTION)).with("node", &node.name)
+        };
+        let Heads { kv_heads, head_dim, .. } = Heads::new(|name| node.integer(name)).map_err(in_node)?;
+        let layer = attributes::size("layer", node.integer("layer")).map_err(in_node)?;
+        if layer != layout.layers {
+            return Err(in_node(format!(
+                "the attribute `layer` is {layer}, expected {}: the layers in their order",
+                layout.layers
+            )));
+        }
+        if layout.layers > 0 && (kv_heads, head_dim) != (layout.kv_heads, layout.head_dim) {
+            return Err(in_node(format!(
+                "the attributes `kv_heads` and `head_dim` are {kv_heads} and {head_dim}, but {} and {} in the layers before",
+                layout.kv_heads, layout.head_dim
+            )));
         }
         layout = KvLayout { layers: layout.layers + 1, kv_heads, head_dim };
     }
@@ -202,6 +201,9 @@ impl CausalLm for FastDecoder {
                 Ok(()) => state.cache.advance(span.sequence, span.count),
                 Err(_) => state.cache.truncate(span.sequence, span.past),
             }
+        }
+        if outcome.is_err() {
+            logits.clear();
         }
         outcome
     }

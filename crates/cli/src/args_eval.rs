@@ -75,6 +75,9 @@ pub(crate) struct EvalArgs {
     memory_limit: Option<ByteSize>,
     #[command(flatten)]
     facts: CheckpointArgs,
+    /// Read weights into memory instead of mapping their files.
+    #[arg(long, help_heading = "Model")]
+    no_mmap: bool,
 }
 
 impl EvalArgs {
@@ -124,6 +127,7 @@ impl EvalArgs {
             threads: self.threads,
             context: self.context,
             memory_limit: self.memory_limit,
+            no_mmap: self.no_mmap,
         };
         Ok((0..count).map(engine).collect())
     }

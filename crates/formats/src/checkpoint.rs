@@ -12,7 +12,7 @@ use ternion_core::{Error, ErrorKind, Result, ResultExt, SamplingDefaults};
 
 use crate::notes::Notes;
 use crate::{
-    CheckpointOptions, DenseTensor, LayerTensors, ModelSpec, RmsNorm, SharedBytes, gguf, huggingface,
+    CheckpointOptions, DenseTensor, FileWatch, LayerTensors, Linear, ModelSpec, RmsNorm, SharedBytes, gguf, huggingface,
 };
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -20,21 +20,39 @@ const TOKENIZER: &str = "tokenizer.json";
 /// Called while a checkpoint is opened, with the bytes of weights that have been read and their sum.
 pub type Progress<'a> = dyn FnMut(u64, u64) + 'a;
 
+/// How the files of weights are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Access {
+    /// They are mapped, and weights are used where they lie.
+    #[default]
+    Mapped,
+    /// They are mapped, but no page of the maps is touched while the checkpoint is opened: the checks read the files through
+    /// a buffer of some megabytes.
+    Untouched,
+    /// They are read into memory, and closed.
+    InMemory,
+}
+
 /// What a checkpoint may take while it is opened.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Means {
-    /// The maps of files are not touched.
-    untouched: bool,
+    access: Access,
     /// Bytes that tensors may take which cannot stay in the file.
     memory: u64,
 }
 
 impl Means {
     /// As much as it needs.
-    const ALL: Self = Self { untouched: false, memory: u64::MAX };
+    const ALL: Self = Self { access: Access::Mapped, memory: u64::MAX };
 
-    pub(crate) fn map(self, path: &Path) -> Result<SharedBytes> {
-        if self.untouched { SharedBytes::map_untouched(path) } else { SharedBytes::map(path) }
+    /// The bytes of a file of weights.
+    pub(crate) fn open(self, path: &Path) -> Result<SharedBytes> {
+        match self.access {
+            Access::Mapped => SharedBytes::map(path),
+            Access::Untouched => SharedBytes::map_untouched(path),
+            Access::InMemory => SharedBytes::read(path),
+        }
     }
 
     /// Counts `bytes` for a tensor that cannot stay in the file.
@@ -141,26 +159,26 @@ impl Checkpoint {
         options: &CheckpointOptions,
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
-        Self::read(path, options, Means { untouched: true, memory }, progress)
+        Self::read(path, options, Means { access: Access::Untouched, memory }, progress)
     }
 
     /// [`open_with`](Self::open_with) and [`tokenizer`](Self::tokenizer) side by side: for a large model each takes some
-    /// tenths of a second. With `untouched`, the former is [`open_within`](Self::open_within) without a limit.
+    /// tenths of a second.
     ///
     /// # Errors
     /// Those of both, of the checkpoint where both fail; [`ResourceExhausted`](ErrorKind::ResourceExhausted) where no
     /// thread can be started.
     pub fn open_with_tokenizer(
         path: impl AsRef<Path>,
-        untouched: bool,
+        access: Access,
         progress: &mut Progress<'_>,
     ) -> Result<(Self, Tokenizer)> {
-        Self::open_with_tokenizer_as(path.as_ref(), untouched, &CheckpointOptions::default(), progress)
+        Self::open_with_tokenizer_as(path.as_ref(), access, &CheckpointOptions::default(), progress)
     }
 
     pub(crate) fn open_with_tokenizer_as(
         path: &Path,
-        untouched: bool,
+        access: Access,
         options: &CheckpointOptions,
         progress: &mut Progress<'_>,
     ) -> Result<(Self, Tokenizer)> {
@@ -174,7 +192,7 @@ impl Checkpoint {
                 Error::new(ErrorKind::ResourceExhausted, "cannot start a thread for the tokenizer")
                     .with_source(e)
             })?;
-            let checkpoint = Self::read(path, options, Means { untouched, ..Means::ALL }, progress)?;
+            let checkpoint = Self::read(path, options, Means { access, ..Means::ALL }, progress)?;
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let tokenizer = tokenizer.and_then(|tokenizer| {
                 tokenizer.check_limit(checkpoint.spec.vocab_size).during("load")?;
@@ -267,6 +285,15 @@ impl Checkpoint {
         .during("load")?;
         log_warnings(&parts);
         Ok(parts)
+    }
+
+    /// Watches the files in which tensors lie; see [`FileWatch`].
+    ///
+    /// # Errors
+    /// Those of [`FileWatch::of`].
+    pub fn watch(&self) -> Result<FileWatch> {
+        let linears = self.layers.iter().flat_map(LayerTensors::linears).map(Linear::bytes);
+        FileWatch::of(linears.chain([&self.embed.bytes, &self.head_or_embed().bytes]))
     }
 
     /// The matrix that turns hidden states into logits: the head, or the embedding where they are tied.

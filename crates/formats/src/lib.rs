@@ -28,11 +28,13 @@ mod spec;
 pub mod synth;
 mod tensors;
 mod unfinished;
+mod watch;
 
 pub use bytes::SharedBytes;
-pub use checkpoint::{Checkpoint, Progress, gguf_file};
+pub use checkpoint::{Access, Checkpoint, Progress, gguf_file};
 pub use inspect::{Report, TensorReport};
 pub use options::{CheckpointOptions, I2sLayout};
 pub use spec::{Activation, Family, ModelSpec, Quantization, RopeScaling, RopeSpec, ScaleUse};
 pub use tensors::{DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, TernaryTensor, Weights};
 pub use unfinished::{Unfinished, partial_path};
+pub use watch::FileWatch;

@@ -30,7 +30,7 @@ pub(crate) fn open(
     means: Means,
     progress: &mut Progress<'_>,
 ) -> Result<Checkpoint> {
-    let file = File::parse(&means.map(path)?, path)?;
+    let file = File::parse(&means.open(path)?, path)?;
     let mut spec = spec::read(&file, notes)?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),

@@ -11,7 +11,7 @@ use ternion_core::{
     text::Tokenizer,
 };
 use ternion_engine::{Engine, EngineOptions};
-use ternion_formats::Access;
+use ternion_formats::{Access, Checkpoint};
 
 use crate::plan::{self, Sizes, Taken};
 use crate::{CandleOptions, Decoder, model::no_threads};

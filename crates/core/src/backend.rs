@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::{
     Completion, Error, GenerateRequest, GenerateStream, LogitsRequest, Message, ModelInfo, Result, ResultExt,
-    Score, ScoreRequest, Stats, engine::validate, text::Tokenizer,
+    Score, ScoreRequest, Stats, text::Tokenizer, validate,
 };
 
 /// What [`LlmBackend::unloaded`] returns.

@@ -26,7 +26,7 @@ use crate::{
     Result, ResultExt, Score, ScoreRequest, ServedBy, Stats, Timing, Usage,
     config::ModelConfig,
     registry::{BackendFactory, Progress},
-    text::{StopMatcher, Tokenizer},
+    text::StopMatcher,
     validate,
 };
 

@@ -202,7 +202,8 @@ impl GenerateRequest {
     /// A function that keeps the tokens of the prompt for the call that follows a check; clones of the request share
     /// them.
     pub fn keep_tokens(&self, tokenizer: &Arc<Tokenizer>) -> impl FnOnce(Vec<u32>) + Send + use<> {
-        let (prepared, prompt, tokenizer) = (self.prepared.clone(), self.prompt.clone(), Arc::clone(tokenizer));
+        let (prepared, prompt, tokenizer) =
+            (self.prepared.clone(), self.prompt.clone(), Arc::clone(tokenizer));
         move |tokens| prepared.keep_tokens(&tokenizer, prompt, tokens)
     }
 

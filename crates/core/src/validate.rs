@@ -79,7 +79,7 @@ pub(crate) fn known_vocab_size(limits: &Limits) -> usize {
 }
 
 /// Checks that a conversation has a message.
-pub(crate) fn not_empty(prompt: &Prompt) -> Result<()> {
+pub fn not_empty(prompt: &Prompt) -> Result<()> {
     match prompt {
         Prompt::Chat(messages) if messages.is_empty() => {
             Err(Error::invalid_request("prompt: no messages; at least one expected"))
@@ -89,7 +89,7 @@ pub(crate) fn not_empty(prompt: &Prompt) -> Result<()> {
 }
 
 /// The tokens of a prompt, with all that the template and the tokenizer add. May take seconds for megabytes.
-pub(crate) fn encode(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<Vec<u32>> {
+pub fn encode(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<Vec<u32>> {
     match prompt {
         Prompt::Text(text) => tokenizer.encode(text, true),
         Prompt::Tokens(tokens) => Ok(tokens.clone()),

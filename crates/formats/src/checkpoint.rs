@@ -12,7 +12,8 @@ use ternion_core::{Error, ErrorKind, Result, ResultExt, SamplingDefaults};
 
 use crate::notes::Notes;
 use crate::{
-    CheckpointOptions, DenseTensor, FileWatch, LayerTensors, Linear, ModelSpec, RmsNorm, SharedBytes, gguf, huggingface,
+    CheckpointOptions, DenseTensor, FileWatch, LayerTensors, Linear, ModelSpec, RmsNorm, SharedBytes, gguf,
+    huggingface,
 };
 
 const TOKENIZER: &str = "tokenizer.json";

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use ternion_core::Result;
 use ternion_core::text::{Tokenizer, TokenizerParts};
 
-use crate::{Activation, Checkpoint, Progress};
+use crate::{Access, Activation, Checkpoint, Progress};
 
 /// How to read a checkpoint whose files leave something open. Each option that is set wins over what the files say and over
 /// what is concluded from them. The default leaves everything to the files.
@@ -142,10 +142,10 @@ impl CheckpointOptions {
     pub fn open_with_tokenizer(
         &self,
         path: impl AsRef<Path>,
-        untouched: bool,
+        access: Access,
         progress: &mut Progress<'_>,
     ) -> Result<(Checkpoint, Tokenizer)> {
-        Checkpoint::open_with_tokenizer_as(path.as_ref(), untouched, self, progress)
+        Checkpoint::open_with_tokenizer_as(path.as_ref(), access, self, progress)
     }
 
     /// [`Checkpoint::tokenizer_parts_at`] with these options.

@@ -41,9 +41,9 @@ use std::{path::Path, sync::Arc};
 
 pub use ternion_core::{
     BackendWrapper, Capabilities, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest,
-    GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, MemoryPart, MemoryPlan, Message, ModelInfo,
-    ProcessMemory, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest, ServedBy, Stats,
-    Timing, TokenScore, Unloaded, Usage,
+    GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, MemoryPart, MemoryPlan, Message,
+    ModelInfo, ProcessMemory, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest,
+    ServedBy, Stats, Timing, TokenScore, Unloaded, Usage,
 };
 pub use ternion_core::{config, context, echo, logprob, registry, text, validate};
 #[cfg(feature = "local")]

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
-use ternion_core::{Error, ErrorKind, Result};
+use ternion_core::{Error, ErrorKind, Result, catch_panic};
 use ternion_formats::SharedBytes;
 
 /// How many pieces are read ahead, the one that is computed with among them.
@@ -81,7 +81,11 @@ impl Stream {
         let read = move || {
             while let Ok(Request { piece, mut buffer }) = inbox.recv() {
                 let source = &pieces[piece];
-                let outcome = source.read(&mut buffer[..source.size()]);
+                // The thread goes on after a panic, and the buffer goes back.
+                let outcome = catch_panic(|| source.read(&mut buffer[..source.size()]));
+                let outcome = outcome.unwrap_or_else(|panic| {
+                    Err(Error::backend(format!("the thread that reads weights panicked: {panic}")))
+                });
                 if outbox.send(Filled { buffer, outcome }).is_err() {
                     break;
                 }
@@ -118,12 +122,8 @@ impl Stream {
                 return None;
             }
         };
-        let result = compute(&buffer[..self.sizes[piece]]);
-        let mut state = self.state();
-        state.empty.push(buffer);
-        let last = state.ahead.back().copied().unwrap_or(piece);
-        state.ask_ahead(Some(last));
-        Some(result)
+        let lent = Lent { stream: self, piece, buffer };
+        Some(compute(&lent.buffer[..self.sizes[piece]]))
     }
 
     /// The failure that ended the pass, where it was one of reading.
@@ -132,8 +132,24 @@ impl Stream {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic elsewhere loses at most a buffer that was out.
+        // Nothing that may panic runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A buffer that a computation uses. It goes back when this is dropped, after a panic too.
+struct Lent<'a> {
+    stream: &'a Stream,
+    piece: usize,
+    buffer: Vec<u8>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let mut state = self.stream.state();
+        state.empty.push(std::mem::take(&mut self.buffer));
+        let last = state.ahead.back().copied().unwrap_or(self.piece);
+        state.ask_ahead(Some(last));
     }
 }
 
@@ -204,6 +220,8 @@ mod tests {
         reads: Arc<AtomicUsize>,
         fails: Arc<AtomicBool>,
         broken: usize,
+        /// Panics instead of an error.
+        panics: bool,
     }
 
     impl Source for Numbered {
@@ -215,6 +233,7 @@ mod tests {
             self.reads.fetch_add(1, Ordering::SeqCst);
             out.fill(self.number as u8);
             if self.number == self.broken && self.fails.load(Ordering::SeqCst) {
+                assert!(!self.panics, "the source is broken");
                 return Err(Error::new(ErrorKind::Io, "the disk is on fire").with("path", "weights"));
             }
             Ok(())
@@ -228,9 +247,14 @@ mod tests {
     }
 
     fn bench(count: usize, head: usize, broken: usize) -> Bench {
+        bench_of(count, head, broken, false)
+    }
+
+    fn bench_of(count: usize, head: usize, broken: usize, panics: bool) -> Bench {
         let (reads, fails) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let piece = |number| -> Box<dyn Source> {
-            Box::new(Numbered { number, reads: Arc::clone(&reads), fails: Arc::clone(&fails), broken })
+            let (reads, fails) = (Arc::clone(&reads), Arc::clone(&fails));
+            Box::new(Numbered { number, reads, fails, broken, panics })
         };
         let stream = Stream::start((0..count).map(piece).collect(), head).unwrap();
         Bench { stream, reads, fails }
@@ -292,5 +316,32 @@ mod tests {
         // What was read ahead while the disk failed is not used.
         pass(&stream, 0..9, true).unwrap();
         pass(&stream, 0..7, false).unwrap();
+    }
+
+    #[test]
+    fn a_computation_that_panics_gives_its_buffer_back() {
+        let Bench { stream, .. } = bench(6, 6, usize::MAX);
+        // More often than there are buffers.
+        for turn in 0..3 * BUFFERS {
+            stream.begin(true);
+            let panic = catch_panic(|| stream.with(turn % 2, |_| -> () { panic!("turn {turn}") }));
+            assert_eq!(panic, Err(format!("turn {turn}")));
+            pass(&stream, 0..6, true).unwrap();
+            let state = stream.state();
+            assert_eq!(state.empty.len() + state.ahead.len(), BUFFERS, "turn {turn}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_panics_is_an_error() {
+        let Bench { stream, fails, .. } = bench_of(9, 7, 5, true);
+        fails.store(true, Ordering::SeqCst);
+        for _ in 0..3 {
+            assert!(pass(&stream, 0..9, true).is_none());
+            let error = stream.failure().unwrap().to_string();
+            assert_eq!(error, "the thread that reads weights panicked: the source is broken");
+        }
+        fails.store(false, Ordering::SeqCst);
+        pass(&stream, 0..9, true).unwrap();
     }
 }

@@ -59,9 +59,9 @@ impl KvType {
     /// Bytes of `elements`, which are a multiple of the block.
     pub(crate) fn bytes(self, elements: u64) -> u64 {
         match self {
-            Self::F32 => elements * 4,
-            Self::F16 => elements * 2,
-            Self::Q8_0 => elements / 32 * 34,
+            Self::F32 => elements.saturating_mul(4),
+            Self::F16 => elements.saturating_mul(2),
+            Self::Q8_0 => (elements / 32).saturating_mul(34),
         }
     }
 }

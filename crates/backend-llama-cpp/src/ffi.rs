@@ -17,11 +17,10 @@ pub(crate) struct Model(NonNull<sys::llama_model>);
 impl Model {
     /// The model that `load` returns, or an error with what llama.cpp logged meanwhile.
     pub(crate) fn load(load: impl FnOnce() -> *mut sys::llama_model) -> Result<Self> {
-        let (model, errors) = log::capture(load);
-        NonNull::new(model).map(Self).ok_or_else(|| {
-            let why = if errors.is_empty() { "it does not say why" } else { &errors };
-            Error::invalid_model(format!("llama.cpp cannot load the model: {why}"))
-        })
+        let (model, log) = log::capture(load);
+        let model = NonNull::new(model).map(Self);
+        log.check_panics()?;
+        model.ok_or_else(|| Error::invalid_model(format!("llama.cpp cannot load the model: {}", log.why())))
     }
 
     /// For llama.cpp's functions that look at a model.
@@ -92,11 +91,11 @@ impl Context {
             params.cb_eval_user_data = hook.as_ptr().cast::<c_void>();
         }
         // SAFETY: The model is alive, and so is the hook as long as the context.
-        let (raw, errors) = log::capture(|| unsafe { sys::llama_init_from_model(model.as_ptr(), params) });
+        let (raw, log) = log::capture(|| unsafe { sys::llama_init_from_model(model.as_ptr(), params) });
         let Some(raw) = NonNull::new(raw) else {
             free_hook(hook);
-            let why = if errors.is_empty() { "it does not say why" } else { &errors };
-            return Err(Error::backend(format!("llama.cpp cannot make a context: {why}")));
+            log.check_panics()?;
+            return Err(Error::backend(format!("llama.cpp cannot make a context: {}", log.why())));
         };
         // SAFETY: The model is alive; its vocabulary lives as long as it.
         let vocab_size = unsafe { sys::llama_vocab_n_tokens(sys::llama_model_get_vocab(model.as_ptr())) };
@@ -108,6 +107,7 @@ impl Context {
         let batch = unsafe { sys::llama_n_batch(raw.as_ptr()) } as usize;
         let sizes = ContextSizes { batch: sizes.batch.min(batch), ..sizes };
         let mut context = Self { raw, memory, pool, hook, model, sizes, vocab_size };
+        log.check_panics()?;
         if memory.is_null() || vocab_size == 0 {
             return Err(Error::unsupported(
                 "the model generates no text: it has no KV cache or no vocabulary",
@@ -149,7 +149,12 @@ impl Context {
         }
         // SAFETY: `check` has seen that every array of the batch is as long as it says and that its sequences, tokens
         // and size are in range. It lives for the call, which changes nothing of it.
-        let (code, errors) = log::capture(|| unsafe { sys::llama_decode(self.raw.as_ptr(), batch.raw()) });
+        let (code, log) = log::capture(|| unsafe { sys::llama_decode(self.raw.as_ptr(), batch.raw()) });
+        if let Some(hook) = self.hook {
+            // SAFETY: As above.
+            unsafe { (*hook.as_ptr()).check_panics()? };
+        }
+        log.check_panics()?;
         match code {
             0 => {}
             1 => {
@@ -158,7 +163,7 @@ impl Context {
                     format!("the KV cache of {} tokens is full", self.sizes.cache_tokens),
                 ));
             }
-            _ => return Err(Error::backend(format!("llama.cpp failed to compute ({code}): {errors}"))),
+            _ => return Err(Error::backend(format!("llama.cpp failed to compute ({code}): {}", log.why()))),
         }
         match self.hook {
             // SAFETY: As above.

@@ -9,7 +9,7 @@ use ternion_core::{
     registry::{LoadProgress, Progress},
 };
 
-use crate::{LlamaCpp, ModelOptions, ffi::Model, model::KvShape, runtime};
+use crate::{LlamaCpp, ModelOptions, ffi::Model, guard::Guard, model::KvShape, runtime};
 
 /// A GGUF model with what a host is told of it.
 pub(crate) struct Loaded {
@@ -29,16 +29,17 @@ pub(crate) fn load(path: &Path, name: &str, options: &ModelOptions, progress: &P
         .and_then(|path| CString::new(path).ok())
         .ok_or_else(|| Error::invalid_config("the path is not UTF-8").with("file", path.display()))?;
     runtime::start();
-    let mut progress = progress.clone();
+    let mut listener = Listener { progress: progress.clone(), guard: Guard::default() };
     // SAFETY: The path is a string that ends with NUL; it and the listener live for the call.
     let model = Model::load(|| unsafe {
         let mut params = sys::llama_model_default_params();
         params.n_gpu_layers = 0;
         params.progress_callback = Some(on_progress);
-        params.progress_callback_user_data = std::ptr::from_mut(&mut progress).cast();
+        params.progress_callback_user_data = std::ptr::from_mut(&mut listener).cast();
         sys::llama_model_load_from_file(file.as_ptr(), params)
-    })
-    .with("file", path.display())?;
+    });
+    listener.guard.check()?;
+    let model = model.with("file", path.display())?;
     let facts = Facts::of(&model)?;
     let mut info = ModelInfo::new(name, "llama-cpp");
     info.architecture = text(&model, "general.architecture").unwrap_or_default();
@@ -50,14 +51,24 @@ pub(crate) fn load(path: &Path, name: &str, options: &ModelOptions, progress: &P
     Ok(Loaded { model, info, eos })
 }
 
+/// The host's listener, which may panic.
+struct Listener {
+    progress: Progress,
+    guard: Guard,
+}
+
+/// Returns `false` after a panic of the listener: llama.cpp then gives up the load.
+///
 /// # Safety
-/// `data` points to a [`Progress`].
+/// `data` points to a [`Listener`].
 unsafe extern "C" fn on_progress(done: f32, data: *mut c_void) -> bool {
     const STEPS: u64 = 1000;
     // SAFETY: The caller's promise.
-    let progress = unsafe { &*data.cast::<Progress>() };
-    progress.report(LoadProgress::new("weights", (done.clamp(0.0, 1.0) * STEPS as f32) as u64, STEPS));
-    true
+    let Listener { progress, guard } = unsafe { &*data.cast::<Listener>() };
+    let report = || {
+        progress.report(LoadProgress::new("weights", (done.clamp(0.0, 1.0) * STEPS as f32) as u64, STEPS));
+    };
+    guard.run("loading", report).is_some()
 }
 
 /// What llama.cpp says of a model.

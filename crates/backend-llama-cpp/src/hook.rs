@@ -9,12 +9,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use llama_cpp_sys_2 as sys;
 use ternion_core::{Error, Result};
 
-use crate::ops::{self, CustomOp, Product};
+use crate::{
+    guard::Guard,
+    ops::{self, CustomOp, Product},
+};
+
+/// The number of the next graph of any model in this process. Threads compute graphs of several models and keep quantised
+/// inputs between nodes; by the number they know which graph an input belongs to.
+static NEXT_GRAPH: AtomicU64 = AtomicU64::new(1);
 
 /// What is to be changed in the graphs of one model, and what has been.
 pub(crate) struct Hook {
@@ -25,6 +33,8 @@ pub(crate) struct Hook {
     /// The addresses of scales of 1 and biases of 0.
     neutral: HashSet<usize>,
     found: Found,
+    /// Shared with the operations.
+    guard: Arc<Guard>,
 }
 
 /// What has been found since the last [`Hook::begin`].
@@ -32,18 +42,22 @@ pub(crate) struct Hook {
 struct Found {
     products: usize,
     gated_units: usize,
-    /// The input of the last product.
-    input: usize,
+    /// The number of the graph that is looked at.
+    graph: u64,
     error: Option<String>,
 }
 
 impl Hook {
     /// A hook without products; `relu2` says how many gated units are squared ReLUs, where they are, and `neutral` are
-    /// scales of 1 and biases of 0.
-    pub(crate) fn new(relu2: Option<usize>, neutral: &[*const sys::ggml_tensor]) -> Result<Self> {
-        let relu2 = relu2.map(|layers| ops::relu2().map(|op| (op, layers))).transpose()?;
+    /// scales of 1 and biases of 0. `guard` is that of the products.
+    pub(crate) fn new(
+        relu2: Option<usize>,
+        neutral: &[*const sys::ggml_tensor],
+        guard: Arc<Guard>,
+    ) -> Result<Self> {
+        let relu2 = relu2.map(|layers| ops::relu2(&guard).map(|op| (op, layers))).transpose()?;
         let neutral = neutral.iter().map(|tensor| *tensor as usize).collect();
-        Ok(Self { products: HashMap::new(), relu2, neutral, found: Found::default() })
+        Ok(Self { products: HashMap::new(), relu2, neutral, found: Found::default(), guard })
     }
 
     /// Computes `product` wherever a graph multiplies by `placeholder`.
@@ -61,6 +75,11 @@ impl Hook {
     /// To be called before graphs are computed.
     pub(crate) fn begin(&mut self) {
         self.found = Found::default();
+    }
+
+    /// An error if a callback has panicked while graphs were computed.
+    pub(crate) fn check_panics(&self) -> Result<()> {
+        self.guard.check()
     }
 
     /// To be called after it: an error if a graph was not changed completely, so that what it computed means nothing.
@@ -94,15 +113,26 @@ impl Hook {
         match node.op {
             sys::GGML_OP_MUL_MAT | sys::GGML_OP_CUSTOM => {
                 if let Some((product, op)) = self.products.get(&(node.src[0] as usize)) {
+                    if let Err(error) = product.check(node) {
+                        // llama.cpp computes a graph again that has been changed before. The operation must not run.
+                        if op.is(node) {
+                            node.op = sys::GGML_OP_NONE;
+                        }
+                        return Err(error);
+                    }
                     if !op.is(node) {
-                        product.check(node)?;
                         op.put(node);
                     }
-                    let input = node.src[1] as usize;
-                    product.new_input.store(input != self.found.input, Ordering::Relaxed);
-                    self.found.input = input;
+                    if self.found.products.is_multiple_of(self.products.len()) {
+                        self.found.graph = NEXT_GRAPH.fetch_add(1, Ordering::Relaxed);
+                    }
+                    product.begin(self.found.graph);
                     self.found.products += 1;
                 } else if self.relu2.is_some_and(|(op, _)| op.is(node)) {
+                    if let Err(error) = ops::check_gated(node) {
+                        node.op = sys::GGML_OP_NONE;
+                        return Err(error);
+                    }
                     self.found.gated_units += 1;
                 }
             }
@@ -139,7 +169,9 @@ fn name(node: &sys::ggml_tensor) -> String {
 pub(crate) unsafe extern "C" fn on_node(node: *mut sys::ggml_tensor, ask: bool, data: *mut c_void) -> bool {
     if ask {
         // SAFETY: The caller's promise, and ggml's: the node is one of a graph that is not being computed yet.
-        unsafe { (*data.cast::<Hook>()).visit(&mut *node) };
+        let (hook, node) = unsafe { (&mut *data.cast::<Hook>(), &mut *node) };
+        let guard = Arc::clone(&hook.guard);
+        guard.run("the change of llama.cpp's graph", || hook.visit(node));
         return false;
     }
     // Never asked, since no result is wanted; `true` goes on.

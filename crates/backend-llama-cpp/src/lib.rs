@@ -27,6 +27,7 @@ mod backend;
 mod config;
 mod ffi;
 mod gguf;
+mod guard;
 mod hook;
 mod log;
 mod memory;

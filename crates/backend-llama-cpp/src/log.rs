@@ -1,12 +1,14 @@
 //! llama.cpp's log: to `tracing`, and its errors to the error of the call that they explain.
 //!
 //! Functions of llama.cpp return NULL or a number; the reason is only in the log. [`capture`] collects the errors that
-//! the calling thread logs meanwhile.
+//! the calling thread logs meanwhile. A message goes to the host's subscriber of `tracing`, which may panic: that ends the
+//! call that logged the message with an error, not the process.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
 
 use llama_cpp_sys_2 as sys;
+use ternion_core::{Error, Result, catch_panic};
 
 /// Lines of errors that are kept for one call.
 const MOST: usize = 8;
@@ -16,8 +18,32 @@ struct Thread {
     /// A line that has not ended, and its level.
     line: String,
     level: sys::ggml_log_level,
-    /// Errors, while someone collects them.
-    errors: Option<Vec<String>>,
+    /// What is collected, while someone does.
+    captured: Option<Captured>,
+}
+
+/// What happened on the log during a call.
+#[derive(Default)]
+pub(crate) struct Captured {
+    /// The first errors.
+    errors: Vec<String>,
+    /// The first panic of the host's subscriber.
+    panic: Option<String>,
+}
+
+impl Captured {
+    /// The errors that were logged, joined.
+    pub(crate) fn why(&self) -> String {
+        if self.errors.is_empty() { "it does not say why".to_owned() } else { self.errors.join("; ") }
+    }
+
+    /// An error if the host's subscriber panicked.
+    pub(crate) fn check_panics(&self) -> Result<()> {
+        match &self.panic {
+            None => Ok(()),
+            Some(panic) => Err(Error::backend(format!("the listener to llama.cpp's log panicked: {panic}"))),
+        }
+    }
 }
 
 thread_local! {
@@ -30,24 +56,36 @@ pub(crate) fn install() {
     unsafe { sys::llama_log_set(Some(on_message), std::ptr::null_mut()) };
 }
 
-/// Runs `f` and returns the errors that llama.cpp logged on this thread, joined; empty if there were none.
-pub(crate) fn capture<T>(f: impl FnOnce() -> T) -> (T, String) {
-    THREAD.with_borrow_mut(|thread| thread.errors = Some(Vec::new()));
+/// Runs `f` and returns what llama.cpp logged on this thread meanwhile.
+pub(crate) fn capture<T>(f: impl FnOnce() -> T) -> (T, Captured) {
+    THREAD.with_borrow_mut(|thread| thread.captured = Some(Captured::default()));
     let result = f();
-    let errors = THREAD.with_borrow_mut(|thread| thread.errors.take()).unwrap_or_default();
-    (result, errors.join("; "))
+    let captured = THREAD.with_borrow_mut(|thread| thread.captured.take());
+    (result, captured.unwrap_or_default())
 }
 
 unsafe extern "C" fn on_message(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
     if text.is_null() {
         return;
     }
-    // SAFETY: llama.cpp passes a string that ends with NUL and lives for the call.
-    let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
-    let line = THREAD.with_borrow_mut(|thread| thread.take(level, &text));
-    // Out of the borrow: a subscriber may do anything, a call of llama.cpp included.
-    if let Some((level, line)) = line {
-        emit(level, &line);
+    let outcome = catch_panic(|| {
+        // SAFETY: llama.cpp passes a string that ends with NUL and lives for the call.
+        let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+        let line = THREAD.with_borrow_mut(|thread| thread.take(level, &text));
+        // Out of the borrow: a subscriber may do anything, a call of llama.cpp included.
+        if let Some((level, line)) = line {
+            emit(level, &line);
+        }
+    });
+    if let Err(panic) = outcome {
+        // Fails while the thread ends. Nobody waits for its messages then.
+        let _ = THREAD.try_with(|thread| {
+            if let Ok(mut thread) = thread.try_borrow_mut()
+                && let Some(captured) = &mut thread.captured
+            {
+                captured.panic.get_or_insert(panic);
+            }
+        });
     }
 }
 
@@ -63,7 +101,7 @@ impl Thread {
         }
         let line = std::mem::take(&mut self.line).trim_end().to_owned();
         if self.level == sys::GGML_LOG_LEVEL_ERROR
-            && let Some(errors) = &mut self.errors
+            && let Some(Captured { errors, .. }) = &mut self.captured
             && errors.len() < MOST
         {
             errors.push(without_function(&line).to_owned());
@@ -118,9 +156,44 @@ mod tests {
             send(sys::GGML_LOG_LEVEL_CONT, c"no such thing\n");
             send(sys::GGML_LOG_LEVEL_ERROR, c"and: this\n");
         });
-        assert_eq!(errors, "error loading model: no such thing; this");
+        assert_eq!(errors.why(), "error loading model: no such thing; this");
         send(sys::GGML_LOG_LEVEL_ERROR, c"nobody collects this\n");
-        assert_eq!(capture(|| 1), (1, String::new()));
+        let (one, log) = capture(|| 1);
+        assert_eq!((one, log.why().as_str()), (1, "it does not say why"));
+    }
+
+    /// A subscriber that panics at each message of llama.cpp.
+    struct Panicking;
+
+    impl tracing::Subscriber for Panicking {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            panic!("the host's own bug");
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn a_subscriber_that_panics_fails_the_call() {
+        let ((), log) = tracing::subscriber::with_default(Panicking, || {
+            capture(|| {
+                send(sys::GGML_LOG_LEVEL_WARN, c"one\n");
+                send(sys::GGML_LOG_LEVEL_ERROR, c"load: two\n");
+            })
+        });
+        let error = log.check_panics().unwrap_err().to_string();
+        assert_eq!(error, "the listener to llama.cpp's log panicked: the host's own bug");
+        assert_eq!(log.why(), "two");
+        // Nothing is left for the next call.
+        assert!(capture(|| send(sys::GGML_LOG_LEVEL_WARN, c"three\n")).1.check_panics().is_ok());
     }
 
     #[test]

@@ -61,7 +61,8 @@ pub(crate) struct KvShape {
 
 impl KvShape {
     fn bytes_per_token(&self, kv_type: KvType) -> u64 {
-        kv_type.bytes(2 * (self.layers * self.kv_heads * self.head_dim) as u64)
+        let sizes = [self.layers, self.kv_heads, self.head_dim];
+        kv_type.bytes(sizes.iter().fold(2, |elements: u64, size| elements.saturating_mul(*size as u64)))
     }
 }
 

@@ -1,16 +1,20 @@
 //! What takes the place of nodes of llama.cpp's graph: products with the checkpoint's weights, and squared ReLU.
 //!
 //! ggml calls a custom operation once on each of its threads, with the thread's number and how many there are. The
-//! threads wait for each other only after a node, so each makes what it needs of the input by itself.
+//! threads wait for each other only after a node, so each thread quantises the input itself. Products with the same input
+//! follow each other, so a thread keeps the quantised input, and which input that is.
 
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use llama_cpp_sys_2 as sys;
 use ternion_core::{Error, Result};
 use ternion_formats::{Linear, Weights};
 use ternion_kernels as kernels;
+
+use crate::guard::Guard;
 
 /// What makes a node of ggml's graph a custom operation.
 ///
@@ -62,14 +66,23 @@ impl CustomOp {
 
 /// A product with weights of the checkpoint. Its address must not change once [`Product::op`] has been called.
 pub(crate) struct Product {
-    pub(crate) linear: Linear,
-    /// The input is another one than that of the product before; otherwise its quantised form is still there.
-    pub(crate) new_input: AtomicBool,
+    linear: Linear,
+    /// The number of the graph that is computed, see [`Hook`](crate::hook::Hook).
+    graph: AtomicU64,
+    guard: Arc<Guard>,
+}
+
+/// An input of products: the number of the graph and the address of the tensor in it. No two inputs are equal, since the
+/// numbers of graphs are unique in the process and the tensors of a graph live as long as it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct InputId {
+    graph: u64,
+    tensor: usize,
 }
 
 impl Product {
-    pub(crate) fn new(linear: Linear) -> Self {
-        Self { linear, new_input: AtomicBool::new(true) }
+    pub(crate) fn new(linear: Linear, guard: &Arc<Guard>) -> Self {
+        Self { linear, graph: AtomicU64::new(0), guard: Arc::clone(guard) }
     }
 
     /// The operation that computes this product.
@@ -77,7 +90,12 @@ impl Product {
         CustomOp::new(Some(product), std::ptr::from_ref(self).cast_mut().cast())
     }
 
-    /// What must hold of a node before it becomes this product.
+    /// Tells which graph is about to be computed.
+    pub(crate) fn begin(&self, graph: u64) {
+        self.graph.store(graph, Ordering::Relaxed);
+    }
+
+    /// What must hold of a node for this product to be computed in its place.
     pub(crate) fn check(&self, node: &sys::ggml_tensor) -> std::result::Result<(), String> {
         // SAFETY: A product of ggml has two sources, which live as long as its graph.
         let Some(input) = (unsafe { node.src[1].as_ref() }) else { return Err("it has one input".into()) };
@@ -90,30 +108,40 @@ impl Product {
     /// Computes a part, `(part, of)`, of the product; the other threads write to the rest of `out`.
     ///
     /// # Safety
-    /// `out` is valid for writes of a row for each token of `x`, and no one but the other parts uses it meanwhile.
-    unsafe fn run(&self, x: &[f32], out: *mut f32, part: (usize, usize)) {
+    /// `out` is valid for writes of a row for each of `tokens`, and no one but the other parts uses it meanwhile.
+    unsafe fn run(&self, x: &[f32], id: InputId, tokens: usize, out: *mut f32, part: (usize, usize)) {
         let (rows, cols) = (self.linear.rows(), self.linear.cols());
-        SCRATCH.with_borrow_mut(|Scratch { normed, quantized }| {
-            let x = match &self.linear.input_norm {
-                None => x,
+        assert_eq!(tokens.checked_mul(cols), Some(x.len()), "the input of `{}`", self.linear.name);
+        SCRATCH.with_borrow_mut(|Scratch { normed, quantized, holds }| {
+            let (x, id) = match &self.linear.input_norm {
+                None => (x, Some(id)),
                 Some(norm) => {
                     normed.resize(x.len(), 0.0);
                     kernels::rms_norm_here(x, &norm.weight, norm.eps, normed);
-                    &normed[..]
+                    (&normed[..], None)
                 }
             };
             match &self.linear.weights {
-                // SAFETY: The caller's promise.
+                // SAFETY: The caller's promise, with as many tokens in `x` as it says.
                 Weights::Dense(dense) => unsafe {
                     kernels::dense_matmul_part(dense.view(), (rows, cols), x, out, rows, part);
                 },
                 Weights::Ternary(ternary) => {
-                    if self.linear.input_norm.is_some() || self.new_input.load(Ordering::Relaxed) {
-                        quantized.quantize_here(x, x.len() / cols, cols, cols);
+                    if id.is_none() || *holds != id {
+                        // After a panic, the buffer holds no input.
+                        *holds = None;
+                        quantized.quantize_here(x, tokens, cols, cols);
+                        *holds = id;
                     }
+                    assert_eq!(
+                        (quantized.tokens(), quantized.cols()),
+                        (tokens, cols),
+                        "the quantised input of `{}`",
+                        self.linear.name
+                    );
                     let codes =
                         ternary.view().expect("invariant: a checkpoint's ternary tensors have been checked");
-                    // SAFETY: The caller's promise.
+                    // SAFETY: The caller's promise, with as many tokens in `quantized` as it says.
                     unsafe { kernels::matmul_part(codes, ternary.scale, quantized, out, rows, part) };
                 }
             }
@@ -126,6 +154,8 @@ impl Product {
 struct Scratch {
     normed: Vec<f32>,
     quantized: kernels::Quantized,
+    /// The input whose values are in `quantized`; `None` if it is the input of no further product.
+    holds: Option<InputId>,
 }
 
 thread_local! {
@@ -134,18 +164,22 @@ thread_local! {
 
 unsafe extern "C" fn product(node: *mut sys::ggml_tensor, part: c_int, of: c_int, data: *mut c_void) {
     // SAFETY: `data` is the product that the operation was made of; it outlives the context that computes the graph.
-    // `node` passed `Product::check`, and ggml has computed its input and lets no one else touch its output.
-    unsafe {
-        let product = &*data.cast::<Product>();
-        let node = &*node;
-        let x = floats(&*node.src[1]);
-        product.run(x, node.data.cast(), (part as usize, of as usize));
-    }
+    let product = unsafe { &*data.cast::<Product>() };
+    product.guard.run("a matrix product", || {
+        // SAFETY: `node` passed `Product::check` when its graph was made, and ggml has computed its input and lets no one
+        // else touch its output.
+        unsafe {
+            let node = &*node;
+            let x = floats(&*node.src[1]);
+            let id = InputId { graph: product.graph.load(Ordering::Relaxed), tensor: node.src[1] as usize };
+            product.run(x, id, node.ne[1] as usize, node.data.cast(), (part as usize, of as usize));
+        }
+    });
 }
 
-/// `relu(gate)^2 * up` in the place of a node that computes `silu(gate) * up`.
-pub(crate) fn relu2() -> Result<CustomOp> {
-    CustomOp::new(Some(relu2_node), std::ptr::null_mut())
+/// `relu(gate)^2 * up` in the place of a node that computes `silu(gate) * up`. `guard` outlives the graphs.
+pub(crate) fn relu2(guard: &Arc<Guard>) -> Result<CustomOp> {
+    CustomOp::new(Some(relu2_node), Arc::as_ptr(guard).cast_mut().cast())
 }
 
 /// What must hold of a node before it becomes [`relu2`].
@@ -154,6 +188,11 @@ pub(crate) fn check_relu2(node: &sys::ggml_tensor) -> std::result::Result<(), St
     if node.op_params[0] != sys::GGML_GLU_OP_SWIGLU as i32 || node.op_params[SWAPPED] != 0 {
         return Err("it is another gated unit".into());
     }
+    check_gated(node)
+}
+
+/// What must hold of the tensors of a node that is [`relu2`].
+pub(crate) fn check_gated(node: &sys::ggml_tensor) -> std::result::Result<(), String> {
     for input in &node.src[..2] {
         // SAFETY: Sources of a node live as long as its graph.
         let Some(input) = (unsafe { input.as_ref() }) else {
@@ -165,20 +204,24 @@ pub(crate) fn check_relu2(node: &sys::ggml_tensor) -> std::result::Result<(), St
     check_matrix(node, node.ne[0], node.ne[1])
 }
 
-unsafe extern "C" fn relu2_node(node: *mut sys::ggml_tensor, part: c_int, of: c_int, _: *mut c_void) {
+unsafe extern "C" fn relu2_node(node: *mut sys::ggml_tensor, part: c_int, of: c_int, data: *mut c_void) {
     /// Elements that a cache line holds, so that no two threads write to one.
     const LINE: usize = 16;
-    // SAFETY: `node` passed `check_relu2`: both inputs are as long as the output, which is apart from them. ggml has
-    // computed the inputs and lets no one else touch the output, of which each part is written by one thread.
-    unsafe {
-        let node = &*node;
-        let (gate, up) = (floats(&*node.src[0]), floats(&*node.src[1]));
-        let (part, of) = (part as usize, of as usize);
-        let length = gate.len().div_ceil(of).next_multiple_of(LINE);
-        let (start, end) = ((part * length).min(gate.len()), ((part + 1) * length).min(gate.len()));
-        let out = std::slice::from_raw_parts_mut(node.data.cast::<f32>().add(start), end - start);
-        kernels::relu2_part(&gate[start..end], &up[start..end], out);
-    }
+    // SAFETY: `data` is the guard that the operation was made with; it outlives the context that computes the graph.
+    let guard = unsafe { &*data.cast::<Guard>() };
+    guard.run("a squared ReLU", || {
+        // SAFETY: `node` passed `check_gated`: both inputs are as long as the output, which is apart from them. ggml has
+        // computed the inputs and lets no one else touch the output, of which each part is written by one thread.
+        unsafe {
+            let node = &*node;
+            let (gate, up) = (floats(&*node.src[0]), floats(&*node.src[1]));
+            let (part, of) = (part as usize, of as usize);
+            let length = gate.len().div_ceil(of).next_multiple_of(LINE);
+            let (start, end) = ((part * length).min(gate.len()), ((part + 1) * length).min(gate.len()));
+            let out = std::slice::from_raw_parts_mut(node.data.cast::<f32>().add(start), end - start);
+            kernels::relu2_part(&gate[start..end], &up[start..end], out);
+        }
+    });
 }
 
 /// The floats of a tensor.
@@ -193,7 +236,7 @@ unsafe fn floats<'a>(tensor: &sys::ggml_tensor) -> &'a [f32] {
 
 /// Whether a tensor is `[rows, cols]` floats (`cols` innermost), row after row without gaps, in memory of this process.
 fn check_matrix(tensor: &sys::ggml_tensor, cols: i64, rows: i64) -> std::result::Result<(), String> {
-    if tensor.ne != [cols, rows, 1, 1] {
+    if tensor.ne != [cols, rows, 1, 1] || cols < 0 || rows < 0 || cols.checked_mul(rows).is_none() {
         return Err(format!("a shape is {:?}, expected {:?}", tensor.ne, [cols, rows, 1, 1]));
     }
     if tensor.type_ != sys::GGML_TYPE_F32 || tensor.nb[0] != 4 || tensor.nb[1] != 4 * cols as usize {

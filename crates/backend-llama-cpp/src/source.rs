@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_void};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 use ternion_core::{Error, ErrorKind, Result};
@@ -17,7 +18,7 @@ use ternion_formats::{
     Activation, Checkpoint, DenseTensor, LayerTensors, Linear, RmsNorm, RopeScaling, RopeSpec, Weights,
 };
 
-use crate::{ffi::Model, hook::Hook, ops::Product};
+use crate::{ffi::Model, guard::Guard, hook::Hook, ops::Product};
 
 /// The most layers that llama.cpp has room for.
 const MAX_LAYERS: usize = 512;
@@ -75,14 +76,20 @@ impl Parts<'_> {
     /// # Errors
     /// [`ErrorKind::Unsupported`] for what llama.cpp's graphs cannot express.
     pub(crate) fn load(&self) -> Result<(Model, Hook)> {
+        self.load_with(Arc::default())
+    }
+
+    /// [`load`](Self::load) with the guard of all callbacks.
+    pub(crate) fn load_with(&self, guard: Arc<Guard>) -> Result<(Model, Hook)> {
         self.check()?;
         let relu2 = (self.activation == Activation::Relu2).then_some(self.layers.len());
         let mut source = Source {
             contents: self.contents(),
-            placeholders: self.placeholders(),
+            placeholders: self.placeholders(&guard),
             products: Vec::new(),
             neutral: Vec::new(),
             error: None,
+            guard: Arc::clone(&guard),
         };
         let metadata = self.metadata(&source.placeholders)?;
         let user_data = std::ptr::from_mut(&mut source).cast::<c_void>();
@@ -91,11 +98,13 @@ impl Parts<'_> {
             let mut params = sys::llama_model_default_params();
             params.n_gpu_layers = 0;
             sys::llama_model_init_from_user(metadata.raw.as_ptr(), Some(fill), user_data, params)
-        })?;
+        });
+        guard.check()?;
+        let model = model?;
         if let Some(error) = source.error {
             return Err(Error::backend(error));
         }
-        let mut hook = Hook::new(relu2, &source.neutral)?;
+        let mut hook = Hook::new(relu2, &source.neutral, guard)?;
         for (tensor, product) in source.products {
             hook.add(tensor, Box::new(product))?;
         }
@@ -164,7 +173,7 @@ impl Parts<'_> {
 
     /// The products, by the name of the tensor that stands for their weights; `None` for the embedding where it is not
     /// the head: its rows are fed to llama.cpp, which never looks one up.
-    fn placeholders(&self) -> BTreeMap<String, (Option<Product>, [usize; 2])> {
+    fn placeholders(&self, guard: &Arc<Guard>) -> BTreeMap<String, (Option<Product>, [usize; 2])> {
         let mut placeholders = BTreeMap::new();
         let head = Linear {
             name: "lm_head".to_owned(),
@@ -173,16 +182,16 @@ impl Parts<'_> {
         };
         let shape = [self.vocab_size, self.hidden_size];
         if self.sub_norms() {
-            placeholders.insert("token_embd.weight".to_owned(), (Some(Product::new(head)), shape));
+            placeholders.insert("token_embd.weight".to_owned(), (Some(Product::new(head, guard)), shape));
         } else {
             placeholders.insert("token_embd.weight".to_owned(), (None, shape));
-            placeholders.insert("output.weight".to_owned(), (Some(Product::new(head)), shape));
+            placeholders.insert("output.weight".to_owned(), (Some(Product::new(head, guard)), shape));
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
             for (name, linear) in names.into_iter().zip(layer.linears()) {
                 let shape = [linear.rows(), linear.cols()];
-                let product = Product::new(linear.clone());
+                let product = Product::new(linear.clone(), guard);
                 placeholders.insert(format!("blk.{i}.{name}.weight"), (Some(product), shape));
             }
         }
@@ -314,6 +323,7 @@ struct Source {
     /// Scales of 1 and biases of 0.
     neutral: Vec<*const sys::ggml_tensor>,
     error: Option<String>,
+    guard: Arc<Guard>,
 }
 
 impl Source {
@@ -332,7 +342,10 @@ impl Source {
         if tensor.type_ != sys::GGML_TYPE_F32 || tensor.data.is_null() || !host {
             return Err("it is not floats in this process's memory".into());
         }
-        let elements = tensor.ne.iter().product::<i64>() as usize;
+        let size = |size: &i64| usize::try_from(*size).ok();
+        let elements = tensor.ne.iter().try_fold(1, |all: usize, n| all.checked_mul(size(n)?));
+        let elements = elements.filter(|n| n.checked_mul(size_of::<f32>()).is_some());
+        let elements = elements.ok_or_else(|| format!("its shape is {:?}", tensor.ne))?;
         // SAFETY: llama.cpp has allocated a float for each element and asks for them to be written.
         let out = unsafe { std::slice::from_raw_parts_mut(tensor.data.cast::<f32>(), elements) };
         let kind = name.rsplit('.').next();
@@ -357,14 +370,19 @@ impl Source {
 /// # Safety
 /// `data` points to a [`Source`] that nothing else uses meanwhile.
 unsafe extern "C" fn fill(tensor: *mut sys::ggml_tensor, data: *mut c_void) {
-    // SAFETY: The caller's promise; the tensor is llama.cpp's and has a name that ends with NUL.
-    let (source, tensor, name) = unsafe {
-        let name = CStr::from_ptr(sys::ggml_get_name(tensor)).to_string_lossy().into_owned();
-        (&mut *data.cast::<Source>(), &mut *tensor, name)
-    };
-    if let Err(error) = source.fill(tensor, &name)
-        && source.error.is_none()
-    {
-        source.error = Some(format!("llama.cpp asks for the tensor `{name}`: {error}"));
-    }
+    // SAFETY: The caller's promise.
+    let source = unsafe { &mut *data.cast::<Source>() };
+    let guard = Arc::clone(&source.guard);
+    guard.run("the source of llama.cpp's tensors", || {
+        // SAFETY: The tensor is llama.cpp's and has a name that ends with NUL.
+        let (tensor, name) = unsafe {
+            let name = CStr::from_ptr(sys::ggml_get_name(tensor)).to_string_lossy().into_owned();
+            (&mut *tensor, name)
+        };
+        if let Err(error) = source.fill(tensor, &name)
+            && source.error.is_none()
+        {
+            source.error = Some(format!("llama.cpp asks for the tensor `{name}`: {error}"));
+        }
+    });
 }

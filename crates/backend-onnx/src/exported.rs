@@ -72,85 +72,84 @@ impl ExportedDecoder {
         id
     }
 
-    /// Appends the tokens to a sequence and the wanted logits to `logits`.
+    /// Appends the tokens to a sequence and the wanted logits to `logits`. After an error the sequence is as it was before.
     fn step(&mut self, input: &SequenceInput<'_>, span: &Span, logits: &mut Vec<f32>) -> Result<()> {
-        let mut sequence = self.sequences.get(&input.sequence).cloned().unwrap_or_default();
-        // The handle in the map would make a buffer seem shared, and be copied.
-        if let Some(stored) = self.sequences.get_mut(&input.sequence) {
-            stored.tensors.clear();
-        }
-        let outcome = self.compute(input, span, &mut sequence, logits);
-        self.binding.clear();
-        if outcome.is_err() {
-            sequence.length = span.past;
-        }
-        self.sequences.insert(input.sequence, sequence);
-        outcome
-    }
-
-    fn compute(
-        &mut self,
-        input: &SequenceInput<'_>,
-        span: &Span,
-        sequence: &mut Sequence,
-        logits: &mut Vec<f32>,
-    ) -> Result<()> {
         let failed = |e: ort::Error| engine_error("the decoder failed", &e);
+        let Self { sizes, layout, session, binding, sequences, .. } = self;
+        // The tensors stay in the map: whatever fails below, even by a panic, they are not lost.
+        let sequence = sequences.get_mut(&input.sequence).ok_or_else(|| batch::no_such(input.sequence))?;
         let total = span.past + span.count;
-        self.prepare(sequence, total).map_err(failed)?;
-        self.bind_tokens(input, span).map_err(failed)?;
-        let fresh = self.run(sequence, input.rows(), logits).map_err(failed)??;
-        if !self.layout.in_place {
+        prepare(layout, sizes, sequence, total).map_err(failed)?;
+        let mut step = Step { layout, session, binding };
+        // What a step that failed has left.
+        step.binding.clear();
+        let fresh = step.bind_tokens(input, span).and_then(|()| step.run(sequence, input.rows(), logits));
+        step.binding.clear();
+        let fresh = fresh.map_err(failed)??;
+        if !layout.in_place {
             sequence.tensors = fresh;
             sequence.held = total;
         }
         sequence.length = total;
         Ok(())
     }
+}
 
-    /// Sees to it that the tensors hold what the next step needs: exactly the past, or in place room for all, in buffers
-    /// that no fork shares.
-    fn prepare(&self, sequence: &mut Sequence, total: usize) -> ort::Result<()> {
-        let fits = if self.layout.in_place {
-            sequence.held >= total && sequence.tensors.iter_mut().all(|t| Arc::get_mut(t).is_some())
-        } else {
-            sequence.held == sequence.length
-        };
-        if fits && !sequence.tensors.is_empty() {
-            return Ok(());
-        }
-        let held = if self.layout.in_place {
-            total.next_power_of_two().clamp(SMALLEST, self.sizes.context.max(SMALLEST))
-        } else {
-            sequence.length
-        };
-        let mut tensors = Vec::with_capacity(self.layout.caches.len());
-        for (i, cache) in self.layout.caches.iter().enumerate() {
-            let old = sequence.tensors.get(i).map(|t| (&**t, sequence.length));
-            tensors.push(Arc::new(if self.layout.is_f16 {
-                copied::<half::f16>(cache, TensorElementType::Float16, held, old)?
-            } else {
-                copied::<f32>(cache, TensorElementType::Float32, held, old)?
-            }));
-        }
-        sequence.tensors = tensors;
-        sequence.held = held;
-        Ok(())
+/// Sees to it that the tensors hold what the next step needs: exactly the past, or in place room for all, in buffers
+/// that no fork shares.
+fn prepare(layout: &Layout, sizes: &Sizes, sequence: &mut Sequence, total: usize) -> ort::Result<()> {
+    let fits = if layout.in_place {
+        sequence.held >= total && sequence.tensors.iter_mut().all(|t| Arc::get_mut(t).is_some())
+    } else {
+        sequence.held == sequence.length
+    };
+    if fits && !sequence.tensors.is_empty() {
+        return Ok(());
     }
+    let held = if layout.in_place {
+        total.next_power_of_two().clamp(SMALLEST, sizes.context.max(SMALLEST))
+    } else {
+        sequence.length
+    };
+    let mut tensors = Vec::with_capacity(layout.caches.len());
+    for (i, cache) in layout.caches.iter().enumerate() {
+        let old = match sequence.tensors.get(i) {
+            Some(tensor) => Some((&**tensor, sequence.length)),
+            None if sequence.length == 0 => None,
+            None => return Err(ort::Error::new("the keys and values of the sequence are gone")),
+        };
+        tensors.push(Arc::new(if layout.is_f16 {
+            copied::<half::f16>(cache, TensorElementType::Float16, held, old)?
+        } else {
+            copied::<f32>(cache, TensorElementType::Float32, held, old)?
+        }));
+    }
+    sequence.tensors = tensors;
+    sequence.held = held;
+    Ok(())
+}
 
+/// What a step needs beside its sequence.
+struct Step<'a> {
+    layout: &'a Layout,
+    session: &'a mut Session,
+    binding: &'a mut IoBinding,
+}
+
+impl Step<'_> {
     fn bind_tokens(&mut self, input: &SequenceInput<'_>, span: &Span) -> ort::Result<()> {
         let total = span.past + span.count;
-        let layout = &self.layout;
-        bind(&mut self.binding, &layout.ids, input.tokens.iter().map(|&id| i64::from(id)).collect())?;
+        let (layout, binding) = (self.layout, &mut *self.binding);
+        bind(binding, &layout.ids, input.tokens.iter().map(|&id| i64::from(id)).collect())?;
         if let Some(mask) = &layout.mask {
-            bind(&mut self.binding, mask, vec![1; total])?;
+            bind(binding, mask, vec![1; total])?;
         }
         if let Some(positions) = &layout.positions {
-            bind(&mut self.binding, positions, (span.past..total).map(|p| p as i64).collect())?;
+            bind(binding, positions, (span.past..total).map(|p| p as i64).collect())?;
         }
         if let Some(keep) = &layout.keep {
             // 0 would mean all.
-            bind(&mut self.binding, keep, vec![input.rows().max(1) as i64])?;
+            bind(binding, keep, vec![input.rows().max(1) as i64])?;
         }
         Ok(())
     }
@@ -165,7 +164,7 @@ impl ExportedDecoder {
     ) -> ort::Result<Result<Vec<Arc<DynTensor>>>> {
         let allocator = Allocator::default();
         let memory = allocator.memory_info();
-        let (layout, binding) = (&self.layout, &mut self.binding);
+        let (layout, binding) = (self.layout, &mut *self.binding);
         binding.bind_output_to_device("logits", memory)?;
         for (cache, tensor) in layout.caches.iter().zip(&mut sequence.tensors) {
             binding.bind_input(cache.past.as_str(), &**tensor)?;
@@ -175,23 +174,42 @@ impl ExportedDecoder {
             }
         }
         let mut outputs = self.session.run_binding(binding)?;
-        let Some(found) = outputs.get("logits") else {
-            return Ok(Err(Error::backend("the decoder gave no logits")));
-        };
-        if let Err(error) = append_last(found, rows, layout.vocab_size, logits)? {
-            return Ok(Err(error));
-        }
         let mut fresh = Vec::new();
         if !layout.in_place {
             for cache in &layout.caches {
                 let Some(tensor) = outputs.remove(&cache.present) else {
                     return Ok(Err(Error::backend(format!("the decoder gave no `{}`", cache.present))));
                 };
-                fresh.push(Arc::new(tensor.downcast()?));
+                let tensor: DynTensor = tensor.downcast()?;
+                if let Err(error) = check_present(cache, layout, sequence.length, &tensor) {
+                    return Ok(Err(error));
+                }
+                fresh.push(Arc::new(tensor));
             }
         }
-        Ok(Ok(fresh))
+        let Some(found) = outputs.get("logits") else {
+            return Ok(Err(Error::backend("the decoder gave no logits")));
+        };
+        Ok(append_last(found, rows, layout.vocab_size, logits)?.map(|()| fresh))
     }
+}
+
+/// Whether the graph has made keys or values of the type and shape that the next step takes.
+fn check_present(cache: &Cache, layout: &Layout, past: usize, tensor: &DynTensor) -> Result<()> {
+    let expected = if layout.is_f16 { TensorElementType::Float16 } else { TensorElementType::Float32 };
+    let shape = tensor.shape();
+    let fits = matches!(**shape, [1, heads, length, width]
+        if heads == cache.heads as i64 && width == cache.width as i64 && length > past as i64);
+    if fits && *tensor.data_type() == expected {
+        return Ok(());
+    }
+    Err(Error::backend(format!(
+        "the decoder gave `{}` as {:?} of the shape {shape:?}, expected {expected:?} of [1, {}, more than {past}, {}]",
+        cache.present,
+        tensor.data_type(),
+        cache.heads,
+        cache.width
+    )))
 }
 
 /// Binds integers as `[1, n]`, or as one number.
@@ -235,7 +253,6 @@ fn append_last(
     vocab_size: usize,
     logits: &mut Vec<f32>,
 ) -> ort::Result<Result<()>> {
-    let wanted = rows * vocab_size;
     let shape = found.shape();
     let fits = matches!(**shape, [1, given, width] if given >= rows as i64 && width == vocab_size as i64);
     if !fits {
@@ -243,6 +260,8 @@ fn append_last(
             "the decoder gave logits of the shape {shape:?}, expected [1, {rows} or more, {vocab_size}]"
         ))));
     }
+    // No more than there are, by the shape that was checked.
+    let wanted = rows * vocab_size;
     if *found.data_type() == TensorElementType::Float16 {
         let (_, values) = found.try_extract_tensor::<half::f16>()?;
         logits.extend(values[values.len() - wanted..].iter().map(|x| x.to_f32()));
@@ -287,6 +306,7 @@ impl CausalLm for ExportedDecoder {
             for span in &spans {
                 self.truncate(span.sequence, span.past)?;
             }
+            logits.clear();
         }
         outcome
     }

@@ -5,11 +5,12 @@ use ort::value::Tensor;
 use ternion_core::batch::{self, Span};
 use ternion_core::kv::{KvCache, KvType, Layout};
 use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, SequenceId, SequenceInput};
-use ternion_formats::onnx::{Host, Node, Size, Summary, fast};
+use ternion_formats::onnx::{Host, Size, Summary, fast};
 use ternion_kernels::Team;
 
+use crate::attributes::{self, Heads};
 use crate::library::Library;
-use crate::model::{Sizes, engine_error, session_builder};
+use crate::model::{MOST_LOGITS, Sizes, engine_error, session_builder};
 use crate::ops::{self, Shared};
 
 /// A decoder and the KV caches of its sequences.
@@ -106,7 +107,7 @@ fn interface(summary: &Summary, host: &Host) -> Result<usize> {
         }
     }
     let dims = summary.output(fast::LOGITS).and_then(|output| output.dims.as_deref());
-    let Some([_, Size::Known(vocab_size @ 1..)]) = dims else {
+    let Some([_, Size::Known(vocab_size @ 1..=MOST_LOGITS)]) = dims else {
         let message =
             format!("the graph's output `{}` is {dims:?}, expected [rows, vocabulary]", fast::LOGITS);
         return Err(Error::invalid_model(message));
@@ -122,28 +123,24 @@ fn interface(summary: &Summary, host: &Host) -> Result<usize> {
 
 /// What the attention of all layers asks of the KV cache.
 fn cache_layout(summary: &Summary, host: &Host) -> Result<Layout> {
-    // No real head or count comes near; products of them stay far from overflow.
-    const MOST: i64 = 1 << 20;
-    let size = |node: &Node, name: &str| match node.integer(name) {
-        Some(value @ 0..=MOST) => Ok(value as usize),
-        other => {
-            let message =
-                format!("the attribute `{name}` is {other:?}, expected an integer from 0 to {MOST}");
-            Err(Error::invalid_model(message).with("node", &node.name))
-        }
-    };
     let mut layout = Layout { layers: 0, kv_heads: 0, head_dim: 0 };
     for node in summary.nodes.iter().filter(|n| n.domain == fast::DOMAIN && n.operator == fast::ATTENTION) {
-        let (kv_heads, head_dim) = (size(node, "kv_heads")?, size(node, "head_dim")?);
-        let fits = layout.layers == 0 || (kv_heads, head_dim) == (layout.kv_heads, layout.head_dim);
-        if size(node, "layer")? != layout.layers
-            || !fits
-            || kv_heads == 0
-            || head_dim == 0
-            || head_dim % 2 != 0
-        {
-            let message = "the layers are not in order or differ in their heads of keys and values";
-            return Err(Error::invalid_model(message).with("node", &node.name));
+        let in_node = |message: String| {
+            Error::invalid_model(format!("{}: {message}", fast::ATTENTION)).with("node", &node.name)
+        };
+        let Heads { kv_heads, head_dim, .. } = Heads::new(|name| node.integer(name)).map_err(in_node)?;
+        let layer = attributes::size("layer", node.integer("layer")).map_err(in_node)?;
+        if layer != layout.layers {
+            return Err(in_node(format!(
+                "the attribute `layer` is {layer}, expected {}: the layers in their order",
+                layout.layers
+            )));
+        }
+        if layout.layers > 0 && (kv_heads, head_dim) != (layout.kv_heads, layout.head_dim) {
+            return Err(in_node(format!(
+                "the attributes `kv_heads` and `head_dim` are {kv_heads} and {head_dim}, but {} and {} in the layers before",
+                layout.kv_heads, layout.head_dim
+            )));
         }
         layout = Layout { layers: layout.layers + 1, kv_heads, head_dim };
     }
@@ -201,6 +198,9 @@ impl CausalLm for FastDecoder {
                 Ok(()) => state.cache.advance(span.sequence, span.count),
                 Err(_) => state.cache.truncate(span.sequence, span.past),
             }
+        }
+        if outcome.is_err() {
+            logits.clear();
         }
         outcome
     }

@@ -8,6 +8,9 @@
 use ternion_core::{Error, Result};
 use ternion_formats::onnx::{Element, Host, Size, Summary, Value};
 
+use crate::attributes::MOST_WIDTH;
+use crate::model::MOST_LOGITS;
+
 const IDS: &str = "input_ids";
 const MASK: &str = "attention_mask";
 const POSITIONS: &str = "position_ids";
@@ -157,10 +160,15 @@ fn vocab_size(logits: &Value, host: &Host) -> Result<usize> {
         )));
     };
     match (&dims[2], host.vocab_size) {
-        (Size::Known(found @ 1..), Some(expected)) if *found != expected as i64 => Err(Error::invalid_model(
-            format!("the logits have {found} elements, but `vocab_size` in config.json is {expected}"),
-        )),
-        (Size::Known(found @ 1..), _) => Ok(*found as usize),
+        (Size::Known(found @ 1..=MOST_LOGITS), Some(expected)) if *found != expected as i64 => {
+            Err(Error::invalid_model(format!(
+                "the logits have {found} elements, but `vocab_size` in config.json is {expected}"
+            )))
+        }
+        (Size::Known(found @ 1..=MOST_LOGITS), _) => Ok(*found as usize),
+        (Size::Known(found), _) => Err(Error::invalid_model(format!(
+            "`{LOGITS}` has {found} elements for a token, expected 1 to {MOST_LOGITS}"
+        ))),
         (_, Some(expected)) => Ok(expected),
         _ => Err(Error::invalid_model(
             "neither the graph nor a config.json beside it says how many logits there are",
@@ -213,6 +221,12 @@ fn cache(summary: &Summary, host: &Host, input: &Value, rest: &str) -> Result<(C
     let per_head = host.hidden_size.zip(host.heads).map(|(hidden, heads)| hidden / heads).filter(|d| *d > 0);
     let heads = size(heads, "num_key_value_heads", host.kv_heads, host.heads)?;
     let width = size(width, "head_dim", host.head_dim, per_head)?;
+    if heads.checked_mul(width).is_none_or(|elements| elements > MOST_WIDTH) {
+        return Err(Error::invalid_model(format!(
+            "`{}` has {heads} heads of {width} elements, expected at most {MOST_WIDTH} elements for a token",
+            input.name
+        )));
+    }
     Ok((Cache { past: input.name.clone(), present, heads, width }, is_f16))
 }
 

@@ -10,6 +10,7 @@
 //!
 //! `unsafe` is where the native library is looked at (`library`) and where weights of 16 bits are seen as bytes (`ops`).
 
+mod attributes;
 mod backend;
 mod config;
 mod exported;

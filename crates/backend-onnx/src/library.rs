@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
-use ternion_core::{Error, ErrorKind, Result};
+use ort::logging::LogLevel;
+use ternion_core::{Error, ErrorKind, Result, catch_panic};
 
 /// The oldest version that is accepted, 1.x: the interface that `ort` is compiled for.
 pub const MINIMUM_VERSION: u32 = ort::MINOR_VERSION;
@@ -136,8 +137,20 @@ fn start(path: PathBuf, version: String) -> Result<Library> {
         Error::backend("ONNX Runtime does not start").with("path", path.display()).with_source(one_line(e))
     };
     let builder = ort::init_from(&path).map_err(|e| failed(&e))?;
-    let environment = builder.with_name("ternion").with_telemetry(false).build().map_err(|e| failed(&e))?;
+    let builder = builder.with_name("ternion").with_telemetry(false).with_logger(Arc::new(log));
+    let environment = builder.build().map_err(|e| failed(&e))?;
     Ok(Library { environment: Arc::new(environment), minor, version, path })
+}
+
+/// Sends a message of the runtime to `tracing`. The host's subscriber may panic, and the runtime calls this from C++: the
+/// panic ends here. It has no caller that it could fail.
+fn log(level: LogLevel, _category: &str, id: &str, location: &str, message: &str) {
+    let _ = catch_panic(|| match level {
+        LogLevel::Fatal | LogLevel::Error => tracing::error!(target: "ort", id, location, "{message}"),
+        LogLevel::Warning => tracing::warn!(target: "ort", id, location, "{message}"),
+        LogLevel::Info => tracing::info!(target: "ort", id, location, "{message}"),
+        LogLevel::Verbose => tracing::trace!(target: "ort", id, location, "{message}"),
+    });
 }
 
 /// The interface's head, as `onnxruntime_c_api.h` has it: the same in all versions.
@@ -238,6 +251,36 @@ mod tests {
     fn another_library_is_refused() {
         let e = probe(Path::new("libc.so.6")).unwrap_err();
         assert!(e.to_string().contains("is no ONNX Runtime"), "{e}");
+    }
+
+    /// A subscriber that panics at each message.
+    struct Panicking;
+
+    impl tracing::Subscriber for Panicking {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            panic!("the host's own bug");
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn a_subscriber_that_panics_does_not_unwind_into_the_runtime() {
+        tracing::subscriber::with_default(Panicking, || {
+            for level in
+                [LogLevel::Verbose, LogLevel::Info, LogLevel::Warning, LogLevel::Error, LogLevel::Fatal]
+            {
+                log(level, "category", "id", "location", "message");
+            }
+        });
     }
 
     #[test]

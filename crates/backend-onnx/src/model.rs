@@ -11,6 +11,9 @@ use crate::exported::ExportedDecoder;
 use crate::fast::{self, FastDecoder};
 use crate::library::{Library, one_line};
 
+/// The most logits of a token: as many as `config.json` may say. Products with a number of tokens cannot overflow.
+pub(crate) const MOST_LOGITS: i64 = 1 << 28;
+
 /// Sizes that a host may set.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]

@@ -1,22 +1,23 @@
 //! The operators of the fast variant (`ternion_formats::onnx::fast` says what each does), over `ternion-kernels`.
 //!
 //! A kernel runs on the thread that runs the session, which is one of our pool: the kernels divide their work over that
-//! pool, and the runtime has no threads of its own. Lengths are checked before a kernel of `ternion-kernels` is called,
-//! since that one panics where they disagree; a panic that comes all the same is caught, as it must not cross into the
-//! runtime.
+//! pool, and the runtime has no threads of its own. Attributes are checked when a kernel is made, lengths before a kernel of
+//! `ternion-kernels` is called, since that one panics where they disagree. Other panics are caught, as they must not cross
+//! into the runtime.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
 use ort::value::{DynTensorValueType, PrimitiveTensorElementType, TensorElementType, ValueRef};
-use ternion_core::SequenceId;
 use ternion_core::kv::{self, KvCache, Planes};
+use ternion_core::{SequenceId, catch_panic};
 use ternion_formats::Activation;
 use ternion_formats::onnx::fast;
 use ternion_kernels::{self as kernels, KvBlocks};
+
+use crate::attributes::{self, Heads};
 
 const _: () = assert!(kv::BLOCK == kernels::BLOCK, "attention takes the blocks of the cache");
 
@@ -71,20 +72,30 @@ fn failed<T>(message: impl Into<String>) -> ort::Result<T> {
     Err(ort::Error::new(message))
 }
 
-/// A kernel whose panics become errors.
-pub(crate) struct Guarded<F>(F);
+/// A kernel whose panics become errors. Its errors name the operator.
+pub(crate) struct Guarded {
+    operator: &'static str,
+    compute: Box<dyn FnMut(&ComputeContext) -> ort::Result<()> + Send>,
+}
 
-impl<F: FnMut(&ComputeContext) -> ort::Result<()> + Send> Kernel for Guarded<F> {
+impl Kernel for Guarded {
     fn compute(&mut self, ctx: &ComputeContext) -> ort::Result<()> {
-        catch_unwind(AssertUnwindSafe(|| (self.0)(ctx)))
-            .unwrap_or_else(|_| failed("an operator of ai.ternion panicked"))
+        guarded(self.operator, || (self.compute)(ctx))
     }
 }
 
-type Boxed = Guarded<Box<dyn FnMut(&ComputeContext) -> ort::Result<()> + Send>>;
+/// Runs what the runtime calls. A panic becomes an error, and errors name the operator.
+fn guarded<R>(operator: &str, work: impl FnOnce() -> ort::Result<R>) -> ort::Result<R> {
+    let outcome = catch_panic(work).unwrap_or_else(|panic| failed(format!("a panic: {panic}")));
+    outcome.map_err(|error| ort::Error::new(format!("the operator {operator}: {error}")))
+}
 
-fn kernel(compute: impl FnMut(&ComputeContext) -> ort::Result<()> + Send + 'static) -> Boxed {
-    Guarded(Box::new(compute))
+/// Makes the kernel of an operator from what `create` returns, which reads the attributes.
+fn kernel<F: FnMut(&ComputeContext) -> ort::Result<()> + Send + 'static>(
+    operator: &'static str,
+    create: impl FnOnce() -> ort::Result<F>,
+) -> ort::Result<Guarded> {
+    guarded(operator, create).map(|compute| Guarded { operator, compute: Box::new(compute) })
 }
 
 /// An input that may be left out.
@@ -107,11 +118,18 @@ fn matrix(shape: &[i64]) -> ort::Result<(usize, usize)> {
     }
 }
 
-fn attribute(context: &KernelContext<'_>, name: &str) -> ort::Result<usize> {
-    match context.get::<i64>(name).map(usize::try_from) {
-        Some(Ok(value)) => Ok(value),
-        _ => failed(format!("the attribute `{name}` is missing or negative")),
-    }
+fn invalid(message: String) -> ort::Error {
+    ort::Error::new(message)
+}
+
+/// The attribute `epsilon`, where there is one.
+fn epsilon(context: &KernelContext<'_>) -> ort::Result<Option<f32>> {
+    context.get::<f32>("epsilon").map(attributes::epsilon).transpose().map_err(invalid)
+}
+
+/// The attribute `epsilon` of an operator that normalises.
+fn needed(epsilon: Option<f32>) -> ort::Result<f32> {
+    epsilon.ok_or_else(|| ort::Error::new("the attribute `epsilon` is missing or no float"))
 }
 
 /// Writes an output `[rows, cols]`.
@@ -169,13 +187,13 @@ fn normalised<'a>(
     x: &'a [f32],
     cols: usize,
     norm: Option<ValueRef<'_>>,
-    epsilon: f32,
+    epsilon: Option<f32>,
     out: &'a mut Vec<f32>,
 ) -> ort::Result<&'a [f32]> {
     let Some(norm) = norm else { return Ok(x) };
     let weight = norm_weight(&norm, cols)?;
     out.resize(x.len(), 0.0);
-    kernels::rms_norm(x, weight, epsilon, out);
+    kernels::rms_norm(x, weight, needed(epsilon)?, out);
     Ok(out)
 }
 
@@ -197,7 +215,7 @@ impl<W> Embedding<W> {
 }
 
 impl<W: Weight> Operator for Embedding<W> {
-    type Kernel<'a> = Boxed;
+    type Kernel<'a> = Guarded;
 
     fn name(&self) -> &str {
         fast::EMBEDDING
@@ -211,8 +229,8 @@ impl<W: Weight> Operator for Embedding<W> {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel(&self, _: &KernelContext<'_>) -> ort::Result<Boxed> {
-        Ok(kernel(|ctx| {
+    fn create_kernel(&self, _: &KernelContext<'_>) -> ort::Result<Guarded> {
+        let compute = |ctx: &ComputeContext| {
             let (ids, table) = (required(ctx, 0)?, required(ctx, 1)?);
             let (_, ids) = ids.try_extract_tensor::<i64>()?;
             let (shape, table) = table.try_extract_tensor::<W>()?;
@@ -226,14 +244,15 @@ impl<W: Weight> Operator for Embedding<W> {
                 }
                 Ok(())
             })
-        }))
+        };
+        kernel(fast::EMBEDDING, || Ok(compute))
     }
 }
 
 struct Rotations;
 
 impl Operator for Rotations {
-    type Kernel<'a> = Boxed;
+    type Kernel<'a> = Guarded;
 
     fn name(&self) -> &str {
         fast::ROTATIONS
@@ -250,8 +269,8 @@ impl Operator for Rotations {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel(&self, _: &KernelContext<'_>) -> ort::Result<Boxed> {
-        Ok(kernel(|ctx| {
+    fn create_kernel(&self, _: &KernelContext<'_>) -> ort::Result<Guarded> {
+        let compute = |ctx: &ComputeContext| {
             let (positions, frequencies) = (required(ctx, 0)?, required(ctx, 1)?);
             let (_, positions) = positions.try_extract_tensor::<i64>()?;
             let (_, frequencies) = frequencies.try_extract_tensor::<f32>()?;
@@ -269,14 +288,15 @@ impl Operator for Rotations {
                 }
                 Ok(())
             })
-        }))
+        };
+        kernel(fast::ROTATIONS, || Ok(compute))
     }
 }
 
 struct TernaryLinear(Shared);
 
 impl Operator for TernaryLinear {
-    type Kernel<'a> = Boxed;
+    type Kernel<'a> = Guarded;
 
     fn name(&self) -> &str {
         fast::TERNARY_LINEAR
@@ -296,61 +316,69 @@ impl Operator for TernaryLinear {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
-        let scales = context.get::<Vec<f32>>("scales").unwrap_or_default();
-        let epsilon = context.get::<f32>("epsilon").unwrap_or(0.0);
-        if scales.iter().any(|s| !s.is_finite() || *s == 0.0) {
-            return failed(format!("the scales are {scales:?}, expected finite numbers other than 0"));
-        }
-        let layout = context.get::<String>("layout").unwrap_or_default();
-        let Some((layout, _)) = fast::LAYOUTS.iter().find(|(_, name)| *name == layout) else {
-            return failed(format!("the layout of codes is {layout:?}; known: quarters, i2s"));
-        };
-        // As for every other format, all codes are looked at once before the first is used.
-        for input in 1..=scales.len() {
-            let codes = context.constant_input::<DynTensorValueType>(input)?;
-            if let Some(at) = kernels::find_invalid_code(codes.try_extract_tensor::<u8>()?.1) {
-                return failed(format!(
-                    "byte {at} of matrix {input} holds the code 3; expected the codes 0, 1 and 2"
-                ));
-            }
-        }
-        let shared = self.0.clone();
-        Ok(kernel(move |ctx| {
-            let State { scratch, .. } = &mut *shared.lock();
-            let x = required(ctx, 0)?;
-            let (shape, x) = x.try_extract_tensor::<f32>()?;
-            let (tokens, cols) = matrix(shape)?;
-            match optional(ctx, 4)? {
-                Some(norm) => {
-                    let weight = norm_weight(&norm, cols)?;
-                    scratch.quantized.quantize_normed(x, weight, epsilon);
-                }
-                None => scratch.quantized.quantize(x, cols),
-            }
-            let mut codes = Vec::with_capacity(scales.len());
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Guarded> {
+        kernel(fast::TERNARY_LINEAR, || {
+            let scales = attributes::scales(context.get::<Vec<f32>>("scales")).map_err(invalid)?;
+            let epsilon = epsilon(context)?;
+            let layout = context.get::<String>("layout").unwrap_or_default();
+            let layout = attributes::layout(&layout).map_err(invalid)?;
+            // As for every other format, all codes are looked at once before the first is used.
             for input in 1..=scales.len() {
-                codes.push(required(ctx, input)?);
-            }
-            let mut products = Vec::with_capacity(codes.len());
-            let mut rows = 0;
-            for (codes, &scale) in codes.iter().zip(&scales) {
-                let (shape, codes) = codes.try_extract_tensor::<u8>()?;
-                let (quarter, width) = matrix(shape)?;
-                if width != cols {
-                    return failed(format!("codes of {width} columns for an input of {cols}"));
+                let codes = context.constant_input::<DynTensorValueType>(input)?;
+                if let Some(at) = kernels::find_invalid_code(codes.try_extract_tensor::<u8>()?.1) {
+                    return failed(format!(
+                        "byte {at} of matrix {input} holds the code 3; expected the codes 0, 1 and 2"
+                    ));
                 }
-                let weights = kernels::TernaryRef::new(*layout, codes, 4 * quarter, width)
-                    .map_err(|e| ort::Error::new(e.to_string()))?;
-                products.push(kernels::Product { weights, scale, offset: rows });
-                rows += weights.rows();
             }
-            write(ctx, tokens, rows, |out| {
-                kernels::matmul_all(&products, &scratch.quantized, out, rows);
-                Ok(())
+            let shared = self.0.clone();
+            Ok(move |ctx: &ComputeContext| {
+                ternary_linear(ctx, &mut shared.lock().scratch, layout, &scales, epsilon)
             })
-        }))
+        })
     }
+}
+
+fn ternary_linear(
+    ctx: &ComputeContext,
+    scratch: &mut Scratch,
+    layout: kernels::TernaryLayout,
+    scales: &[f32],
+    epsilon: Option<f32>,
+) -> ort::Result<()> {
+    let x = required(ctx, 0)?;
+    let (shape, x) = x.try_extract_tensor::<f32>()?;
+    let (tokens, cols) = matrix(shape)?;
+    match optional(ctx, 4)? {
+        Some(norm) => {
+            let weight = norm_weight(&norm, cols)?;
+            scratch.quantized.quantize_normed(x, weight, needed(epsilon)?);
+        }
+        None => scratch.quantized.quantize(x, cols),
+    }
+    let mut codes = Vec::with_capacity(scales.len());
+    for input in 1..=scales.len() {
+        codes.push(required(ctx, input)?);
+    }
+    let mut products = Vec::with_capacity(codes.len());
+    let mut rows = 0usize;
+    for (codes, &scale) in codes.iter().zip(scales) {
+        let (shape, codes) = codes.try_extract_tensor::<u8>()?;
+        let (quarter, width) = matrix(shape)?;
+        if width != cols {
+            return failed(format!("codes of {width} columns for an input of {cols}"));
+        }
+        let too_many = || ort::Error::new(format!("the codes' shape {shape:?} has too many rows"));
+        let height = quarter.checked_mul(4).ok_or_else(too_many)?;
+        let weights = kernels::TernaryRef::new(layout, codes, height, width)
+            .map_err(|e| ort::Error::new(e.to_string()))?;
+        products.push(kernels::Product { weights, scale, offset: rows });
+        rows = rows.checked_add(height).ok_or_else(too_many)?;
+    }
+    write(ctx, tokens, rows, |out| {
+        kernels::matmul_all(&products, &scratch.quantized, out, rows);
+        Ok(())
+    })
 }
 
 struct DenseLinear<W>(Shared, std::marker::PhantomData<W>);
@@ -362,7 +390,7 @@ impl<W> DenseLinear<W> {
 }
 
 impl<W: Weight> Operator for DenseLinear<W> {
-    type Kernel<'a> = Boxed;
+    type Kernel<'a> = Guarded;
 
     fn name(&self) -> &str {
         fast::DENSE_LINEAR
@@ -380,32 +408,34 @@ impl<W: Weight> Operator for DenseLinear<W> {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
-        let epsilon = context.get::<f32>("epsilon").unwrap_or(0.0);
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Guarded> {
         let shared = self.0.clone();
-        Ok(kernel(move |ctx| {
-            let State { scratch, .. } = &mut *shared.lock();
-            let (x, weights) = (required(ctx, 0)?, required(ctx, 1)?);
-            let (shape, x) = x.try_extract_tensor::<f32>()?;
-            let (tokens, cols) = matrix(shape)?;
-            let (shape, weights) = weights.try_extract_tensor::<W>()?;
-            let (rows, width) = matrix(shape)?;
-            if width != cols {
-                return failed(format!("weights of {width} columns for an input of {cols}"));
+        let compute = |epsilon| {
+            move |ctx: &ComputeContext| {
+                let State { scratch, .. } = &mut *shared.lock();
+                let (x, weights) = (required(ctx, 0)?, required(ctx, 1)?);
+                let (shape, x) = x.try_extract_tensor::<f32>()?;
+                let (tokens, cols) = matrix(shape)?;
+                let (shape, weights) = weights.try_extract_tensor::<W>()?;
+                let (rows, width) = matrix(shape)?;
+                if width != cols {
+                    return failed(format!("weights of {width} columns for an input of {cols}"));
+                }
+                let input = normalised(x, cols, optional(ctx, 2)?, epsilon, &mut scratch.normed)?;
+                write(ctx, tokens, rows, |out| {
+                    kernels::dense_matmul(dense(weights), rows, cols, input, out, rows);
+                    Ok(())
+                })
             }
-            let input = normalised(x, cols, optional(ctx, 2)?, epsilon, &mut scratch.normed)?;
-            write(ctx, tokens, rows, |out| {
-                kernels::dense_matmul(dense(weights), rows, cols, input, out, rows);
-                Ok(())
-            })
-        }))
+        };
+        kernel(fast::DENSE_LINEAR, || epsilon(context).map(compute))
     }
 }
 
 struct RmsNorm;
 
 impl Operator for RmsNorm {
-    type Kernel<'a> = Boxed;
+    type Kernel<'a> = Guarded;
 
     fn name(&self) -> &str {
         fast::RMS_NORM
@@ -422,25 +452,27 @@ impl Operator for RmsNorm {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
-        let epsilon = context.get::<f32>("epsilon").unwrap_or(0.0);
-        Ok(kernel(move |ctx| {
-            let (x, weight) = (required(ctx, 0)?, required(ctx, 1)?);
-            let (shape, x) = x.try_extract_tensor::<f32>()?;
-            let (tokens, cols) = matrix(shape)?;
-            let weight = norm_weight(&weight, cols)?;
-            write(ctx, tokens, cols, |out| {
-                kernels::rms_norm(x, weight, epsilon, out);
-                Ok(())
-            })
-        }))
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Guarded> {
+        let compute = |epsilon| {
+            move |ctx: &ComputeContext| {
+                let (x, weight) = (required(ctx, 0)?, required(ctx, 1)?);
+                let (shape, x) = x.try_extract_tensor::<f32>()?;
+                let (tokens, cols) = matrix(shape)?;
+                let weight = norm_weight(&weight, cols)?;
+                write(ctx, tokens, cols, |out| {
+                    kernels::rms_norm(x, weight, epsilon, out);
+                    Ok(())
+                })
+            }
+        };
+        kernel(fast::RMS_NORM, || needed(epsilon(context)?).map(compute))
     }
 }
 
 struct GatedUnit;
 
 impl Operator for GatedUnit {
-    type Kernel<'a> = Boxed;
+    type Kernel<'a> = Guarded;
 
     fn name(&self) -> &str {
         fast::GATED_UNIT
@@ -454,36 +486,33 @@ impl Operator for GatedUnit {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
-        let name = context.get::<String>("activation").unwrap_or_default();
-        let known = [Activation::Relu2, Activation::Silu];
-        let unit = match known.into_iter().find(|a| fast::activation_name(*a) == name) {
-            Some(Activation::Relu2) => kernels::relu2_glu,
-            Some(Activation::Silu) => kernels::silu_glu,
-            None => {
-                let known = known.map(fast::activation_name).join(", ");
-                return failed(format!("the activation is {name:?}; known: {known}"));
-            }
-        };
-        Ok(kernel(move |ctx| {
-            let x = required(ctx, 0)?;
-            let (shape, x) = x.try_extract_tensor::<f32>()?;
-            let (tokens, both) = matrix(shape)?;
-            if both % 2 != 0 {
-                return failed(format!("{both} columns, expected gate and up of the same width"));
-            }
-            write(ctx, tokens, both / 2, |out| {
-                unit(x, both / 2, out);
-                Ok(())
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Guarded> {
+        kernel(fast::GATED_UNIT, || {
+            let name = context.get::<String>("activation").unwrap_or_default();
+            let unit = match attributes::activation(&name).map_err(invalid)? {
+                Activation::Relu2 => kernels::relu2_glu,
+                Activation::Silu => kernels::silu_glu,
+            };
+            Ok(move |ctx: &ComputeContext| {
+                let x = required(ctx, 0)?;
+                let (shape, x) = x.try_extract_tensor::<f32>()?;
+                let (tokens, both) = matrix(shape)?;
+                if both % 2 != 0 {
+                    return failed(format!("{both} columns, expected gate and up of the same width"));
+                }
+                write(ctx, tokens, both / 2, |out| {
+                    unit(x, both / 2, out);
+                    Ok(())
+                })
             })
-        }))
+        })
     }
 }
 
 struct Attention(Shared);
 
 impl Operator for Attention {
-    type Kernel<'a> = Boxed;
+    type Kernel<'a> = Guarded;
 
     fn name(&self) -> &str {
         fast::ATTENTION
@@ -502,36 +531,30 @@ impl Operator for Attention {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Boxed> {
-        let layer = attribute(context, "layer")?;
-        let shape = kernels::Attention {
-            heads: attribute(context, "heads")?,
-            kv_heads: attribute(context, "kv_heads")?,
-            head_dim: attribute(context, "head_dim")?,
-            past: 0,
-            scale: 1.0 / (attribute(context, "head_dim")? as f32).sqrt(),
-        };
-        let shared = self.0.clone();
-        if !shared.lock().cache.has(layer, shape.kv_heads, shape.head_dim) {
-            return failed(format!("layer {layer} with {shape:?} is not what the KV cache was made for"));
-        }
-        if shape.heads == 0 || !shape.heads.is_multiple_of(shape.kv_heads) {
-            return failed(format!("{} heads over {} of keys and values", shape.heads, shape.kv_heads));
-        }
-        Ok(kernel(move |ctx| {
-            let (qkv, rotations) = (required(ctx, 0)?, required(ctx, 1)?);
-            let (positions, sequences) = (required(ctx, 2)?, required(ctx, 3)?);
-            attend(
-                ctx,
-                &mut shared.lock(),
-                layer,
-                shape,
-                qkv.try_extract_tensor::<f32>()?,
-                rotations.try_extract_tensor::<f32>()?,
-                positions.try_extract_tensor::<i64>()?.1,
-                sequences.try_extract_tensor::<i64>()?.1,
-            )
-        }))
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Guarded> {
+        kernel(fast::ATTENTION, || {
+            let integer = |name| context.get::<i64>(name);
+            let layer = attributes::size("layer", integer("layer")).map_err(invalid)?;
+            let heads = Heads::new(integer).map_err(invalid)?;
+            let shared = self.0.clone();
+            if !shared.lock().cache.has(layer, heads.kv_heads, heads.head_dim) {
+                return failed(format!("layer {layer} with {heads:?} is not what the KV cache was made for"));
+            }
+            Ok(move |ctx: &ComputeContext| {
+                let (qkv, rotations) = (required(ctx, 0)?, required(ctx, 1)?);
+                let (positions, sequences) = (required(ctx, 2)?, required(ctx, 3)?);
+                attend(
+                    ctx,
+                    &mut shared.lock(),
+                    layer,
+                    heads,
+                    qkv.try_extract_tensor::<f32>()?,
+                    rotations.try_extract_tensor::<f32>()?,
+                    positions.try_extract_tensor::<i64>()?.1,
+                    sequences.try_extract_tensor::<i64>()?.1,
+                )
+            })
+        })
     }
 }
 
@@ -540,17 +563,16 @@ fn attend(
     ctx: &ComputeContext,
     state: &mut State,
     layer: usize,
-    shape: kernels::Attention,
+    heads: Heads,
     (qkv_shape, qkv): (&ort::value::Shape, &[f32]),
     (rotations_shape, rotations): (&ort::value::Shape, &[f32]),
     positions: &[i64],
     sequences: &[i64],
 ) -> ort::Result<()> {
-    let kernels::Attention { heads, kv_heads, head_dim, .. } = shape;
-    let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+    let Heads { width, kv_width, head_dim, .. } = heads;
     let (tokens, all) = matrix(qkv_shape)?;
     if all != width + 2 * kv_width || matrix(rotations_shape)? != (tokens, head_dim) {
-        return failed(format!("{qkv_shape:?} and {rotations_shape:?} for {shape:?}"));
+        return failed(format!("{qkv_shape:?} and {rotations_shape:?} for {heads:?}"));
     }
     if positions.len() != tokens || sequences.len() != tokens {
         return failed(format!(
@@ -589,7 +611,7 @@ fn attend(
                 Planes::Int8 { keys, values } => KvBlocks::Int8 { keys, values },
             };
             let part = start * width..end * width;
-            let shape = kernels::Attention { past, ..shape };
+            let shape = heads.attention(past);
             kernels::attention(shape, &queries[part.clone()], kv, &mut out[part]);
             start = end;
         }

@@ -73,7 +73,11 @@ pub async fn load_blocking(
     load: fn(&str, &ModelConfig, &Progress) -> Result<Arc<dyn LlmBackend>>,
 ) -> Result<Arc<dyn LlmBackend>> {
     let (name, config) = (name.to_owned(), config.clone());
-    tokio::task::spawn_blocking(move || load(&name, &config, &progress))
+    let work = move || {
+        crate::catch_panic(|| load(&name, &config, &progress))
+            .unwrap_or_else(|panic| Err(Error::backend(format!("loading panicked: {panic}"))))
+    };
+    tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Error::new(ErrorKind::Backend, "loading was interrupted").with_source(e))?
         .during("load")

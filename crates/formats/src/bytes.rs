@@ -9,12 +9,14 @@
 
 use std::fs::File;
 use std::ops::{Deref, Range};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use memmap2::Mmap;
 use rayon::prelude::*;
 use ternion_core::{Error, ErrorKind, Result};
+
+use crate::watch::OpenFile;
 
 /// Bytes that are read at a time where a file is not to be touched; a whole number of elements of every type.
 const PIECE: usize = 4 << 20;
@@ -33,8 +35,7 @@ enum Owner {
 
 struct Mapped {
     map: Mmap,
-    file: File,
-    path: PathBuf,
+    file: Arc<OpenFile>,
     untouched: bool,
 }
 
@@ -58,21 +59,31 @@ impl SharedBytes {
     }
 
     fn open(path: &Path, untouched: bool) -> Result<Self> {
-        // Asked before opening: opening a pipe would wait for its writer.
-        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if !metadata.is_file() {
-            return Err(
-                Error::invalid_model("is not a file, expected a regular file").with("file", path.display())
-            );
-        }
-        if metadata.len() == 0 {
-            return Err(Error::invalid_model("the file is empty").with("file", path.display()));
-        }
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let map = map_file(&file).map_err(|e| Error::io(path, e))?;
+        let file = OpenFile::open(path)?;
+        let map = map_file(&file.file).map_err(|e| Error::io(path, e))?;
         let range = 0..map.len();
-        let mapped = Mapped { map, file, path: path.to_owned(), untouched };
+        let mapped = Mapped { map, file: Arc::new(file), untouched };
         Ok(Self { owner: Arc::new(Owner::Mapped(mapped)), range })
+    }
+
+    /// Reads the whole of `path` into memory. What becomes of the file later does not matter then.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map), and [`ResourceExhausted`](ErrorKind::ResourceExhausted) without memory.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = OpenFile::open(path)?;
+        let mut bytes = reserved(usize::try_from(file.length()).unwrap_or(usize::MAX))
+            .map_err(|e| e.with("file", path.display()))?;
+        read_exact_at(&file.file, 0, &mut bytes).map_err(|e| Error::io(path, e))?;
+        Ok(bytes.into())
+    }
+
+    /// The file that these bytes are a part of.
+    pub(crate) fn file(&self) -> Option<&Arc<OpenFile>> {
+        match &*self.owner {
+            Owner::Mapped(mapped) => Some(&mapped.file),
+            Owner::Owned(_) => None,
+        }
     }
 
     /// A part of these bytes with the same owner; `None` where `range` does not lie within them.
@@ -105,7 +116,8 @@ impl SharedBytes {
             Owner::Owned(_) => out.copy_from_slice(&self[from..end]),
             Owner::Mapped(mapped) => {
                 let at = (self.range.start + from) as u64;
-                read_exact_at(&mapped.file, at, out).map_err(|e| Error::io(&mapped.path, e))?;
+                let OpenFile { file, path, .. } = &*mapped.file;
+                read_exact_at(file, at, out).map_err(|e| Error::io(path, e))?;
             }
         }
         Ok(())
@@ -171,13 +183,7 @@ impl SharedBytes {
     /// # Errors
     /// As [`loaded`](Self::loaded).
     pub fn to_memory(&self) -> Result<Self> {
-        let length = self.range.len();
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(length).map_err(|e| {
-            let message = format!("no memory for {length} bytes of weights");
-            Error::new(ErrorKind::ResourceExhausted, message).with_source(e)
-        })?;
-        bytes.resize(length, 0);
+        let mut bytes = reserved(self.range.len())?;
         self.read_at(0, &mut bytes)?;
         Ok(bytes.into())
     }
@@ -210,13 +216,24 @@ impl SharedBytes {
     }
 }
 
+/// A buffer of `length` bytes, or an error where there is no memory for it.
+fn reserved(length: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(length).map_err(|e| {
+        let message = format!("no memory for {length} bytes of weights");
+        Error::new(ErrorKind::ResourceExhausted, message).with_source(e)
+    })?;
+    bytes.resize(length, 0);
+    Ok(bytes)
+}
+
 #[cfg(unix)]
-fn read_exact_at(file: &File, at: u64, out: &mut [u8]) -> std::io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, at: u64, out: &mut [u8]) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, out, at)
 }
 
 #[cfg(not(unix))]
-fn read_exact_at(mut file: &File, at: u64, out: &mut [u8]) -> std::io::Result<()> {
+pub(crate) fn read_exact_at(mut file: &File, at: u64, out: &mut [u8]) -> std::io::Result<()> {
     use std::io::{Read, Seek, SeekFrom};
     // Two threads must not move the position between each other's seek and read.
     static POSITION: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -228,7 +245,8 @@ fn read_exact_at(mut file: &File, at: u64, out: &mut [u8]) -> std::io::Result<()
 fn map_file(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is read-only and private to this process, and bytes are read as they are, never as a type with
     // invalid values. What cannot be excluded is another process that shortens or rewrites the file while it is
-    // mapped; every program that maps models shares that condition, and a model file is replaced by renaming.
+    // mapped. `FileWatch` notices that before the next use, but not during one; the documentation says so, and that
+    // files are replaced by renaming.
     unsafe { Mmap::map(file) }
 }
 
@@ -315,6 +333,18 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Io);
         assert!(error.to_string().contains("weights"), "{error}");
         assert!(bytes.loaded().is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_read_is_no_longer_needed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        std::fs::write(&path, [1, 2, 3]).unwrap();
+        let bytes = SharedBytes::read(&path).unwrap();
+        std::fs::write(&path, b"").unwrap();
+        assert!(!bytes.is_mapped() && bytes[..] == [1, 2, 3]);
+        assert!(SharedBytes::read(&path).unwrap_err().to_string().contains("empty"));
+        assert!(SharedBytes::read(folder.path()).unwrap_err().to_string().contains("is not a file"));
     }
 
     #[test]

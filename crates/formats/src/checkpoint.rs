@@ -10,7 +10,9 @@ use std::time::Instant;
 use ternion_core::text::{Tokenizer, TokenizerParts};
 use ternion_core::{Error, ErrorKind, Result, ResultExt, SamplingDefaults};
 
-use crate::{DenseTensor, LayerTensors, ModelSpec, RmsNorm, SharedBytes, gguf, huggingface};
+use crate::{
+    DenseTensor, FileWatch, LayerTensors, Linear, ModelSpec, RmsNorm, SharedBytes, gguf, huggingface,
+};
 
 const TOKENIZER: &str = "tokenizer.json";
 
@@ -211,6 +213,15 @@ impl Checkpoint {
         .during("load")?;
         log_warnings(&parts);
         Ok(parts)
+    }
+
+    /// Watches the files in which tensors lie; see [`FileWatch`].
+    ///
+    /// # Errors
+    /// Those of [`FileWatch::of`].
+    pub fn watch(&self) -> Result<FileWatch> {
+        let linears = self.layers.iter().flat_map(LayerTensors::linears).map(Linear::bytes);
+        FileWatch::of(linears.chain([&self.embed.bytes, &self.head_or_embed().bytes]))
     }
 
     /// The matrix that turns hidden states into logits: the head, or the embedding where they are tied.

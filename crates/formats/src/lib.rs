@@ -26,6 +26,7 @@ mod spec;
 pub mod synth;
 mod tensors;
 mod unfinished;
+mod watch;
 
 pub use bytes::SharedBytes;
 pub use checkpoint::{Checkpoint, Progress, gguf_file};
@@ -33,3 +34,4 @@ pub use inspect::{Report, TensorReport};
 pub use spec::{Activation, Family, ModelSpec, Quantization, RopeScaling, RopeSpec, ScaleUse};
 pub use tensors::{DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, TernaryTensor, Weights};
 pub use unfinished::partial_path;
+pub use watch::FileWatch;

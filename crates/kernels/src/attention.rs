@@ -40,12 +40,26 @@ pub struct Attention {
     pub scale: f32,
 }
 
+impl Attention {
+    /// Elements of a token's queries, and of its keys.
+    ///
+    /// # Panics
+    /// If there are none, or more than a slice can have.
+    pub(crate) fn widths(&self) -> (usize, usize) {
+        let width = |heads: usize| match heads.checked_mul(self.head_dim) {
+            Some(width) if (1..=isize::MAX as usize / BLOCK / 4).contains(&width) => width,
+            _ => panic!("{heads} heads of {}", self.head_dim),
+        };
+        (width(self.heads), width(self.kv_heads))
+    }
+}
+
 /// `softmax(scale * q k^T) v` for queries at the positions `past..past + tokens`, each over all positions up to its own.
 ///
 /// Queries and `out` are `[tokens, heads, head_dim]`; the blocks hold the positions in order.
 ///
 /// # Panics
-/// If the lengths do not agree with the shape.
+/// If the lengths do not agree with the shape, or the shape has no elements or more than a slice can have.
 pub fn attention(shape: Attention, q: &[f32], kv: KvBlocks<'_>, out: &mut [f32]) {
     attention_with(Isa::detect(), shape, q, kv, out);
 }
@@ -66,12 +80,16 @@ fn attention_by(
     run: impl Fn(&mut Task<'_>) + Sync + Send,
 ) {
     let Attention { heads, kv_heads, head_dim, past, .. } = shape;
-    let width = heads * head_dim;
-    assert!(width > 0 && kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads over {kv_heads}");
+    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads over {kv_heads}");
+    let (width, _) = shape.widths();
     assert!(q.len() == out.len() && q.len().is_multiple_of(width), "lengths of queries and output");
     let tokens = q.len() / width;
-    let blocks = (past + tokens).div_ceil(BLOCK);
-    assert!(kv.are(blocks, kv_heads, head_dim), "blocks of the KV cache");
+    if tokens == 0 {
+        return;
+    }
+    // From here on sizes are bounded by the lengths of slices.
+    let end = past.checked_add(tokens).expect("the positions of the queries overflow");
+    assert!(kv.are(end.div_ceil(BLOCK), kv_heads, head_dim), "blocks of the KV cache");
     let group = heads / kv_heads;
     let split = split(tokens.div_ceil(TASK_TOKENS) * kv_heads, group, team::threads());
     let parts = kv_heads * split;
@@ -92,11 +110,18 @@ fn attention_by(
 /// Into how many parts the query heads of a key-value head are divided, so that all threads have the same to do: the keys
 /// and values are read as often, but mostly from a cache.
 fn split(tasks: usize, group: usize, threads: usize) -> usize {
-    if tasks >= 4 * threads {
+    if tasks >= threads.saturating_mul(4) {
         return 1;
     }
-    let even = (1..=group).find(|n| group.is_multiple_of(*n) && (tasks * n).is_multiple_of(threads));
+    // `tasks * n` is a multiple of `threads`, without the product.
+    let least = threads / gcd(tasks, threads);
+    let even = (1..=group).find(|n| group.is_multiple_of(*n) && n.is_multiple_of(least));
     even.unwrap_or(group)
+}
+
+/// The greatest common divisor; `b` is not 0.
+fn gcd(a: usize, b: usize) -> usize {
+    if a == 0 { b } else { gcd(b % a, a) }
 }
 
 /// The tokens of a task for query heads that share a head of keys and values.
@@ -282,6 +307,53 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Shapes whose products wrap to what the slices have, or to nothing. The checks are those of release builds too, in
+    /// which additions and products wrap.
+    #[test]
+    fn shapes_that_overflow_are_refused() {
+        const WRAPS: usize = 288_230_376_151_711_748;
+        let keys = vec![0.0f32; 64 * BLOCK];
+        let keys = [&keys[..]];
+        let kv = KvBlocks::F32 { keys: &keys, values: &keys };
+        let good = Attention { heads: 4, kv_heads: 1, head_dim: 64, past: 0, scale: 1.0 };
+        assert_eq!(WRAPS.wrapping_mul(64), 256, "the width that the slices have");
+        for shape in [
+            Attention { heads: WRAPS, ..good },
+            Attention { heads: WRAPS, kv_heads: WRAPS, ..good },
+            Attention { heads: 0, ..good },
+            Attention { heads: 0, kv_heads: 0, ..good },
+            Attention { kv_heads: 3, ..good },
+            Attention { head_dim: 0, ..good },
+            Attention { head_dim: WRAPS, ..good },
+            Attention { head_dim: usize::MAX, ..good },
+            Attention { heads: i64::MAX as usize, ..good },
+            Attention { heads: usize::MAX, kv_heads: usize::MAX, ..good },
+            Attention { past: usize::MAX, ..good },
+            Attention { past: usize::MAX - BLOCK, ..good },
+            Attention { past: BLOCK, ..good },
+        ] {
+            for tokens in [1, 3] {
+                let (q, mut out) = (vec![0.0; tokens * 256], vec![0.0; tokens * 256]);
+                let team = crate::Team::new(3).unwrap();
+                let run = || team.install(|| attention(shape, &q, kv, &mut out));
+                let run = std::panic::AssertUnwindSafe(run);
+                assert!(std::panic::catch_unwind(run).is_err(), "{shape:?}");
+            }
+        }
+        attention(good, &[], KvBlocks::F32 { keys: &[], values: &[] }, &mut []);
+    }
+
+    #[test]
+    fn heads_are_divided_evenly() {
+        // By hand: the fewest parts of a group so that each thread has as many.
+        for (tasks, group, threads, expected) in
+            [(1, 4, 2, 2), (5, 4, 4, 4), (2, 6, 3, 3), (2, 6, 4, 2), (3, 1, 2, 1), (8, 4, 2, 1), (1, 5, 2, 5)]
+        {
+            assert_eq!(split(tasks, group, threads), expected, "{tasks} {group} {threads}");
+        }
+        assert_eq!(split(usize::MAX / 2, 4, usize::MAX), 4);
     }
 
     /// A number that is broken is seen in the result, whatever the type.

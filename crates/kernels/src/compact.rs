@@ -113,7 +113,7 @@ impl CompactMatrix {
     /// # Panics
     /// If `w` is not `rows * cols` weights.
     pub fn of(bits: CompactBits, w: DenseRef<'_>, rows: usize, cols: usize) -> Self {
-        assert_eq!(w.elements(), rows * cols, "weights for {rows} x {cols}");
+        assert_eq!(Some(w.elements()), rows.checked_mul(cols), "weights for {rows} x {cols}");
         let read = |range: Range<usize>, out: &mut [f32]| -> Result<(), std::convert::Infallible> {
             range.zip(out.chunks_exact_mut(cols)).for_each(|(row, out)| w.row(row, out));
             Ok(())
@@ -310,11 +310,11 @@ fn extremes(x: &[f32]) -> (f32, f32) {
 }
 
 multiversion! {
-    fn round_to_8(row: &[f32], codes: &mut [u8], scale: &mut f32) = round_to_8_body;
+    pub(crate) fn round_to_8(row: &[f32], codes: &mut [u8], scale: &mut f32) = round_to_8_body;
 }
 
 #[inline(always)]
-fn round_to_8_body<const FMA: bool>(row: &[f32], codes: &mut [u8], scale: &mut f32) {
+pub(crate) fn round_to_8_body<const FMA: bool>(row: &[f32], codes: &mut [u8], scale: &mut f32) {
     let (most, least) = extremes(row);
     let largest = if most > -least { most } else { -least };
     *scale = largest / 127.0;
@@ -325,11 +325,11 @@ fn round_to_8_body<const FMA: bool>(row: &[f32], codes: &mut [u8], scale: &mut f
 }
 
 multiversion! {
-    fn round_to_4(row: &[f32], codes: &mut [u8], scales: &mut [f32]) = round_to_4_body;
+    pub(crate) fn round_to_4(row: &[f32], codes: &mut [u8], scales: &mut [f32]) = round_to_4_body;
 }
 
 #[inline(always)]
-fn round_to_4_body<const FMA: bool>(row: &[f32], codes: &mut [u8], scales: &mut [f32]) {
+pub(crate) fn round_to_4_body<const FMA: bool>(row: &[f32], codes: &mut [u8], scales: &mut [f32]) {
     for ((row, codes), scale) in row.chunks(2 * BLOCK).zip(codes.as_chunks_mut::<BLOCK>().0).zip(scales) {
         let (most, least) = extremes(row);
         // With its sign, so that the largest weight uses the one value that has no opposite.
@@ -420,6 +420,28 @@ mod tests {
                     matrix.matmul_with(isa, x, &mut one, rows);
                     assert_eq!(one, found[t * rows..(t + 1) * rows], "{bits:?}, token {t} alone");
                 }
+            }
+        }
+    }
+
+    /// The product for CPUs without a path of their own.
+    #[test]
+    fn the_portable_product_is_the_same_on_all_instructions() {
+        let (rows, cols, tokens) = (70, 300, 3);
+        for bits in [CompactBits::Eight, CompactBits::Four] {
+            let matrix = matrix(bits, &noise(2, rows * cols), rows, cols);
+            let inputs = Inputs::new(bits, &noise(3, tokens * cols), cols);
+            let task = Task { matrix: &matrix, first: 0, inputs: &inputs };
+            let product = |compute: &dyn Fn(&mut [&mut [f32]])| {
+                let mut out = vec![0.0; tokens * rows];
+                compute(&mut out.chunks_mut(rows).collect::<Vec<_>>());
+                out
+            };
+            let plain = product(&|out| portable_body::<false>(&task, out));
+            let fused = product(&|out| portable_body::<true>(&task, out));
+            for isa in Isa::available() {
+                let found = product(&|out| isa.force(|| portable(&task, out)));
+                assert_eq!(found, if isa.is_fused() { &fused[..] } else { &plain }, "{bits:?} on {isa}");
             }
         }
     }

@@ -9,6 +9,7 @@ use crate::{
     Isa,
     isa::{multiversion, vectorized},
     lanes::{self, LANES, Lanes},
+    matmul::has_room,
     team,
     vector::{Portable, Vector},
 };
@@ -44,12 +45,17 @@ impl DenseRef<'_> {
         }
     }
 
+    /// Whether these are the weights of a matrix of this shape.
+    fn is_matrix(&self, rows: usize, cols: usize) -> bool {
+        cols > 0 && rows.checked_mul(cols) == Some(self.elements())
+    }
+
     /// Row `index` of a matrix with rows as long as `out`, as singles.
     ///
     /// # Panics
     /// If there is no such row.
     pub fn row(&self, index: usize, out: &mut [f32]) {
-        let at = index * out.len();
+        let at = index.checked_mul(out.len()).expect("the index of the row overflows");
         match self {
             Self::F32(bytes) => widen::<Single>(&bytes.as_chunks().0[at..], out),
             Self::F16(bytes) => widen::<Half<Portable<false>>>(&bytes.as_chunks().0[at..], out),
@@ -131,7 +137,7 @@ impl Weight for Brain {
 /// # Panics
 /// If `w` is not `rows * cols` weights, or `out` is too short for the last token.
 pub fn dense_matmul(w: DenseRef<'_>, rows: usize, cols: usize, x: &[f32], out: &mut [f32], stride: usize) {
-    assert!(cols > 0 && w.elements() == rows * cols, "{} weights for {rows} x {cols}", w.elements());
+    assert!(w.is_matrix(rows, cols), "{} weights for {rows} x {cols}", w.elements());
     assert!(x.len().is_multiple_of(cols), "{} activations in rows of {cols}", x.len());
     by_rows(rows, x.len() / cols, out, stride, |first, out| w.task(first, cols, x, out));
 }
@@ -146,7 +152,7 @@ pub(crate) fn by_rows(
     work: impl Fn(usize, &mut [&mut [f32]]) + Sync,
 ) {
     let Some(last) = tokens.checked_sub(1) else { return };
-    assert!(stride >= rows && last * stride + rows <= out.len(), "the output is too short");
+    assert!(has_room(out.len(), tokens, stride, rows), "the output is too short");
     // Each task has its own rows in the output of every token.
     let mut parts: Vec<Vec<&mut [f32]>> =
         (0..rows.div_ceil(TASK_ROWS)).map(|_| Vec::with_capacity(last + 1)).collect();
@@ -174,7 +180,7 @@ pub unsafe fn dense_matmul_part(
     stride: usize,
     (part, of): (usize, usize),
 ) {
-    assert!(cols > 0 && w.elements() == rows * cols, "{} weights for {rows} x {cols}", w.elements());
+    assert!(w.is_matrix(rows, cols), "{} weights for {rows} x {cols}", w.elements());
     assert!(part < of && stride >= rows, "part {part} of {of}, {rows} rows in a stride of {stride}");
     let tiles = rows.div_ceil(TILE);
     let (first, last) = (tiles * part / of * TILE, (tiles * (part + 1) / of * TILE).min(rows));
@@ -187,17 +193,17 @@ pub unsafe fn dense_matmul_part(
 }
 
 multiversion! {
-    fn singles(w: &[[u8; 4]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = singles_body;
+    pub(crate) fn singles(w: &[[u8; 4]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = singles_body;
 }
 vectorized! {
     fn halves(isa: Isa, w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = halves_body;
 }
 multiversion! {
-    fn brains(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = brains_body;
+    pub(crate) fn brains(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) = brains_body;
 }
 
 #[inline(always)]
-fn singles_body<const FMA: bool>(w: &[[u8; 4]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
+pub(crate) fn singles_body<const FMA: bool>(w: &[[u8; 4]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
     task::<Single, FMA>(w, x, cols, out);
 }
 
@@ -211,7 +217,7 @@ fn halves_body<V: Vector>(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut
 }
 
 #[inline(always)]
-fn brains_body<const FMA: bool>(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
+pub(crate) fn brains_body<const FMA: bool>(w: &[[u8; 2]], x: &[f32], cols: usize, out: &mut [&mut [f32]]) {
     task::<Brain, FMA>(w, x, cols, out);
 }
 

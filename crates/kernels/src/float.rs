@@ -41,7 +41,7 @@ multiversion! {
 }
 
 #[inline(always)]
-fn norm_token_body<const FMA: bool>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+pub(crate) fn norm_token_body<const FMA: bool>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let (groups, rest) = x.as_chunks::<LANES>();
     // Two sums, since a chain of additions waits for each.
     let mut sums = [[0.0; LANES]; 2];
@@ -111,7 +111,7 @@ multiversion! {
 }
 
 #[inline(always)]
-fn relu2_token_body<const FMA: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
+pub(crate) fn relu2_token_body<const FMA: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
         // Not `max`, which would make 0 of NaN.
         let gate = if *gate < 0.0 { 0.0 } else { *gate };
@@ -124,7 +124,7 @@ multiversion! {
 }
 
 #[inline(always)]
-fn silu_token_body<const FMA: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
+pub(crate) fn silu_token_body<const FMA: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
         *out = gate / (1.0 + lanes::exp::<FMA>(-gate)) * up;
     }

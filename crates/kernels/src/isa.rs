@@ -21,6 +21,10 @@ pub enum Isa {
 impl Isa {
     /// The best one that this CPU has.
     pub fn detect() -> Self {
+        #[cfg(test)]
+        if let Some(isa) = FORCED.get() {
+            return isa;
+        }
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| Self::available().last().copied().unwrap_or(Self::Scalar))
     }
@@ -61,6 +65,33 @@ impl Isa {
             // Those of other architectures.
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What [`Isa::detect`] returns on this thread.
+    static FORCED: std::cell::Cell<Option<Isa>> = const { std::cell::Cell::new(None) };
+}
+
+#[cfg(test)]
+impl Isa {
+    /// Runs `work` as if this were the best one that the CPU has, on this thread. Threads of a team are not affected.
+    pub(crate) fn force<R>(self, work: impl FnOnce() -> R) -> R {
+        struct Restore(Option<Isa>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                FORCED.set(self.0);
+            }
+        }
+        assert!(self.is_available(), "this CPU has no {self}");
+        let _restore = Restore(FORCED.replace(Some(self)));
+        work()
+    }
+
+    /// Whether [`multiversion!`] compiles a function with fused multiply-adds for it.
+    pub(crate) fn is_fused(self) -> bool {
+        self != Self::Scalar || cfg!(any(target_arch = "aarch64", target_feature = "fma"))
     }
 }
 

@@ -32,11 +32,11 @@ pub fn leading(x: &[f32], count: usize) -> Vec<u32> {
 }
 
 multiversion! {
-    fn chunk_maxima(x: &[f32], maxima: &mut [f32]) = chunk_maxima_body;
+    pub(crate) fn chunk_maxima(x: &[f32], maxima: &mut [f32]) = chunk_maxima_body;
 }
 
 #[inline(always)]
-fn chunk_maxima_body<const FMA: bool>(x: &[f32], maxima: &mut [f32]) {
+pub(crate) fn chunk_maxima_body<const FMA: bool>(x: &[f32], maxima: &mut [f32]) {
     for (chunk, most) in x.chunks(CHUNK).zip(maxima) {
         let mut lanes = [f32::NEG_INFINITY; 32];
         let (groups, rest) = chunk.as_chunks::<32>();

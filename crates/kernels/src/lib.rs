@@ -31,6 +31,8 @@ mod aarch64;
 mod attention;
 mod compact;
 mod dense;
+#[cfg(test)]
+mod every_isa;
 mod float;
 mod isa;
 mod lanes;
@@ -53,7 +55,8 @@ pub use isa::Isa;
 pub use leading::leading;
 pub use master::quantize_master;
 pub use matmul::{
-    GatedUnit, Product, accumulate, gated_matmul, matmul, matmul_all, matmul_part, matmul_with,
+    GatedUnit, Product, accumulate, gated_matmul, gated_matmul_with, matmul, matmul_all, matmul_part,
+    matmul_with,
 };
 pub use quantize::Quantized;
 pub use rotary::rotate;

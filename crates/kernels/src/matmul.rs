@@ -86,14 +86,28 @@ pub fn gated_matmul(
     x: &Quantized,
     out: &mut [f32],
 ) {
+    gated_matmul_with(Isa::detect(), unit, gate, up, x, out);
+}
+
+/// [`gated_matmul`] whose products use given instructions, for tests and measurements.
+///
+/// # Panics
+/// As [`gated_matmul`], and if the CPU does not have them.
+pub fn gated_matmul_with(
+    isa: Isa,
+    unit: GatedUnit,
+    gate: (TernaryRef<'_>, f32),
+    up: (TernaryRef<'_>, f32),
+    x: &Quantized,
+    out: &mut [f32],
+) {
     let ((gate, gate_scale), (up, up_scale)) = (gate, up);
     let same = (gate.rows, gate.cols, gate.layout) == (up.rows, up.cols, up.layout);
     assert!(same, "gate and up have different shapes");
-    assert!(out.len() >= x.tokens() * gate.rows, "the output is too short");
+    assert!(has_room(out.len(), x.tokens(), gate.rows, gate.rows), "the output is too short");
     let out = SharedOut { at: out.as_mut_ptr(), stride: gate.rows };
     let finish = Scaled::new(&[gate_scale, up_scale], x);
     let apart = gate.units_apart();
-    let isa = Isa::detect();
     let units = gate.rows / 4;
     let step = units.div_ceil(team::threads() * 16).max(TASK_BYTES / x.cols / 2).max(1);
     team::for_each(units.div_ceil(step), |task| {
@@ -234,10 +248,12 @@ fn run<T: Send>(
     let mut end = 0;
     for (weights, offset) in parts {
         assert!(*offset >= end, "the rows of two products overlap");
-        end = offset + weights.rows;
+        end = offset.checked_add(weights.rows).expect("the offset of a product overflows");
     }
-    let Some(last) = x.tokens().checked_sub(1) else { return };
-    assert!(stride >= end && last * stride + end <= out.len(), "the output is too short");
+    if x.tokens() == 0 {
+        return;
+    }
+    assert!(has_room(out.len(), x.tokens(), stride, end), "the output is too short");
     let out = SharedOut { at: out.as_mut_ptr(), stride };
     let compute = |part: usize, units| {
         let (weights, offset) = parts[part];
@@ -263,6 +279,13 @@ fn run<T: Send>(
         tasks.extend((0..units).step_by(step).map(|first| (part, first..units.min(first + step))));
     }
     team::for_each(tasks.len(), |task| compute(tasks[task].0, tasks[task].1.clone()));
+}
+
+/// Whether `length` elements have room for `rows` of each of `tokens`, `stride` elements apart.
+pub(crate) fn has_room(length: usize, tokens: usize, stride: usize, rows: usize) -> bool {
+    let Some(last) = tokens.checked_sub(1) else { return true };
+    let end = last.checked_mul(stride).and_then(|start| start.checked_add(rows));
+    stride >= rows && end.is_some_and(|end| end <= length)
 }
 
 /// The output, which several threads write to in different places.

@@ -162,11 +162,11 @@ impl Quantized {
 }
 
 multiversion! {
-    fn quantize_token(x: &[f32], values: &mut [i8], token: &mut TokenScale) = quantize_token_body;
+    pub(crate) fn quantize_token(x: &[f32], values: &mut [i8], token: &mut TokenScale) = quantize_token_body;
 }
 
 #[inline(always)]
-fn quantize_token_body<const FMA: bool>(x: &[f32], values: &mut [i8], token: &mut TokenScale) {
+pub(crate) fn quantize_token_body<const FMA: bool>(x: &[f32], values: &mut [i8], token: &mut TokenScale) {
     let largest = largest(x);
     // Not `max`, which would make a number of NaN.
     let bound = if largest < 1e-5 { 1e-5 } else { largest };

@@ -7,7 +7,8 @@ use crate::{Attention, isa::multiversion, team};
 /// at `i` of the token's part of `cos` and `sin`, `[tokens, head_dim / 2]`.
 ///
 /// # Panics
-/// If the lengths do not agree with the shape, or `head_dim` is odd.
+/// If the lengths do not agree with the shape, or `head_dim` is odd, or the shape has no elements or more than a slice can
+/// have.
 pub fn rotate(
     shape: &Attention,
     qkv: &[f32],
@@ -16,13 +17,12 @@ pub fn rotate(
     k: &mut [f32],
     v: &mut [f32],
 ) {
-    let Attention { heads, kv_heads, head_dim, .. } = *shape;
-    let (width, kv_width, half) = (heads * head_dim, kv_heads * head_dim, head_dim / 2);
-    let tokens = qkv.len() / (width + 2 * kv_width);
-    assert!(
-        head_dim.is_multiple_of(2) && qkv.len() == tokens * (width + 2 * kv_width),
-        "shape of the products"
-    );
+    let Attention { head_dim, .. } = *shape;
+    let (width, kv_width) = shape.widths();
+    // The widths are bounded, so that this does not overflow; the products below are at most the lengths of slices.
+    let (row, half) = (width + 2 * kv_width, head_dim / 2);
+    assert!(head_dim.is_multiple_of(2) && qkv.len().is_multiple_of(row), "shape of the products");
+    let tokens = qkv.len() / row;
     assert!(
         q.len() == tokens * width && k.len() == tokens * kv_width && v.len() == k.len(),
         "lengths of q, k, v"
@@ -30,7 +30,7 @@ pub fn rotate(
     assert!(cos.len() == tokens * half && sin.len() == cos.len(), "one angle for each pair of dimensions");
     let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
     let parts = q.chunks_exact_mut(width).zip(k.chunks_exact_mut(kv_width)).zip(v.chunks_exact_mut(kv_width));
-    let mut tokens: Vec<_> = qkv.chunks_exact(width + 2 * kv_width).zip(angles).zip(parts).collect();
+    let mut tokens: Vec<_> = qkv.chunks_exact(row).zip(angles).zip(parts).collect();
     team::for_each_mut(&mut tokens, |_, ((qkv, (cos, sin)), ((q, k), v))| {
         for (from, to) in
             qkv.chunks_exact(head_dim).zip(q.chunks_exact_mut(head_dim).chain(k.chunks_exact_mut(head_dim)))
@@ -42,11 +42,11 @@ pub fn rotate(
 }
 
 multiversion! {
-    fn head(from: &[f32], cos: &[f32], sin: &[f32], to: &mut [f32]) = head_body;
+    pub(crate) fn head(from: &[f32], cos: &[f32], sin: &[f32], to: &mut [f32]) = head_body;
 }
 
 #[inline(always)]
-fn head_body<const FMA: bool>(from: &[f32], cos: &[f32], sin: &[f32], to: &mut [f32]) {
+pub(crate) fn head_body<const FMA: bool>(from: &[f32], cos: &[f32], sin: &[f32], to: &mut [f32]) {
     let (x, y) = from.split_at(cos.len());
     let (to_x, to_y) = to.split_at_mut(cos.len());
     for i in 0..cos.len().min(sin.len()).min(x.len()).min(y.len()).min(to_x.len()).min(to_y.len()) {
@@ -71,5 +71,29 @@ mod tests {
         assert_eq!(q[8..], [16.0, -19.0, 18.0, 17.0, 20.0, -23.0, 22.0, 21.0]);
         assert_eq!(k, [8.0, 9.0, 10.0, 11.0, 24.0, -27.0, 26.0, 25.0]);
         assert_eq!(v, [12.0, 13.0, 14.0, 15.0, 28.0, 29.0, 30.0, 31.0]);
+    }
+
+    #[test]
+    fn shapes_that_overflow_are_refused() {
+        const WRAPS: usize = 288_230_376_151_711_748;
+        let good = Attention { heads: 2, kv_heads: 1, head_dim: 4, past: 0, scale: 1.0 };
+        let odd = [1, 3, usize::MAX];
+        let sizes = [0, WRAPS, i64::MAX as usize, usize::MAX - 1, 1 << 62];
+        let heads = sizes.map(|heads| Attention { heads, ..good });
+        let kv_heads = sizes.map(|kv_heads| Attention { kv_heads, ..good });
+        let dims = sizes.into_iter().chain(odd).map(|head_dim| Attention { head_dim, ..good });
+        for shape in heads.into_iter().chain(kv_heads).chain(dims) {
+            let run = std::panic::AssertUnwindSafe(|| {
+                rotate(
+                    &shape,
+                    &[0.0; 16],
+                    (&[0.0; 2], &[0.0; 2]),
+                    &mut [0.0; 8],
+                    &mut [0.0; 4],
+                    &mut [0.0; 4],
+                );
+            });
+            assert!(std::panic::catch_unwind(run).is_err(), "{shape:?}");
+        }
     }
 }

@@ -3,8 +3,9 @@
 
 use proptest::prelude::*;
 use ternion_kernels::{
-    Isa, MAX_COLS, Product, Quantized, Team, TernaryLayout, TernaryRef, accumulate, matmul, matmul_all,
-    matmul_part, matmul_with, pack, unpack,
+    DenseRef, GatedUnit, Isa, MAX_COLS, Product, Quantized, Team, TernaryLayout, TernaryRef, accumulate,
+    dense_matmul, gated_matmul_with, matmul, matmul_all, matmul_part, matmul_with, pack, relu2_glu, silu_glu,
+    unpack,
 };
 
 /// Activations whose quantised values are these: the first of each token must be 127 or -127 or all 0.
@@ -198,8 +199,9 @@ fn products_do_not_depend_on_how_they_are_computed() {
 
 #[test]
 fn large_products_agree_on_all_threads() {
-    // More columns than AVX2 adds up in 16 bits, with a tail behind them or not.
-    for (rows, cols, tokens) in [(2560, 1027, 13), (128, 2083, 5), (128, 2304, 1)] {
+    // More columns than AVX2 adds up in 16 bits, with a tail behind them or not. The last one has several tasks for each
+    // thread and several blocks in a task.
+    for (rows, cols, tokens) in [(2560, 1027, 13), (128, 2083, 5), (128, 2304, 1), (4096, 4096, 2)] {
         let mut noise = Noise(3);
         let trits = noise.trits(rows * cols);
         let x = quantized(&noise.values(tokens, cols), cols);
@@ -208,10 +210,118 @@ fn large_products_agree_on_all_threads() {
             let codes = pack(layout, &trits, rows, cols).unwrap();
             let weights = TernaryRef::new(layout, &codes, rows, cols).unwrap();
             for isa in Isa::available() {
-                assert_eq!(accumulate(isa, weights, &x), expected, "{layout:?} {isa}: {rows} x {cols}");
+                for threads in [1, 2, 3] {
+                    let sums = Team::new(threads).unwrap().install(|| accumulate(isa, weights, &x));
+                    assert_eq!(sums, expected, "{layout:?} {isa}: {rows} x {cols}, {threads} threads");
+                }
             }
         }
     }
+}
+
+/// Sizes beyond one task and one block: floats, with a stride, side by side, and as parts, on all threads.
+#[test]
+fn products_of_many_tasks_and_blocks_are_those_of_one() {
+    let (rows, cols, tokens, stride) = (4096, 2048, 3, 4200);
+    let mut noise = Noise(17);
+    let x = quantized(&noise.values(tokens, cols), cols);
+    let trits = noise.trits(rows * cols);
+    let sums = naive(&trits, rows, cols, &x);
+    for layout in layouts(cols) {
+        let codes = pack(layout, &trits, rows, cols).unwrap();
+        let weights = TernaryRef::new(layout, &codes, rows, cols).unwrap();
+        let mut expected = vec![7.0; tokens * stride];
+        for token in 0..tokens {
+            for row in 0..rows {
+                let factor = 0.37 / x.scale(token);
+                expected[token * stride + row] = sums[token * rows + row] as f32 * factor;
+            }
+        }
+        for threads in [1, 2, 3, 5] {
+            let team = Team::new(threads).unwrap();
+            for isa in Isa::available() {
+                let mut out = vec![7.0; tokens * stride];
+                team.install(|| matmul_with(isa, weights, 0.37, &x, &mut out, stride));
+                assert!(out == expected, "{layout:?} {isa}, {threads} threads");
+            }
+            // The same weights twice, side by side.
+            let products = [0, stride].map(|offset| Product { weights, scale: 0.37, offset });
+            let mut out = vec![7.0; tokens * 2 * stride];
+            team.install(|| matmul_all(&products, &x, &mut out, 2 * stride));
+            for (token, both) in out.chunks_exact(2 * stride).enumerate() {
+                let one = &expected[token * stride..(token + 1) * stride];
+                assert!(both[..stride] == *one && both[stride..] == *one, "{layout:?}, {threads} threads");
+            }
+            let mut out = vec![7.0; tokens * stride];
+            for part in 0..threads {
+                // SAFETY: The output has room for all tokens, and nobody else writes to it.
+                unsafe { matmul_part(weights, 0.37, &x, out.as_mut_ptr(), stride, (part, threads)) };
+            }
+            assert!(out == expected, "{layout:?} in {threads} parts");
+        }
+    }
+}
+
+/// A gated unit of products that take many tasks and blocks, on all instructions and threads.
+#[test]
+fn gated_products_of_many_tasks_are_products_and_a_unit() {
+    for (rows, cols, tokens) in [(4096, 4096, 2), (2048, 640, 33), (260, 128, 1)] {
+        let mut noise = Noise(19);
+        let x = quantized(&noise.values(tokens, cols), cols);
+        for layout in layouts(cols) {
+            let codes = [0, 1].map(|_| pack(layout, &noise.trits(rows * cols), rows, cols).unwrap());
+            let [gate, up] =
+                codes.each_ref().map(|codes| TernaryRef::new(layout, codes, rows, cols).unwrap());
+            let mut both = vec![0.0; tokens * 2 * rows];
+            matmul_with(Isa::Scalar, gate, 0.01, &x, &mut both, 2 * rows);
+            matmul_with(Isa::Scalar, up, 0.02, &x, &mut both[rows..], 2 * rows);
+            for (unit, apart) in
+                [(GatedUnit::Relu2, relu2_glu as fn(&[f32], usize, &mut [f32])), (GatedUnit::Silu, silu_glu)]
+            {
+                let mut expected = vec![0.0; tokens * rows];
+                apart(&both, rows, &mut expected);
+                for threads in [1, 2, 3] {
+                    let team = Team::new(threads).unwrap();
+                    for isa in Isa::available() {
+                        let mut out = vec![f32::NAN; tokens * rows];
+                        team.install(|| {
+                            gated_matmul_with(isa, unit, (gate, 0.01), (up, 0.02), &x, &mut out);
+                        });
+                        assert!(
+                            out == expected,
+                            "{unit:?} {layout:?} {isa}, {threads} threads: {rows} x {cols}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Strides and offsets whose products wrap to a place within the output.
+#[test]
+fn places_that_overflow_are_refused() {
+    let codes = pack(TernaryLayout::Quarters, &[1; 8 * 4], 8, 4).unwrap();
+    let weights = TernaryRef::new(TernaryLayout::Quarters, &codes, 8, 4).unwrap();
+    let x = quantized(&[127; 12], 4);
+    let refused = |run: &dyn Fn(&mut [f32])| {
+        let run = || run(&mut [0.0; 40]);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
+    };
+    // Twice this is 0 in release builds.
+    let half = 1 << (usize::BITS - 1);
+    for stride in [half, usize::MAX, usize::MAX - 7, half + 8, 7] {
+        assert!(refused(&|out| matmul(weights, 1.0, &x, out, stride)), "{stride}");
+        assert!(refused(&|out| dense_matmul(DenseRef::F32(&[0; 32 * 4]), 8, 4, &[1.0; 12], out, stride)));
+    }
+    for offset in [half, usize::MAX, usize::MAX - 7] {
+        let product = Product { weights, scale: 1.0, offset };
+        assert!(refused(&|out| matmul_all(&[product], &x, out, 12)), "{offset}");
+    }
+    for (rows, cols) in [(half, 2), (half, 1), (usize::MAX, 4), (0, 4), (8, 0)] {
+        assert!(refused(&|out| dense_matmul(DenseRef::F32(&[0; 32 * 4]), rows, cols, &[1.0; 12], out, 12)));
+    }
+    assert!(refused(&|out| DenseRef::F32(&[0; 32 * 4]).row(half, &mut out[..4])));
 }
 
 /// The parts of a product, each on a thread of its own and in any number, are the product.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ternion_core::{
-    Error, LlmBackend, MemoryPlan, ModelInfo, Result,
+    Error, LlmBackend, MemoryPlan, ModelInfo, ProcessMemory, Result,
     config::ModelConfig,
     engine::{Engine, EngineOptions},
     registry::{BackendFactory, LoadProgress, Progress, load_blocking},
     text::Tokenizer,
 };
-use ternion_formats::Checkpoint;
+use ternion_formats::{Access, Checkpoint};
 
 use crate::plan::{self, Sizes, Taken};
 use crate::{CandleOptions, Decoder, model::no_threads};
@@ -88,6 +88,15 @@ fn prepare(name: &str, config: &ModelConfig, progress: &Progress, only_planned: 
         ))
     })?;
     let limit = config.memory_limit.map(|limit| limit.0);
+    if limit.is_some() {
+        plan::check_measurable(ProcessMemory::now())?;
+        if config.mmap == Some(false) {
+            return Err(Error::invalid_config(
+                "mmap: false together with `memory_limit`, which keeps weights in memory as far as they fit and reads the \
+                 others from their files; leave one of them out",
+            ));
+        }
+    }
     let mut taken = Taken { process: plan::resident(), ..Taken::default() };
     let mut report = |done, total| progress.report(LoadProgress::new("weights", done, total));
     // For the look at all codes; what computes comes later.
@@ -96,10 +105,14 @@ fn prepare(name: &str, config: &ModelConfig, progress: &Progress, only_planned: 
         .build()
         .map_err(no_threads)?;
     let (checkpoint, tokenizer) = if limit.is_none() && !only_planned {
-        // With a copy of the head, what it was made from is not to stay in memory beside it.
-        let untouched = options.head.copy().is_some();
+        let access = match config.mmap {
+            Some(false) => Access::InMemory,
+            // With a copy of the head, what it was made from is not to stay in memory beside it.
+            _ if options.head.copy().is_some() => Access::Untouched,
+            _ => Access::Mapped,
+        };
         let before = plan::anonymous();
-        let both = pool.install(|| Checkpoint::open_with_tokenizer(path, untouched, &mut report))?;
+        let both = pool.install(|| Checkpoint::open_with_tokenizer(path, access, &mut report))?;
         taken.tokenizer = plan::anonymous().saturating_sub(before + both.0.report().owned_bytes);
         both
     } else {

@@ -9,7 +9,7 @@ use ternion_core::{
     batch::{self, Span},
     kv::{KvCache, KvType},
 };
-use ternion_formats::{Checkpoint, DenseTensor, ModelSpec, RmsNorm};
+use ternion_formats::{Checkpoint, DenseTensor, FileWatch, ModelSpec, RmsNorm};
 use ternion_kernels::{Attention, Team};
 
 use crate::{
@@ -70,6 +70,8 @@ pub struct Decoder {
     /// Where not all weights are kept in memory.
     stream: Option<Arc<Stream>>,
     team: Arc<Team>,
+    /// The files that weights are read from.
+    watch: FileWatch,
 }
 
 impl Decoder {
@@ -85,8 +87,10 @@ impl Decoder {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`] for a size that is 0 or a context beyond the model's; [`ErrorKind::Io`] where weights
-    /// that are to be kept in memory cannot be read.
+    /// that are to be kept in memory cannot be read; [`ErrorKind::InvalidModel`] where a file has changed since the
+    /// checkpoint was opened.
     pub fn new(mut checkpoint: Checkpoint, team: Arc<Team>, options: DecoderOptions) -> Result<Self> {
+        let watch = checkpoint.watch()?;
         let head = checkpoint.head_or_embed().clone();
         let spec = &checkpoint.spec;
         let positive = [
@@ -135,6 +139,7 @@ impl Decoder {
             final_norm: checkpoint.final_norm,
             stream,
             team,
+            watch,
         })
     }
 
@@ -247,6 +252,7 @@ impl CausalLm for Decoder {
 
     fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
         logits.clear();
+        self.watch.check()?;
         let length = |id| self.cache.length(id);
         let spans = batch::spans(batch, length, self.options.context, self.vocab_size)?;
         let team = Arc::clone(&self.team);

@@ -15,7 +15,9 @@
 //! it is refused with the least that could be.
 
 use ternion_core::kv::{BLOCK, KvType};
-use ternion_core::{Error, ErrorKind, MemoryPlan, Result, config::ByteSize, config::ModelConfig};
+use ternion_core::{
+    Error, ErrorKind, MemoryPlan, ProcessMemory, Result, config::ByteSize, config::ModelConfig,
+};
 use ternion_formats::{Checkpoint, LayerTensors, ModelSpec};
 use ternion_kernels::CompactBits;
 
@@ -59,19 +61,26 @@ pub(crate) struct Taken {
 
 /// Bytes that are resident now; 0 where the system does not tell.
 pub(crate) fn resident() -> u64 {
-    status("VmRSS:")
+    ProcessMemory::now().map_or(0, |memory| memory.resident)
 }
 
-/// Those of them that are no part of a file.
+/// Those of them that are no part of a file; 0 where the system does not tell.
 pub(crate) fn anonymous() -> u64 {
-    status("RssAnon:")
+    ProcessMemory::now().and_then(|memory| memory.anonymous).unwrap_or(0)
 }
 
-fn status(key: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(key));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
+/// Checks that a limit can be kept at all, which takes a system that tells what the process takes.
+///
+/// # Errors
+/// [`Unsupported`](ErrorKind::Unsupported) if `measured` is none.
+pub(crate) fn check_measurable(measured: Option<ProcessMemory>) -> Result<()> {
+    match measured {
+        Some(_) => Ok(()),
+        None => Err(Error::unsupported(
+            "memory_limit: this system does not tell how much memory the process takes, so no limit can be kept; remove \
+             `memory_limit`",
+        )),
+    }
 }
 
 /// How much of `freed` bytes the allocator has kept and gives out again in pieces as large as weights: found by taking as
@@ -289,4 +298,17 @@ fn activations(spec: &ModelSpec, options: &DecoderOptions) -> u64 {
     let floats = 3 * spec.hidden_size + wide + spec.intermediate_size + spec.intermediate_size / 4;
     let tokens = options.prefill_chunk.min(options.context).max(options.max_sequences);
     (4 * floats * tokens) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_needs_a_system_that_measures() {
+        assert!(check_measurable(ProcessMemory::now()).is_ok() || ProcessMemory::now().is_none());
+        let error = check_measurable(None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().starts_with("memory_limit: this system does not tell"), "{error}");
+    }
 }

@@ -10,7 +10,7 @@ use ternion_core::{
     registry::{BackendFactory, LoadProgress, Progress, load_blocking},
     text::Tokenizer,
 };
-use ternion_formats::Checkpoint;
+use ternion_formats::{Access, Checkpoint};
 
 use crate::{
     LlamaCpp, ModelOptions, gguf,
@@ -54,6 +54,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     let mut options = ModelOptions { llama_cpp: config.parse_options()?, ..ModelOptions::default() };
     options.threads = config.threads.unwrap_or(options.threads);
     options.context = config.context;
+    options.mmap = config.mmap.unwrap_or(true);
     options.max_sequences = config.max_sequences.unwrap_or(options.max_sequences);
     options.prefill_chunk = config.prefill_chunk.unwrap_or(options.prefill_chunk);
     let path = config.path.as_ref().ok_or_else(|| {
@@ -74,7 +75,8 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
 /// A ternary checkpoint, in Ternion's arithmetic.
 fn load_checkpoint(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
     let mut report = |done, total| progress.report(LoadProgress::new("weights", done, total));
-    let (checkpoint, tokenizer) = Checkpoint::open_with_tokenizer(path, false, &mut report)?;
+    let access = if options.mmap { Access::Mapped } else { Access::InMemory };
+    let (checkpoint, tokenizer) = Checkpoint::open_with_tokenizer(path, access, &mut report)?;
     let report = checkpoint.report();
     let mut info = ModelInfo::new(name, NAME);
     info.architecture.clone_from(&checkpoint.spec.architecture);

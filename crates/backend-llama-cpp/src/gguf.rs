@@ -1,13 +1,14 @@
 //! GGUF models that llama.cpp knows: loaded by its own loader, with its own arithmetic.
 
 use std::ffi::{CStr, CString, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use llama_cpp_sys_2 as sys;
 use ternion_core::{
     Error, ModelInfo, Result, ResultExt,
     registry::{LoadProgress, Progress},
 };
+use ternion_formats::FileWatch;
 
 use crate::{LlamaCpp, ModelOptions, ffi::Model, guard::Guard, model::KvShape, runtime};
 
@@ -29,11 +30,16 @@ pub(crate) fn load(path: &Path, name: &str, options: &ModelOptions, progress: &P
         .and_then(|path| CString::new(path).ok())
         .ok_or_else(|| Error::invalid_config("the path is not UTF-8").with("file", path.display()))?;
     runtime::start();
+    // Opened before llama.cpp maps them, so that a change in between is noticed.
+    let watch = if options.mmap { FileWatch::open(parts(path))? } else { FileWatch::default() };
     let mut listener = Listener { progress: progress.clone(), guard: Guard::default() };
     // SAFETY: The path is a string that ends with NUL; it and the listener live for the call.
     let model = Model::load(|| unsafe {
         let mut params = sys::llama_model_default_params();
         params.n_gpu_layers = 0;
+        if !options.mmap {
+            params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
+        }
         params.progress_callback = Some(on_progress);
         params.progress_callback_user_data = std::ptr::from_mut(&mut listener).cast();
         sys::llama_model_load_from_file(file.as_ptr(), params)
@@ -47,8 +53,24 @@ pub(crate) fn load(path: &Path, name: &str, options: &ModelOptions, progress: &P
     info.parameters = facts.parameters;
     info.weight_bytes = facts.bytes;
     let eos = end_tokens(&model);
-    let model = LlamaCpp::native(model, &facts.shape, facts.can_cut, options).with("file", path.display())?;
+    let model =
+        LlamaCpp::native(model, watch, &facts.shape, facts.can_cut, options).with("file", path.display())?;
     Ok(Loaded { model, info, eos })
+}
+
+/// The files of a model: the parts of one that is split (`name-00001-of-00003.gguf`), or the file itself.
+fn parts(path: &Path) -> Vec<PathBuf> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let split = name.strip_suffix(".gguf").and_then(|name| name.rsplit_once("-00001-of-"));
+    match split
+        .and_then(|(prefix, count)| Some((prefix, count.parse().ok().filter(|count: &u32| *count <= 4096)?)))
+    {
+        Some((prefix, count)) => (1..=count)
+            .map(|part| path.with_file_name(format!("{prefix}-{part:05}-of-{count:05}.gguf")))
+            .filter(|part| part.is_file())
+            .collect(),
+        None => vec![path.to_owned()],
+    }
 }
 
 /// The host's listener, which may panic.
@@ -148,5 +170,22 @@ fn end_tokens(model: &Model) -> Vec<u32> {
         let vocab = sys::llama_model_get_vocab(model.as_ptr());
         let tokens = 0..sys::llama_vocab_n_tokens(vocab);
         tokens.filter(|&id| sys::llama_vocab_is_eog(vocab, id)).map(|id| id as u32).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_parts_of_a_split_model_are_watched() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> =
+            (1..=3).map(|part| folder.path().join(format!("m-{part:05}-of-00003.gguf"))).collect();
+        paths.iter().for_each(|path| std::fs::write(path, "GGUF").unwrap());
+        assert_eq!(parts(&paths[0]), paths);
+        for name in ["m.gguf", "m-00002-of-00003.gguf", "m-00001-of-x.gguf"] {
+            assert_eq!(parts(Path::new(name)), [Path::new(name)]);
+        }
     }
 }

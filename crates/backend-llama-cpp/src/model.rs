@@ -2,7 +2,7 @@
 
 use ternion_core::batch;
 use ternion_core::{CausalLm, Error, ErrorKind, LogitsWanted, Result, ResultExt, SequenceId, SequenceInput};
-use ternion_formats::{Checkpoint, DenseTensor};
+use ternion_formats::{Checkpoint, DenseTensor, FileWatch};
 
 use crate::{
     KvType, LlamaCppOptions,
@@ -32,6 +32,8 @@ pub struct ModelOptions {
     pub max_sequences: usize,
     /// The most tokens of one step.
     pub prefill_chunk: usize,
+    /// Whether llama.cpp maps the files that it loads, rather than reading them into memory.
+    pub mmap: bool,
     /// What only llama.cpp knows.
     pub llama_cpp: LlamaCppOptions,
 }
@@ -44,6 +46,7 @@ impl Default for ModelOptions {
             context: None,
             max_sequences: 1,
             prefill_chunk: 128,
+            mmap: true,
             llama_cpp: LlamaCppOptions::default(),
         }
     }
@@ -78,6 +81,8 @@ pub struct LlamaCpp {
     lengths: Vec<Option<usize>>,
     /// Whether tokens can be removed from the end of a sequence.
     can_cut: bool,
+    /// The files that weights are read from.
+    watch: FileWatch,
 }
 
 impl LlamaCpp {
@@ -96,15 +101,18 @@ impl LlamaCpp {
         };
         let (context_length, sizes) = sizes(&shape, options, KvType::F32)?;
         runtime::start_hooked()?;
+        let watch = checkpoint.watch()?;
         let (model, hook) = Parts::from(checkpoint).load()?;
         let mut this = Self::start(model, Some(hook), Some(checkpoint.embed.clone()), context_length, sizes)?;
         this.prefill_chunk = options.prefill_chunk;
+        this.watch = watch;
         Ok(this)
     }
 
-    /// A model that llama.cpp has loaded and looks up by itself.
+    /// A model that llama.cpp has loaded, from the files that are watched, and looks up by itself.
     pub(crate) fn native(
         model: Model,
+        watch: FileWatch,
         shape: &KvShape,
         can_cut: bool,
         options: &ModelOptions,
@@ -112,6 +120,7 @@ impl LlamaCpp {
         let (context_length, sizes) = sizes(shape, options, KvType::F16)?;
         let mut this = Self::start(model, None, None, context_length, sizes)?;
         this.can_cut = can_cut;
+        this.watch = watch;
         this.prefill_chunk = options.prefill_chunk;
         Ok(this)
     }
@@ -130,7 +139,8 @@ impl LlamaCpp {
         };
         let lengths = vec![None; sizes.sequences];
         let (batch, prefill_chunk) = (Batch::new(input), context.sizes().batch);
-        Ok(Self { context, batch, embed, context_length, prefill_chunk, lengths, can_cut: true })
+        let watch = FileWatch::default();
+        Ok(Self { context, batch, embed, context_length, prefill_chunk, lengths, can_cut: true, watch })
     }
 
     fn length(&self, sequence: SequenceId) -> Option<usize> {
@@ -211,6 +221,7 @@ impl CausalLm for LlamaCpp {
 
     fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
         logits.clear();
+        self.watch.check()?;
         // Also what llama.cpp would abort for, or what would leave a call half done.
         batch::spans(batch, |id| self.length(id), self.context_length, self.context.vocab_size())?;
         let outcome = self.run(batch, logits);

@@ -54,6 +54,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
         max_sequences: config.max_sequences.unwrap_or(DecoderOptions::default().max_sequences),
         prefill_chunk: config.prefill_chunk.unwrap_or(DecoderOptions::default().prefill_chunk),
         kv_type,
+        mmap: config.mmap.unwrap_or(true),
     };
     let decoder = Decoder::new(&library, &summary, &host, options)?;
     progress.report(LoadProgress::new("weights", summary.data_bytes(), summary.data_bytes()));

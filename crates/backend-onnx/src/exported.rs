@@ -18,6 +18,7 @@ use ternion_core::batch::{self, Span};
 use ternion_core::{CausalLm, Error, Result, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Summary};
 
+use crate::constants::Constants;
 use crate::layout::{Cache, Integers, Layout};
 use crate::library::Library;
 use crate::model::{Sizes, engine_error, session_builder};
@@ -47,12 +48,18 @@ pub(crate) struct ExportedDecoder {
 }
 
 impl ExportedDecoder {
-    pub(crate) fn open(library: &Library, summary: &Summary, host: &Host, sizes: Sizes) -> Result<Self> {
+    pub(crate) fn open(
+        library: &Library,
+        summary: &Summary,
+        host: &Host,
+        sizes: Sizes,
+        constants: &Constants,
+    ) -> Result<Self> {
         let layout = Layout::read(summary, host)?;
         // A past that is copied has another length at every step.
         let open = || -> ort::Result<(Session, IoBinding)> {
-            let session =
-                session_builder(library, sizes.threads, layout.in_place)?.commit_from_file(&summary.path)?;
+            let session = session_builder(library, sizes.threads, layout.in_place, constants)?
+                .commit_from_file(&summary.path)?;
             let binding = session.create_binding()?;
             Ok((session, binding))
         };

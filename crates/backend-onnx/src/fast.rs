@@ -9,6 +9,7 @@ use ternion_formats::onnx::{Host, Size, Summary, fast};
 use ternion_kernels::Team;
 
 use crate::attributes::{self, Heads};
+use crate::constants::Constants;
 use crate::library::Library;
 use crate::model::{MOST_LOGITS, Sizes, engine_error, session_builder};
 use crate::ops::{self, Shared};
@@ -34,6 +35,7 @@ impl FastDecoder {
         host: &Host,
         sizes: Sizes,
         kv_type: KvType,
+        constants: &Constants,
     ) -> Result<Self> {
         let in_file = |e: Error| e.with("file", summary.path.display());
         let vocab_size = interface(summary, host).map_err(in_file)?;
@@ -44,7 +46,7 @@ impl FastDecoder {
         let team = Team::new(sizes.threads).map_err(no_threads)?;
         let open = || -> ort::Result<Session> {
             // Our operators have threads of their own; what is left for the runtime is too little to divide.
-            session_builder(library, 1, true)?
+            session_builder(library, 1, true, constants)?
                 .with_operators(ops::domain(&shared)?)?
                 .commit_from_file(&summary.path)
         };

@@ -8,11 +8,13 @@
 //!
 //! Nothing of a file reaches the runtime before [`Summary`](ternion_formats::onnx::Summary) has looked at it.
 //!
-//! `unsafe` is where the native library is looked at (`library`) and where weights of 16 bits are seen as bytes (`ops`).
+//! `unsafe` is where the native library is looked at (`library`), where weights are seen as bytes (`ops`) and where constants are
+//! read into memory of the runtime (`constants`).
 
 mod attributes;
 mod backend;
 mod config;
+mod constants;
 mod exported;
 mod fast;
 mod layout;

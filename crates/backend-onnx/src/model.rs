@@ -1,12 +1,16 @@
 //! Opening a model's file: which kind it is, and a session of the runtime for it.
 
+use std::sync::Arc;
+
 use ort::ep;
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 use ternion_core::kv::KvType;
 use ternion_core::{CausalLm, Error, Result, SequenceId, SequenceInput};
+use ternion_formats::FileWatch;
 use ternion_formats::onnx::{Host, Summary};
 
+use crate::constants::{self, Constants};
 use crate::exported::ExportedDecoder;
 use crate::fast::{self, FastDecoder};
 use crate::library::{Library, one_line};
@@ -28,12 +32,21 @@ pub struct DecoderOptions {
     pub prefill_chunk: usize,
     /// How keys and values are stored; models that are not of the fast variant leave no choice.
     pub kv_type: KvType,
+    /// Whether the runtime maps the files of constants, rather than this reading them into memory.
+    pub mmap: bool,
 }
 
 impl Default for DecoderOptions {
     /// All cores, the model's whole context, 4 sequences, prefill in chunks of 128 tokens.
     fn default() -> Self {
-        Self { threads: 0, context: 0, max_sequences: 4, prefill_chunk: 128, kv_type: KvType::F32 }
+        Self {
+            threads: 0,
+            context: 0,
+            max_sequences: 4,
+            prefill_chunk: 128,
+            kv_type: KvType::F32,
+            mmap: true,
+        }
     }
 }
 
@@ -84,6 +97,8 @@ impl Sizes {
 pub struct Decoder {
     inner: Box<dyn CausalLm>,
     is_fast: bool,
+    /// The files that the runtime maps.
+    watch: FileWatch,
 }
 
 impl Decoder {
@@ -97,8 +112,14 @@ impl Decoder {
         summary.check_operators(library.minor())?;
         let sizes = Sizes::new(options, host)?;
         let is_fast = fast::is_fast(summary);
+        // Opened before the runtime maps them, so that a change in between is noticed.
+        let (constants, watch) = if options.mmap {
+            (Constants::new(), FileWatch::open(&summary.data_files)?)
+        } else {
+            (constants::read(summary)?, FileWatch::default())
+        };
         let inner: Box<dyn CausalLm> = if is_fast {
-            Box::new(FastDecoder::open(library, summary, host, sizes, options.kv_type)?)
+            Box::new(FastDecoder::open(library, summary, host, sizes, options.kv_type, &constants)?)
         } else {
             if options.kv_type != KvType::F32 {
                 return Err(Error::invalid_config(
@@ -106,9 +127,9 @@ impl Decoder {
                      the type open",
                 ));
             }
-            Box::new(ExportedDecoder::open(library, summary, host, sizes)?)
+            Box::new(ExportedDecoder::open(library, summary, host, sizes, &constants)?)
         };
-        Ok(Self { inner, is_fast })
+        Ok(Self { inner, is_fast, watch })
     }
 
     /// Whether the file is of the fast variant.
@@ -139,6 +160,8 @@ impl CausalLm for Decoder {
     }
 
     fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
+        logits.clear();
+        self.watch.check()?;
         self.inner.forward(batch, logits)
     }
 
@@ -166,12 +189,17 @@ pub(crate) fn session_builder(
     library: &Library,
     threads: usize,
     has_arena: bool,
+    constants: &Constants,
 ) -> ort::Result<SessionBuilder> {
-    Ok(Session::builder(library.environment())?
+    let mut builder = Session::builder(library.environment())?
         .with_intra_threads(threads)?
         .with_inter_threads(1)?
         .with_memory_pattern(false)?
-        .with_execution_providers([ep::CPU::default().with_arena_allocator(has_arena).build()])?)
+        .with_execution_providers([ep::CPU::default().with_arena_allocator(has_arena).build()])?;
+    for (name, value) in constants {
+        builder = builder.with_external_initializer(name, Arc::clone(value))?;
+    }
+    Ok(builder)
 }
 
 pub(crate) fn engine_error(message: &str, error: &ort::Error) -> Error {

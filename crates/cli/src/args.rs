@@ -103,6 +103,9 @@ pub(crate) struct EngineArgs {
     /// The most memory to take, such as 400MB or 1GiB. What is left open is chosen to keep it.
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_limit: Option<ByteSize>,
+    /// Read weights into memory instead of mapping their files.
+    #[arg(long)]
+    pub(crate) no_mmap: bool,
 }
 
 /// How an answer is generated.

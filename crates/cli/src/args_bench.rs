@@ -40,7 +40,7 @@ pub(crate) struct BenchArgs {
     /// Measure nothing; compare two results that --save has written.
     #[arg(long, value_names = ["OLD", "NEW"], num_args = 2, conflicts_with_all = [
         "prompt", "decode", "depth", "batch", "repeat", "warm_up", "buffer", "save", "plot", "model", "name", "backend",
-        "threads", "context", "memory_limit",
+        "threads", "context", "memory_limit", "no_mmap",
     ])]
     pub(crate) compare: Option<Vec<PathBuf>>,
 
@@ -58,6 +58,9 @@ pub(crate) struct BenchArgs {
     /// The most memory to take, such as 400MB or 1GiB. What is left open is chosen to keep it.
     #[arg(long, value_name = "SIZE", help_heading = "Model")]
     memory_limit: Option<ByteSize>,
+    /// Read weights into memory instead of mapping their files.
+    #[arg(long, help_heading = "Model")]
+    no_mmap: bool,
 }
 
 impl BenchArgs {
@@ -69,6 +72,7 @@ impl BenchArgs {
             threads: None,
             context: self.context,
             memory_limit: self.memory_limit,
+            no_mmap: self.no_mmap,
         }
     }
 

@@ -73,6 +73,9 @@ pub(crate) struct EvalArgs {
     /// The most memory to take, such as 400MB or 1GiB. What is left open is chosen to keep it.
     #[arg(long, value_name = "SIZE", help_heading = "Model")]
     memory_limit: Option<ByteSize>,
+    /// Read weights into memory instead of mapping their files.
+    #[arg(long, help_heading = "Model")]
+    no_mmap: bool,
 }
 
 impl EvalArgs {
@@ -118,6 +121,7 @@ impl EvalArgs {
             threads: self.threads,
             context: self.context,
             memory_limit: self.memory_limit,
+            no_mmap: self.no_mmap,
         };
         Ok((0..count).map(engine).collect())
     }

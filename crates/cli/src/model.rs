@@ -51,6 +51,9 @@ impl Selected {
         model.threads = args.threads.or(model.threads);
         model.context = args.context.or(model.context);
         model.memory_limit = args.memory_limit.or(model.memory_limit);
+        if args.no_mmap {
+            model.mmap = Some(false);
+        }
         Ok(selected)
     }
 

@@ -1,6 +1,7 @@
 //! How much memory this process takes, as the kernel counts it.
 
 use serde::{Deserialize, Serialize};
+use ternion::ProcessMemory;
 
 /// Resident memory in bytes, ordered by its peak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -13,9 +14,10 @@ pub(crate) struct Memory {
     pub(crate) mapped: u64,
 }
 
-/// Reads `/proc/self/status`; `None` where there is no such file.
+/// `None` where the system does not tell all of it, which only Linux does.
 pub(crate) fn memory() -> Option<Memory> {
-    parse(&std::fs::read_to_string("/proc/self/status").ok()?)
+    let now = ProcessMemory::now()?;
+    Some(Memory { peak: now.peak?, anonymous: now.anonymous?, mapped: now.mapped? })
 }
 
 /// Begins to count the peak anew, from what is resident now; `false` where the system does not do that.
@@ -23,25 +25,9 @@ pub(crate) fn forget_peak() -> bool {
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
-fn parse(status: &str) -> Option<Memory> {
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        kib.checked_mul(1024)
-    };
-    Some(Memory { peak: field("VmHWM")?, anonymous: field("RssAnon")?, mapped: field("RssFile")? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn fields_are_read_in_kib() {
-        let status = "Name:\tx\nVmHWM:\t    2048 kB\nRssAnon:\t       1 kB\nRssFile:\t     3 kB\n";
-        assert_eq!(parse(status), Some(Memory { peak: 2 << 20, anonymous: 1024, mapped: 3072 }));
-        assert_eq!(parse("VmHWM:\tmany kB\n"), None);
-    }
 
     #[test]
     #[cfg(target_os = "linux")]

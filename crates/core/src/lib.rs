@@ -45,7 +45,7 @@ pub use event::{
     Completion, Event, FinishReason, GenerateStream, Score, ServedBy, Timing, TokenScore, Usage,
 };
 pub use info::{Capabilities, Limits, ModelInfo, SamplingDefaults, Stats};
-pub use memory::{MemoryPart, MemoryPlan};
+pub use memory::{MemoryPart, MemoryPlan, ProcessMemory};
 pub use panics::catch_panic;
 pub use request::{GenerateRequest, LogitsRequest, Message, Prompt, Sampling, ScoreRequest};
 pub use wrapper::BackendWrapper;

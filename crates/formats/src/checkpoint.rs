@@ -19,21 +19,39 @@ const TOKENIZER: &str = "tokenizer.json";
 /// Called while a checkpoint is opened, with the bytes of weights that have been read and their sum.
 pub type Progress<'a> = dyn FnMut(u64, u64) + 'a;
 
+/// How the files of weights are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Access {
+    /// They are mapped, and weights are used where they lie.
+    #[default]
+    Mapped,
+    /// They are mapped, but no page of the maps is touched while the checkpoint is opened: the checks read the files through
+    /// a buffer of some megabytes.
+    Untouched,
+    /// They are read into memory, and closed.
+    InMemory,
+}
+
 /// What a checkpoint may take while it is opened.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Means {
-    /// The maps of files are not touched.
-    untouched: bool,
+    access: Access,
     /// Bytes that tensors may take which cannot stay in the file.
     memory: u64,
 }
 
 impl Means {
     /// As much as it needs.
-    const ALL: Self = Self { untouched: false, memory: u64::MAX };
+    const ALL: Self = Self { access: Access::Mapped, memory: u64::MAX };
 
-    pub(crate) fn map(self, path: &Path) -> Result<SharedBytes> {
-        if self.untouched { SharedBytes::map_untouched(path) } else { SharedBytes::map(path) }
+    /// The bytes of a file of weights.
+    pub(crate) fn open(self, path: &Path) -> Result<SharedBytes> {
+        match self.access {
+            Access::Mapped => SharedBytes::map(path),
+            Access::Untouched => SharedBytes::map_untouched(path),
+            Access::InMemory => SharedBytes::read(path),
+        }
     }
 
     /// Counts `bytes` for a tensor that cannot stay in the file.
@@ -117,18 +135,18 @@ impl Checkpoint {
     /// Those of [`open`](Self::open), and [`ResourceExhausted`](ErrorKind::ResourceExhausted) naming the tensor for which
     /// `memory` is too little, before it is converted.
     pub fn open_within(path: impl AsRef<Path>, memory: u64, progress: &mut Progress<'_>) -> Result<Self> {
-        Self::read(path.as_ref(), Means { untouched: true, memory }, progress)
+        Self::read(path.as_ref(), Means { access: Access::Untouched, memory }, progress)
     }
 
     /// [`open_with`](Self::open_with) and [`tokenizer`](Self::tokenizer) side by side: for a large model each takes some
-    /// tenths of a second. With `untouched`, the former is [`open_within`](Self::open_within) without a limit.
+    /// tenths of a second.
     ///
     /// # Errors
     /// Those of both, of the checkpoint where both fail; [`ResourceExhausted`](ErrorKind::ResourceExhausted) where no
     /// thread can be started.
     pub fn open_with_tokenizer(
         path: impl AsRef<Path>,
-        untouched: bool,
+        access: Access,
         progress: &mut Progress<'_>,
     ) -> Result<(Self, Tokenizer)> {
         let path = path.as_ref();
@@ -142,7 +160,7 @@ impl Checkpoint {
                 Error::new(ErrorKind::ResourceExhausted, "cannot start a thread for the tokenizer")
                     .with_source(e)
             })?;
-            let checkpoint = Self::read(path, Means { untouched, ..Means::ALL }, progress)?;
+            let checkpoint = Self::read(path, Means { access, ..Means::ALL }, progress)?;
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let tokenizer = tokenizer.and_then(|tokenizer| {
                 tokenizer.check_limit(checkpoint.spec.vocab_size).during("load")?;

@@ -29,7 +29,7 @@ mod unfinished;
 mod watch;
 
 pub use bytes::SharedBytes;
-pub use checkpoint::{Checkpoint, Progress, gguf_file};
+pub use checkpoint::{Access, Checkpoint, Progress, gguf_file};
 pub use inspect::{Report, TensorReport};
 pub use spec::{Activation, Family, ModelSpec, Quantization, RopeScaling, RopeSpec, ScaleUse};
 pub use tensors::{DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, TernaryTensor, Weights};

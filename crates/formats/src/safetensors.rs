@@ -70,7 +70,7 @@ struct Entry {
 
 /// Maps `path` and reads its header.
 pub(crate) fn open(path: &Path, means: Means) -> Result<BTreeMap<String, RawTensor>> {
-    parse(&means.map(path)?, path)
+    parse(&means.open(path)?, path)
 }
 
 /// Reads the header of `file`, whose name is `path`.

@@ -42,7 +42,7 @@ use std::{path::Path, sync::Arc};
 pub use ternion_core::{
     BackendWrapper, Capabilities, CausalLm, Completion, Error, ErrorKind, Event, FinishReason,
     GenerateRequest, GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted,
-    MemoryPart, MemoryPlan, Message, ModelInfo, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score,
+    MemoryPart, MemoryPlan, Message, ModelInfo, ProcessMemory, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score,
     ScoreRequest, SequenceId, SequenceInput, ServedBy, Stats, Timing, TokenScore, Unloaded, Usage,
 };
 pub use ternion_core::{config, context, echo, engine, kv, registry, text};

@@ -111,6 +111,11 @@ pub struct ModelConfig {
     /// loaded. Left out: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<ByteSize>,
+    /// Whether weights are used where they lie in their files, which the system maps into memory. `false` reads them into
+    /// memory instead: loading takes longer, the memory is not shared with other processes, and files may be written over
+    /// while the model runs. Left out: `true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mmap: Option<bool>,
     /// What is done with prompts that do not fit into the context, unless a request says otherwise. Left out: they are refused.
     pub context_policy: ContextPolicy,
     /// Models of this configuration that answer, in this order, where this one cannot be loaded or fails.
@@ -140,6 +145,7 @@ impl Default for ModelConfig {
             stall_limit_ms: None,
             prefill_chunk: None,
             memory_limit: None,
+            mmap: None,
             context_policy: ContextPolicy::default(),
             fallback: Vec::new(),
             layers: LayersConfig::default(),

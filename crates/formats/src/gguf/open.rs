@@ -25,7 +25,7 @@ const GENERATION_CAP: u64 = 4 << 20;
 
 /// Opens the file.
 pub(crate) fn open(path: &Path, means: Means, progress: &mut Progress<'_>) -> Result<Checkpoint> {
-    let file = File::parse(&means.map(path)?, path)?;
+    let file = File::parse(&means.open(path)?, path)?;
     let mut spec = spec::read(&file)?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),

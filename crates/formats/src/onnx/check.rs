@@ -21,6 +21,8 @@ pub(super) struct Folder {
     resolved: Option<PathBuf>,
     /// The length of each file of data that has been found good.
     files: BTreeMap<String, u64>,
+    /// Tensors that lie in these files.
+    pub(super) external_tensors: usize,
 }
 
 impl Folder {
@@ -30,7 +32,12 @@ impl Folder {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        Self { path, resolved: None, files: BTreeMap::new() }
+        Self { path, resolved: None, files: BTreeMap::new(), external_tensors: 0 }
+    }
+
+    /// The files of data that have been found good.
+    pub(super) fn data_files(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.keys().map(|location| self.path.join(location))
     }
 
     /// The length of a file of data, after a look at where it is.
@@ -109,11 +116,12 @@ impl Tensor {
         })?;
         let element = Element::from_number(self.element);
         let expected = element.bytes(elements);
+        let mut external = None;
         if self.is_external {
             if self.raw.is_some() || self.typed > 0 {
                 return Err(Error::invalid_model("has data in the file and beside it, expected one of them"));
             }
-            self.check_external(expected, folder)?;
+            external = Some(self.check_external(expected, folder)?);
         } else if let Some(raw) = self.raw {
             if self.typed > 0 {
                 return Err(Error::invalid_model("has its data twice, expected once"));
@@ -126,7 +134,7 @@ impl Tensor {
                 self.shape()
             )));
         }
-        Ok(Initializer { name: self.name.clone(), element, dims })
+        Ok(Initializer { name: self.name.clone(), element, dims, external })
     }
 
     fn check_bytes(&self, found: u64, expected: Option<u64>, element: Element) -> Result<()> {
@@ -142,7 +150,8 @@ impl Tensor {
         }
     }
 
-    fn check_external(&self, expected: Option<u64>, folder: &mut Folder) -> Result<()> {
+    /// Returns the file of the data, and where in it they begin.
+    fn check_external(&self, expected: Option<u64>, folder: &mut Folder) -> Result<(PathBuf, u64)> {
         let entry = |key: &str| self.external.iter().find(|(name, _)| name == key).map(|(_, v)| v.as_str());
         let location =
             entry("location").ok_or_else(|| Error::invalid_model("has external data without a location"))?;
@@ -169,7 +178,8 @@ impl Tensor {
             ))
             .with("data", format!("{location:?}")));
         }
-        Ok(())
+        folder.external_tensors += 1;
+        Ok((folder.path.join(location), offset))
     }
 
     fn shape(&self) -> String {

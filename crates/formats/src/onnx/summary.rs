@@ -47,6 +47,10 @@ pub struct Summary {
     pub inner_nodes: Vec<Node>,
     /// Keys and values that the writer added.
     pub metadata: Vec<(String, String)>,
+    /// Files beside it that hold constants, which a runtime maps.
+    pub data_files: Vec<PathBuf>,
+    /// Tensors that lie in these files; more than [`initializers`](Self::initializers) where graphs within nodes have some.
+    pub external_tensors: usize,
 }
 
 /// An input or output.
@@ -80,6 +84,8 @@ pub struct Initializer {
     pub element: Element,
     /// Its dimensions, the outermost first.
     pub dims: Vec<u64>,
+    /// The file beside the model's that holds its elements, and where in it they begin.
+    pub external: Option<(PathBuf, u64)>,
 }
 
 /// One operation.
@@ -183,6 +189,8 @@ fn read(path: &Path) -> Result<Summary> {
         nodes: Vec::new(),
         inner_nodes: Vec::new(),
         metadata: Vec::new(),
+        data_files: Vec::new(),
+        external_tensors: 0,
     };
     let mut graph = None;
     let mut message = Message::whole(&bytes);
@@ -211,6 +219,8 @@ fn read(path: &Path) -> Result<Summary> {
     summary.nodes = graph.nodes;
     summary.functions = walk.functions;
     summary.inner_nodes = walk.inner;
+    summary.data_files = walk.folder.data_files().collect();
+    summary.external_tensors = walk.folder.external_tensors;
     Ok(summary)
 }
 

@@ -39,6 +39,14 @@
 //!   model that they have; if the name comes back, they follow it again.
 //! * What is not loaded takes its new configuration along. A model that had failed, or that has stopped, is loaded again.
 //! * Reloads that are asked for at the same time are done one after the other.
+//!
+//! # Replacing the files of a model
+//!
+//! By renaming new files into their place, or by naming a new folder: the model that runs keeps the old files. A program
+//! that writes into a file changes the weights under the model, which maps them. Such a model refuses requests from the next
+//! step on ([`InvalidModel`](ternion_core::ErrorKind::InvalidModel), naming the file) until it is loaded again; a
+//! file that is shortened while a step reads it can end the process (SIGBUS). With `mmap = false` weights are read into memory,
+//! and the files do not matter once the model is loaded.
 
 mod backoff;
 mod check;

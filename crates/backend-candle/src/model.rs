@@ -257,11 +257,16 @@ impl CausalLm for Decoder {
         let spans = batch::spans(batch, length, self.options.context, self.vocab_size)?;
         let team = Arc::clone(&self.team);
         let outcome = team.install(|| self.run(batch, &spans, logits));
+        // A file that changed meanwhile explains whatever was computed.
+        let outcome = self.watch.check().and(outcome);
         for span in &spans {
             match outcome {
                 Ok(()) => self.cache.advance(span.sequence, span.count),
                 Err(_) => self.cache.truncate(span.sequence, span.past),
             }
+        }
+        if outcome.is_err() {
+            logits.clear();
         }
         outcome
     }

@@ -230,7 +230,8 @@ impl Planner<'_> {
                 ByteSize(plan.streamed_bytes)
             ));
         }
-        let logits_bytes = self.limit.map(|_| self.logit_rows(&options) * row_bytes(&self.checkpoint.spec));
+        let logits_bytes =
+            self.limit.map(|_| self.logit_rows(&options).saturating_mul(row_bytes(&self.checkpoint.spec)));
         Sizes { options, plan, logits_bytes }
     }
 
@@ -268,7 +269,7 @@ impl Planner<'_> {
         let kv = spec.kv_layout().bytes(options.kv_type, options.context);
         plan.add("keys and values", kv.saturating_mul(options.max_sequences as u64));
         plan.add("activations", activations(spec, options));
-        plan.add("logits", self.logit_rows(options) * row_bytes(spec) + 3 * row_bytes(spec));
+        plan.add("logits", self.logit_rows(options).saturating_add(3).saturating_mul(row_bytes(spec)));
         plan.add("read-ahead", division.largest * BUFFERS as u64);
         let copied = options.resident_weights.map_or(0, |_| division.copied);
         plan.add("tokenizer", self.taken.tokenizer - self.taken.reusable.min(copied));
@@ -297,7 +298,7 @@ fn activations(spec: &ModelSpec, options: &DecoderOptions) -> u64 {
     let wide = (3 * width + 4 * kv_width).max(2 * spec.intermediate_size);
     let floats = 3 * spec.hidden_size + wide + spec.intermediate_size + spec.intermediate_size / 4;
     let tokens = options.prefill_chunk.min(options.context).max(options.max_sequences);
-    (4 * floats * tokens) as u64
+    (4 * floats as u64).saturating_mul(tokens as u64)
 }
 
 #[cfg(test)]

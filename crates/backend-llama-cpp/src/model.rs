@@ -225,6 +225,8 @@ impl CausalLm for LlamaCpp {
         // Also what llama.cpp would abort for, or what would leave a call half done.
         batch::spans(batch, |id| self.length(id), self.context_length, self.context.vocab_size())?;
         let outcome = self.run(batch, logits);
+        // A file that changed meanwhile explains whatever was computed.
+        let outcome = self.watch.check().and(outcome);
         for input in batch {
             let index = input.sequence.0 as usize;
             let past = self.lengths[index].unwrap_or(0);

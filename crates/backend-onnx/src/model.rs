@@ -162,7 +162,17 @@ impl CausalLm for Decoder {
     fn forward(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
         logits.clear();
         self.watch.check()?;
-        self.inner.forward(batch, logits)
+        let pasts: Vec<_> = batch.iter().map(|input| self.inner.len(input.sequence)).collect();
+        let outcome = self.inner.forward(batch, logits);
+        // A file that changed meanwhile explains whatever was computed.
+        if let Err(changed) = self.watch.check() {
+            logits.clear();
+            for (input, past) in batch.iter().zip(pasts) {
+                self.inner.truncate(input.sequence, past)?;
+            }
+            return Err(changed);
+        }
+        outcome
     }
 
     fn len(&self, sequence: SequenceId) -> usize {

@@ -629,3 +629,22 @@ fn rotate(x: &[f32], rotation: &[f32], out: &mut Vec<f32>) {
         out.extend((0..half).map(|i| low[i] * sin[i] + high[i] * cos[i]));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_an_operator_is_an_error_that_names_it() {
+        let said =
+            |work: fn() -> ort::Result<u32>| guarded("CachedAttention", work).map_err(|e| e.to_string());
+        assert_eq!(said(|| Ok(7)), Ok(7));
+        for (work, words) in [
+            ((|| panic!("out of blocks")) as fn() -> ort::Result<u32>, "a panic: out of blocks"),
+            (|| failed("no sequence 3"), "no sequence 3"),
+        ] {
+            let error = said(work).unwrap_err();
+            assert!(error.contains("CachedAttention") && error.contains(words), "{error}");
+        }
+    }
+}

@@ -109,3 +109,166 @@ fn a_damaged_graph_is_an_error_or_a_decoder() {
     let sequence = model.new_sequence().unwrap();
     feed(&mut model, sequence, &[1, 2, 3]);
 }
+
+/// A field of a protobuf message: its number, its wire type and its bytes without number and length.
+type Field = (u64, u8, Vec<u8>);
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value > 127 {
+        bytes.push(value as u8 & 127 | 128);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+fn fields(mut bytes: &[u8]) -> Vec<Field> {
+    fn read(bytes: &mut &[u8]) -> u64 {
+        let end = bytes.iter().position(|b| *b < 128).unwrap() + 1;
+        let (number, rest) = bytes.split_at(end);
+        *bytes = rest;
+        number.iter().rev().fold(0, |value, b| value << 7 | u64::from(b & 127))
+    }
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let key = read(&mut bytes);
+        let value = match key & 7 {
+            0 => varint(read(&mut bytes)),
+            kind => {
+                let length = [0, 8, read_length(kind, &mut bytes, read), 0, 0, 4][kind as usize];
+                let (value, rest) = bytes.split_at(length);
+                bytes = rest;
+                value.to_vec()
+            }
+        };
+        found.push((key >> 3, (key & 7) as u8, value));
+    }
+    found
+}
+
+fn read_length(kind: u64, bytes: &mut &[u8], read: fn(&mut &[u8]) -> u64) -> usize {
+    if kind == 2 { read(bytes) as usize } else { 0 }
+}
+
+fn message(fields: &[Field]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (number, kind, value) in fields {
+        bytes.extend(varint(number << 3 | u64::from(*kind)));
+        if *kind == 2 {
+            bytes.extend(varint(value.len() as u64));
+        }
+        bytes.extend(value);
+    }
+    bytes
+}
+
+/// The file with the attribute `name` of the last node of the operator `operator` changed by `change`, or without it.
+fn with_attribute(good: &[u8], operator: &str, name: &str, change: Option<&dyn Fn(&mut Field)>) -> Vec<u8> {
+    let mut model = fields(good);
+    let graph = &mut model.iter_mut().find(|f| f.0 == 7).unwrap().2;
+    let mut parts = fields(graph);
+    let is = |node: &[u8]| fields(node).iter().any(|f| f.0 == 4 && f.2 == operator.as_bytes());
+    let has = |attribute: &[u8]| fields(attribute).iter().any(|f| f.0 == 1 && f.2 == name.as_bytes());
+    let node = parts
+        .iter_mut()
+        .rev()
+        .find(|f| f.0 == 1 && is(&f.2) && fields(&f.2).iter().any(|f| f.0 == 5 && has(&f.2)));
+    let node = &mut node.unwrap_or_else(|| panic!("{operator} {name}")).2;
+    let mut node_fields = fields(node);
+    match change {
+        None => node_fields.retain(|f| f.0 != 5 || !has(&f.2)),
+        Some(change) => {
+            let attribute = &mut node_fields.iter_mut().find(|f| f.0 == 5 && has(&f.2)).unwrap().2;
+            let mut values = fields(attribute);
+            // Fields 2, 3, 4 and 7 are a float, an integer, a string and floats.
+            values.iter_mut().filter(|f| [2, 3, 4, 7].contains(&f.0)).for_each(change);
+            *attribute = message(&values);
+        }
+    }
+    *node = message(&node_fields);
+    *graph = message(&parts);
+    message(&model)
+}
+
+/// Every attribute of every operator with values that overflow, that are no numbers, or that are nothing: an error that
+/// names both, whatever the arithmetic of the build.
+#[test]
+fn every_attribute_is_bounded() {
+    let Some(library) = common::library() else { return };
+    let file = fast();
+    let path = file.path.join("model.onnx");
+    let good = std::fs::read(&path).unwrap();
+    assert_eq!(message(&fields(&good)), good, "the file as it is");
+    let refused = |bytes: Vec<u8>, operator: &str, name: &str, what: &str| {
+        std::fs::write(&path, bytes).unwrap();
+        for threads in [1, 3] {
+            let mut options = DecoderOptions::default();
+            options.threads = threads;
+            let outcome = try_open(&library, &file.path, options).and_then(|mut model| {
+                // An attribute that only some inputs need is missed when it is needed.
+                let sequence = model.new_sequence()?;
+                let input = ternion_core::SequenceInput {
+                    sequence,
+                    tokens: &[1],
+                    logits: ternion_core::LogitsWanted::Last,
+                };
+                model.forward(&[input], &mut Vec::new())
+            });
+            let error = outcome.err().unwrap_or_else(|| panic!("{operator} {name} {what}: accepted"));
+            let said = error.to_string();
+            assert!(said.contains(operator) && said.contains(&format!("`{name}`")), "{what}: {said}");
+        }
+    };
+    let integers = [288_230_376_151_711_748, i64::MAX, i64::MIN, -1, 1 << 21, 1 << 32, 0];
+    for name in ["layer", "heads", "kv_heads", "head_dim"] {
+        for value in integers {
+            let set = |field: &mut Field| field.2 = varint(value as u64);
+            let what = format!("{value}");
+            refused(
+                with_attribute(&good, "CachedAttention", name, Some(&set)),
+                "CachedAttention",
+                name,
+                &what,
+            );
+        }
+    }
+    let floats = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0];
+    for operator in ["TernaryLinear", "DenseLinear"] {
+        for value in floats {
+            let set = |field: &mut Field| field.2 = value.to_le_bytes().to_vec();
+            refused(with_attribute(&good, operator, "epsilon", Some(&set)), operator, "epsilon", "a float");
+        }
+    }
+    for value in [f32::NAN, f32::INFINITY, 0.0] {
+        // Packed or one by one.
+        let set = |field: &mut Field| field.2[..4].copy_from_slice(&value.to_le_bytes());
+        refused(
+            with_attribute(&good, "TernaryLinear", "scales", Some(&set)),
+            "TernaryLinear",
+            "scales",
+            "a float",
+        );
+    }
+    for (operator, name) in [("TernaryLinear", "layout"), ("GatedUnit", "activation")] {
+        let set = |field: &mut Field| field.2 = b"other".to_vec();
+        refused(with_attribute(&good, operator, name, Some(&set)), operator, name, "a string");
+    }
+    for (operator, name) in [
+        ("CachedAttention", "heads"),
+        ("CachedAttention", "kv_heads"),
+        ("CachedAttention", "head_dim"),
+        ("CachedAttention", "layer"),
+        ("TernaryLinear", "scales"),
+        ("TernaryLinear", "layout"),
+        ("TernaryLinear", "epsilon"),
+        ("DenseLinear", "epsilon"),
+        ("GatedUnit", "activation"),
+    ] {
+        refused(with_attribute(&good, operator, name, None), operator, name, "left out");
+    }
+    std::fs::write(&path, &good).unwrap();
+    let mut model = try_open(&library, &file.path, DecoderOptions::default()).unwrap();
+    let sequence = model.new_sequence().unwrap();
+    feed(&mut model, sequence, &[1, 2, 3]);
+}

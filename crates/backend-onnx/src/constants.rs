@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ort::memory::Allocator;
-use ort::value::{DynTensor, DynValue, TensorElementType};
-use ternion_core::{Error, Result, ResultExt};
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor};
+use ternion_core::{Error, ErrorKind, Result, ResultExt};
 use ternion_formats::SharedBytes;
 use ternion_formats::onnx::{Element, Initializer, Summary};
 
@@ -32,7 +31,7 @@ pub(crate) fn read(summary: &Summary) -> Result<Constants> {
             }
         };
         let tensor = tensor(initializer, bytes, *offset).with("tensor", &initializer.name)?;
-        constants.push((initializer.name.clone(), Arc::new(tensor.into_dyn())));
+        constants.push((initializer.name.clone(), Arc::new(tensor)));
     }
     if constants.len() != summary.external_tensors {
         return Err(Error::unsupported(format!(
@@ -43,40 +42,68 @@ pub(crate) fn read(summary: &Summary) -> Result<Constants> {
     Ok(constants)
 }
 
-fn tensor(initializer: &Initializer, file: &SharedBytes, offset: u64) -> Result<DynTensor> {
-    let elements = initializer.dims.iter().try_fold(1u64, |all, size| all.checked_mul(*size));
-    let length = elements.and_then(|n| initializer.element.bytes(n)).and_then(|n| usize::try_from(n).ok());
-    let (Some(length), Some(element)) = (length, element_type(initializer.element)) else {
-        let element = initializer.element;
-        return Err(Error::unsupported(format!("mmap: false, but a constant of {element} cannot be read")));
-    };
-    let dims: Vec<i64> = initializer.dims.iter().map(|size| *size as i64).collect();
-    let mut tensor = DynTensor::new(&Allocator::default(), element, dims)
-        .map_err(|e| engine_error("there is no memory for the constant", &e))?;
-    if length > 0 {
-        // SAFETY: The runtime has allocated as many bytes as its type and shape take, which are `length`; any bytes are
-        // elements of the types of `element_type`, and nobody else uses the tensor yet.
-        let out = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr_mut().cast::<u8>(), length) };
-        file.read_at(usize::try_from(offset).unwrap_or(usize::MAX), out)?;
+/// The elements of a constant, in memory that the runtime uses but does not own: it takes no other for this.
+fn tensor(initializer: &Initializer, file: &SharedBytes, offset: u64) -> Result<DynValue> {
+    let place = Place { dims: &initializer.dims, file, offset };
+    match initializer.element {
+        Element::F32 => place.read::<f32>(),
+        Element::F16 => place.read::<half::f16>(),
+        Element::Bf16 => place.read::<half::bf16>(),
+        Element::F64 => place.read::<f64>(),
+        Element::U8 => place.read::<u8>(),
+        Element::I8 => place.read::<i8>(),
+        Element::U16 => place.read::<u16>(),
+        Element::I16 => place.read::<i16>(),
+        Element::U32 => place.read::<u32>(),
+        Element::I32 => place.read::<i32>(),
+        Element::U64 => place.read::<u64>(),
+        Element::I64 => place.read::<i64>(),
+        other => Err(Error::unsupported(format!("mmap: false, but a constant of {other} cannot be read"))),
     }
-    Ok(tensor)
 }
 
-/// The runtime's name of a type of which every bit pattern is an element.
-fn element_type(element: Element) -> Option<TensorElementType> {
-    Some(match element {
-        Element::F32 => TensorElementType::Float32,
-        Element::F16 => TensorElementType::Float16,
-        Element::Bf16 => TensorElementType::Bfloat16,
-        Element::F64 => TensorElementType::Float64,
-        Element::U8 => TensorElementType::Uint8,
-        Element::I8 => TensorElementType::Int8,
-        Element::U16 => TensorElementType::Uint16,
-        Element::I16 => TensorElementType::Int16,
-        Element::U32 => TensorElementType::Uint32,
-        Element::I32 => TensorElementType::Int32,
-        Element::U64 => TensorElementType::Uint64,
-        Element::I64 => TensorElementType::Int64,
-        _ => return None,
-    })
+/// Where the elements of a constant are.
+struct Place<'a> {
+    dims: &'a [u64],
+    file: &'a SharedBytes,
+    offset: u64,
+}
+
+/// Types of which every bit pattern is an element, and which have no padding.
+trait Number: PrimitiveTensorElementType + Copy + Default + std::fmt::Debug + 'static {}
+
+impl Number for f32 {}
+impl Number for half::f16 {}
+impl Number for half::bf16 {}
+impl Number for f64 {}
+impl Number for u8 {}
+impl Number for i8 {}
+impl Number for u16 {}
+impl Number for i16 {}
+impl Number for u32 {}
+impl Number for i32 {}
+impl Number for u64 {}
+impl Number for i64 {}
+
+impl Place<'_> {
+    fn read<T: Number>(&self) -> Result<DynValue> {
+        let no_memory = |why: &dyn std::fmt::Display| {
+            let message = format!("no memory for a constant of the shape {:?}: {why}", self.dims);
+            Error::new(ErrorKind::ResourceExhausted, message)
+        };
+        let dims: Vec<usize> =
+            self.dims.iter().map(|size| usize::try_from(*size).unwrap_or(usize::MAX)).collect();
+        let elements = dims.iter().try_fold(1usize, |all, size| all.checked_mul(*size));
+        let elements = elements.ok_or_else(|| no_memory(&"its size overflows"))?;
+        let mut values: Vec<T> = Vec::new();
+        values.try_reserve_exact(elements).map_err(|e| no_memory(&e))?;
+        values.resize(elements, T::default());
+        // SAFETY: The vector's own memory and its own length in bytes. Any bytes are values of a `Number`.
+        let bytes = unsafe {
+            std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), size_of_val(&values[..]))
+        };
+        self.file.read_at(usize::try_from(self.offset).unwrap_or(usize::MAX), bytes)?;
+        let tensor = Tensor::from_array((dims, values));
+        tensor.map(Tensor::into_dyn).map_err(|e| engine_error("a constant cannot be made", &e))
+    }
 }

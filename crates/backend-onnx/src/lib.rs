@@ -9,7 +9,7 @@
 //! Nothing of a file reaches the runtime before [`Summary`](ternion_formats::onnx::Summary) has looked at it.
 //!
 //! `unsafe` is where the native library is looked at (`library`), where weights are seen as bytes (`ops`) and where constants are
-//! read into memory of the runtime (`constants`).
+//! read into memory (`constants`).
 
 mod attributes;
 mod backend;

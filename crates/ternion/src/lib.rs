@@ -42,8 +42,9 @@ use std::{path::Path, sync::Arc};
 pub use ternion_core::{
     BackendWrapper, Capabilities, CausalLm, Completion, Error, ErrorKind, Event, FinishReason,
     GenerateRequest, GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, LogitsWanted,
-    MemoryPart, MemoryPlan, Message, ModelInfo, ProcessMemory, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score,
-    ScoreRequest, SequenceId, SequenceInput, ServedBy, Stats, Timing, TokenScore, Unloaded, Usage,
+    MemoryPart, MemoryPlan, Message, ModelInfo, ProcessMemory, Prompt, Result, ResultExt, Sampling,
+    SamplingDefaults, Score, ScoreRequest, SequenceId, SequenceInput, ServedBy, Stats, Timing, TokenScore,
+    Unloaded, Usage,
 };
 pub use ternion_core::{config, context, echo, engine, kv, registry, text};
 pub use ternion_formats as formats;

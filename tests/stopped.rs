@@ -14,10 +14,9 @@ use std::{
 use async_trait::async_trait;
 use host::{answer, config, echo, fixture, say, served_by};
 use ternion::{
-    BackendWrapper, CausalLm, Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, ModelInfo,
-    Result, SequenceId, SequenceInput,
+    BackendWrapper, Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Result,
     config::ModelConfig,
-    engine::{Engine, EngineOptions},
+    engine::{CausalLm, Engine, EngineOptions, SequenceId, SequenceInput},
     formats::Checkpoint,
     models::{ModelEvent, Models},
     registry::{BackendFactory, Progress},

@@ -92,7 +92,7 @@ fn select(args: &ConformanceArgs) -> Outcome<Vec<Selected>> {
     match (&args.models[..], &args.names[..]) {
         ([], []) => Ok(vec![Selected::for_files(&ModelArgs::default())?]),
         ([], names) => {
-            let named = |name: &String| ModelArgs { model: None, name: Some(name.clone()) };
+            let named = |name: &String| ModelArgs { name: Some(name.clone()), ..ModelArgs::default() };
             names.iter().map(|name| Selected::for_files(&named(name))).collect()
         }
         (configs, []) => configs.iter().map(|config| model(config, None)).collect(),

@@ -127,7 +127,7 @@ fn stop_tokens_are_named_by_id_or_text() {
         assert_eq!((&stopped["finish_reason"], &stopped["text"]), (&json!(reason), &json!("")), "{option}");
     }
     failure(generate(&["--stop-token", "<|nothing|>"]), 2, &["--stop-token", "<|nothing|>", "expected"]);
-    failure(echo(&["chat", "hi", "--stop-token", "5"]), 2, &["--stop-token", "echo"]);
+    failure(echo(&["chat", "hi", "--stop-token", "5"]), 3, &["--stop-token", "echo"]);
 }
 
 #[test]

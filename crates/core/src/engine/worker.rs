@@ -34,10 +34,10 @@ pub(super) struct Worker {
     inbox: mpsc::Receiver<Command>,
     pub(super) slots: Slots,
     /// Jobs that wait for a sequence.
-    pub(super) queue: VecDeque<Box<Job>>,
+    pub(super) queue: VecDeque<Job>,
     pub(super) active: Vec<Active>,
     /// Jobs whose readers do not read, and whose sequences others needed.
-    parked: Vec<Box<Job>>,
+    parked: Vec<Job>,
     pub(super) logits: Vec<f32>,
     /// Rows of logits that one step may ask for.
     pub(super) max_rows: usize,
@@ -50,7 +50,7 @@ pub(super) struct Worker {
 
 /// A job with its sequence.
 pub(super) struct Active {
-    pub(super) job: Box<Job>,
+    pub(super) job: Job,
     pub(super) sequence: SequenceId,
     /// Tokens in the KV cache.
     pub(super) length: usize,
@@ -157,7 +157,7 @@ impl Worker {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Submit(job) => self.queue.push_back(job),
+            Command::Submit(job) => self.queue.push_back(*job),
             Command::Wake => {}
         }
     }
@@ -267,7 +267,7 @@ impl Worker {
         self.finish(job, end);
     }
 
-    fn finish(&self, job: Box<Job>, end: End) {
+    fn finish(&self, job: Job, end: End) {
         // Counted before the reader knows of the end, so that it finds its request in the statistics.
         let (shared, usage) = (self.shared(), job.usage());
         shared.active.store(self.active.len(), Ordering::Release);
@@ -297,7 +297,7 @@ impl Worker {
             self.take(command);
         }
         let active = std::mem::take(&mut self.active).into_iter().map(|active| active.job);
-        let jobs: Vec<Box<Job>> = active.chain(self.parked.drain(..)).chain(self.queue.drain(..)).collect();
+        let jobs: Vec<Job> = active.chain(self.parked.drain(..)).chain(self.queue.drain(..)).collect();
         for job in jobs {
             self.finish(job, End::Failed(stopped().with("reason", reason)));
         }

@@ -35,10 +35,10 @@ pub(crate) struct Worker {
     inbox: mpsc::Receiver<Command>,
     pub(crate) slots: Slots,
     /// Jobs that wait for a sequence.
-    pub(crate) queue: VecDeque<Box<Job>>,
+    pub(crate) queue: VecDeque<Job>,
     pub(crate) active: Vec<Active>,
     /// Jobs whose readers do not read, and whose sequences others needed.
-    parked: Vec<Box<Job>>,
+    parked: Vec<Job>,
     pub(crate) logits: Vec<f32>,
     /// Rows of logits that one step may ask for.
     pub(crate) max_rows: usize,
@@ -51,7 +51,7 @@ pub(crate) struct Worker {
 
 /// A job with its sequence.
 pub(crate) struct Active {
-    pub(crate) job: Box<Job>,
+    pub(crate) job: Job,
     pub(crate) sequence: SequenceId,
     /// Tokens in the KV cache.
     pub(crate) length: usize,
@@ -158,7 +158,7 @@ impl Worker {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Submit(job) => self.queue.push_back(job),
+            Command::Submit(job) => self.queue.push_back(*job),
             Command::Wake => {}
         }
     }
@@ -268,7 +268,7 @@ impl Worker {
         self.finish(job, end);
     }
 
-    fn finish(&self, job: Box<Job>, end: End) {
+    fn finish(&self, job: Job, end: End) {
         // Counted before the reader knows of the end, so that it finds its request in the statistics.
         let (shared, usage) = (self.shared(), job.usage());
         shared.active.store(self.active.len(), Ordering::Release);
@@ -298,7 +298,7 @@ impl Worker {
             self.take(command);
         }
         let active = std::mem::take(&mut self.active).into_iter().map(|active| active.job);
-        let jobs: Vec<Box<Job>> = active.chain(self.parked.drain(..)).chain(self.queue.drain(..)).collect();
+        let jobs: Vec<Job> = active.chain(self.parked.drain(..)).chain(self.queue.drain(..)).collect();
         for job in jobs {
             self.finish(job, End::Failed(stopped().with("reason", reason)));
         }

@@ -132,7 +132,7 @@ async fn in_a_full_queue_the_answer_that_is_unread_for_longest_gives_its_place()
             o.stall_limit = Duration::from_millis(300);
         });
         let mut held = Vec::new();
-        for i in 0..1 + max_queued as u32 {
+        for i in 0..=max_queued as u32 {
             held.push(engine.generate(endless(&[100 + i, 7, 8], 300)).await.unwrap());
         }
         let full = engine.generate(endless(&[1], 5)).await.unwrap_err();
@@ -195,7 +195,7 @@ async fn a_short_request_does_not_wait_for_a_long_prompt() {
             tokio::spawn(async move {
                 match kind {
                     "generate" => {
-                        drop(engine.generate(endless(&long, 1)).await.unwrap().collect().await.unwrap())
+                        drop(engine.generate(endless(&long, 1)).await.unwrap().collect().await.unwrap());
                     }
                     "score" => drop(engine.score(ScoreRequest::new(long, 1490)).await.unwrap()),
                     _ => drop(engine.logits(LogitsRequest::new(long).with_start(1490)).await.unwrap()),
@@ -256,11 +256,11 @@ async fn what_a_prompt_waits_for_its_turn_is_no_prefill() {
     let (first, second) = if a.first_token < b.first_token { (a, b) } else { (b, a) };
     for timing in [first, second] {
         let sum = timing.queued + timing.prefill;
-        assert!(timing.first_token.unwrap() - sum < Duration::from_millis(1), "{timing:?}");
+        assert!(timing.first_token.unwrap().abs_diff(sum) < Duration::from_millis(1), "{timing:?}");
     }
     // Both are computed at the same time, so that the steps of the second are those of the first and its own.
     assert!(first.prefill > Duration::from_millis(500), "{first:?}");
-    assert!(second.first_token.unwrap() > Duration::from_millis(1000), "{second:?}");
+    assert!(second.first_token.unwrap() > Duration::from_secs(1), "{second:?}");
 }
 
 /// However many short requests come, a long prompt comes to its end.

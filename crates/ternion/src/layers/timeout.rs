@@ -286,12 +286,11 @@ impl Stream for TimedStream {
             Poll::Ready(Some(event)) => {
                 // The time of a slow reader counts.
                 let late = state.total.filter(|total| total.at <= Instant::now() && !is_end(&event));
-                match late {
-                    Some(total) => Some(state.fail(total)),
-                    None => {
-                        state.note(&event);
-                        Some(event)
-                    }
+                if let Some(total) = late {
+                    Some(state.fail(total))
+                } else {
+                    state.note(&event);
+                    Some(event)
                 }
             }
             Poll::Ready(None) => {

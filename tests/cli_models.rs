@@ -327,6 +327,11 @@ fn what_is_assumed_is_shown_and_can_be_set() {
     let found = json(inspect(&set));
     assert_eq!((&found["activation"], &found["rope_theta"]), (&json!("SiLU"), &json!(10000.0)));
     assert_eq!(found["assumptions"], json!([]));
+    assert_eq!(found["tokenizer"]["adds_before"], json!([304]));
+    let adds =
+        |args: &[&str]| json(inspect(&[&["--json"], args].concat()))["tokenizer"]["adds_before"].clone();
+    assert_eq!(adds(&["--add-bos", "false"]), json!([]));
+    assert_eq!(adds(&["--bos", "305"]), json!([305]));
     failure(inspect(&["--i2s-layout", "riscv"]), 2, &["--i2s-layout", "x86, arm, x86-4rows"]);
     failure(inspect(&["--rope-theta", "0"]), 3, &["rope_theta", "out of range"]);
 

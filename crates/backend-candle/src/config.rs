@@ -29,6 +29,16 @@ pub struct CandleOptions {
     /// The order of weights in I2_S tensors, which depends on the machine that wrote the file. Left out: `x86`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub i2s_layout: Option<I2sLayout>,
+    /// Whether the tokenizer puts a BOS before a text. Left out: as the files say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub add_bos: Option<bool>,
+    /// The id of the BOS. Left out: as the files say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bos: Option<u32>,
+    /// The rule by which the tokenizer of a GGUF file splits a text: `llama-bpe`, `qwen2` and so on. Left out: the one that the
+    /// file names, else `default` as in llama.cpp.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pre_tokenizer: Option<String>,
 }
 
 impl CandleOptions {
@@ -39,6 +49,9 @@ impl CandleOptions {
         options.sub_norms = self.sub_norms;
         options.rope_theta = self.rope_theta;
         options.i2s_layout = self.i2s_layout;
+        options.add_bos = self.add_bos;
+        options.bos = self.bos;
+        options.pre_tokenizer.clone_from(&self.pre_tokenizer);
         options
     }
 }

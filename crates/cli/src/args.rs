@@ -105,6 +105,15 @@ pub(crate) struct CheckpointArgs {
     /// The order of weights in I2_S tensors: x86, arm or x86-4rows, by the build of bitnet.cpp that wrote them. Default: x86.
     #[arg(long, value_name = "LAYOUT", value_parser = parse_i2s_layout)]
     i2s_layout: Option<I2sLayout>,
+    /// Whether the tokenizer puts a BOS before a text: true or false. Default: as the files say.
+    #[arg(long, value_name = "WHETHER")]
+    add_bos: Option<bool>,
+    /// The id of the BOS. Default: as the files say.
+    #[arg(long, value_name = "ID")]
+    bos: Option<u32>,
+    /// The rule by which the tokenizer of a GGUF file splits a text: llama-bpe, qwen2 and so on. Default: as the file says.
+    #[arg(long, value_name = "NAME")]
+    pre_tokenizer: Option<String>,
 }
 
 /// `--sub-norms`; `None` is `auto`.
@@ -119,6 +128,9 @@ impl CheckpointArgs {
         options.sub_norms = self.sub_norms.and_then(|value| value.0);
         options.rope_theta = self.rope_theta;
         options.i2s_layout = self.i2s_layout;
+        options.add_bos = self.add_bos;
+        options.bos = self.bos;
+        options.pre_tokenizer.clone_from(&self.pre_tokenizer);
         options
     }
 }

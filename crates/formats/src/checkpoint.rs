@@ -244,12 +244,8 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`TokenizerParts::from_folder`] and [`gguf::tokenizer_parts`].
     pub fn tokenizer_parts(&self) -> Result<TokenizerParts> {
-        let mut parts = match self.gguf.as_ref().filter(|_| !self.folder.join(TOKENIZER).exists()) {
-            Some(file) => gguf::tokenizer_parts(file),
-            None => TokenizerParts::from_folder(&self.folder),
-        }
-        .during("load")?;
-        log_warnings(&parts);
+        let file = self.gguf.as_ref().filter(|_| !self.folder.join(TOKENIZER).exists());
+        let mut parts = tokenizer_parts(file, &self.folder, &self.options).during("load")?;
         parts.vocab_limit = Some(self.spec.vocab_size);
         Ok(parts)
     }
@@ -271,7 +267,7 @@ impl Checkpoint {
         Self::tokenizer_parts_as(path.as_ref(), &CheckpointOptions::default())
     }
 
-    pub(crate) fn tokenizer_parts_as(path: &Path, _options: &CheckpointOptions) -> Result<TokenizerParts> {
+    pub(crate) fn tokenizer_parts_as(path: &Path, options: &CheckpointOptions) -> Result<TokenizerParts> {
         let file = gguf_file(path)?;
         let is_file = path.is_file();
         let folder = match path.parent() {
@@ -279,13 +275,9 @@ impl Checkpoint {
             Some(parent) if is_file => parent,
             _ => path,
         };
-        let parts = match file.filter(|_| !folder.join(TOKENIZER).exists()) {
-            Some(file) => gguf::tokenizer_parts(&gguf::File::open(&file)?),
-            None => TokenizerParts::from_folder(folder),
-        }
-        .during("load")?;
-        log_warnings(&parts);
-        Ok(parts)
+        let file = file.filter(|_| !folder.join(TOKENIZER).exists());
+        let file = file.map(gguf::File::open).transpose().during("load")?;
+        tokenizer_parts(file.as_ref(), folder, options).during("load")
     }
 
     /// Watches the files in which tensors lie; see [`FileWatch`].
@@ -303,10 +295,17 @@ impl Checkpoint {
     }
 }
 
-fn log_warnings(parts: &TokenizerParts) {
-    for warning in &parts.warnings {
-        tracing::warn!("tokenizer: {warning}");
-    }
+/// The tokenizer of a GGUF file, or of a folder where there is none.
+fn tokenizer_parts(
+    file: Option<&gguf::File>,
+    folder: &Path,
+    options: &CheckpointOptions,
+) -> Result<TokenizerParts> {
+    let parts = match file {
+        Some(file) => gguf::tokenizer_parts_as(file, options),
+        None => TokenizerParts::from_folder(folder),
+    }?;
+    Ok(options.applied_to(parts, file.is_some_and(gguf::names_rule)))
 }
 
 /// The GGUF file that `path` means, if it means one: itself, or the only one in a folder without safetensors.

@@ -38,6 +38,16 @@ pub struct CheckpointOptions {
     /// The order of weights in the I2_S tensors of a GGUF file. Left out: `x86`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub i2s_layout: Option<I2sLayout>,
+    /// Whether the tokenizer puts a BOS before a text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub add_bos: Option<bool>,
+    /// The id of the BOS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bos: Option<u32>,
+    /// The rule by which the tokenizer of a GGUF file splits a text, by a name of `tokenizer.ggml.pre`: `llama-bpe`, `qwen2`
+    /// and so on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pre_tokenizer: Option<String>,
 }
 
 /// The order of weights in an I2_S tensor. bitnet.cpp writes one of three, depending on how it was built; the file does not
@@ -99,6 +109,43 @@ impl CheckpointOptions {
     pub fn with_i2s_layout(mut self, layout: I2sLayout) -> Self {
         self.i2s_layout = Some(layout);
         self
+    }
+
+    /// Sets whether a BOS stands before a text.
+    #[must_use]
+    pub fn with_add_bos(mut self, add_bos: bool) -> Self {
+        self.add_bos = Some(add_bos);
+        self
+    }
+
+    /// Sets the id of the BOS.
+    #[must_use]
+    pub fn with_bos(mut self, id: u32) -> Self {
+        self.bos = Some(id);
+        self
+    }
+
+    /// Sets the rule by which the tokenizer of a GGUF file splits a text.
+    #[must_use]
+    pub fn with_pre_tokenizer(mut self, name: impl Into<String>) -> Self {
+        self.pre_tokenizer = Some(name.into());
+        self
+    }
+
+    /// The tokenizer's parts with what these options say about it.
+    pub(crate) fn applied_to(&self, mut parts: TokenizerParts, has_rule: bool) -> TokenizerParts {
+        parts.add_bos_token = self.add_bos.or(parts.add_bos_token);
+        parts.bos_id = self.bos.or(parts.bos_id);
+        if self.pre_tokenizer.is_some() && !has_rule {
+            parts.warnings.push(
+                "the option `pre_tokenizer` is set, but the tokenizer has a rule of its own, which is used"
+                    .to_owned(),
+            );
+        }
+        for warning in &parts.warnings {
+            tracing::warn!("tokenizer: {warning}");
+        }
+        parts
     }
 
     /// The name of an option about the decoder that is set.

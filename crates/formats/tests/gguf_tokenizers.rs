@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use ternion_core::ErrorKind;
 use ternion_core::text::Tokenizer;
-use ternion_formats::SharedBytes;
 use ternion_formats::gguf::{Array, File, Writer, end_tokens, tokenizer_parts};
+use ternion_formats::{CheckpointOptions, SharedBytes};
 
 #[derive(Deserialize)]
 struct Fixture {
@@ -53,7 +53,7 @@ fn fixture() -> Fixture {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn file(vocabulary: &Vocabulary, keys: &Map<String, Value>) -> File {
+fn bytes(vocabulary: &Vocabulary, keys: &Map<String, Value>) -> Vec<u8> {
     let mut writer = Writer::new();
     writer.set("general.architecture", "llama");
     writer.set("tokenizer.ggml.model", vocabulary.model.as_str());
@@ -73,8 +73,11 @@ fn file(vocabulary: &Vocabulary, keys: &Map<String, Value>) -> File {
             text => writer.set(key, text.as_str().unwrap()),
         }
     }
-    let bytes = writer.begin(Vec::new()).unwrap().finish().unwrap();
-    File::parse(&SharedBytes::from(bytes), "tokenizer.gguf").unwrap()
+    writer.begin(Vec::new()).unwrap().finish().unwrap()
+}
+
+fn file(vocabulary: &Vocabulary, keys: &Map<String, Value>) -> File {
+    File::parse(&SharedBytes::from(bytes(vocabulary, keys)), "tokenizer.gguf").unwrap()
 }
 
 fn tokenizer(vocabulary: &Vocabulary, keys: &Map<String, Value>) -> Tokenizer {
@@ -161,4 +164,37 @@ fn what_cannot_be_read_is_said_shortly() {
     let text = error.to_string();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{text}");
     assert!(text.contains("no-such-rule") && text.contains("tokenizer.json") && text.len() < 300, "{text}");
+}
+
+#[test]
+fn options_decide_what_metadata_leaves_out() {
+    let fixture = fixture();
+    let vocabulary = &fixture.vocabularies["bytes"];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, bytes(vocabulary, &Map::new())).unwrap();
+    let open = |options: CheckpointOptions| Tokenizer::from_parts(options.tokenizer_parts(&path)?);
+    let with = |options| open(options).unwrap();
+    let options = CheckpointOptions::default;
+    // Without options: the rule `default`, and the token 11 ends an answer, which is none that should.
+    let warnings = with(options()).warnings().join("\n");
+    assert!(warnings.contains("`pre_tokenizer` decides") && warnings.contains("eos_token_id"), "{warnings}");
+
+    let keys = [("tokenizer.ggml.pre".to_owned(), "qwen2".into())].into_iter().collect();
+    let named = tokenizer(vocabulary, &keys);
+    let text = &fixture.texts[5];
+    let ids = with(options().with_pre_tokenizer("qwen2")).encode(text, true).unwrap();
+    assert_eq!(ids, named.encode(text, true).unwrap());
+    assert_ne!(ids, with(options()).encode(text, true).unwrap());
+    let error = open(options().with_pre_tokenizer("nope")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+    assert!(error.to_string().contains("pre_tokenizer: `nope`"), "{error}");
+
+    let around = |options| with(options).added_around().0.to_vec();
+    assert_eq!(around(options()), []);
+    assert_eq!(around(options().with_add_bos(true)), [11]);
+    assert_eq!(around(options().with_add_bos(true).with_bos(20)), [20]);
+    assert_eq!(around(options().with_bos(20)), []);
+    assert_eq!(around(options().with_pre_tokenizer("llama-bpe").with_bos(20)), [20]);
+    assert_eq!(around(options().with_pre_tokenizer("llama-bpe").with_add_bos(false)), []);
 }

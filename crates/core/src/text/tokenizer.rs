@@ -150,7 +150,13 @@ impl Tokenizer {
             None => Ok(Vec::new()),
         };
         match parts.add_bos_token {
-            Some(true) => before = wanted("bos_token", bos_id)?,
+            Some(true) => {
+                before = wanted("bos_token", bos_id)?;
+                if before.is_empty() {
+                    let message = "add_bos: the tokenizer names no BOS; the option `bos` names one";
+                    return Err(Error::invalid_config(message));
+                }
+            }
             Some(false) => before.clear(),
             None if parts.bos_id.is_some() && !before.is_empty() => before = wanted("bos_token", bos_id)?,
             None => {}

@@ -31,6 +31,7 @@ pub(crate) use pre_tokenizer::PreTokenizer;
 pub use preflight::preflight;
 pub use special::end_tokens;
 pub use tokenizer::tokenizer_parts;
+pub(crate) use tokenizer::{names_rule, tokenizer_parts_as};
 pub use types::{I2S_GROUP, I2S_TRAILER, TensorType};
 pub use value::{Array, Value, ValueType};
 pub(crate) use vocabulary::token_type;

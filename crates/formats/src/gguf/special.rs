@@ -144,9 +144,8 @@ impl SpecialIds {
                 )
             })
         };
-        let bos = adds_bos.then(|| {
-            doubtful(keys::BOS, self.bos, "begins a text (the key `tokenizer.ggml.add_bos_token` decides)")
-        });
+        let bos = adds_bos
+            .then(|| doubtful(keys::BOS, self.bos, "begins a text (the options `add_bos` and `bos` decide)"));
         [bos.flatten(), doubtful(keys::EOS, self.eos, "ends an answer (`end_tokens` of the model decides)")]
             .into_iter()
             .flatten()

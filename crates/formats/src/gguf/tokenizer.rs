@@ -10,6 +10,7 @@ use ternion_core::{Error, Result};
 use super::special::SpecialIds;
 use super::vocabulary::Vocabulary;
 use super::{File, PreTokenizer, keys, pre_tokenizer, token_type};
+use crate::CheckpointOptions;
 use crate::json::shorten;
 use crate::synth::CHAT_TEMPLATE;
 
@@ -23,23 +24,40 @@ const SPACE: &str = "\u{2581}";
 /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where keys are missing or contradict each other,
 /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for a tokenizer that is not implemented.
 pub fn tokenizer_parts(file: &File) -> Result<TokenizerParts> {
+    tokenizer_parts_as(file, &CheckpointOptions::default())
+}
+
+/// Whether a text is split by a rule that `tokenizer.ggml.pre` or an option names.
+pub(crate) fn names_rule(file: &File) -> bool {
+    file.value(keys::HUGGING_FACE).is_none() && matches!(file.string(keys::TOKENIZER), Ok(Some("gpt2")))
+}
+
+/// [`tokenizer_parts`] of a file whose facts are partly set by hand.
+pub(crate) fn tokenizer_parts_as(file: &File, options: &CheckpointOptions) -> Result<TokenizerParts> {
     let vocabulary = Vocabulary::read(file)?;
     let model =
         file.string(keys::TOKENIZER)?.ok_or_else(|| file.invalid(keys::TOKENIZER, "`gpt2` or `llama`"))?;
     let ids = SpecialIds::read(file, vocabulary.texts.len())?;
     let mut warnings = Vec::new();
+    let mut doubts = Vec::new();
+    let mut around = |adds_bos: bool| {
+        let adds_bos = file.boolean(keys::ADD_BOS)?.unwrap_or(adds_bos);
+        let bos_is_set = options.bos.is_some() || options.add_bos.is_some();
+        doubts.extend(ids.warnings(file, &vocabulary, adds_bos && !bos_is_set));
+        post_processor(file, &vocabulary, ids, adds_bos)
+    };
     let json = match (file.string(keys::HUGGING_FACE)?, model) {
         // It says itself what it adds.
         (Some(json), _) => json.as_bytes().to_vec(),
         (None, "gpt2") => {
-            let rule = pre_tokenizer(file, &mut warnings)?;
+            let rule = pre_tokenizer(file, options, &mut warnings)?;
             let mut json = byte_level(file, &vocabulary, rule)?;
-            json["post_processor"] = post_processor(file, &vocabulary, ids, rule.adds_bos, &mut warnings)?;
+            json["post_processor"] = around(rule.adds_bos)?;
             json.to_string().into_bytes()
         }
         (None, "llama") => {
             let mut json = sentence_piece(file, &vocabulary, ids)?;
-            json["post_processor"] = post_processor(file, &vocabulary, ids, true, &mut warnings)?;
+            json["post_processor"] = around(true)?;
             json.to_string().into_bytes()
         }
         (None, other) => {
@@ -55,20 +73,30 @@ pub fn tokenizer_parts(file: &File) -> Result<TokenizerParts> {
     let mut parts = TokenizerParts::new(json);
     parts.special_tokens = special_tokens(&vocabulary, ids);
     parts.chat_template = chat_template(file)?;
+    warnings.extend(doubts);
     parts.warnings = warnings;
     Ok(parts)
 }
 
 /// The rule that the file names, or else the one that llama.cpp takes.
-fn pre_tokenizer(file: &File, warnings: &mut Vec<String>) -> Result<&'static PreTokenizer> {
+fn pre_tokenizer(
+    file: &File,
+    options: &CheckpointOptions,
+    warnings: &mut Vec<String>,
+) -> Result<&'static PreTokenizer> {
+    if let Some(name) = &options.pre_tokenizer {
+        return PreTokenizer::named(name).ok_or_else(|| {
+            Error::invalid_config(format!("pre_tokenizer: `{}` is no rule that is known", shorten(name)))
+        });
+    }
     let name = match file.string(keys::PRE_TOKENIZER)? {
         Some(name) => name,
         // The converter of the official BitNet files did not know the key.
         None if file.architecture()?.starts_with("bitnet") => "llama-bpe",
         None => {
             warnings.push(format!(
-                "`{}` is missing: text is split by the rule `{}`, as in llama.cpp, which may not be the model's own; a \
-                 `tokenizer.json` of the model in the file's folder is used instead",
+                "`{}` is missing: text is split by the rule `{}`, as in llama.cpp, which may not be the model's own; the \
+                 option `pre_tokenizer` decides",
                 keys::PRE_TOKENIZER,
                 pre_tokenizer::DEFAULT
             ));
@@ -77,7 +105,8 @@ fn pre_tokenizer(file: &File, warnings: &mut Vec<String>) -> Result<&'static Pre
     };
     PreTokenizer::named(name).ok_or_else(|| {
         Error::unsupported(format!(
-            "`{}` is \"{}\", a rule that is not known; a `tokenizer.json` of the model in the file's folder is used instead",
+            "`{}` is \"{}\", a rule that is not known; the option `pre_tokenizer` names another, and a `tokenizer.json` of \
+             the model in the file's folder is used instead",
             keys::PRE_TOKENIZER,
             shorten(&name)
         ))
@@ -226,16 +255,8 @@ fn sentence_piece(file: &File, tokens: &Vocabulary<'_>, ids: SpecialIds) -> Resu
 }
 
 /// Adds BOS and EOS around a text where the file wants them and has them.
-fn post_processor(
-    file: &File,
-    tokens: &Vocabulary<'_>,
-    ids: SpecialIds,
-    adds_bos: bool,
-    warnings: &mut Vec<String>,
-) -> Result<Value> {
-    let adds_bos = file.boolean(keys::ADD_BOS)?.unwrap_or(adds_bos);
+fn post_processor(file: &File, tokens: &Vocabulary<'_>, ids: SpecialIds, adds_bos: bool) -> Result<Value> {
     let adds_eos = file.boolean(keys::ADD_EOS)?.unwrap_or(false);
-    warnings.extend(ids.warnings(file, tokens, adds_bos));
     let token =
         |wanted: bool, id: Option<u32>| id.filter(|_| wanted).map(|id| (id, tokens.texts[id as usize]));
     let (bos, eos) = (token(adds_bos, ids.bos), token(adds_eos, ids.eos));

@@ -208,10 +208,10 @@ fn every_attribute_is_bounded() {
             let outcome = try_open(&library, &file.path, options).and_then(|mut model| {
                 // An attribute that only some inputs need is missed when it is needed.
                 let sequence = model.new_sequence()?;
-                let input = ternion_core::SequenceInput {
+                let input = ternion_engine::SequenceInput {
                     sequence,
                     tokens: &[1],
-                    logits: ternion_core::LogitsWanted::Last,
+                    logits: ternion_engine::LogitsWanted::Last,
                 };
                 model.forward(&[input], &mut Vec::new())
             });

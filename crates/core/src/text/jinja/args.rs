@@ -1,6 +1,6 @@
 //! Arguments of filters, tests, functions and methods, bound to parameters as Python binds them.
 
-use minijinja::Value;
+use minijinja::{Value, value::DynObject};
 
 use super::{Result, fail};
 
@@ -17,7 +17,7 @@ impl Args {
         let mut args = Self { positional: Vec::with_capacity(values.len()), named: Vec::new() };
         for value in values {
             if value.is_kwargs() {
-                let pairs = value.as_object().and_then(|object| object.try_iter_pairs());
+                let pairs = value.as_object().and_then(DynObject::try_iter_pairs);
                 let pairs = pairs.into_iter().flatten();
                 args.named.extend(pairs.map(|(name, value)| (name.to_string(), value)));
             } else {

@@ -502,7 +502,8 @@ fn slice(state: &mut State<'_, '_>, args: Args) -> Result<Value> {
     }
     let slices = usize::try_from(slices).unwrap_or(0);
     state.consume_fuel(slices as u64)?;
-    let (each, extra) = if slices == 0 { (0, 0) } else { (items.len() / slices, items.len() % slices) };
+    let each = items.len().checked_div(slices).unwrap_or(0);
+    let extra = items.len().checked_rem(slices).unwrap_or(0);
     let fill = given(fill);
     let mut at = 0;
     let mut result = Vec::new();

@@ -410,7 +410,7 @@ pub(super) fn contains(state: &State, container: &Value, item: &Value) -> Result
                     Num::Float(float) if float.fract() == 0.0 => float as i128,
                     Num::Float(_) => return Ok(false),
                 };
-                let offset = int - range.start;
+                let Some(offset) = int.checked_sub(range.start) else { return Ok(false) };
                 Ok(offset % range.step == 0 && (0..range.len() as i128).contains(&(offset / range.step)))
             }
             _ => Ok(false),
@@ -479,7 +479,7 @@ pub(super) fn attribute(object: &Value, name: &str) -> Option<Value> {
             })
         }
         Type::Bool | Type::Int | Type::Float => match (name, Num::of(object)?) {
-            ("real", Num::Int(int)) | ("numerator", Num::Int(int)) => Some(int_value(int)),
+            ("real" | "numerator", Num::Int(int)) => Some(int_value(int)),
             ("real", Num::Float(float)) => Some(float.into()),
             ("imag", Num::Int(_)) => Some(0.into()),
             ("imag", Num::Float(_)) => Some(0.0.into()),
@@ -578,8 +578,8 @@ pub(super) fn slice(
             Some(range) => {
                 let (first, end, step) = clamped(range.len(), start, stop, step);
                 Range::new(
-                    range.start + first * range.step,
-                    range.start + end * range.step,
+                    range.start.saturating_add(first.saturating_mul(range.step)),
+                    range.start.saturating_add(end.saturating_mul(range.step)),
                     range.step.saturating_mul(step),
                 )
                 .map(Value::from_object)

@@ -205,7 +205,7 @@ fn general(value: f64, precision: usize, alternate: bool) -> String {
         (format!("{value:.*}", (precision as i64 - 1 - power).max(0) as usize), String::new())
     };
     if !alternate && digits.contains('.') {
-        digits = digits.trim_end_matches('0').trim_end_matches('.').to_owned();
+        digits.truncate(digits.trim_end_matches('0').trim_end_matches('.').len());
     }
     digits + &tail
 }
@@ -485,9 +485,8 @@ fn format_number(
 ) -> Result<String> {
     let num = Num::of(value).ok_or_else(wrong)?;
     let as_float = match spec.kind {
-        None => matches!(num, Num::Float(_)),
+        None | Some('n') => matches!(num, Num::Float(_)),
         Some('e' | 'E' | 'f' | 'F' | 'g' | 'G' | '%') => true,
-        Some('n') => matches!(num, Num::Float(_)),
         _ => false,
     };
     if !as_float {

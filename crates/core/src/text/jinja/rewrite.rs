@@ -123,7 +123,7 @@ fn copy<'a>(expr: &Expr<'a>) -> Expr<'a> {
     }
 }
 
-fn emit<'a>(span: Span, expr: Expr<'a>) -> Stmt<'a> {
+fn emit(span: Span, expr: Expr<'_>) -> Stmt<'_> {
     Stmt::EmitExpr(Spanned::new(ast::EmitExpr { expr }, span))
 }
 
@@ -136,6 +136,7 @@ fn assigned_value<'a>(target: &Expr<'a>, value: &Expr<'a>) -> Result<Expr<'a>> {
     Ok(if matches!(target, Expr::List(_)) { filter(value.span(), UNPACK, value, []) } else { value })
 }
 
+#[allow(clippy::too_many_lines, reason = "one short arm for each kind of statement")]
 pub(super) fn statement<'a>(stmt: &Stmt<'a>) -> Result<Stmt<'a>> {
     Ok(match stmt {
         Stmt::Template(node) => {
@@ -286,7 +287,7 @@ fn macro_with_computed_defaults<'a>(node: &Spanned<ast::Macro<'a>>) -> Result<Sp
     Ok(Spanned::new(ast::Macro { name: node.name, args, defaults: Vec::new(), body }, node.span()))
 }
 
-fn variable<'a>(span: Span, id: &'a str) -> Expr<'a> {
+fn variable(span: Span, id: &str) -> Expr<'_> {
     Expr::Var(Spanned::new(ast::Var { id }, span))
 }
 

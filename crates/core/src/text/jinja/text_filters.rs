@@ -28,7 +28,7 @@ pub(super) const TEXT_FILTERS: &[(&str, Callable)] = &[
     ("format", format),
     ("indent", indent),
     ("join", join),
-    ("lower", |state, args| changed(state, args, "lower", |text| text.to_lowercase())),
+    ("lower", |state, args| changed(state, args, "lower", str::to_lowercase)),
     ("pprint", pprint),
     ("replace", replaced),
     ("safe", safe),
@@ -38,7 +38,7 @@ pub(super) const TEXT_FILTERS: &[(&str, Callable)] = &[
     ("tojson", to_json),
     ("trim", trim),
     ("truncate", truncate),
-    ("upper", |state, args| changed(state, args, "upper", |text| text.to_uppercase())),
+    ("upper", |state, args| changed(state, args, "upper", str::to_uppercase)),
     ("urlencode", url_encode),
     ("wordcount", word_count),
     ("xmlattr", xml_attributes),
@@ -308,15 +308,12 @@ fn unescape(text: &str) -> String {
                 code.ok().and_then(char::from_u32)
             }),
         };
-        match c {
-            Some(c) => {
-                result.push(c);
-                rest = &rest[end + 1..];
-            }
-            None => {
-                result.push('&');
-                rest = &rest[1..];
-            }
+        if let Some(c) = c {
+            result.push(c);
+            rest = &rest[end + 1..];
+        } else {
+            result.push('&');
+            rest = &rest[1..];
         }
     }
     result + rest
@@ -339,12 +336,12 @@ fn truncate(state: &mut State<'_, '_>, args: Args) -> Result<Value> {
     let end = end.unwrap_or_else(|| "...".into());
     let end = strings::string(Some(&end))?;
     let leeway = given(leeway).map_or(Ok(5), |leeway| int_arg(&leeway))?;
-    let keep = length - end.chars().count() as i128;
+    let keep = length.saturating_sub(end.chars().count() as i128);
     if keep < 0 || leeway < 0 {
         return Err(fail("truncate: the length or leeway is too small"));
     }
     let count = super::ops::length(&value)? as i128;
-    if count <= length + leeway {
+    if count <= length.saturating_add(leeway) {
         return Ok(value);
     }
     let text = value.as_str().ok_or_else(|| fail("truncate: expected a string"))?;
@@ -362,15 +359,14 @@ fn url_encode(state: &mut State<'_, '_>, args: Args) -> Result<Value> {
     if is_single {
         return quote(state, &value, true).map(Value::from);
     }
-    let pairs = match value.downcast_object_ref::<Dict>() {
-        Some(dict) => dict.pairs().cloned().collect(),
-        None => {
-            let pair = |item: Value| match &iterate(state, &item)?[..] {
-                [key, value] => Ok((key.clone(), value.clone())),
-                _ => Err(fail("urlencode: expected pairs")),
-            };
-            iterate(state, &value)?.into_iter().map(pair).collect::<Result<Vec<_>>>()?
-        }
+    let pairs = if let Some(dict) = value.downcast_object_ref::<Dict>() {
+        dict.pairs().cloned().collect()
+    } else {
+        let pair = |item: Value| match &iterate(state, &item)?[..] {
+            [key, value] => Ok((key.clone(), value.clone())),
+            _ => Err(fail("urlencode: expected pairs")),
+        };
+        iterate(state, &value)?.into_iter().map(pair).collect::<Result<Vec<_>>>()?
     };
     let mut parts = Vec::new();
     for (key, value) in pairs {

@@ -29,6 +29,16 @@ fn a_byte_order_mark_is_skipped_in_every_format() {
 }
 
 #[test]
+fn another_encoding_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.toml");
+    let utf16 = "\u{feff}[models]".encode_utf16().flat_map(u16::to_le_bytes);
+    std::fs::write(&path, utf16.collect::<Vec<_>>()).unwrap();
+    let error = Config::load_with_env(&path, NO_ENVIRONMENT).unwrap_err().to_string();
+    assert!(error.contains("UTF-16; save it as UTF-8"), "{error}");
+}
+
+#[test]
 fn relative_paths_become_absolute_when_a_file_is_loaded() {
     let folder = tempfile::tempdir_in(".").unwrap();
     let relative = Path::new(folder.path().file_name().unwrap());

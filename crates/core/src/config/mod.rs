@@ -219,7 +219,7 @@ impl Config {
         let load = || -> Result<Self> {
             let format = Format::of_path(path)?;
             let text = String::from_utf8(read_capped(path, MAX_BYTES, ErrorKind::InvalidConfig)?)
-                .map_err(|e| Error::invalid_config(format!("not UTF-8: {e}")))?;
+                .map_err(|e| not_utf8(&e))?;
             let mut value = parse::to_value(&text, format)?;
             let overrides = env::apply(&mut value, variables)?;
             let mut config = Self::from_value(value).map_err(|e| overrides.blame(e))?;
@@ -371,6 +371,12 @@ impl ModelConfig {
             Error::new(ErrorKind::InvalidConfig, format!("models.{name}.sampling.{}", e.message()))
         })
     }
+}
+
+fn not_utf8(error: &std::string::FromUtf8Error) -> Error {
+    let utf16 = error.as_bytes().starts_with(&[0xff, 0xfe]) || error.as_bytes().starts_with(&[0xfe, 0xff]);
+    let encoding = if utf16 { ", it looks like UTF-16; save it as UTF-8" } else { "" };
+    Error::invalid_config(format!("not UTF-8{encoding}: {error}"))
 }
 
 /// Whether a path is an address with a scheme, such as `hf://`.

@@ -45,6 +45,7 @@ pub(crate) fn stderr(output: &Output) -> String {
 }
 
 /// A successful run.
+#[allow(dead_code, reason = "not every test needs it")]
 #[track_caller]
 pub(crate) fn success(mut command: Command) -> Output {
     let output = command.output().unwrap();
@@ -53,6 +54,7 @@ pub(crate) fn success(mut command: Command) -> Output {
 }
 
 /// The JSON of a successful run.
+#[allow(dead_code, reason = "not every test needs it")]
 #[track_caller]
 pub(crate) fn json(command: Command) -> Value {
     let output = success(command);

@@ -1,8 +1,8 @@
 //! `ternion logits`: the raw logits at every position, for comparisons with other implementations.
 
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, TensorView};
 use ternion::LogitsRequest;
 
 use super::load;
@@ -63,8 +63,45 @@ fn write(app: &App, path: &Path, mut logits: Vec<f32>, tokens: usize, vocab: usi
         *logit = f32::from_bits(logit.to_bits().to_le());
     }
     let bytes: &[u8] = bytemuck::cast_slice(&logits);
+    let header = header(tokens, vocab, bytes.len());
+    // Not by the crate `safetensors`, whose temporary file would stay behind when a signal ends the process.
     write_atomically(&app.interrupts, path, |temporary| {
-        let view = TensorView::new(Dtype::F32, vec![tokens, vocab], bytes)?;
-        safetensors::serialize_to_file([("logits", view)], None, temporary)
+        let mut file = std::fs::File::create(temporary)?;
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        file.write_all(bytes)?;
+        match file.sync_all() {
+            // A pipe cannot be synchronised.
+            Err(e) if e.kind() == ErrorKind::InvalidInput => Ok(()),
+            synced => synced,
+        }
     })
+}
+
+/// The header of a safetensors file, whose data begins at a multiple of 8 bytes.
+fn header(tokens: usize, vocab: usize, bytes: usize) -> String {
+    let tensor = serde_json::json!({ "dtype": "F32", "shape": [tokens, vocab], "data_offsets": [0, bytes] });
+    let mut header = serde_json::json!({ "logits": tensor }).to_string();
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::{Dtype, SafeTensors};
+
+    use super::*;
+
+    #[test]
+    fn a_reader_of_safetensors_finds_the_logits() {
+        for (tokens, vocab) in [(1, 3), (17, 320)] {
+            let data = vec![7u8; 4 * tokens * vocab];
+            let header = header(tokens, vocab, data.len());
+            let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+            let read = SafeTensors::deserialize(&file).unwrap();
+            let tensor = read.tensor("logits").unwrap();
+            assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, &[tokens, vocab][..]));
+            assert_eq!((tensor.data(), (8 + header.len()) % 8), (&data[..], 0));
+        }
+    }
 }

@@ -191,10 +191,10 @@ fn options_decide_what_metadata_leaves_out() {
     assert!(error.to_string().contains("pre_tokenizer: `nope`"), "{error}");
 
     let around = |options| with(options).added_around().0.to_vec();
-    assert_eq!(around(options()), []);
+    assert!(around(options()).is_empty());
     assert_eq!(around(options().with_add_bos(true)), [11]);
     assert_eq!(around(options().with_add_bos(true).with_bos(20)), [20]);
-    assert_eq!(around(options().with_bos(20)), []);
+    assert!(around(options().with_bos(20)).is_empty());
     assert_eq!(around(options().with_pre_tokenizer("llama-bpe").with_bos(20)), [20]);
-    assert_eq!(around(options().with_pre_tokenizer("llama-bpe").with_add_bos(false)), []);
+    assert!(around(options().with_pre_tokenizer("llama-bpe").with_add_bos(false)).is_empty());
 }

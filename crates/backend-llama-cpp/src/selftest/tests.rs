@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ternion_core::SequenceId;
+use ternion_engine::SequenceId;
 
 use super::*;
 use crate::guard::Guard;

@@ -28,6 +28,10 @@ const SAMPLE: u64 = 4096;
 /// How often the contents are hashed where length and times are as before.
 const REHASH: Duration = Duration::from_secs(30);
 
+/// How long the contents are hashed at each check after the times have changed. A write changes the times before it has
+/// copied its bytes, so contents that are still the same right after prove nothing.
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// What to do, as errors say it.
 const ADVICE: &str =
     "load the model again; replace its files by renaming new ones into place, or set `mmap = false`";
@@ -148,6 +152,8 @@ struct Watched {
     /// The metadata with which the contents were found to be the same.
     seen: Stamp,
     hashed: Instant,
+    /// New metadata, and when a check first found it.
+    pending: Option<(Stamp, Instant)>,
 }
 
 impl FileWatch {
@@ -184,7 +190,7 @@ impl FileWatch {
             if seen.modified != file.opened.modified {
                 return Err(file.changed("it was written to while it was loaded"));
             }
-            Ok(Watched { file, hash, seen, hashed: Instant::now() })
+            Ok(Watched { file, hash, seen, hashed: Instant::now(), pending: None })
         };
         files.into_iter().map(watch).collect::<Result<_>>().map(Self).during("load")
     }
@@ -222,7 +228,15 @@ impl Watched {
         if self.file.hash()? != self.hash {
             return Err(self.file.changed("its contents are others"));
         }
-        (self.seen, self.hashed) = (now, Instant::now());
+        match self.pending {
+            _ if now == self.seen => self.hashed = Instant::now(),
+            Some((stamp, first)) if stamp == now => {
+                if first.elapsed() >= SETTLE {
+                    (self.seen, self.hashed, self.pending) = (now, Instant::now(), None);
+                }
+            }
+            _ => self.pending = Some((now, Instant::now())),
+        }
         Ok(())
     }
 }

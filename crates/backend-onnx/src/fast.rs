@@ -17,6 +17,10 @@ use crate::library::Library;
 use crate::model::{MOST_LOGITS, Sizes, engine_error, session_builder};
 use crate::ops::{self, Shared};
 
+/// Held while a session is made: the runtime looks whether it knows the operators' domain and then adds it, without a lock
+/// around the two.
+static OPENING: Mutex<()> = Mutex::new(());
+
 /// A decoder and the KV caches of its sequences.
 pub(crate) struct FastDecoder {
     sizes: Sizes,
@@ -53,8 +57,6 @@ impl FastDecoder {
                 .with_operators(ops::domain(&shared)?)?
                 .commit_from_file(&summary.path)
         };
-        // The runtime looks whether it knows the operators' domain and then adds it, without a lock between the two.
-        static OPENING: Mutex<()> = Mutex::new(());
         let opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         let session =
             team.install(open).map_err(|e| in_file(engine_error("the model cannot be loaded", &e)))?;

@@ -64,7 +64,7 @@ impl Case {
 
     fn config(&self) -> Config {
         let mut config = ModelConfig::for_path(&self.path);
-        config.backend = self.backend.to_owned();
+        self.backend.clone_into(&mut config.backend);
         config.threads = Some(1);
         config.context = Some(256);
         config.mmap = self.mmap;

@@ -111,7 +111,7 @@ fn write(folder: &Path, masks: &[i64], dtype: Dtype) {
 
 async fn check(backend: &str, path: &Path, case: &Case, threads: usize) {
     let mut config = ModelConfig::for_path(path);
-    config.backend = backend.to_owned();
+    backend.clone_into(&mut config.backend);
     config.threads = Some(threads);
     let model = ternion::load(&Config::single("mixed", config), None).await.unwrap();
     // Twice, and one token at a time: llama.cpp computes some graphs again instead of making new ones.

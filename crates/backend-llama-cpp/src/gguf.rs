@@ -182,7 +182,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let paths: Vec<PathBuf> =
             (1..=3).map(|part| folder.path().join(format!("m-{part:05}-of-00003.gguf"))).collect();
-        paths.iter().for_each(|path| std::fs::write(path, "GGUF").unwrap());
+        for path in &paths {
+            std::fs::write(path, "GGUF").unwrap();
+        }
         assert_eq!(parts(&paths[0]), paths);
         for name in ["m.gguf", "m-00002-of-00003.gguf", "m-00001-of-x.gguf"] {
             assert_eq!(parts(Path::new(name)), [Path::new(name)]);

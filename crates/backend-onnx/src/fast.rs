@@ -1,5 +1,7 @@
 //! Decoders of the fast variant: the graph holds the weights and the order of the operators, the KV cache is ours.
 
+use std::sync::{Mutex, PoisonError};
+
 use ort::session::Session;
 use ort::value::Tensor;
 use ternion_core::{Error, ErrorKind, Result};
@@ -14,6 +16,10 @@ use crate::constants::Constants;
 use crate::library::Library;
 use crate::model::{MOST_LOGITS, Sizes, engine_error, session_builder};
 use crate::ops::{self, Shared};
+
+/// Held while a session is made: the runtime looks whether it knows the operators' domain and then adds it, without a lock
+/// around the two.
+static OPENING: Mutex<()> = Mutex::new(());
 
 /// A decoder and the KV caches of its sequences.
 pub(crate) struct FastDecoder {
@@ -51,8 +57,10 @@ impl FastDecoder {
                 .with_operators(ops::domain(&shared)?)?
                 .commit_from_file(&summary.path)
         };
+        let opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         let session =
             team.install(open).map_err(|e| in_file(engine_error("the model cannot be loaded", &e)))?;
+        drop(opening);
         Ok(Self { sizes, vocab_size, session, shared, team })
     }
 

@@ -74,8 +74,10 @@ fn failed<T>(message: impl Into<String>) -> ort::Result<T> {
 /// A kernel whose panics become errors. Its errors name the operator.
 pub(crate) struct Guarded {
     operator: &'static str,
-    compute: Box<dyn FnMut(&ComputeContext) -> ort::Result<()> + Send>,
+    compute: Box<Compute>,
 }
+
+type Compute = dyn FnMut(&ComputeContext) -> ort::Result<()> + Send;
 
 impl Kernel for Guarded {
     fn compute(&mut self, ctx: &ComputeContext) -> ort::Result<()> {

@@ -3,6 +3,7 @@
 //! What a function has to give is what its body gives without any of these instructions, bit for bit: with fused
 //! multiply-adds, which are exact in software too, or without them. The bodies themselves are held to plain arithmetic in
 //! f64, here and in `tests/`.
+#![allow(clippy::type_complexity, reason = "the types of the functions that are compared")]
 
 use crate::{
     GatedUnit, Isa, Quantized, TernaryLayout, TernaryRef, accumulate, compact, dense, float, gated_matmul,

@@ -21,11 +21,11 @@ pub enum Isa {
 impl Isa {
     /// The best one that this CPU has.
     pub fn detect() -> Self {
+        static BEST: OnceLock<Isa> = OnceLock::new();
         #[cfg(test)]
         if let Some(isa) = FORCED.get() {
             return isa;
         }
-        static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| Self::available().last().copied().unwrap_or(Self::Scalar))
     }
 

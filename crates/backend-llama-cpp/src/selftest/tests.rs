@@ -95,7 +95,9 @@ impl Tiny {
             let difference = difference(logits, &expected);
             assert!(difference <= TOLERANCE, "token {token}: {difference}");
         }
-        sequences.into_iter().for_each(|sequence| model.free(sequence));
+        for sequence in sequences {
+            model.free(sequence);
+        }
     }
 }
 

@@ -363,6 +363,40 @@ fn what_is_assumed_is_shown_and_can_be_set() {
     assert_eq!(stderr(&found).matches("the option `rope_theta` decides").count(), 1, "{}", stderr(&found));
 }
 
+/// Whether it can be run or not.
+#[test]
+fn any_gguf_file_can_be_inspected() {
+    let path = fixture_arg("gguf-ternary/qwen3.gguf");
+    let text = stdout(&success(ternion(&["inspect", "--model", &path, "--tensors"])));
+    for words in [
+        "architecture qwen3",
+        "context      128 tokens",
+        "tokenizer    gpt2, pre-tokenizer llama-bpe",
+        "runs with    the backend llama-cpp (cargo feature `llama-cpp`)",
+        "7 TQ2_0",
+        "qwen3.block_count",
+        "blk.0.attn_q_norm.weight",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let facts = json(ternion(&["inspect", "--json", "--model", &path]));
+    assert_eq!((&facts["architecture"], &facts["context_length"]), (&json!("qwen3"), &json!(128)));
+    assert_eq!(facts["llama_cpp_error"], Value::Null);
+    assert!(facts["candle_error"].as_str().unwrap().contains("not supported"), "{facts}");
+    failure(ternion(&["generate", "hi", "--model", &path]), 3, &["qwen3", "`llama-cpp`", "cargo feature"]);
+
+    // With a tensor of a type that nobody knows.
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = std::fs::read(fixture("gguf/llama-tq.gguf")).unwrap();
+    let at = bytes.windows(21).position(|w| w == b"blk.0.attn_q.weight\x02\0").unwrap() + 19;
+    // Two dimensions, then the type.
+    bytes[at + 20..][..4].copy_from_slice(&99u32.to_le_bytes());
+    std::fs::write(folder.path().join("x"), bytes).unwrap();
+    let facts = json(ternion_in(folder.path(), &["inspect", "--json", "--model", "x"]));
+    assert!(facts["llama_cpp_error"].as_str().unwrap().contains("id 99"), "{facts}");
+    failure(ternion_in(folder.path(), &["generate", "hi", "--model", "x"]), 3, &["the id 99"]);
+}
+
 #[test]
 fn synthetic_models_are_written_as_gguf_too() {
     let folder = tempfile::tempdir().unwrap();

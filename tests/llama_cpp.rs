@@ -296,6 +296,29 @@ async fn ternary_gguf_files_run_in_the_same_arithmetic() {
     assert!(strict >= 30, "only {strict} strict cases");
 }
 
+/// Ternary files of what Ternion's reader does not take: another architecture, another scale in each block. The golden
+/// logits have llama.cpp's rounding of activations to 8 bits in them; a cache of f16 would add its own.
+#[tokio::test]
+async fn ternary_gguf_files_of_other_models_run_in_llama_cpps_arithmetic() {
+    let golden: Value =
+        serde_json::from_slice(&std::fs::read(fixture("gguf-ternary").join("golden.json")).unwrap()).unwrap();
+    let prompt = ids(&golden["input_ids"]);
+    for (name, architecture) in [("qwen3", "qwen3"), ("llama-scales", "llama")] {
+        let expected: Vec<Vec<f32>> = serde_json::from_value(golden[name].clone()).unwrap();
+        let model =
+            load(&fixture("gguf-ternary").join(format!("{name}.gguf")), |c| option(c, "kv_type", "f32"))
+                .await;
+        let info = model.info();
+        assert_eq!((&*info.architecture, info.limits.context_length), (architecture, 128));
+        assert!(info.format.contains("TQ2_0"), "{}", info.format);
+        let logits = model.logits(LogitsRequest::new(prompt.clone())).await.unwrap();
+        let difference = largest_difference(&logits, &expected.concat());
+        println!("{name}: difference {difference:.2e}");
+        // The logits have a deviation of 1.6.
+        assert!(difference <= 0.01, "{name}: {difference}");
+    }
+}
+
 /// A GGUF file of a dense model, written by the Python package `gguf`, by llama.cpp's own loader and arithmetic. Its
 /// products round activations to f16, a relative 2^-12 for each; the logits, up to 11, are sums over some of those.
 #[tokio::test]

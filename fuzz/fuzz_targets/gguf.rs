@@ -7,11 +7,12 @@
 use libfuzzer_sys::fuzz_target;
 use ternion_core::text::Tokenizer;
 use ternion_formats::SharedBytes;
-use ternion_formats::gguf::{File, decode, is_dense, preflight, tokenizer_parts};
+use ternion_formats::gguf::{File, Overview, decode, is_dense, preflight, tokenizer_parts};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(file) = File::parse(&SharedBytes::from(bytes.to_vec()), "fuzz") else { return };
     let _ = preflight(&file);
+    let _ = Overview::of(&file);
     let _ = tokenizer_parts(&file).and_then(Tokenizer::from_parts);
     for tensor in file.tensors() {
         let data = file.data(tensor);

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use ternion_core::{
-    Error, LlmBackend, ModelInfo, Result, ResultExt,
+    Error, ErrorKind, LlmBackend, ModelInfo, Result, ResultExt,
     config::ModelConfig,
     registry::{BackendFactory, LoadProgress, Progress, load_blocking},
     text::Tokenizer,
@@ -63,9 +63,17 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
         ))
     })?;
 
+    let checkpoint = || load_checkpoint(path, name, &options, progress);
     let Loaded { model, tokenizer, mut engine } = match preflight::loader(path)? {
-        Loader::Ternion => load_checkpoint(path, name, &options, progress)?,
+        Loader::Ternion => checkpoint()?,
         Loader::LlamaCpp(file) => load_gguf(&file, name, &options, progress)?,
+        Loader::TernionOrLlamaCpp(file) => match checkpoint() {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                tracing::info!(%error, "llama.cpp loads the file and computes in its own arithmetic");
+                load_gguf(&file, name, &options, progress)?
+            }
+            result => result?,
+        },
     };
     engine.configure(config);
     tracing::info!(model = name, ?options, "loaded");
@@ -94,6 +102,7 @@ fn load_checkpoint(path: &Path, name: &str, options: &ModelOptions, progress: &P
 
 /// Another GGUF model, in llama.cpp's arithmetic.
 fn load_gguf(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
+    preflight::check(path)?;
     let facts = options.llama_cpp.checkpoint();
     if let Some(option) = facts.decoder_option() {
         return Err(Error::invalid_config(format!(

@@ -82,16 +82,36 @@ impl ExportedDecoder {
 
     /// Appends the tokens to a sequence and the wanted logits to `logits`. After an error the sequence is as it was before.
     fn step(&mut self, input: &SequenceInput<'_>, span: &Span, logits: &mut Vec<f32>) -> Result<()> {
+        // The part of a merged graph that takes a past was traced with one token, and has no mask between several.
+        let one_by_one = self.layout.branch.is_some() && span.past > 0;
+        let length = if one_by_one { 1 } else { span.count };
+        let unwanted = span.count - input.rows();
+        for (index, tokens) in input.tokens.chunks(length).enumerate() {
+            let end = index * length + tokens.len();
+            let rows = end.saturating_sub(unwanted).min(tokens.len());
+            if let Err(error) = self.pass(input.sequence, tokens, rows, logits) {
+                if let Some(sequence) = self.sequences.get_mut(&input.sequence) {
+                    sequence.length = sequence.length.min(span.past);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// One run of the graph: appends the tokens to the sequence and the last `rows` rows of logits to `logits`.
+    fn pass(&mut self, id: SequenceId, tokens: &[u32], rows: usize, logits: &mut Vec<f32>) -> Result<()> {
         let failed = |e: ort::Error| engine_error("the decoder failed", &e);
         let Self { sizes, layout, session, binding, sequences, .. } = self;
         // The tensors stay in the map: whatever fails below, even by a panic, they are not lost.
-        let sequence = sequences.get_mut(&input.sequence).ok_or_else(|| batch::no_such(input.sequence))?;
-        let total = span.past + span.count;
+        let sequence = sequences.get_mut(&id).ok_or_else(|| batch::no_such(id))?;
+        let total = sequence.length + tokens.len();
         prepare(layout, sizes, sequence, total).map_err(failed)?;
         let mut step = Step { layout, session, binding };
         // What a step that failed has left.
         step.binding.clear();
-        let fresh = step.bind_tokens(input, span).and_then(|()| step.run(sequence, input.rows(), logits));
+        let bound = step.bind_tokens(tokens, rows, sequence.length);
+        let fresh = bound.and_then(|()| step.run(sequence, rows, logits));
         step.binding.clear();
         let fresh = fresh.map_err(failed)??;
         if !layout.in_place {
@@ -145,19 +165,22 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    fn bind_tokens(&mut self, input: &SequenceInput<'_>, span: &Span) -> ort::Result<()> {
-        let total = span.past + span.count;
+    fn bind_tokens(&mut self, tokens: &[u32], rows: usize, past: usize) -> ort::Result<()> {
+        let total = past + tokens.len();
         let (layout, binding) = (self.layout, &mut *self.binding);
-        bind(binding, &layout.ids, input.tokens.iter().map(|&id| i64::from(id)).collect())?;
+        bind(binding, &layout.ids, tokens.iter().map(|&id| i64::from(id)).collect())?;
         if let Some(mask) = &layout.mask {
             bind(binding, mask, vec![1; total])?;
         }
         if let Some(positions) = &layout.positions {
-            bind(binding, positions, (span.past..total).map(|p| p as i64).collect())?;
+            bind(binding, positions, (past..total).map(|p| p as i64).collect())?;
         }
         if let Some(keep) = &layout.keep {
             // 0 would mean all.
-            bind(binding, keep, vec![input.rows().max(1) as i64])?;
+            bind(binding, keep, vec![rows.max(1) as i64])?;
+        }
+        if let Some(branch) = &layout.branch {
+            binding.bind_input(branch.as_str(), &Tensor::from_array(([1], vec![past > 0]))?)?;
         }
         Ok(())
     }
@@ -173,7 +196,7 @@ impl Step<'_> {
         let allocator = Allocator::default();
         let memory = allocator.memory_info();
         let (layout, binding) = (self.layout, &mut *self.binding);
-        binding.bind_output_to_device("logits", memory)?;
+        binding.bind_output_to_device(layout.logits.as_str(), memory)?;
         for (cache, tensor) in layout.caches.iter().zip(&mut sequence.tensors) {
             binding.bind_input(cache.past.as_str(), &**tensor)?;
             match Arc::get_mut(tensor).filter(|_| layout.in_place) {
@@ -195,7 +218,7 @@ impl Step<'_> {
                 fresh.push(Arc::new(tensor));
             }
         }
-        let Some(found) = outputs.get("logits") else {
+        let Some(found) = outputs.get(&layout.logits) else {
             return Ok(Err(Error::backend("the decoder gave no logits")));
         };
         Ok(append_last(found, rows, layout.vocab_size, logits)?.map(|()| fresh))

@@ -2,8 +2,9 @@
 //!
 //! The names are those of Hugging Face exports, whoever made them: `input_ids`, `attention_mask`, `position_ids` (the last
 //! two where the graph has them), `past_key_values.N.key/value` of `[batch, kv_heads, past, head_dim]`; out come `logits` and
-//! `present.N.key/value`, or `present_key_values.N...`. An input that is not known would have to be guessed, so it is an
-//! error.
+//! `present.N.key/value`, or `present_key_values.N...`. A genai_config.json may name them otherwise. Old exports hold two
+//! graphs, of which the input `use_cache_branch` chooses one. An input that is not known would have to be guessed, so
+//! it is an error.
 
 use ternion_core::{Error, Result};
 use ternion_formats::onnx::{Element, Host, Size, Summary, Value};
@@ -15,6 +16,7 @@ const IDS: &str = "input_ids";
 const MASK: &str = "attention_mask";
 const POSITIONS: &str = "position_ids";
 const LOGITS: &str = "logits";
+const BRANCH: &str = "use_cache_branch";
 
 /// Names of the input that says how many of the last tokens' logits are wanted.
 const KEEP: [&str; 2] = ["num_logits_to_keep", "logits_to_keep"];
@@ -48,6 +50,9 @@ pub(crate) struct Layout {
     pub(crate) mask: Option<Integers>,
     pub(crate) positions: Option<Integers>,
     pub(crate) keep: Option<Integers>,
+    /// The graph holds a decoder for a beginning and one for a single token behind a past; this boolean chooses the latter.
+    pub(crate) branch: Option<String>,
+    pub(crate) logits: String,
     pub(crate) caches: Vec<Cache>,
     /// The caches hold f16 instead of f32.
     pub(crate) is_f16: bool,
@@ -67,11 +72,18 @@ fn read(summary: &Summary, host: &Host) -> Result<Layout> {
         let shown: Vec<&str> = values.iter().take(6).map(|v| v.name.as_str()).collect();
         format!("{}{}", shown.join(", "), if values.len() > 6 { ", .." } else { "" })
     };
-    let ids = summary.input(IDS).ok_or_else(|| {
-        Error::invalid_model(format!("has no input `{IDS}`; its inputs are {}", names(&summary.inputs)))
+    let [ids_name, mask_name, positions_name, logits_name] = match &host.names {
+        Some(n) => [&n.input_ids, &n.attention_mask, &n.position_ids, &n.logits].map(String::as_str),
+        None => [IDS, MASK, POSITIONS, LOGITS],
+    };
+    let ids = summary.input(ids_name).ok_or_else(|| {
+        Error::invalid_model(format!("has no input `{ids_name}`; its inputs are {}", names(&summary.inputs)))
     })?;
-    let logits = summary.output(LOGITS).ok_or_else(|| {
-        Error::invalid_model(format!("has no output `{LOGITS}`; its outputs are {}", names(&summary.outputs)))
+    let logits = summary.output(logits_name).ok_or_else(|| {
+        Error::invalid_model(format!(
+            "has no output `{logits_name}`; its outputs are {}",
+            names(&summary.outputs)
+        ))
     })?;
     if !matches!(logits.element, Some(Element::F32 | Element::F16)) {
         return Err(wrong_type(logits, "float or float16"));
@@ -79,35 +91,38 @@ fn read(summary: &Summary, host: &Host) -> Result<Layout> {
     let vocab_size = vocab_size(logits, host)?;
     let mut layout = Layout {
         ids: integers(ids)?,
-        mask: summary.input(MASK).map(integers).transpose()?,
-        positions: summary.input(POSITIONS).map(integers).transpose()?,
+        mask: summary.input(mask_name).map(integers).transpose()?,
+        positions: summary.input(positions_name).map(integers).transpose()?,
         keep: KEEP.iter().find_map(|name| summary.input(name)).map(integers).transpose()?,
+        branch: summary.input(BRANCH).map(branch).transpose()?,
+        logits: logits.name.clone(),
         caches: Vec::new(),
         is_f16: false,
         in_place: true,
         vocab_size,
     };
     for input in &summary.inputs {
-        let known = [IDS, MASK, POSITIONS].contains(&input.name.as_str()) || KEEP.contains(&&*input.name);
-        match PAST.iter().find_map(|prefix| input.name.strip_prefix(prefix)) {
-            Some(rest) => {
-                let (cache, is_f16) = cache(summary, host, input, rest)?;
+        let name = input.name.as_str();
+        let known = [ids_name, mask_name, positions_name, BRANCH].contains(&name) || KEEP.contains(&name);
+        match presents(host, name) {
+            Some(presents) => {
+                let (cache, is_f16) = cache(summary, host, input, &presents)?;
                 if !layout.caches.is_empty() && is_f16 != layout.is_f16 {
                     return Err(Error::unsupported(
                         "has caches of float and of float16, expected one of them",
                     ));
                 }
                 layout.is_f16 = is_f16;
-                layout.in_place &= appends_in_place(summary, &cache);
+                layout.in_place &= appends_in_place(summary, &cache, layout.mask.is_some());
                 layout.caches.push(cache);
             }
             // What has a value of its own may be left out.
-            None if known || summary.initializer(&input.name).is_some() => {}
+            None if known || summary.initializer(name).is_some() => {}
             None => {
                 return Err(Error::unsupported(format!(
-                    "has an input `{}`, which is not known; known: {IDS}, {MASK}, {POSITIONS}, {}, \
-                     past_key_values.N.key and .value",
-                    input.name, KEEP[0]
+                    "has an input `{name}`, which is not known; known: {ids_name}, {mask_name}, {positions_name}, {}, \
+                     {BRANCH}, past_key_values.N.key and .value",
+                    KEEP[0]
                 )));
             }
         }
@@ -118,7 +133,9 @@ fn read(summary: &Summary, host: &Host) -> Result<Layout> {
             names(&summary.inputs)
         )));
     }
-    if let Some(layers) = host.layers.filter(|layers| 2 * layers != layout.caches.len()) {
+    // A genai_config.json only fills gaps: its sizes are for a runtime that does not look at the graph.
+    let layers = host.layers.filter(|_| host.names.is_none());
+    if let Some(layers) = layers.filter(|layers| 2 * layers != layout.caches.len()) {
         return Err(Error::invalid_model(format!(
             "has {} inputs for past keys and values, but `num_hidden_layers` in config.json is {layers}",
             layout.caches.len()
@@ -128,6 +145,22 @@ fn read(summary: &Summary, host: &Host) -> Result<Layout> {
         tracing::info!("the graph copies the past for every step; one with GroupQueryAttention does not");
     }
     Ok(layout)
+}
+
+/// Names that the present may have where an input of this name is a past; `None` where it is none.
+fn presents(host: &Host, input: &str) -> Option<Vec<String>> {
+    if let Some(present) = host.names.as_ref().and_then(|names| names.present_of(input)) {
+        return Some(vec![present]);
+    }
+    let rest = PAST.iter().find_map(|prefix| input.strip_prefix(prefix))?;
+    Some(PRESENT.iter().map(|prefix| format!("{prefix}{rest}")).collect())
+}
+
+fn branch(value: &Value) -> Result<String> {
+    match (value.element, value.dims.as_deref()) {
+        (Some(Element::Bool), Some([_])) => Ok(value.name.clone()),
+        _ => Err(wrong_type(value, "a list of one boolean")),
+    }
 }
 
 fn wrong_type(value: &Value, expected: &str) -> Error {
@@ -160,7 +193,9 @@ fn vocab_size(logits: &Value, host: &Host) -> Result<usize> {
         )));
     };
     match (&dims[2], host.vocab_size) {
-        (Size::Known(found @ 1..=MOST_LOGITS), Some(expected)) if *found != expected as i64 => {
+        (Size::Known(found @ 1..=MOST_LOGITS), Some(expected))
+            if *found != expected as i64 && host.names.is_none() =>
+        {
             Err(Error::invalid_model(format!(
                 "the logits have {found} elements, but `vocab_size` in config.json is {expected}"
             )))
@@ -176,20 +211,16 @@ fn vocab_size(logits: &Value, host: &Host) -> Result<usize> {
     }
 }
 
-/// The cache whose past is `input`, called `rest` behind the prefix, and whether it holds f16.
-fn cache(summary: &Summary, host: &Host, input: &Value, rest: &str) -> Result<(Cache, bool)> {
+/// The cache whose past is `input` and whose present has one of these names, and whether it holds f16.
+fn cache(summary: &Summary, host: &Host, input: &Value, presents: &[String]) -> Result<(Cache, bool)> {
     let is_f16 = match input.element {
         Some(Element::F32) => false,
         Some(Element::F16) => true,
         _ => return Err(wrong_type(input, "float or float16")),
     };
-    let present = PRESENT
-        .iter()
-        .map(|prefix| format!("{prefix}{rest}"))
-        .find(|name| summary.output(name).is_some())
-        .ok_or_else(|| {
-            Error::invalid_model(format!("has an input `{}` but no output `present.{rest}`", input.name))
-        })?;
+    let present = presents.iter().find(|name| summary.output(name).is_some()).cloned().ok_or_else(|| {
+        Error::invalid_model(format!("has an input `{}` but no output `{}`", input.name, presents[0]))
+    })?;
     let dims = input.dims.as_deref().unwrap_or_default();
     let [_, heads, past, width] = dims else {
         let message = format!("`{}` is {dims:?}, expected [batch, kv_heads, past, head_dim]", input.name);
@@ -204,7 +235,7 @@ fn cache(summary: &Summary, host: &Host, input: &Value, rest: &str) -> Result<(C
     // What the configuration says is checked; what follows from other keys only fills a gap.
     let size = |found: &Size, key: &str, said: Option<usize>, other: Option<usize>| match (
         found,
-        said,
+        said.filter(|_| host.names.is_none()),
         said.or(other),
     ) {
         (Size::Known(found), Some(said), _) if *found != said as i64 => Err(Error::invalid_model(format!(
@@ -232,7 +263,7 @@ fn cache(summary: &Summary, host: &Host, input: &Value, rest: &str) -> Result<(C
 
 /// Whether the past is used by a GroupQueryAttention alone, which makes the present. Where both are the same buffer, with
 /// room for more, it writes behind the tokens that the mask counts.
-fn appends_in_place(summary: &Summary, cache: &Cache) -> bool {
+fn appends_in_place(summary: &Summary, cache: &Cache, has_mask: bool) -> bool {
     let users = |name: &str| {
         let inner = summary.inner_nodes.iter();
         summary.nodes.iter().chain(inner).flat_map(|n| &n.inputs).filter(|i| *i == name).count()
@@ -248,5 +279,5 @@ fn appends_in_place(summary: &Summary, cache: &Cache) -> bool {
         (Some(3), Some(1)) | (Some(4), Some(2))
     ) && users(&cache.past) == 1
         && users(&cache.present) == 0
-        && summary.input(MASK).is_some()
+        && has_mask
 }

@@ -70,8 +70,8 @@ impl Sizes {
             (0, Some(own)) => own,
             (0, None) => {
                 return Err(Error::invalid_config(
-                    "context: neither the configuration nor the model's config.json says how long it is; a number of \
-                     tokens expected",
+                    "context: neither the configuration nor the model's config.json or genai_config.json says how long it \
+                     is; a number of tokens expected",
                 ));
             }
             (wanted, Some(own)) if wanted > own => {
@@ -130,6 +130,7 @@ impl Decoder {
             }
             Box::new(ExportedDecoder::open(library, summary, host, sizes, &constants)?)
         };
+        summary.check_unchanged()?;
         Ok(Self { inner, is_fast, watch })
     }
 

@@ -13,6 +13,7 @@ use ternion_core::config::ModelConfig;
 use ternion_core::registry::{BackendFactory, Progress};
 use ternion_core::{FinishReason, GenerateRequest, Sampling};
 use ternion_engine::CausalLm;
+use ternion_formats::onnx::Host;
 
 fn decoders() -> Vec<(PathBuf, Value)> {
     let entries = std::fs::read_dir(fixtures().join("onnx")).unwrap();
@@ -25,7 +26,11 @@ fn decoders() -> Vec<(PathBuf, Value)> {
         })
         .collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
-    assert_eq!(found.len(), 4, "with and without grouped attention, caches of f32 and f16");
+    assert_eq!(
+        found.len(),
+        5,
+        "with and without grouped attention, caches of f32 and f16; two graphs in one"
+    );
     found
 }
 
@@ -104,6 +109,114 @@ async fn they_generate() {
     }
 }
 
+/// Copies the tokenizer and, as `model`, the graph of a fixture into a folder.
+fn copy(from: &str, folder: &Path, model: &str) {
+    let from = fixtures().join("onnx").join(from);
+    let model = folder.join(model);
+    std::fs::create_dir_all(model.parent().unwrap()).unwrap();
+    std::fs::copy(from.join("model.onnx"), model).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(from.join(file), folder.join(file)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn folders_that_hold_only_a_variant_run() {
+    let Some(_) = common::library() else { return };
+    for (names, expected) in [
+        (&["onnx/model_q4.onnx", "onnx/model_quantized.onnx"][..], Some("onnx/model_quantized.onnx")),
+        (&["model_q4f16.onnx", "onnx/model_fp16.onnx"], Some("onnx/model_fp16.onnx")),
+        (&["onnx/decoder_model_merged_quantized.onnx"], Some("onnx/decoder_model_merged_quantized.onnx")),
+        (&["onnx/anything.onnx"], Some("onnx/anything.onnx")),
+        (&["one.onnx", "onnx/two.onnx"], None),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            copy("plain-f32", folder.path(), name);
+        }
+        std::fs::copy(fixtures().join("onnx/plain-f32/config.json"), folder.path().join("config.json"))
+            .unwrap();
+        let host = Host::open(folder.path());
+        let Some(expected) = expected else {
+            let error = host.unwrap_err().to_string();
+            assert!(error.contains("2 .onnx files") && error.contains("`one.onnx`, `two.onnx`"), "{error}");
+            continue;
+        };
+        assert_eq!(host.unwrap().model, folder.path().join(expected));
+        let config = ModelConfig::for_path(folder.path());
+        OnnxFactory.load("m", &config, Progress::none()).await.unwrap();
+    }
+}
+
+/// What onnxruntime-genai's model builder writes has a configuration of its own.
+#[tokio::test]
+async fn genai_folders_run() {
+    let Some(_) = common::library() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    copy("grouped-f32", folder.path(), "weights.onnx");
+    let golden: Value =
+        serde_json::from_slice(&std::fs::read(fixtures().join("onnx/grouped-f32/golden.json")).unwrap())
+            .unwrap();
+    let expected = ids(&golden, "greedy");
+    let write = |config: &Value| {
+        std::fs::write(folder.path().join("genai_config.json"), config.to_string()).unwrap();
+    };
+    let mut config = serde_json::json!({
+        "model": {
+            "bos_token_id": 304, "context_length": 128, "eos_token_id": [expected[3]], "pad_token_id": 305,
+            "type": "llama", "vocab_size": 320,
+            "decoder": {
+                "filename": "weights.onnx", "head_size": 16, "hidden_size": 64, "num_attention_heads": 4,
+                "num_hidden_layers": 2, "num_key_value_heads": 2,
+                "inputs": {
+                    "input_ids": "input_ids", "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"
+                },
+                "outputs": {
+                    "logits": "logits", "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value"
+                }
+            }
+        },
+        "search": { "do_sample": true, "temperature": 0.5, "top_k": 7, "top_p": 0.9, "max_length": 128 }
+    });
+    write(&config);
+    let model = OnnxFactory.load("m", &ModelConfig::for_path(folder.path()), Progress::none()).await.unwrap();
+    let info = model.info();
+    assert_eq!((&*info.architecture, info.limits.context_length), ("llama", 128));
+    assert_eq!((info.defaults.temperature, info.defaults.top_k, info.defaults.top_p), (0.5, 7, 0.9));
+    let request = GenerateRequest::new(ids(&golden, "input_ids"))
+        .with_max_tokens(expected.len())
+        .with_sampling(Sampling::greedy());
+    let answer = model.generate(request).await.unwrap().collect().await.unwrap();
+    assert_eq!(answer.finish_reason, FinishReason::EndOfSequence, "the token of genai_config.json ends it");
+    let end = expected.iter().position(|id| *id == expected[3]).unwrap();
+    assert_eq!(answer.tokens[..end], expected[..end]);
+
+    let load = async |config: &Value| {
+        write(config);
+        let config = ModelConfig::for_path(folder.path());
+        OnnxFactory.load("m", &config, Progress::none()).await.err().unwrap().to_string()
+    };
+    let decoder = |config: &mut Value, key: &str, value: Value| config["model"]["decoder"][key] = value;
+    let original = config.clone();
+    decoder(&mut config, "filename", "../weights.onnx".into());
+    let error = load(&config).await;
+    assert!(error.contains("model.decoder.filename") && error.contains("genai_config.json"), "{error}");
+    config = original.clone();
+    decoder(&mut config, "inputs", serde_json::json!({ "input_ids": "ids" }));
+    let error = load(&config).await;
+    assert!(error.contains("has no input `ids`"), "{error}");
+    config = original.clone();
+    decoder(&mut config, "inputs", serde_json::json!({ "past_names": "past_%d" }));
+    let error = load(&config).await;
+    assert!(error.contains("past_names") && error.contains("separate keys and values"), "{error}");
+    config = original;
+    config["model"].as_object_mut().unwrap().remove("context_length");
+    let error = load(&config).await;
+    assert!(error.contains("genai_config.json says how long"), "{error}");
+}
+
 #[tokio::test]
 async fn what_cannot_be_loaded_says_why() {
     let Some(_) = common::library() else { return };
@@ -112,6 +225,9 @@ async fn what_cannot_be_loaded_says_why() {
     };
     let error = load(&ModelConfig::for_path(fixtures().join("nano-packed"))).await;
     assert!(error.contains("holds no model") && error.contains("model.onnx"), "{error}");
+    assert!(error.contains("`model.safetensors` is for the backends `candle` and `llama-cpp`"), "{error}");
+    let error = load(&ModelConfig::for_path(fixtures().join("gguf-ternary/qwen3.gguf"))).await;
+    assert!(error.contains("is a GGUF file") && error.contains("`llama-cpp`"), "{error}");
 
     let mut config = ModelConfig::for_path(fixtures().join("onnx/plain-f32"));
     config.context = Some(257);

@@ -35,9 +35,27 @@ pub fn without_bom(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
+/// As [`without_bom`], for the bytes of a file that is expected to be UTF-8.
+pub fn bytes_without_bom(mut bytes: Vec<u8>) -> Vec<u8> {
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        bytes.drain(..'\u{feff}'.len_utf8());
+    }
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_leading_byte_order_mark_is_dropped() {
+        assert_eq!(
+            bytes_without_bom("\u{feff}{\"a\": \"\u{feff}\"}".into()),
+            "{\"a\": \"\u{feff}\"}".as_bytes()
+        );
+        assert_eq!(bytes_without_bom(b"\xef\xbb".to_vec()), b"\xef\xbb");
+        assert!(bytes_without_bom("\u{feff}".into()).is_empty());
+    }
 
     #[test]
     fn files_are_read_up_to_the_cap() {

@@ -10,6 +10,7 @@ use std::time::Instant;
 use ternion_core::text::{Tokenizer, TokenizerParts};
 use ternion_core::{Error, ErrorKind, Result, ResultExt, SamplingDefaults};
 
+use crate::locate::{gguf_file, warn_of_others};
 use crate::notes::Notes;
 use crate::{
     CheckpointOptions, DenseTensor, FileWatch, LayerTensors, Linear, ModelSpec, RmsNorm, SharedBytes, gguf,
@@ -111,8 +112,9 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a `.gguf` file, a `.safetensors` file or a `.safetensors.index.json`, with the configuration in the same folder,
-    /// or a folder with one of these.
+    /// Opens a GGUF file, a `.safetensors` file or a `.safetensors.index.json`, with the configuration in the same folder,
+    /// or a folder with one of these. GGUF and safetensors are told by their content, whatever the names. Of a GGUF model
+    /// in several parts, name the first.
     ///
     /// Packed ternary weights, the embedding and the head stay in the mapped files as far as their layout is one that is
     /// computed with; float masters are quantised. All of the ternary codes are looked at once, on all threads of the
@@ -211,7 +213,9 @@ impl Checkpoint {
     ) -> Result<Self> {
         let start = Instant::now();
         let mut notes = Notes::new(options)?;
-        let checkpoint = match gguf_file(path)? {
+        let file = gguf_file(path)?;
+        warn_of_others(path, file.as_deref());
+        let checkpoint = match file {
             Some(file) => gguf::open(&file, &mut notes, means, progress),
             None => huggingface::open(path, &mut notes, means, progress),
         };
@@ -306,36 +310,4 @@ fn tokenizer_parts(
         None => TokenizerParts::from_folder(folder),
     }?;
     Ok(options.applied_to(parts, file.is_some_and(gguf::names_rule)))
-}
-
-/// The GGUF file that `path` means, if it means one: itself, or the only one in a folder without safetensors.
-///
-/// # Errors
-/// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for a folder with several, and those of reading the folder.
-pub fn gguf_file(path: &Path) -> Result<Option<PathBuf>> {
-    let is_gguf = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-    if !path.is_dir() {
-        return Ok(is_gguf(path).then(|| path.to_owned()));
-    }
-    let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
-    let mut found = Vec::new();
-    for entry in entries {
-        let file = entry.map_err(|e| Error::io(path, e))?.path();
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") {
-            return Ok(None);
-        }
-        if is_gguf(&file) && file.is_file() {
-            found.push(file);
-        }
-    }
-    match &found[..] {
-        [] => Ok(None),
-        [file] => Ok(Some(file.clone())),
-        several => Err(Error::unsupported(format!(
-            "the folder holds {} GGUF files, expected one; name the file instead",
-            several.len()
-        ))
-        .with("folder", path.display())),
-    }
 }

@@ -6,12 +6,13 @@ use std::collections::btree_map::Entry;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
-use ternion_core::{Error, ErrorKind, Result};
+use ternion_core::{Error, Result};
 
 use crate::checkpoint::{Means, Progress};
 use crate::config::Signs;
 use crate::json::{Entries, Object, cause, read_capped, show};
 use crate::layers::{self, Reader};
+use crate::locate::{self, Content};
 use crate::notes::Notes;
 use crate::safetensors::{self, RawTensor};
 use crate::{Checkpoint, CheckpointOptions, DenseTensor, Family, Weights, config, generation};
@@ -20,6 +21,7 @@ const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
 const CONFIG_CAP: u64 = 4 << 20;
 const INDEX_CAP: u64 = 64 << 20;
@@ -99,18 +101,19 @@ fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
         for name in [WEIGHTS, INDEX] {
             let file = path.join(name);
             if file.try_exists().map_err(|e| Error::io(&file, e))? {
+                if Content::of(&file) == Content::LfsPointer {
+                    return Err(locate::not_readable(&file));
+                }
                 return Ok((path.to_owned(), file));
             }
         }
-        let message = format!("the folder holds no weights, expected `{WEIGHTS}`, `{INDEX}` or a .gguf file");
-        return Err(Error::new(ErrorKind::NotFound, message).with("folder", path.display()));
+        return Err(locate::no_weights(path));
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    if !name.ends_with(".safetensors") && !name.ends_with(".safetensors.index.json") {
-        return Err(Error::unsupported(
-            "is not a format that can be read; expected a folder, a .gguf file, a .safetensors file or a .safetensors.index.json",
-        )
-        .with("file", path.display()));
+    let is_known = name.ends_with(".safetensors") || name.ends_with(INDEX_SUFFIX);
+    let content = Content::of(path);
+    if content != Content::Safetensors && (!is_known || content == Content::LfsPointer) {
+        return Err(locate::not_readable(path));
     }
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
+use ternion_core::file::bytes_without_bom;
 use ternion_core::{Error, ErrorKind, Result};
 
 /// Characters of a value that are repeated in a message.
@@ -20,9 +21,9 @@ const SHOWN_CAUSE: usize = 160;
 /// Longest name of a tensor or key of an [`Entries`].
 const MAX_NAME: usize = 256;
 
-/// Reads a whole file of at most `cap` bytes.
+/// Reads a whole JSON file of at most `cap` bytes, without a byte order mark.
 pub(crate) fn read_capped(path: &Path, cap: u64) -> Result<Vec<u8>> {
-    ternion_core::file::read_capped(path, cap, ErrorKind::InvalidModel)
+    ternion_core::file::read_capped(path, cap, ErrorKind::InvalidModel).map(bytes_without_bom)
 }
 
 /// A JSON object of a file, or an object within it.

@@ -20,6 +20,7 @@ mod huggingface;
 mod inspect;
 mod json;
 mod layers;
+mod locate;
 mod notes;
 pub mod onnx;
 mod options;
@@ -31,8 +32,9 @@ mod unfinished;
 mod watch;
 
 pub use bytes::SharedBytes;
-pub use checkpoint::{Access, Checkpoint, Progress, gguf_file};
+pub use checkpoint::{Access, Checkpoint, Progress};
 pub use inspect::{Report, TensorReport};
+pub use locate::gguf_file;
 pub use options::{CheckpointOptions, I2sLayout};
 pub use spec::{Activation, Family, ModelSpec, Quantization, RopeScaling, RopeSpec, ScaleUse};
 pub use tensors::{DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, TernaryTensor, Weights};

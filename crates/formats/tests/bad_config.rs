@@ -103,7 +103,7 @@ fn a_file_that_is_no_json_object() {
         ("", ["is not JSON", "EOF"]),
         ("{\"hidden_size\": ", ["is not JSON", "EOF"]),
         ("[1, 2]", ["found [1,2]", "JSON object"]),
-        ("\u{feff}{}", ["is not JSON", "expected value"]),
+        ("\u{feff}\u{feff}{}", ["is not JSON", "expected value"]),
     ] {
         let folder = Model::fixture("nano-packed").write();
         fs::write(folder.path().join("config.json"), text).unwrap();
@@ -131,7 +131,7 @@ fn missing_files_are_named() {
         .unwrap();
     assert_says(&open_error(folder.path()), NotFound, &["config.json"]);
     fs::write(folder.path().join("model.onnx"), b"ONNX").unwrap();
-    let words = ["model.onnx", ".safetensors", ".gguf"];
+    let words = ["model.onnx", "backend `onnx`", ".safetensors", "GGUF"];
     assert_says(&open_error(&folder.path().join("model.onnx")), Unsupported, &words);
 }
 

@@ -259,6 +259,62 @@ fn links_out_of_the_folder_are_refused() {
     case.write(&model(&graph)).unwrap();
 }
 
+/// As `huggingface_hub` lays out its cache: files are links to blobs with hashes for names.
+#[cfg(unix)]
+#[test]
+fn data_in_the_hub_cache_is_found_through_its_links() {
+    use std::os::unix::fs::symlink;
+    let cache = tempfile::tempdir().unwrap();
+    let repository = |name: &str| cache.path().join(name);
+    for name in ["models--a--b", "models--c--d"] {
+        std::fs::create_dir_all(repository(name).join("blobs")).unwrap();
+        std::fs::create_dir_all(repository(name).join("snapshots/0123/onnx")).unwrap();
+        std::fs::write(repository(name).join("blobs/f1"), [0; 100]).unwrap();
+    }
+    let folder = repository("models--a--b").join("snapshots/0123/onnx");
+    let graph = new().message(5, &external("w", &[2, 3], &[("location", "model.onnx_data")]));
+    std::fs::write(repository("models--a--b").join("blobs/f0"), model(&graph).0).unwrap();
+    symlink("../../../blobs/f0", folder.join("model.onnx")).unwrap();
+    let data = folder.join("model.onnx_data");
+    let read = || Summary::read(folder.join("model.onnx"));
+    symlink("../../../blobs/f1", &data).unwrap();
+    let summary = read().unwrap();
+    summary.check_unchanged().unwrap();
+    // The link is turned to a file that was not checked.
+    let secret = cache.path().join("secret");
+    std::fs::write(&secret, [0; 100]).unwrap();
+    let turn = |target: &Path| {
+        std::fs::remove_file(&data).unwrap();
+        symlink(target, &data).unwrap();
+    };
+    for target in
+        [&secret, Path::new("../../../../models--c--d/blobs/f1"), &repository("models--a--b").join("f9")]
+    {
+        if target.ends_with("f9") {
+            std::fs::write(target, [0; 100]).unwrap();
+        }
+        turn(target);
+        let error = read().unwrap_err().to_string();
+        assert!(error.contains("symbolic link that leaves the folder"), "{target:?}: {error}");
+        let error = summary.check_unchanged().unwrap_err().to_string();
+        assert!(
+            error.contains("changed while the model was loaded") && error.contains("onnx_data"),
+            "{error}"
+        );
+    }
+    // Real files beside a real model, with links in another folder.
+    let (own, links) = (cache.path().join("own"), cache.path().join("links"));
+    for folder in [&own, &links] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    std::fs::write(own.join("model.onnx"), model(&graph).0).unwrap();
+    std::fs::write(own.join("model.onnx_data"), [0; 100]).unwrap();
+    for name in ["model.onnx", "model.onnx_data"] {
+        symlink(own.join(name), links.join(name)).unwrap();
+    }
+    Summary::read(links.join("model.onnx")).unwrap();
+}
+
 #[test]
 fn external_data_lies_within_its_file() {
     let case = Case::new();

@@ -181,18 +181,6 @@ fn progress_reaches_the_sum() {
     }
 }
 
-#[test]
-fn a_folder_with_one_gguf_file_is_that_file() {
-    let original = Checkpoint::open(fixture("nano-packed")).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    to(&original, &folder.path().join("some-model.gguf"), Target::GgufI2s, None).unwrap();
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    assert_eq!(checkpoint.name, "some-model");
-    fs::copy(folder.path().join("some-model.gguf"), folder.path().join("other.GGUF")).unwrap();
-    let error = Checkpoint::open(folder.path()).unwrap_err();
-    assert!(error.to_string().contains("2 GGUF files"), "{error}");
-}
-
 /// Long enough to be read in several pieces, the last of them a part.
 #[test]
 fn a_large_quantised_embedding_is_decoded_whole() {

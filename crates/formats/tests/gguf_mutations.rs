@@ -14,7 +14,9 @@ use common::fixture;
 use common::gguf::{Raw, array, string};
 use ternion_core::text::Tokenizer;
 use ternion_formats::convert::Target;
-use ternion_formats::gguf::{Array, File, Value, ValueType, decode, is_dense, preflight, tokenizer_parts};
+use ternion_formats::gguf::{
+    Array, File, Overview, Value, ValueType, decode, is_dense, preflight, tokenizer_parts,
+};
 use ternion_formats::{Checkpoint, SharedBytes};
 
 /// SplitMix64.
@@ -161,6 +163,7 @@ fn mutate(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
 fn exercise(bytes: &[u8], with_tokenizer: bool) -> bool {
     let Ok(file) = File::parse(&SharedBytes::from(bytes.to_vec()), "fuzz") else { return false };
     let _ = preflight(&file);
+    let _ = Overview::of(&file);
     let parts = tokenizer_parts(&file);
     if with_tokenizer {
         let _ = parts.and_then(Tokenizer::from_parts);

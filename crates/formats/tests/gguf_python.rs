@@ -8,7 +8,7 @@ use std::process::Command;
 
 use common::fixture;
 use ternion_formats::convert::{Embedding, Options, Target, convert};
-use ternion_formats::gguf::{File, TensorType, Value, decode, encode};
+use ternion_formats::gguf::{File, TensorType, Value, decode, encode, is_dense};
 use ternion_formats::{Activation, Checkpoint, Family, Weights};
 
 fn file(name: &str) -> File {
@@ -54,6 +54,21 @@ fn blocks_are_decoded_and_encoded_as_there() {
             encode(kind, &values, &mut encoded).unwrap();
             assert!(encoded[..] == bytes[..], "{kind} is encoded to other bytes");
         }
+    }
+}
+
+#[test]
+fn all_types_of_dense_tensors_are_decoded_as_there() {
+    let file = file("types.gguf");
+    let kinds: Vec<TensorType> = TensorType::ALL.iter().copied().filter(|kind| is_dense(*kind)).collect();
+    assert_eq!(kinds.len(), 16);
+    for kind in kinds {
+        let tensor = file.tensor(kind.name()).unwrap();
+        assert_eq!((tensor.kind, &tensor.dims[..]), (kind, &[256, 4][..]));
+        let expected = floats(&file, &format!("{kind}.decoded"));
+        let mut decoded = vec![0.0; expected.len()];
+        decode(kind, &file.data(tensor), &mut decoded).unwrap();
+        assert!(decoded.iter().map(|x| x.to_bits()).eq(expected.iter().map(|x| x.to_bits())), "{kind}");
     }
 }
 

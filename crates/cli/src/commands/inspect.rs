@@ -6,10 +6,10 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use ternion::config::ModelConfig;
 use ternion::engine::kv::KvType;
-use ternion::formats::{Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse};
+use ternion::formats::{Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse, gguf_file};
 use ternion::{ErrorKind, MemoryPlan};
 
-use super::blocking;
+use super::{blocking, overview};
 use crate::App;
 use crate::args::InspectArgs;
 use crate::failure::Outcome;
@@ -30,7 +30,14 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
     let facts = selected.facts()?;
     let checkpoint = blocking(app, || facts.open(path, &mut |done, total| bar.set(done, total)));
     bar.clear();
-    let checkpoint = checkpoint?;
+    let checkpoint = match checkpoint {
+        // Any GGUF file can be shown, whoever runs it.
+        Err(error) if error.kind() == ErrorKind::Unsupported => match gguf_file(path)? {
+            Some(file) => return overview::show(app, &file, &error, args.tensors),
+            None => return Err(error.into()),
+        },
+        result => result?,
+    };
     let report = checkpoint.report();
     let (tokenizer, of_tokenizer) = tokenizer(&checkpoint);
     let warnings: Vec<String> = checkpoint.warnings.iter().cloned().chain(of_tokenizer).collect();
@@ -338,7 +345,7 @@ fn quantization(spec: &ModelSpec) -> String {
     }
 }
 
-fn millions(count: u64) -> String {
+pub(super) fn millions(count: u64) -> String {
     match count {
         0..1_000_000 => format!("{:.1} K", count as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.1} M", count as f64 / 1e6),

@@ -15,6 +15,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod long;
+mod overview;
 pub(crate) mod schema;
 pub(crate) mod synth;
 pub(crate) mod verify;

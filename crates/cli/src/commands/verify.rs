@@ -104,7 +104,7 @@ pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Outcome {
 
 /// The hashes of a checkpoint's files, and of those that are expected.
 fn files(app: &App, path: &Path, expected: &BTreeMap<String, String>) -> Outcome<Vec<Check>> {
-    if path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+    if path.is_file() && ternion::formats::gguf_file(path)?.is_some() {
         // One file is the whole checkpoint, and the hashes of another form's files say nothing of it.
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let found = sha256(app, path)?;

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 
 use super::added::{AddedToken, named_tokens};
 use super::class::Pipeline;
-use crate::{Error, ErrorKind, Result, ResultExt, file::read_capped};
+use crate::file::{bytes_without_bom, read_capped};
+use crate::{Error, ErrorKind, Result, ResultExt};
 
 /// Real files have up to 35 MB (a vocabulary of 256 thousand tokens).
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
@@ -63,7 +64,8 @@ impl TokenizerParts {
     /// JSON or has a key of the wrong type.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let mut parts = Self::new(read(&folder.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?);
+        let mut parts =
+            Self::new(bytes_without_bom(read(&folder.join("tokenizer.json"), MAX_TOKENIZER_BYTES)?));
         let path = folder.join("tokenizer_config.json");
         let config = read_json(&path)?.unwrap_or_default();
         let map = read_json(&folder.join("special_tokens_map.json"))?;
@@ -184,7 +186,7 @@ pub(super) fn wrong_type(key: &str, found: &Value, expected: &str) -> Error {
 }
 
 fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let Some(bytes) = optional(read(path, MAX_CONFIG_BYTES))? else { return Ok(None) };
+    let Some(bytes) = optional(read(path, MAX_CONFIG_BYTES))?.map(bytes_without_bom) else { return Ok(None) };
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(facts)) => Ok(Some(facts)),
         Ok(_) => Err(Error::invalid_model("not a JSON object").with("file", path.display())),

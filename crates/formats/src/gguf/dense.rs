@@ -1,37 +1,71 @@
 //! Dense element types: decoded to and encoded from single-precision floats.
 //!
-//! The block layouts are ggml's (`ggml-common.h`). Q8_0 and Q4_0 are encoded to the same bytes as ggml's reference; Q6_K
-//! is decoded as there, and encoded by a search for the scale with the least squared error.
+//! The block layouts are ggml's (`ggml-common.h`), and values are decoded to the same bits as there. Q8_0 and Q4_0 are
+//! encoded to the same bytes as ggml's reference, Q6_K by a search for the scale with the least squared error. What
+//! files hold besides these (`llama-quantize` and bitnet.cpp's `quantize_embeddings`) is decoded only.
 
 use half::{bf16, f16};
 use ternion_core::{Error, Result};
 
+use super::kquants;
 use super::types::TensorType;
 
 /// Elements of a Q6_K block, and of one of its parts with a scale of its own.
 const Q6_BLOCK: usize = 256;
 const Q6_PART: usize = 16;
 
+/// Types that [`decode`] knows.
+const DENSE: [TensorType; 16] = {
+    use TensorType::*;
+    [F32, F16, Bf16, F64, Q8_0, Q6K, Q5K, Q5_0, Q5_1, Q4K, Q4_0, Q4_1, Iq4Nl, Iq4Xs, Q3K, Q2K]
+};
+
+/// Types that [`encode`] knows.
+const ENCODED: [TensorType; 6] = {
+    use TensorType::*;
+    [F32, F16, Bf16, Q8_0, Q6K, Q4_0]
+};
+
 /// Whether [`decode`] knows the type.
 pub fn is_dense(kind: TensorType) -> bool {
-    use TensorType::{Bf16, F16, F32, Q4_0, Q6K, Q8_0};
-    matches!(kind, F32 | F16 | Bf16 | Q8_0 | Q6K | Q4_0)
+    DENSE.contains(&kind)
 }
 
-/// Decodes whole blocks into as many elements as they have.
+/// The names of some types, for messages.
+fn names(kinds: &[TensorType]) -> String {
+    kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// The names of the types that [`decode`] knows, for messages.
+pub(super) fn dense_names() -> String {
+    names(&DENSE)
+}
+
+/// Decodes whole blocks into as many elements as they have. All values are exact, but those of F64, which are rounded.
 ///
 /// # Errors
-/// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for other types than F32, F16, BF16, Q8_0, Q6_K and Q4_0;
+/// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for types that are not [dense](is_dense);
 /// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) where the lengths do not fit each other.
 pub fn decode(kind: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
-    check(kind, bytes.len(), out.len())?;
+    check(kind, &DENSE, bytes.len(), out.len())?;
     match kind {
         TensorType::F32 => each(bytes, out, |b| f32::from_le_bytes(*b)),
         TensorType::F16 => each(bytes, out, |b| f16::from_le_bytes(*b).to_f32()),
         TensorType::Bf16 => each(bytes, out, |b| bf16::from_le_bytes(*b).to_f32()),
+        TensorType::F64 => each(bytes, out, |b| f64::from_le_bytes(*b) as f32),
         TensorType::Q8_0 => blocks(bytes, out, decode_q8_0),
         TensorType::Q4_0 => blocks(bytes, out, decode_q4_0),
-        _ => blocks(bytes, out, decode_q6_k),
+        TensorType::Q4_1 => blocks(bytes, out, decode_q4_1),
+        TensorType::Q5_0 => blocks(bytes, out, decode_q5_0),
+        TensorType::Q5_1 => blocks(bytes, out, decode_q5_1),
+        TensorType::Q2K => blocks(bytes, out, kquants::decode_q2_k),
+        TensorType::Q3K => blocks(bytes, out, kquants::decode_q3_k),
+        TensorType::Q4K => blocks(bytes, out, kquants::decode_q4_k),
+        TensorType::Q5K => blocks(bytes, out, kquants::decode_q5_k),
+        TensorType::Q6K => blocks(bytes, out, kquants::decode_q6_k),
+        TensorType::Iq4Nl => blocks(bytes, out, kquants::decode_iq4_nl),
+        TensorType::Iq4Xs => blocks(bytes, out, kquants::decode_iq4_xs),
+        other => unreachable!("invariant: {other} is not among the dense types"),
     }
     Ok(())
 }
@@ -39,9 +73,10 @@ pub fn decode(kind: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
 /// Encodes elements into whole blocks.
 ///
 /// # Errors
-/// As [`decode`], and [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) where a value is too large for the type.
+/// As [`decode`], for types other than F32, F16, BF16, Q8_0, Q6_K and Q4_0, and
+/// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) where a value is too large for the type.
 pub fn encode(kind: TensorType, values: &[f32], out: &mut [u8]) -> Result<()> {
-    check(kind, out.len(), values.len())?;
+    check(kind, &ENCODED, out.len(), values.len())?;
     let fits = match kind {
         TensorType::F32 => put(values, out, |x| Some(x.to_le_bytes())),
         TensorType::F16 => put(values, out, |x| finite(f16::from_f32(x)).map(f16::to_le_bytes)),
@@ -55,11 +90,11 @@ pub fn encode(kind: TensorType, values: &[f32], out: &mut [u8]) -> Result<()> {
     fits.ok_or_else(|| Error::invalid_request(format!("a value is too large for {kind}")))
 }
 
-fn check(kind: TensorType, bytes: usize, elements: usize) -> Result<()> {
-    if !is_dense(kind) {
-        let supported = "F32, F16, BF16, Q8_0, Q6_K, Q4_0";
+fn check(kind: TensorType, known: &[TensorType], bytes: usize, elements: usize) -> Result<()> {
+    if !known.contains(&kind) {
+        let known = names(known);
         return Err(Error::unsupported(format!(
-            "the element type {kind} is not supported here; supported: {supported}"
+            "the element type {kind} is not supported here; supported: {known}"
         )));
     }
     if kind.row_bytes(elements) == Some(bytes) {
@@ -109,7 +144,7 @@ fn fill<const B: usize, const N: usize>(
     values.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<B>().0).try_for_each(|(v, out)| encode(v, out))
 }
 
-fn scale_at(block: &[u8], at: usize) -> f32 {
+pub(super) fn scale_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
@@ -158,22 +193,33 @@ fn encode_q4_0(values: &[f32; 32], out: &mut [u8; 18]) -> Option<()> {
     Some(())
 }
 
-/// A Q6_K block: 128 bytes of low nibbles, 64 of high pairs of bits, 16 signed scales, the scale of those.
-///
-/// Each half of the block has 128 elements; byte `l` of its low nibbles holds elements `l` and `64 + l`, byte `l` of its
-/// high pairs elements `l`, `32 + l`, `64 + l` and `96 + l`.
-fn decode_q6_k(block: &[u8; 210], out: &mut [f32; Q6_BLOCK]) {
-    let scale = scale_at(block, 208);
-    for half in 0..2 {
-        let (low, high) = (&block[half * 64..][..64], &block[128 + half * 32..][..32]);
-        for i in 0..128 {
-            let nibble = low[i % 64] >> (i / 64 * 4) & 15;
-            let pair = high[i % 32] >> (i / 32 * 2) & 3;
-            let at = half * 128 + i;
-            let part = f32::from(block[192 + at / Q6_PART].cast_signed());
-            out[at] = scale * part * (f32::from(nibble | pair << 4) - 32.0);
-        }
+fn decode_q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
+    let (scale, min) = (scale_at(block, 0), scale_at(block, 2));
+    for (i, &byte) in block[4..].iter().enumerate() {
+        out[i] = f32::from(byte & 15) * scale + min;
+        out[i + 16] = f32::from(byte >> 4) * scale + min;
     }
+}
+
+fn decode_q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
+    let scale = scale_at(block, 0);
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = (f32::from(five_bits(&block[2..], i)) - 16.0) * scale;
+    }
+}
+
+fn decode_q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
+    let (scale, min) = (scale_at(block, 0), scale_at(block, 2));
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = f32::from(five_bits(&block[4..], i)) * scale + min;
+    }
+}
+
+/// Code `i` of 32: one bit in the first 4 bytes, four in the 16 bytes after them.
+fn five_bits(codes: &[u8], i: usize) -> u8 {
+    let high = codes[i / 8] >> (i % 8) & 1;
+    let low = codes[4 + i % 16] >> (i / 16 * 4) & 15;
+    low | high << 4
 }
 
 fn encode_q6_k(values: &[f32; Q6_BLOCK], out: &mut [u8; 210]) -> Option<()> {
@@ -280,8 +326,9 @@ mod tests {
         );
         assert!(encode(TensorType::F16, &[70_000.0; 17], &mut bytes).is_err());
         assert!(decode(TensorType::Q8_0, &bytes, &mut [0.0; 31]).is_err());
-        assert!(
-            decode(TensorType::Q4K, &[0; 144], &mut [0.0; 256]).unwrap_err().to_string().contains("Q4_K")
-        );
+        let error = decode(TensorType::Iq2S, &[0; 82], &mut [0.0; 256]).unwrap_err().to_string();
+        assert!(error.contains("IQ2_S") && error.contains("Q4_K"), "{error}");
+        let error = encode(TensorType::Q4K, &[0.0; 256], &mut [0; 144]).unwrap_err().to_string();
+        assert!(error.contains("Q4_K") && !error.contains("Q5_K"), "{error}");
     }
 }

@@ -1,8 +1,9 @@
 //! The container: header, metadata, tensor table, data. Everything is checked when the file is opened.
 //!
 //! The rules are those of ggml's own reader (`gguf.cpp`), and a few that it leaves to what comes after: names are not
-//! empty, tensors have at least one element, and the data ends with the last tensor. In data of two tensors there is
-//! neither gap nor overlap beyond the alignment, since each offset must be the one that follows from the sizes before.
+//! empty, tensors have at least one element, and the data ends with the last tensor (module `layout`).
+//!
+//! Element types of other programs are no error here: a file of them can be looked at, but not run.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -10,10 +11,13 @@ use std::path::{Path, PathBuf};
 
 use ternion_core::{Error, Result};
 
+use super::layout::{self, Entry};
+use super::parts;
 use super::types::TensorType;
 use super::value::{Array, Value, ValueType};
 use crate::SharedBytes;
 use crate::json::shorten;
+use crate::locate::{LFS_MESSAGE, LFS_POINTER};
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSIONS: RangeInclusive<u32> = 2..=3;
@@ -46,20 +50,24 @@ pub struct TensorInfo {
     pub offset: u64,
     /// Bytes of its data.
     pub bytes: u64,
+    /// Which part of a split model holds it.
+    pub(super) part: usize,
 }
 
-/// A GGUF file whose container has been checked: all of its tensors lie within it.
+/// A GGUF file whose container has been checked: all of its tensors lie within it. Of a model that is split it is the
+/// first part, which may have been [joined](Self::joined) with the others.
 #[derive(Debug, Clone)]
 pub struct File {
     path: PathBuf,
+    other_paths: Vec<PathBuf>,
     version: u32,
     alignment: u64,
     metadata: Vec<(String, Value)>,
     keys: HashMap<String, usize>,
     tensors: Vec<TensorInfo>,
     names: HashMap<String, usize>,
-    /// The tensors' data.
-    data: SharedBytes,
+    /// The tensors' data, of each part.
+    data: Vec<SharedBytes>,
 }
 
 impl File {
@@ -67,8 +75,7 @@ impl File {
     ///
     /// # Errors
     /// [`NotFound`](ternion_core::ErrorKind::NotFound) or [`Io`](ternion_core::ErrorKind::Io) where it cannot be read;
-    /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for another version or byte order, or an element type that
-    /// is not known; [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where it is damaged.
+    /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for another version or byte order; [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where it is damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         Self::parse(&SharedBytes::map(path)?, path)
@@ -83,9 +90,37 @@ impl File {
         parse(bytes, path).map_err(|e| e.with("file", path.display()))
     }
 
+    /// This file with the tensors of the model's other parts, where it is the first of several.
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) for another than the first part, and where parts
+    /// contradict each other; those of opening the other parts.
+    pub fn joined(self) -> Result<Self> {
+        self.joined_by(&mut SharedBytes::map)
+    }
+
+    /// [`joined`](Self::joined) with a way to map the other parts.
+    pub(crate) fn joined_by(mut self, map: &mut dyn FnMut(&Path) -> Result<SharedBytes>) -> Result<Self> {
+        for other in parts::others(&self, map)? {
+            let part = self.data.len();
+            self.data.extend(other.data);
+            self.other_paths.push(other.path);
+            for tensor in other.tensors {
+                self.names.insert(tensor.name.clone(), self.tensors.len());
+                self.tensors.push(TensorInfo { part, ..tensor });
+            }
+        }
+        Ok(self)
+    }
+
     /// The file's name.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The names of this file and of the parts that it was joined with.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        [&self.path].into_iter().chain(&self.other_paths).map(PathBuf::as_path)
     }
 
     /// The version of the container.
@@ -103,7 +138,7 @@ impl File {
         self.metadata.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// All tensors in the file's order.
+    /// All tensors in the file's order, or that of the parts.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
@@ -116,7 +151,8 @@ impl File {
     /// The data of a tensor of this file; empty bytes for any other.
     pub fn data(&self, tensor: &TensorInfo) -> SharedBytes {
         let (begin, end) = (tensor.offset as usize, tensor.offset.saturating_add(tensor.bytes) as usize);
-        self.data.slice(begin..end).unwrap_or_else(|| Vec::new().into())
+        let data = self.data.get(tensor.part).and_then(|data| data.slice(begin..end));
+        data.unwrap_or_else(|| Vec::new().into())
     }
 
     /// Reads a part of a tensor's data from `from` on, without its pages becoming this process's as those of
@@ -132,7 +168,8 @@ impl File {
             Error::invalid_request(message).with("tensor", &tensor.name)
         })?;
         self.data
-            .slice(tensor.offset as usize..tensor.offset.saturating_add(end) as usize)
+            .get(tensor.part)
+            .and_then(|data| data.slice(tensor.offset as usize..tensor.offset.saturating_add(end) as usize))
             .ok_or_else(|| Error::invalid_request("a tensor of another file"))
             .and_then(|bytes| bytes.read_at(from as usize, out))
             .map_err(|e| e.with("tensor", &tensor.name))
@@ -323,20 +360,37 @@ fn parse(bytes: &SharedBytes, path: &Path) -> Result<File> {
         return Err(cursor.truncated("the table of tensors", tensor_count as u64 * 32));
     }
 
-    let mut tensors = Vec::new();
+    let mut entries = Vec::new();
     let mut names = HashMap::new();
     for index in 0..tensor_count {
-        let tensor = tensor(&mut cursor, index)?;
-        if names.insert(tensor.name.clone(), index).is_some() {
-            return Err(Error::invalid_model("the tensor occurs twice").with("tensor", &tensor.name));
+        let entry = tensor(&mut cursor, index)?;
+        if names.insert(entry.name.clone(), index).is_some() {
+            return Err(Error::invalid_model("the tensor occurs twice").with("tensor", &entry.name));
         }
-        tensors.push(tensor);
+        entries.push(entry);
     }
-    let data = data(bytes, cursor.at, alignment, &tensors)?;
-    Ok(File { path: path.to_owned(), version, alignment, metadata, keys, tensors, names, data })
+    let begin = (cursor.at as u64).next_multiple_of(alignment).min(bytes.len() as u64);
+    let (tensors, end) = layout::place(entries, bytes.len() as u64 - begin, alignment)?;
+    let data = bytes
+        .slice(begin as usize..(begin + end) as usize)
+        .expect("invariant: the last tensor ends within the file");
+    Ok(File {
+        path: path.to_owned(),
+        other_paths: Vec::new(),
+        version,
+        alignment,
+        metadata,
+        keys,
+        tensors,
+        names,
+        data: vec![data],
+    })
 }
 
 fn header(cursor: &mut Cursor<'_>) -> Result<u32> {
+    if cursor.all.starts_with(LFS_POINTER) {
+        return Err(Error::invalid_model(LFS_MESSAGE));
+    }
     let magic = cursor.take(4, "the header")?;
     if magic != MAGIC {
         let found = shorten(&String::from_utf8_lossy(magic));
@@ -411,7 +465,7 @@ fn alignment(value: Option<&Value>) -> Result<u64> {
     }
 }
 
-fn tensor(cursor: &mut Cursor<'_>, index: usize) -> Result<TensorInfo> {
+fn tensor(cursor: &mut Cursor<'_>, index: usize) -> Result<Entry> {
     let name = cursor.string(MAX_NAME as u64, &format!("the name of tensor {index}"))?.to_owned();
     if name.is_empty() || name.contains(char::is_control) {
         let shown = shorten(&name);
@@ -434,62 +488,10 @@ fn tensor(cursor: &mut Cursor<'_>, index: usize) -> Result<TensorInfo> {
                 "the dimensions are {dims:?}, expected each from 1 to {max}"
             )));
         }
-        let id = cursor.u32(what)?;
-        let kind = TensorType::from_id(id).ok_or_else(|| {
-            Error::unsupported(format!("the element type has the id {id}, which is none that is known"))
-        })?;
-        let offset = cursor.u64(what)?;
-        Ok((kind, kind.bytes(&dims)?, dims, offset))
+        Ok((dims, cursor.u32(what)?, cursor.u64(what)?))
     })();
-    let (kind, bytes, dims, offset) = described.map_err(|e| e.with("tensor", &name))?;
-    Ok(TensorInfo { name, kind, dims, offset, bytes })
-}
-
-/// The data of all tensors, after the check that each lies where it must.
-fn data(
-    bytes: &SharedBytes,
-    table_end: usize,
-    alignment: u64,
-    tensors: &[TensorInfo],
-) -> Result<SharedBytes> {
-    let begin = (table_end as u64).next_multiple_of(alignment);
-    let available = (bytes.len() as u64).saturating_sub(begin);
-    let mut expected = 0u64;
-    let mut end = 0;
-    for tensor in tensors {
-        let wrong = |message: String| Err(Error::invalid_model(message).with("tensor", &tensor.name));
-        let offset = tensor.offset;
-        if offset % alignment != 0 {
-            return wrong(format!(
-                "the offset is {offset}, expected a multiple of the alignment {alignment}"
-            ));
-        }
-        if offset != expected {
-            let what = if offset > expected { "a gap" } else { "an overlap" };
-            return wrong(format!(
-                "the offset is {offset}: {what}, expected {expected}, where the tensor before ends"
-            ));
-        }
-        end = match offset.checked_add(tensor.bytes) {
-            Some(end) if end <= available => end,
-            _ => {
-                return wrong(format!(
-                    "the tensor has {} bytes at offset {offset}, but the file has {available} bytes of data; expected a \
-                     complete file",
-                    tensor.bytes
-                ));
-            }
-        };
-        expected = end.next_multiple_of(alignment);
-    }
-    if available > expected {
-        return Err(Error::invalid_model(format!(
-            "the tensors end at {expected}, but the file has {available} bytes of data"
-        )));
-    }
-    let begin = begin.min(bytes.len() as u64);
-    let range = begin as usize..begin as usize + end as usize;
-    Ok(bytes.slice(range).expect("invariant: the last tensor ends within the file"))
+    let (dims, id, offset) = described.map_err(|e: Error| e.with("tensor", &name))?;
+    Ok(Entry { name, dims, id, offset })
 }
 
 /// The first name that occurs twice.

@@ -3,7 +3,11 @@
 pub(crate) const ARCHITECTURE: &str = "general.architecture";
 /// The model's name, for people. llama.cpp knows Phi-3 by it.
 pub(crate) const NAME: &str = "general.name";
+/// `model`, `adapter`, `mmproj` ...
+pub(crate) const KIND: &str = "general.type";
 pub(crate) const SPLIT_COUNT: &str = "split.count";
+pub(crate) const SPLIT_INDEX: &str = "split.no";
+pub(crate) const SPLIT_TENSORS: &str = "split.tensors.count";
 
 pub(crate) const TEMPERATURE: &str = "general.sampling.temp";
 pub(crate) const TOP_K: &str = "general.sampling.top_k";

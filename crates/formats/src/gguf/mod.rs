@@ -8,8 +8,13 @@
 
 mod dense;
 mod file;
+mod foreign;
 pub(crate) mod keys;
+mod kquants;
+mod layout;
 mod open;
+mod overview;
+mod parts;
 mod pre_tokenizer;
 mod preflight;
 mod projections;
@@ -17,6 +22,7 @@ pub(crate) mod rows;
 mod signs;
 mod spec;
 mod special;
+mod support;
 pub(crate) mod ternary;
 mod tokenizer;
 mod types;
@@ -26,10 +32,14 @@ mod write;
 
 pub use dense::{decode, encode, is_dense};
 pub use file::{File, TensorInfo};
+pub use foreign::Foreign;
 pub(crate) use open::open;
+pub use overview::{Overview, TypeOverview};
 pub(crate) use pre_tokenizer::PreTokenizer;
 pub use preflight::preflight;
 pub use special::end_tokens;
+pub use support::Reader;
+pub(crate) use support::is_model;
 pub use tokenizer::tokenizer_parts;
 pub(crate) use tokenizer::{names_rule, tokenizer_parts_as};
 pub use types::{I2S_GROUP, I2S_TRAILER, TensorType};

@@ -1,7 +1,8 @@
 //! A checkpoint from a GGUF file: which tensor plays which part, and whether it is what the metadata says.
 //!
 //! Dense tensors of F32, F16 and BF16 and the codes of I2_S stay in the mapped file. Others are decoded or repacked into
-//! memory. Float projections of a BitNet are ternary weights before or after their quantisation; they are packed. Quantised dense tensors (Q8_0, Q6_K, Q4_0) become F32, which alone holds their values exactly: an F16 scale
+//! memory. Float projections of a BitNet are ternary weights before or after their quantisation; they are packed.
+//! Quantised dense tensors (Q8_0, Q4_K and the like) become F32, which alone holds their values exactly: an F16 scale
 //! times a signed byte has up to 18 significant bits, an F16 has 11, a BF16 8.
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use ternion_core::{Error, Result};
 
 use super::projections::ordered;
 use super::rows::Heads;
-use super::{File, TensorInfo, TensorType, dense, keys, spec};
+use super::{File, TensorInfo, TensorType, dense, keys, spec, support};
 use crate::checkpoint::{Means, Progress};
 use crate::notes::Notes;
 use crate::{
@@ -23,15 +24,25 @@ use crate::{
 const GENERATION: &str = "generation_config.json";
 const GENERATION_CAP: u64 = 4 << 20;
 
-/// Opens the file.
+/// Opens the file, and the other parts of a model that is split.
 pub(crate) fn open(
     path: &Path,
     notes: &mut Notes,
     means: Means,
     progress: &mut Progress<'_>,
 ) -> Result<Checkpoint> {
-    let file = File::parse(&means.open(path)?, path)?;
-    let mut spec = spec::read(&file, notes)?;
+    let file = File::parse(&means.open(path)?, path)?.joined_by(&mut |part| means.open(part))?;
+    read(&file, notes, means, progress).map_err(|error| support::with_engine(error, &file))
+}
+
+fn read(file: &File, notes: &mut Notes, means: Means, progress: &mut Progress<'_>) -> Result<Checkpoint> {
+    for tensor in file.tensors() {
+        if let TensorType::Foreign(foreign) = tensor.kind {
+            return Err(foreign.error().with("tensor", &tensor.name).with("file", file.path().display()));
+        }
+    }
+    let path = file.path();
+    let mut spec = spec::read(file, notes)?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -45,10 +56,10 @@ pub(crate) fn open(
         }
         sampling
     } else {
-        spec::sampling(&file, notes)?
+        spec::sampling(file, notes)?
     };
 
-    let mut reader = Reader::new(&file, &spec, notes, means, progress);
+    let mut reader = Reader::new(file, &spec, notes, means, progress);
     let embed = reader.dense(keys::EMBED, &[spec.vocab_size, spec.hidden_size], None)?;
     let head = reader.head(&embed)?;
     let rope_factors = reader.rope_factors()?;
@@ -73,7 +84,7 @@ pub(crate) fn open(
         None => spec.quantization = None,
     }
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let files = vec![path.to_owned()];
+    let files = file.paths().map(Path::to_owned).collect();
     Ok(Checkpoint {
         spec,
         embed,
@@ -88,7 +99,7 @@ pub(crate) fn open(
         assumptions: Vec::new(),
         warnings: Vec::new(),
         options: CheckpointOptions::default(),
-        gguf: Some(file),
+        gguf: Some(file.clone()),
     })
 }
 
@@ -187,7 +198,7 @@ impl<'a> Reader<'a> {
     fn decoded(&mut self, tensor: &TensorInfo) -> Result<SharedBytes> {
         let kind = tensor.kind;
         if !dense::is_dense(kind) {
-            let message = format!("the element type is {kind}, expected F32, F16, BF16, Q8_0, Q6_K or Q4_0");
+            let message = format!("the element type is {kind}, expected one of: {}", dense::dense_names());
             return Err(Error::unsupported(message)
                 .with("tensor", &tensor.name)
                 .with("file", self.file.path().display()));

@@ -3,9 +3,7 @@
 //!
 //! Read in llama.cpp's `llama-model.cpp` (`load_hparams`), `llama-vocab.cpp` (`load`) and `llama-hparams.cpp`.
 
-use std::path::PathBuf;
-
-use ternion_core::{Error, ErrorKind, Result};
+use ternion_core::{Error, Result};
 
 use super::file::duplicate;
 use super::keys::{self, Keys};
@@ -19,20 +17,18 @@ const MAX_U32: u64 = u32::MAX as u64;
 const MAX_WIDTH: u64 = 1 << 24;
 const MAX_CONTEXT: u64 = 1 << 30;
 const MAX_TOKEN: usize = 1 << 16;
-const MAX_PARTS: u64 = 1 << 12;
 
-/// Checks a file for llama.cpp, beyond what [`File::open`] has checked. Of a model in several parts, `file` is the first,
-/// and the others are opened too.
+/// Checks a file for llama.cpp, beyond what [`File::open`] has checked. A model in several parts has been
+/// [joined](File::joined).
 ///
 /// # Errors
-/// [`Unsupported`](ErrorKind::Unsupported) for an element type that llama.cpp does not have,
-/// [`NotFound`](ErrorKind::NotFound) where a part is missing, [`InvalidModel`](ErrorKind::InvalidModel) for the rest; the
-/// message names the key or tensor, what was found and what was expected.
+/// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for an element type that llama.cpp does not have,
+/// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) for the rest; the message names the key or tensor, what was
+/// found and what was expected.
 pub fn preflight(file: &File) -> Result<()> {
-    sizes(file)?;
-    vocabulary(file)?;
     types(file)?;
-    parts(file)
+    sizes(file)?;
+    vocabulary(file)
 }
 
 /// Whether each of the values of a key is within `range`: there may be one for all layers or an array with one for each.
@@ -194,68 +190,18 @@ fn vocabulary(file: &File) -> Result<()> {
 fn types(file: &File) -> Result<()> {
     for tensor in file.tensors() {
         // Of ggml's types these are no weights: intermediate forms, and integers.
-        let refused = matches!(
-            tensor.kind,
-            TensorType::I2S | TensorType::Q8_1 | TensorType::Q8K | TensorType::I64 | TensorType::F64
-        );
-        if refused {
-            return Err(Error::unsupported(format!(
-                "llama.cpp has no use for the element type {}",
-                tensor.kind
-            ))
-            .with("tensor", &tensor.name)
-            .with("file", file.path().display()));
-        }
+        let error = match tensor.kind {
+            TensorType::Foreign(foreign) => foreign.error(),
+            kind @ (TensorType::I2S
+            | TensorType::Q8_1
+            | TensorType::Q8K
+            | TensorType::I64
+            | TensorType::F64) => {
+                Error::unsupported(format!("llama.cpp has no use for the element type {kind}"))
+            }
+            _ => continue,
+        };
+        return Err(error.with("tensor", &tensor.name).with("file", file.path().display()));
     }
     Ok(())
-}
-
-/// The other parts of a model that is split: `name-00001-of-00003.gguf` and so on.
-fn parts(file: &File) -> Result<()> {
-    let count = file.integer(keys::SPLIT_COUNT, 0..=MAX_PARTS)?.unwrap_or(0);
-    if count <= 1 {
-        return Ok(());
-    }
-    if file.integer("split.no", 0..=MAX_PARTS)?.unwrap_or(0) != 0 {
-        return Err(file.invalid("split.no", "0: name the first part"));
-    }
-    let paths = part_paths(file, count)?;
-    let mut tensors = file.tensors().len() as u64;
-    let mut names: Vec<String> = file.tensors().iter().map(|t| t.name.clone()).collect();
-    for (index, path) in paths.iter().enumerate().skip(1) {
-        let part = File::open(path).map_err(|e| e.with("part", format!("{} of {count}", index + 1)))?;
-        if part.integer("split.no", 0..=MAX_PARTS)? != Some(index as u64) {
-            return Err(part.invalid("split.no", &index.to_string()));
-        }
-        types(&part)?;
-        tensors += part.tensors().len() as u64;
-        names.extend(part.tensors().iter().map(|t| t.name.clone()));
-    }
-    if let Some((_, name)) = duplicate(names.iter().map(String::as_str)) {
-        return Err(Error::invalid_model("the tensor occurs in two parts")
-            .with("tensor", name)
-            .with("file", file.path().display()));
-    }
-    if let Some(expected) = file.integer("split.tensors.count", 0..=MAX_U32)?
-        && expected != tensors
-    {
-        return Err(file.invalid("split.tensors.count", &format!("{tensors}, as many as the parts have")));
-    }
-    Ok(())
-}
-
-fn part_paths(file: &File, count: u64) -> Result<Vec<PathBuf>> {
-    let path = file.path();
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let suffix = format!("-00001-of-{count:05}.gguf");
-    let Some(prefix) = name.strip_suffix(&suffix) else {
-        return Err(Error::new(
-            ErrorKind::InvalidModel,
-            format!("the file is the first of {count} parts, expected a name that ends with `{suffix}`"),
-        )
-        .with("file", path.display()));
-    };
-    Ok((1..=count)
-        .map(|part| path.with_file_name(format!("{prefix}-{part:05}-of-{count:05}.gguf")))
-        .collect())
 }

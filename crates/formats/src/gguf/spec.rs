@@ -25,13 +25,6 @@ pub(super) fn read(file: &File, notes: &mut Notes) -> Result<ModelSpec> {
         "bitnet-b1.58" | "bitnet-25" | "bitnet" => true,
         _ => return Err(file.unsupported(keys::ARCHITECTURE, "bitnet-b1.58, bitnet-25, bitnet, llama")),
     };
-    if let Some(parts) = file.integer(keys::SPLIT_COUNT, 0..=u64::from(u16::MAX))?.filter(|parts| *parts > 1)
-    {
-        return Err(Error::unsupported(format!(
-            "the file is one of {parts} parts, which is not supported; supported: a single file"
-        ))
-        .with("file", file.path().display()));
-    }
     let size = |key: &str, max: u64| file.required_integer(&keys.of(key), 1..=max).map(|n| n as usize);
     let hidden_size = size("embedding_length", MAX_WIDTH)?;
     let heads = size("attention.head_count", MAX_WIDTH)?;

@@ -7,6 +7,8 @@ use std::fmt;
 
 use ternion_core::{Error, Result};
 
+use super::foreign::Foreign;
+
 /// Weights of a row that I2_S codes together where it is written on x86.
 pub const I2S_GROUP: usize = 128;
 
@@ -24,13 +26,16 @@ macro_rules! tensor_types {
         #[allow(missing_docs, reason = "the names are ggml's")]
         pub enum TensorType {
             $($name,)*
+            /// A type of another program. Its size is not known, and nothing here computes with it.
+            Foreign(Foreign),
         }
 
         impl TensorType {
-            /// All types that are known.
+            /// All types that are known, without the foreign ones.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The type of this id; `None` where no type has it (any more).
+            /// The type that llama.cpp, or bitnet.cpp for I2_S, has under this id. Forks use some of the ids for
+            /// other types; [`File`](super::File) tells them apart by their sizes.
             pub fn from_id(id: u32) -> Option<Self> {
                 match id {
                     $($id => Some(Self::$name),)*
@@ -42,27 +47,31 @@ macro_rules! tensor_types {
             pub fn id(self) -> u32 {
                 match self {
                     $(Self::$name => $id,)*
+                    Self::Foreign(foreign) => foreign.id,
                 }
             }
 
-            /// ggml's name for it.
+            /// The name that the program gives it which writes it.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => $text,)*
+                    Self::Foreign(foreign) => foreign.name,
                 }
             }
 
-            /// Elements of a block; a row is a whole number of blocks.
+            /// Elements of a block; a row is a whole number of blocks. 1 for a foreign type.
             pub fn block_len(self) -> usize {
                 match self {
                     $(Self::$name => $block,)*
+                    Self::Foreign(_) => 1,
                 }
             }
 
-            /// Bytes of a block.
+            /// Bytes of a block; 0 for a foreign type.
             pub fn block_bytes(self) -> usize {
                 match self {
                     $(Self::$name => $bytes,)*
+                    Self::Foreign(_) => 0,
                 }
             }
         }
@@ -114,9 +123,9 @@ impl TensorType {
         matches!(self, Self::I2S | Self::Tq1_0 | Self::Tq2_0)
     }
 
-    /// Bytes that a row of `len` elements takes; `None` where that is no whole number of blocks.
+    /// Bytes that a row of `len` elements takes; `None` where that is no whole number of blocks, or not known.
     pub fn row_bytes(self, len: usize) -> Option<usize> {
-        if !len.is_multiple_of(self.block_len()) {
+        if matches!(self, Self::Foreign(_)) || !len.is_multiple_of(self.block_len()) {
             return None;
         }
         (len / self.block_len()).checked_mul(self.block_bytes())
@@ -126,9 +135,13 @@ impl TensorType {
     ///
     /// # Errors
     /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where a row is no whole number of blocks, or the size is
-    /// over what ggml can count (a signed 64-bit number).
+    /// over what ggml can count (a signed 64-bit number); [`Unsupported`](ternion_core::ErrorKind::Unsupported) for a
+    /// foreign type.
     pub fn bytes(self, dims: &[u64]) -> Result<u64> {
         const MAX: u64 = i64::MAX as u64;
+        if let Self::Foreign(foreign) = self {
+            return Err(foreign.error());
+        }
         let too_large = || Error::invalid_model(format!("the product of the dimensions {dims:?} overflows"));
         let row = dims.first().copied().unwrap_or(1);
         // The smaller group: which of the layouts a tensor has is not known from its type.
@@ -151,7 +164,10 @@ impl TensorType {
 
 impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Self::Foreign(foreign) => foreign.fmt(f),
+            known => f.write_str(known.name()),
+        }
     }
 }
 

@@ -60,7 +60,7 @@ impl Writer {
             .checked_add(bytes)
             .and_then(|end| end.checked_next_multiple_of(DEFAULT_ALIGNMENT))
             .ok_or_else(|| Error::invalid_request("the tensors are too large together"))?;
-        self.tensors.push(TensorInfo { name, kind, dims: dims.to_vec(), offset, bytes });
+        self.tensors.push(TensorInfo { name, kind, dims: dims.to_vec(), offset, bytes, part: 0 });
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
+use std::time::SystemTime;
 
 use ternion_core::{Error, Result};
 
@@ -14,15 +15,72 @@ const KNOWN_DOMAINS: [&str; 5] = ["", "ai.onnx.ml", "com.microsoft", "com.micros
 /// The ONNX standard's revisions: what the newest runtime that was tried accepts, 1.x. Each release adds at most one.
 const NEWEST: (u32, i64) = (32, 28);
 
-/// The folder of a model, which its data must not leave.
+/// The folder of a model, with the places where its data may be.
 pub(super) struct Folder {
+    model: PathBuf,
     path: PathBuf,
-    /// The same without links; made when it is first needed.
-    resolved: Option<PathBuf>,
-    /// The length of each file of data that has been found good.
-    files: BTreeMap<String, u64>,
+    /// Folders without links in them that data must lie in; found when they are first needed.
+    allowed: Vec<PathBuf>,
+    /// The files of data that have been found good, by what the model calls them.
+    files: BTreeMap<String, DataFile>,
     /// Tensors that lie in these files.
     pub(super) external_tensors: usize,
+}
+
+/// A file as it was when it was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DataFile {
+    /// Where it is named.
+    path: PathBuf,
+    /// Where it is, after all links.
+    resolved: PathBuf,
+    length: u64,
+    modified: Option<SystemTime>,
+    /// Device and number on it; none where the system does not tell.
+    identity: Option<(u64, u64)>,
+}
+
+impl DataFile {
+    /// Where it is named.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// # Errors
+    /// Those of looking at the file, and where it is no regular file.
+    pub(super) fn of(path: &Path) -> Result<Self> {
+        let resolved = std::fs::canonicalize(path).map_err(|e| Error::io(path, e))?;
+        let metadata = std::fs::metadata(&resolved).map_err(|e| Error::io(&resolved, e))?;
+        if !metadata.is_file() {
+            return Err(refused("the data's location is no regular file"));
+        }
+        #[cfg(unix)]
+        let identity = {
+            use std::os::unix::fs::MetadataExt;
+            Some((metadata.dev(), metadata.ino()))
+        };
+        #[cfg(not(unix))]
+        let identity = None;
+        Ok(Self {
+            path: path.to_owned(),
+            resolved,
+            length: metadata.len(),
+            modified: metadata.modified().ok(),
+            identity,
+        })
+    }
+
+    /// Whether the file is still the one that was checked. A runtime opens files by their names, so one that was
+    /// replaced in between would be read unchecked.
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        if Self::of(&self.path)? == *self {
+            return Ok(());
+        }
+        Err(Error::invalid_model(
+            "the file changed while the model was loaded; expected one that stays as it is",
+        )
+        .with("path", self.path.display()))
+    }
 }
 
 impl Folder {
@@ -32,55 +90,77 @@ impl Folder {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        Self { path, resolved: None, files: BTreeMap::new(), external_tensors: 0 }
+        Self {
+            model: model.to_owned(),
+            path,
+            allowed: Vec::new(),
+            files: BTreeMap::new(),
+            external_tensors: 0,
+        }
     }
 
     /// The files of data that have been found good.
-    pub(super) fn data_files(&self) -> impl Iterator<Item = PathBuf> {
-        self.files.keys().map(|location| self.path.join(location))
+    pub(super) fn data_files(&self) -> impl Iterator<Item = &DataFile> {
+        self.files.values()
     }
 
     /// The length of a file of data, after a look at where it is.
     fn length(&mut self, location: &str) -> Result<u64> {
-        if let Some(length) = self.files.get(location) {
-            return Ok(*length);
+        if let Some(file) = self.files.get(location) {
+            return Ok(file.length);
         }
-        let length = self.find(location).map_err(|e| e.with("data", format!("{location:?}")))?;
-        self.files.insert(location.to_owned(), length);
+        let file = self.find(location).map_err(|e| e.with("data", format!("{location:?}")))?;
+        let length = file.length;
+        self.files.insert(location.to_owned(), file);
         Ok(length)
     }
 
-    fn find(&mut self, location: &str) -> Result<u64> {
+    fn find(&mut self, location: &str) -> Result<DataFile> {
         let plain = !location.is_empty()
             && !location.contains(['\\', ':', '\0'])
             && Path::new(location).components().all(|c| matches!(c, Component::Normal(_)));
         if !plain {
             return Err(refused("the data's location is absolute, empty or contains `..`"));
         }
-        let path = self.path.join(location);
-        let resolve = |path: &Path| std::fs::canonicalize(path).map_err(|e| Error::io(path, e));
-        let resolved = resolve(&path)?;
-        let folder = match &self.resolved {
-            Some(folder) => folder,
-            None => self.resolved.insert(resolve(&self.path)?),
-        };
-        if !resolved.starts_with(folder) {
+        if self.allowed.is_empty() {
+            self.allowed = allowed(&self.path, &self.model)?;
+        }
+        let file = DataFile::of(&self.path.join(location))?;
+        if !self.allowed.iter().any(|folder| file.resolved.starts_with(folder)) {
             return Err(refused("the data's location is a symbolic link that leaves the folder"));
         }
-        let metadata = std::fs::metadata(&resolved).map_err(|e| Error::io(&resolved, e))?;
-        if !metadata.is_file() {
-            return Err(refused("the data's location is no regular file"));
-        }
         #[cfg(unix)]
-        if std::os::unix::fs::MetadataExt::nlink(&metadata) > 1 {
+        if std::fs::metadata(&file.resolved)
+            .is_ok_and(|metadata| std::os::unix::fs::MetadataExt::nlink(&metadata) > 1)
+        {
             return Err(refused("the data's file is a hard link, which may be a file from elsewhere"));
         }
-        Ok(metadata.len())
+        Ok(file)
     }
 }
 
+/// The folders that a model's data may lie in: its own, that of the real file where the model is a link, and in the
+/// Hugging Face cache, where all files are links (`models--owner--name/snapshots/revision/file` to
+/// `models--owner--name/blobs/hash`), that of the repository.
+fn allowed(folder: &Path, model: &Path) -> Result<Vec<PathBuf>> {
+    let resolve = |path: &Path| std::fs::canonicalize(path).map_err(|e| Error::io(path, e));
+    let own = resolve(folder)?;
+    let mut allowed = Vec::new();
+    if let Some(snapshots) = own.ancestors().find(|path| path.ends_with("snapshots"))
+        && let Some(repository) = snapshots.parent()
+        && repository.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"))
+    {
+        allowed.push(repository.join("blobs"));
+    }
+    if let Some(real) = resolve(model)?.parent() {
+        allowed.push(real.to_owned());
+    }
+    allowed.push(own);
+    Ok(allowed)
+}
+
 fn refused(what: &str) -> Error {
-    Error::invalid_model(format!("{what}; expected a regular file in the model's own folder"))
+    Error::invalid_model(format!("{what}; expected a regular file in the model's own folder or repository"))
 }
 
 /// A tensor as a file describes it.

@@ -1,4 +1,5 @@
-//! What lies beside a model's file: its configuration and its tokenizer, as Hugging Face repositories have them.
+//! What lies beside a model's file: its configuration and its tokenizer, as Hugging Face repositories and
+//! onnxruntime-genai have them.
 //!
 //! Exports of any decoder are read, not only of the families that this crate knows by their tensors. So only the few facts
 //! are taken that the graph does not tell or that it can be checked against, and each of them may be absent.
@@ -6,18 +7,19 @@
 use std::path::{Path, PathBuf};
 
 use ternion_core::text::{Tokenizer, TokenizerParts};
-use ternion_core::{Error, ErrorKind, Result, ResultExt, SamplingDefaults};
+use ternion_core::{Error, Result, ResultExt, SamplingDefaults};
 
+use super::find;
+use super::genai::{Genai, Names};
 use crate::generation;
 use crate::json::Object;
+use crate::locate::{CHECKPOINT_ENGINES, Content};
 use crate::notes::Notes;
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
+const GENAI: &str = "genai_config.json";
 const CONFIG_CAP: u64 = 4 << 20;
-
-/// Names of a model's file, the preferred first.
-const MODELS: [&str; 3] = ["model.onnx", "onnx/model.onnx", "decoder_model_merged.onnx"];
 
 /// A model's file and the facts in the files beside it.
 #[derive(Debug, Clone)]
@@ -43,6 +45,8 @@ pub struct Host {
     pub heads: Option<usize>,
     /// Width of the hidden states: that of all heads of queries, where nothing is said of those.
     pub hidden_size: Option<usize>,
+    /// The graph's names for inputs and outputs, where a genai_config.json says them. The sizes come from there then.
+    pub names: Option<Names>,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
     /// The sampling that the model's authors ask for.
@@ -55,8 +59,9 @@ impl Host {
     /// Finds the model that `path` names, a folder or a `.onnx` file, and reads what is beside it.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) where there is no model, [`InvalidModel`](ErrorKind::InvalidModel) for a
-    /// configuration that cannot be read.
+    /// [`NotFound`](ternion_core::ErrorKind::NotFound) where there is no model,
+    /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) for a configuration that cannot be read,
+    /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for a file of another format or a folder with several models.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         open(path.as_ref()).during("load")
     }
@@ -79,12 +84,19 @@ impl Host {
 
 fn open(path: &Path) -> Result<Host> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    let genai = |folder: &Path| {
+        let file = folder.join(GENAI);
+        file.is_file().then(|| Genai::read(&file, CONFIG_CAP)).transpose()
+    };
     let model = if metadata.is_dir() {
-        let found = MODELS.iter().map(|name| path.join(name)).find(|file| file.is_file());
-        found.ok_or_else(|| {
-            let message = format!("the folder holds no model; expected one of: {}", MODELS.join(", "));
-            Error::new(ErrorKind::NotFound, message).with("folder", path.display())
-        })?
+        // Where there is a config.json too, the names of the files decide.
+        let genai = if path.join(CONFIG).is_file() { None } else { genai(path)? };
+        let named = genai.map(|genai| genai.file(path)).transpose()?.flatten();
+        find::model(path, named.as_deref())?
+    } else if let content @ (Content::Gguf | Content::Safetensors) = Content::of(path) {
+        let what = if content == Content::Gguf { "a GGUF file" } else { "safetensors" };
+        let message = format!("is {what}, which {CHECKPOINT_ENGINES} run; expected an ONNX file");
+        return Err(Error::unsupported(message).with("file", path.display()));
     } else {
         path.to_owned()
     };
@@ -115,6 +127,7 @@ fn open(path: &Path) -> Result<Host> {
         head_dim: None,
         heads: None,
         hidden_size: None,
+        names: None,
         eos: Vec::new(),
         sampling,
         warnings: Vec::new(),
@@ -124,7 +137,11 @@ fn open(path: &Path) -> Result<Host> {
         host.read_config(config)?;
     }
     (_, host.warnings) = notes.finish();
+    let has_generation = host.folder.join(GENERATION).is_file();
     host.eos = eos.unwrap_or(std::mem::take(&mut host.eos));
+    if let Some(genai) = genai(&host.folder)?.filter(|_| config.is_none()) {
+        genai.fill(&mut host, has_generation)?;
+    }
     Ok(host)
 }
 

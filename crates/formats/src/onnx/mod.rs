@@ -4,7 +4,7 @@
 //! (`com.microsoft`) alone and has the inputs and outputs that exports of Hugging Face models have. The *fast* one is made
 //! of a few operators of our own ([`fast`]), which `ternion-backend-onnx` brings along. Both compute W1.58A8 exactly.
 //!
-//! [`Summary`] reads any file, trusting none of its bytes: external data that leaves the folder, tensors that are not what
+//! [`Summary`] reads any file, trusting none of its bytes: external data that leaves the folder or repository, tensors that are not what
 //! their shapes say, and malformed messages are errors.
 
 mod bits;
@@ -12,6 +12,8 @@ mod check;
 mod element;
 mod export;
 pub mod fast;
+mod find;
+mod genai;
 mod graph;
 mod host;
 mod portable;
@@ -21,6 +23,7 @@ mod wire;
 
 pub use element::Element;
 pub(crate) use export::{Head, Options, Variant, write};
+pub use genai::Names;
 pub use host::Host;
 pub use summary::{Attribute, Initializer, Node, Size, Summary, Value};
 

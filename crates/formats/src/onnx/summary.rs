@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use ternion_core::{Error, Result, ResultExt};
 
 use super::Element;
-use super::check::{Folder, Tensor};
+use super::check::{DataFile, Folder, Tensor};
 use super::wire::{self, Message};
 use crate::SharedBytes;
 
@@ -51,6 +51,8 @@ pub struct Summary {
     pub data_files: Vec<PathBuf>,
     /// Tensors that lie in these files; more than [`initializers`](Self::initializers) where graphs within nodes have some.
     pub external_tensors: usize,
+    /// The model's file and those of its data.
+    checked: Vec<DataFile>,
 }
 
 /// An input or output.
@@ -131,10 +133,19 @@ impl Summary {
     /// # Errors
     /// [`NotFound`](ternion_core::ErrorKind::NotFound) for a file or its data that is not there,
     /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) naming what is damaged, contradicts itself or leaves the
-    /// folder.
+    /// folder or repository.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         read(path).with("file", path.display()).during("load")
+    }
+
+    /// Whether the model's file and its data are still those that were checked: for after a runtime has opened them by
+    /// their names.
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) naming a file that is another one now.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.checked.iter().try_for_each(DataFile::check_unchanged).during("load")
     }
 
     /// The version of a set of operators that is used; `""` is the ONNX standard's own.
@@ -191,6 +202,7 @@ fn read(path: &Path) -> Result<Summary> {
         metadata: Vec::new(),
         data_files: Vec::new(),
         external_tensors: 0,
+        checked: vec![DataFile::of(path)?],
     };
     let mut graph = None;
     let mut message = Message::whole(&bytes);
@@ -219,8 +231,9 @@ fn read(path: &Path) -> Result<Summary> {
     summary.nodes = graph.nodes;
     summary.functions = walk.functions;
     summary.inner_nodes = walk.inner;
-    summary.data_files = walk.folder.data_files().collect();
+    summary.data_files = walk.folder.data_files().map(|file| file.path().to_owned()).collect();
     summary.external_tensors = walk.folder.external_tensors;
+    summary.checked.extend(walk.folder.data_files().cloned());
     Ok(summary)
 }
 

@@ -518,7 +518,9 @@ async fn every_layer_forwards_what_it_does_not_change() {
     }
 
     let odd: Arc<dyn LlmBackend> = Arc::new(Odd(echo("{}")));
-    let context = ternion::context::ContextLayer::new(Arc::clone(&odd), Default::default()).unwrap();
+    let context =
+        ternion::context::ContextLayer::new(Arc::clone(&odd), ternion::context::ContextPolicy::default())
+            .unwrap();
     let mut layered: Vec<Arc<dyn LlmBackend>> = vec![Arc::new(context)];
     let (limit, timeout) = (Limit::new(1), Timeout::new());
     let layers: [&dyn Layer; 5] = [&limit, &retry(2), &timeout, &Metrics::new(), &Tracing::new()];

@@ -304,7 +304,7 @@ impl BackendFactory for FragileFactory {
     }
 
     async fn load(&self, name: &str, _: &ModelConfig, _: Progress) -> Result<Arc<dyn LlmBackend>> {
-        let parts = Checkpoint::tokenizer_parts_at(&fixture("ternion-tiny"))?;
+        let parts = Checkpoint::tokenizer_parts_at(fixture("ternion-tiny"))?;
         let options = EngineOptions::new(ModelInfo::new(name, "fragile"));
         let model = Box::new(Fragile(Mutex::default()));
         Ok(Arc::new(Engine::start(model, Tokenizer::from_parts(parts)?, options)?))

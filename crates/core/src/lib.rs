@@ -1,20 +1,18 @@
-//! The heart of Ternion: what a host sees of a model, and everything that all engines share.
+//! What a host sees of a model, and what all backends share.
 //!
 //! * [`LlmBackend`] is the trait that hosts program against: async, object-safe, used as `Arc<dyn LlmBackend>`.
-//! * [`CausalLm`] is what a local engine implements: sequences with a KV cache, tokens in, logits out.
-//! * [`Engine`](engine::Engine) owns one `CausalLm` on a thread of its own and makes an `LlmBackend` of it. Templates,
-//!   tokenizing, batching, prefix reuse, sampling, stop strings and streaming are written once, here, so that engines
-//!   can differ in their logits and in nothing else.
-//! * [`text`] holds the preprocessing: tokenizer, token counting, chat templates, incremental detokenizing.
+//!   [`BackendWrapper`] is the base of backends that wrap another one.
+//! * [`GenerateRequest`], [`Event`], [`Error`] and [`Capabilities`] are what goes in and what comes out.
+//! * [`validate`] holds the checks of requests.
+//! * [`text`] holds the preprocessing: tokenizer, token counting, chat templates, incremental detokenizing, stop strings.
 //! * [`context`] is what is done with inputs that are longer than the context.
 //! * [`config`] and [`registry`] turn a configuration file into a backend.
-//! * [`batch`] holds the checks that every engine makes of a batch.
-//! * [`kv`] is a paged KV cache for engines that keep keys and values themselves.
 //! * [`MemoryPlan`] says what a model takes in memory, before it takes it.
-//! * [`mod@file`] reads small files within a bound.
+//! * [`mod@file`] reads small files within a bound; [`blocking`] runs long work where blocking is allowed.
 //! * [`echo`] is a backend without a model, for the tests of hosts.
 //!
-//! This crate has no native dependency and no unsafe code.
+//! A host with only remote models needs nothing else. What makes an `LlmBackend` of a local model is in the crate
+//! `ternion-engine`. This crate has no native dependency and no unsafe code.
 #![forbid(unsafe_code)]
 
 mod backend;

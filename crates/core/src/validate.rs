@@ -79,6 +79,9 @@ pub(crate) fn known_vocab_size(limits: &Limits) -> usize {
 }
 
 /// Checks that a conversation has a message.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`].
 pub fn not_empty(prompt: &Prompt) -> Result<()> {
     match prompt {
         Prompt::Chat(messages) if messages.is_empty() => {
@@ -89,6 +92,9 @@ pub fn not_empty(prompt: &Prompt) -> Result<()> {
 }
 
 /// The tokens of a prompt, with all that the template and the tokenizer add. May take seconds for megabytes.
+///
+/// # Errors
+/// What the chat template refuses; [`ErrorKind::Unsupported`] for a chat without a template.
 pub fn encode(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<Vec<u32>> {
     match prompt {
         Prompt::Text(text) => tokenizer.encode(text, true),

@@ -70,29 +70,27 @@ pub(crate) fn read(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<
     let head_dim = head_dim(config, hidden_size, heads)?;
     let kv_heads = kv_heads(config, heads, head_dim, signs, notes)?;
     let vocab_size = config.required_integer("vocab_size", 1..=MAX_VOCAB)?;
-    let context_length = match config.integer("max_position_embeddings", 1..=MAX_CONTEXT)? {
-        Some(length) => length,
-        None => {
-            notes.assume(format!(
+    let context_length = if let Some(length) = config.integer("max_position_embeddings", 1..=MAX_CONTEXT)? {
+        length
+    } else {
+        notes.assume(format!(
                 "context of {DEFAULT_CONTEXT} tokens: config.json has no `max_position_embeddings`; transformers' default"
             ));
-            DEFAULT_CONTEXT
-        }
+        DEFAULT_CONTEXT
     };
     for key in ["attention_bias", "mlp_bias"] {
         if config.boolean(key)? == Some(true) {
             return Err(config.unsupported(key, &true, "projections without bias (false)"));
         }
     }
-    let rms_eps = match config.number("rms_norm_eps", 0.0..=1.0)? {
-        Some(eps) => eps,
-        None => {
-            let eps = if family == Family::Llama { 1e-6 } else { 1e-5 };
-            notes.assume(format!(
-                "RMS norm epsilon {eps:e}: config.json has no `rms_norm_eps`; transformers' default"
-            ));
-            eps
-        }
+    let rms_eps = if let Some(eps) = config.number("rms_norm_eps", 0.0..=1.0)? {
+        eps
+    } else {
+        let eps = if family == Family::Llama { 1e-6 } else { 1e-5 };
+        notes.assume(format!(
+            "RMS norm epsilon {eps:e}: config.json has no `rms_norm_eps`; transformers' default"
+        ));
+        eps
     };
     let sub_norms = notes.options.sub_norms.unwrap_or(family != Family::Llama);
     Ok(ModelSpec {
@@ -164,7 +162,7 @@ fn kv_heads(
 ) -> Result<usize> {
     const KEY: &str = "num_key_value_heads";
     if let Some(kv_heads) = config.integer(KEY, 1..=MAX_WIDTH)? {
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             let expected = format!("a divisor of `num_attention_heads` ({heads})");
             return Err(config.invalid(KEY, &kv_heads, &expected));
         }

@@ -81,14 +81,13 @@ fn sampling(file: &Object, nulls: bool, notes: &mut Notes) -> Result<SamplingDef
     }
     // -1 is vLLM's way to say it.
     if !is_null && file.value("top_k").and_then(Value::as_i64) != Some(-1) {
-        sampling.top_k = match file.integer("top_k", 0..=u64::from(u32::MAX))? {
-            Some(top_k) => top_k,
-            None => {
-                notes.assume(format!(
-                    "top-k {DEFAULT_TOP_K}: the model samples and states no `top_k`; transformers' default"
-                ));
-                DEFAULT_TOP_K
-            }
+        sampling.top_k = if let Some(top_k) = file.integer("top_k", 0..=u64::from(u32::MAX))? {
+            top_k
+        } else {
+            notes.assume(format!(
+                "top-k {DEFAULT_TOP_K}: the model samples and states no `top_k`; transformers' default"
+            ));
+            DEFAULT_TOP_K
         };
     }
     Ok(sampling)

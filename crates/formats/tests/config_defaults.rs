@@ -49,7 +49,7 @@ fn rotary_keys_are_read_as_by_transformers() {
                 assert_eq!((&expected["rope_type"], &expected["factor"]), (&json!("llama3"), &json!(factor)));
                 assert_eq!(expected["original_max_position_embeddings"], original_context, "{case}");
             }
-            other => panic!("{other:?}"),
+            other @ RopeScaling::Factors(_) => panic!("{other:?}"),
         }
     }
 }

@@ -16,13 +16,15 @@ const Q6_PART: usize = 16;
 
 /// Types that [`decode`] knows.
 const DENSE: [TensorType; 16] = {
-    use TensorType::*;
+    use TensorType::{
+        Bf16, F16, F32, F64, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
+    };
     [F32, F16, Bf16, F64, Q8_0, Q6K, Q5K, Q5_0, Q5_1, Q4K, Q4_0, Q4_1, Iq4Nl, Iq4Xs, Q3K, Q2K]
 };
 
 /// Types that [`encode`] knows.
 const ENCODED: [TensorType; 6] = {
-    use TensorType::*;
+    use TensorType::{Bf16, F16, F32, Q4_0, Q6K, Q8_0};
     [F32, F16, Bf16, Q8_0, Q6K, Q4_0]
 };
 

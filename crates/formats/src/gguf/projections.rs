@@ -152,15 +152,14 @@ impl Reader<'_> {
             .read_at(end, &mut scale)
             .map_err(|e| self.error(name, "the scale after the codes is missing").with_source(e))?;
         let scale = f32::from_le_bytes(scale);
-        let layout = match self.notes.options.i2s_layout {
-            Some(layout) => layout,
-            None => {
-                self.notes.assume(
+        let layout = if let Some(layout) = self.notes.options.i2s_layout {
+            layout
+        } else {
+            self.notes.assume(
                     "I2_S holds 128 weights of a row in 32 bytes, as bitnet.cpp writes it on x86; files that it wrote on ARM \
                      need the option `i2s_layout` = `arm`, which no file states",
                 );
-                I2sLayout::X86
-            }
+            I2sLayout::X86
         };
         let whole_groups = cols.is_multiple_of(I2S_GROUP);
         if layout != I2sLayout::X86 {

@@ -250,18 +250,15 @@ pub(super) fn sampling(file: &File, notes: &mut Notes) -> Result<SamplingDefault
     }
     sampling.temperature = temperature;
     // Converters copy these keys from `generation_config.json`, so what is absent has transformers' default.
-    sampling.top_k = match file.value(keys::TOP_K) {
-        Some(value) => {
-            let top_k = value.as_integer().ok_or_else(|| file.invalid(keys::TOP_K, "an integer"))?;
-            usize::try_from(top_k).unwrap_or(0)
-        }
-        None => {
-            notes.assume(format!(
-                "top-k {DEFAULT_TOP_K}: the model samples and the file states no `{}`; transformers' default",
-                keys::TOP_K
-            ));
-            DEFAULT_TOP_K
-        }
+    sampling.top_k = if let Some(value) = file.value(keys::TOP_K) {
+        let top_k = value.as_integer().ok_or_else(|| file.invalid(keys::TOP_K, "an integer"))?;
+        usize::try_from(top_k).unwrap_or(0)
+    } else {
+        notes.assume(format!(
+            "top-k {DEFAULT_TOP_K}: the model samples and the file states no `{}`; transformers' default",
+            keys::TOP_K
+        ));
+        DEFAULT_TOP_K
     };
     if let Some(top_p) = file.number(keys::TOP_P, 0.0..=f32::MAX)? {
         sampling.top_p = top_p.clamp(f32::MIN_POSITIVE, 1.0);

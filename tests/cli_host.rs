@@ -129,7 +129,7 @@ fn sigterm_and_sighup_leave_nothing_half_written() {
 #[test]
 fn what_a_killed_run_has_left_is_removed_by_the_next() {
     let folder = tempfile::tempdir().unwrap();
-    let out = ["--out", "large.gguf", "--format", "gguf-tq1"];
+    let out = ["--out", "large.gguf", "--format", "gguf-i2s"];
     let mut child =
         start(TERNION, &[&["synth", "--shape", "bitnet-large"], &out[..]].concat(), folder.path());
     wait_for(&mut child, || names(folder.path()).iter().any(|name| name.contains(".partial-")));

@@ -15,18 +15,28 @@ const Q6_BLOCK: usize = 256;
 const Q6_PART: usize = 16;
 
 /// Types that [`decode`] knows.
-const DENSE: [TensorType; 16] = {
-    use TensorType::{
-        Bf16, F16, F32, F64, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
-    };
-    [F32, F16, Bf16, F64, Q8_0, Q6K, Q5K, Q5_0, Q5_1, Q4K, Q4_0, Q4_1, Iq4Nl, Iq4Xs, Q3K, Q2K]
-};
+const DENSE: [TensorType; 16] = [
+    TensorType::F32,
+    TensorType::F16,
+    TensorType::Bf16,
+    TensorType::F64,
+    TensorType::Q8_0,
+    TensorType::Q6K,
+    TensorType::Q5K,
+    TensorType::Q5_0,
+    TensorType::Q5_1,
+    TensorType::Q4K,
+    TensorType::Q4_0,
+    TensorType::Q4_1,
+    TensorType::Iq4Nl,
+    TensorType::Iq4Xs,
+    TensorType::Q3K,
+    TensorType::Q2K,
+];
 
 /// Types that [`encode`] knows.
-const ENCODED: [TensorType; 6] = {
-    use TensorType::{Bf16, F16, F32, Q4_0, Q6K, Q8_0};
-    [F32, F16, Bf16, Q8_0, Q6K, Q4_0]
-};
+const ENCODED: [TensorType; 6] =
+    [TensorType::F32, TensorType::F16, TensorType::Bf16, TensorType::Q8_0, TensorType::Q6K, TensorType::Q4_0];
 
 /// Whether [`decode`] knows the type.
 pub fn is_dense(kind: TensorType) -> bool {

@@ -101,6 +101,8 @@ async fn measure(app: &App, args: &BenchArgs, selected: &mut Selected, results: 
         selected.model_mut()?.threads = Some(count);
         let start = Instant::now();
         let backend = load(app, selected).await?;
+        // One token for all passes and what lies between them, so that no interruption is lost.
+        app.interrupts.renew();
         let seconds = start.elapsed().as_secs_f64();
         let info = backend.info();
         if results.loads.is_empty() {
@@ -167,6 +169,10 @@ async fn measure_cases(
             results.memory = results.memory.max(rss::memory());
             tokio::task::block_in_place(|| bandwidth.measure());
             rss::forget_peak();
+            if bench.app.interrupts.is_cancelled() {
+                bar.clear();
+                return Err(Failure::Interrupted);
+            }
         }
         let mut samples = Samples::default();
         let step = || {

@@ -103,7 +103,7 @@ impl<'a> Bench<'a> {
 
     /// One request for each prompt, all at the same time.
     async fn together(&self, prompts: &[Vec<u32>], max_tokens: usize) -> Outcome<Together> {
-        let cancel = self.app.interrupts.renew();
+        let cancel = self.app.interrupts.current();
         let before = self.energy.and_then(Energy::now);
         let mut running = JoinSet::new();
         for prompt in prompts {

@@ -47,7 +47,7 @@ pub use ternion_core::{
 };
 pub use ternion_core::{config, context, echo, logprob, registry, text, validate};
 #[cfg(feature = "local")]
-pub use ternion_engine as engine;
+pub use ternion_engine::{self as engine, CausalLm, LogitsWanted, SequenceId, SequenceInput, kv};
 #[cfg(feature = "local")]
 pub use ternion_formats as formats;
 

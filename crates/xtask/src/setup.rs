@@ -201,10 +201,9 @@ fn meet_all<'a>(needs: impl Iterator<Item = &'a Need>, ci: bool) -> Result<Machi
         let Err(problem) = meet(need) else { continue };
         match need.without {
             Without::Nothing => errors.push(problem.clone()),
-            Without::LessEverywhere(_) => {}
             Without::NoLlamaCpp | Without::Less(_) if ci => errors.push(problem.clone()),
             Without::NoLlamaCpp => machine.llama_cpp = false,
-            Without::Less(_) => {}
+            Without::Less(_) | Without::LessEverywhere(_) => {}
         }
         missing.push(format!("{problem}; without it {}", need.without.text()));
     }

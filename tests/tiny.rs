@@ -223,7 +223,8 @@ async fn onnx_says_the_same() {
             // counts such lines.
             Err(error) if std::env::var_os("ORT_DYLIB_PATH").is_none() => {
                 use std::io::Write;
-                writeln!(std::io::stdout(), "skipped: {error}").unwrap();
+                let mut stdout = std::io::stdout();
+                writeln!(stdout, "skipped: {error}").unwrap();
                 return;
             }
             Err(error) => panic!("{target}: {error}"),

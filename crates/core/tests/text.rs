@@ -64,7 +64,8 @@ fn chat_cases_of_the_fixtures_have_the_golden_tokens() {
 fn official_goldens() {
     let Some(oracle) = std::env::var_os("TERNION_ORACLE") else {
         // Past the harness, which would keep it to itself; `cargo xtask test` counts these lines.
-        writeln!(std::io::stdout(), "skipped: TERNION_ORACLE is not set").unwrap();
+        let mut stdout = std::io::stdout();
+        writeln!(stdout, "skipped: TERNION_ORACLE is not set").unwrap();
         return;
     };
     let folder = PathBuf::from(oracle).join("official");

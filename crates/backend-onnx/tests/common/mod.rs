@@ -31,7 +31,8 @@ pub(crate) fn library() -> Option<Library> {
 /// Says that a test checks nothing here. Not by a macro, whose output the harness keeps: `cargo xtask test` counts these lines.
 pub(crate) fn skipped(reason: &str) {
     use std::io::Write;
-    writeln!(std::io::stdout(), "skipped: {reason}").unwrap();
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "skipped: {reason}").unwrap();
 }
 
 /// The checkpoints in `fixtures/`, and those in the folder that `TERNION_ORACLE` names.

@@ -191,9 +191,20 @@ mod tests {
 
     #[test]
     fn sizes_that_no_type_explains_are_damage() {
-        for (id, bytes) in [(8, 5000), (39, 256 * 128), (42, 999), (0, 64)] {
-            let error = types(id, [256, 128], bytes).unwrap_err().to_string();
-            assert!(error.contains("overlap") || error.contains("a gap"), "{id}: {error}");
+        let (overlap, gap, cut) = ("an overlap", "a gap", "expected a complete file");
+        for (id, bytes, expected) in [
+            (8, 20_000, overlap),
+            (39, 256 * 128, gap),
+            (42, 8_000, overlap),
+            (0, 100_000, overlap),
+            // The whole file is shorter than one of these tensors.
+            (8, 5000, cut),
+            (42, 999, cut),
+            (0, 64, cut),
+        ] {
+            let error = types(id, [256, 128], bytes).unwrap_err();
+            assert_eq!(error.kind(), ternion_core::ErrorKind::InvalidModel);
+            assert!(error.to_string().contains(expected), "{id}: {error}");
         }
     }
 

@@ -133,7 +133,10 @@ pub async fn a_slow_reader_slows_nobody_else(model: &dyn LlmBackend) -> Result<(
         let rest = soon("an answer that was not read", SLOW, stream.collect()).await?;
         let rest = rest.map_err(SLOW.refused("the stream"))?;
         let whole = answer(model, request, SLOW).await?;
-        SLOW.equal("tokens of the slow answer", &rest.tokens[..], &whole.tokens[1..])?;
+        // An answer that gave its sequence away goes on from keys and values that are computed again, in other batches.
+        if model.info().capabilities.batch_invariant {
+            SLOW.equal("tokens of the slow answer", &rest.tokens[..], &whole.tokens[1..])?;
+        }
     }
     Ok(())
 }

@@ -86,10 +86,10 @@ fn a_file_that_is_cut_short_in_mid_stream_fails_the_request_alone() {
     let before = feed(&mut model, id, &[1, 2, 3], LogitsWanted::Last).unwrap();
     let mut file = File::options().write(true).open(&weights).unwrap();
     file.set_len(bytes.len() as u64 / 2).unwrap();
-    // What was read ahead may still be good for one pass, but not what lies behind the cut.
+    // Each step looks at the file before it uses what was read ahead.
     for _ in 0..3 {
         let error = feed(&mut model, id, &[4, 5], LogitsWanted::Last).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+        assert_eq!(error.kind(), ErrorKind::InvalidModel, "{error}");
         assert!(error.to_string().contains("model.safetensors"), "{error}");
         assert_eq!(model.len(id), 3, "nothing of the failed step stays");
     }

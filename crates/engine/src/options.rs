@@ -10,7 +10,7 @@ use ternion_core::{
 
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 
-/// What an [`Engine`] needs to know beyond the model itself.
+/// What an [`Engine`](crate::Engine) needs to know beyond the model itself.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct EngineOptions {

@@ -32,10 +32,10 @@ pub fn write(dir: &Path, shape: &Shape, seed: u64, progress: &mut Progress<'_>) 
     write_folder(dir, shape, seed, progress, false).during("synth")
 }
 
-/// [`write`] in place of the folder that may be there, which stays until the new one is complete.
+/// [`write()`] in place of the folder that may be there, which stays until the new one is complete.
 ///
 /// # Errors
-/// As [`write`], except that `dir` may be in use.
+/// As [`write()`], except that `dir` may be in use.
 pub fn replace(dir: &Path, shape: &Shape, seed: u64, progress: &mut Progress<'_>) -> Result<()> {
     write_folder(dir, shape, seed, progress, true).during("synth")
 }

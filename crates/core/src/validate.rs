@@ -31,7 +31,7 @@ pub fn generate(request: &GenerateRequest, vocab_size: usize) -> Result<()> {
     {
         return Err(Error::invalid_request("prompt: is empty; at least one token expected"));
     }
-    // Whoever can do these takes them out of the request.
+    // `ContextLayer` removes these fields before it forwards a request.
     if let Some(policy) = request.context_policy.as_ref().filter(|policy| policy.takes_long_prompts()) {
         return Err(Error::unsupported(format!(
             "context_policy: the backend itself has no `{}`; load the model through the registry, or put a ContextLayer around it",

@@ -307,7 +307,7 @@ impl Engine {
     /// Runs a job whose result comes at once, at its end.
     async fn run<T>(&self, job: Job, result: oneshot::Receiver<Result<T>>) -> Result<T> {
         self.submit(job)?;
-        // Dropping this future must free the sequence soon, not only at the job's next chunk.
+        // Dropping this future wakes the engine, which frees the sequence before the job's next chunk.
         let _wake = WakeOnDrop(self.commands.clone());
         result.await.unwrap_or_else(|_| Err(stopped()))
     }
@@ -342,7 +342,7 @@ impl LlmBackend for Engine {
 
     fn unloaded(&self) -> Unloaded {
         if self.process.is_another() {
-            // The thread that would say so is not in this process.
+            // The engine's thread runs in another process and cannot send the end.
             return Box::pin(std::future::ready(()));
         }
         let mut gone = self.gone.clone();
@@ -368,7 +368,7 @@ impl LlmBackend for Engine {
         let start = async {
             let checks = self.check(&mut request)?;
             let sampling = std::mem::take(&mut request.sampling).or(&self.sampling);
-            // A window never fills the context, so without a bound it would go on for ever.
+            // A window never fills the context, so the answer needs a bound of its own.
             let most = if checks.window.is_some() { self.info.limits.context_length } else { usize::MAX };
             let ending = Ending {
                 max_tokens: request.max_tokens.unwrap_or(most),

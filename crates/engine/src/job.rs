@@ -185,7 +185,7 @@ impl Job {
                 if length == total {
                     return g.step(&mut self.tokens, logits, model);
                 }
-                // Not of tokens that are computed again.
+                // Reports no progress for tokens that are computed again.
                 if g.generated == 0 && is_news {
                     g.report_prefill(length, total);
                 }
@@ -205,7 +205,7 @@ impl Job {
         match self.work {
             Work::Generate(g) => g.finish(end, usage, self.accepted),
             Work::Score(s) => {
-                // A reader that has gone away needs no result.
+                // The send fails only if the reader is gone.
                 let _ = s.result.send(end.into_result().map(|()| Score::new(s.scores)));
             }
             Work::Logits(r) => {

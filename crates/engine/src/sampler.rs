@@ -125,7 +125,7 @@ impl Sampler {
         if min_p > 0.0 {
             candidates.retain(|&(_, w)| w >= min_p);
         }
-        // By id, so that the draw does not depend on the order that the selection left.
+        // Sorts by id, so that the draw does not depend on the order of the selection.
         candidates.sort_unstable_by_key(|&(id, _)| id);
         let total: f64 = candidates.iter().map(|&(_, w)| f64::from(w)).sum();
         let unit = (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;

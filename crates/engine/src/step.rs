@@ -71,7 +71,7 @@ impl Worker {
         }
         let together = usize::from(!(decoding.is_empty() && prompts.is_empty()));
         if !alone.is_empty() {
-            // By turns with the others.
+            // Takes turns with the others.
             let turn = self.steps % (alone.len() + together);
             if let Some(share) = alone.get(turn) {
                 return vec![*share];
@@ -113,7 +113,7 @@ impl Worker {
             let active = &self.active[index];
             let (tokens, logits) = active.job.next_input(active.length, share, rows);
             if tokens.is_empty() {
-                // Others have all rows of this step. The first has not, as there is at least one.
+                // The other jobs take all rows of this step. The first job always gets at least one.
                 continue;
             }
             let input = SequenceInput { sequence: active.sequence, tokens, logits };

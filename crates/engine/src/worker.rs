@@ -221,7 +221,7 @@ impl Worker {
     fn park(&mut self) {
         for i in (0..self.parked.len()).rev() {
             if self.parked[i].is_read() {
-                // At the end of the queue, so that slow readers delay nobody who waits.
+                // Queued last, so that slow readers do not delay waiting requests.
                 self.queue.push_back(self.parked.remove(i));
             }
         }

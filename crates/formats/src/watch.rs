@@ -74,7 +74,7 @@ impl OpenFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io(path, e);
         let invalid = |message: &str| Err(Error::invalid_model(message).with("file", path.display()));
-        // Asked before opening: opening a pipe would wait for its writer.
+        // Checks before opening: opening a pipe waits for its writer.
         if !std::fs::metadata(path).map_err(io)?.is_file() {
             return invalid("is not a file, expected a regular file");
         }
@@ -121,7 +121,7 @@ impl OpenFile {
             read(0, length)?;
         } else {
             for i in 0..SAMPLES {
-                // In 128 bits, since a length is any 64-bit number.
+                // Multiplies in 128 bits, because a length may be any 64-bit number.
                 let at = u128::from(length - SAMPLE) * u128::from(i) / u128::from(SAMPLES - 1);
                 read(at as u64, SAMPLE)?;
             }
@@ -184,7 +184,7 @@ impl FileWatch {
     fn new(files: Vec<Arc<OpenFile>>) -> Result<Self> {
         let watch = |file: Arc<OpenFile>| {
             let hash = file.hash()?;
-            // Changes while it was loaded, and while it was hashed.
+            // Detects changes during the load and during the hash.
             let seen = file.stamp()?;
             file.check_length(seen)?;
             if seen.modified != file.opened.modified {

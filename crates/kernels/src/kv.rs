@@ -280,7 +280,7 @@ pub fn append(blocks: &mut [&mut KvBlock], layer: usize, place: usize, keys: &[f
         }
     }
     let run = |task: &mut Task<'_>| task.run(&layout, keys, values);
-    // One position is too little work to be divided.
+    // One position is too little work to divide.
     if count > 1 {
         team::for_each_mut(&mut tasks, |_, task| run(task));
     } else {
@@ -373,7 +373,7 @@ fn int8_scale(x: &[f32]) -> (f32, f32) {
 /// function call on CPUs without an instruction for it.
 fn int8(x: f32) -> i8 {
     const SHIFT: f32 = 12_582_912.0;
-    // The product may be rounded up beyond 127.
+    // Rounding may carry the product beyond 127.
     let shifted = x.clamp(-127.0, 127.0) + SHIFT;
     (shifted.to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32) as i8
 }

@@ -17,11 +17,11 @@ async fn main() -> ternion::Result<()> {
     let mut answer = model.generate(request).await?;
     while let Some(event) = answer.next().await {
         match event? {
-            Event::Token { text, .. } => print!("{text}"),
-            Event::Done { text, usage, timing, .. } => {
-                println!("{text}");
-                if let Some(rate) = timing.decode_rate(&usage) {
-                    eprintln!("{} tokens, {rate:.1} tokens/s", usage.generated_tokens);
+            Event::Text(piece) => print!("{}", piece.text),
+            Event::Done(done) => {
+                println!();
+                if let Some(rate) = done.timing.decode_rate(&done.usage) {
+                    eprintln!("{} tokens, {rate:.1} tokens/s", done.usage.completion_tokens);
                 }
             }
             _ => {}

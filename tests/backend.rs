@@ -76,9 +76,9 @@ async fn a_second_turn_reuses_the_first() {
 async fn dropping_a_stream_frees_its_sequence() {
     let model = ternion::open(fixture("tiny-packed")).await.unwrap();
     let mut request = GenerateRequest::new("endless");
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     let mut stream = model.generate(request).await.unwrap();
-    while !matches!(stream.next().await, Some(Ok(Event::Token { .. }))) {}
+    while !matches!(stream.next().await, Some(Ok(Event::Token(_)))) {}
     drop(stream);
     for _ in 0..500 {
         if model.stats().active == 0 {
@@ -98,7 +98,7 @@ async fn the_context_of_the_configuration_is_the_limit() {
     let error = model.complete(&"word ".repeat(100), 5).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ContextOverflow);
     let mut request = GenerateRequest::new(vec![5; 30]);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     let end = model.generate(request).await.unwrap().collect().await.unwrap();
     assert_eq!(end.finish_reason, FinishReason::ContextFull);
 

@@ -170,7 +170,7 @@ fn json_is_one_object() {
     assert_eq!(answer["backend"], "echo");
     assert_eq!(answer["finish_reason"], "max_tokens");
     assert_eq!(answer["tokens"].as_array().unwrap().len(), 2);
-    assert_eq!(answer["usage"]["generated_tokens"], 2);
+    assert_eq!(answer["usage"]["completion_tokens"], 2);
     assert!(answer["timing"]["decode_seconds"].is_number());
 
     let stopped = json(echo(&["chat", "hello world", "--json", "--stop", "wor"]));

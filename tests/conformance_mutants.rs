@@ -275,8 +275,12 @@ async fn a_usage_off_by_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_piece_lost() {
-    let expected =
-        ["streaming::pieces_are_the_answer", "stopping::a_beginning_of_a_stop_string_comes_out_at_the_end"];
+    let expected = [
+        "streaming::pieces_are_the_answer",
+        "stopping::the_first_complete_stop_string_counts",
+        "stopping::a_beginning_of_a_stop_string_comes_out_at_the_end",
+        "stopping::a_stop_token_ends_the_answer",
+    ];
     wrong_behavior(&expected, Fault::LastPieceLost).await;
 }
 

@@ -48,13 +48,13 @@ async fn a_policy_of_the_configuration_is_that_of_every_request() {
             .with_document(text.as_str())
             .with_max_tokens(12)
             .with_sampling(Sampling::greedy());
-        request.ignore_eos = true;
+        request.params.ignore_eos = true;
         let answer = model.generate(request.clone()).await.unwrap().collect().await.unwrap();
         assert_eq!(answer.finish_reason, FinishReason::MaxTokens, "{policy}");
         assert_eq!(answer.tokens.len(), 12);
         let report = answer.context.unwrap();
         assert!(report.prompt_tokens > 1000 && report.calls >= least_calls, "{policy}: {report:?}");
-        assert!(report.total_generated_tokens >= 12 * least_calls, "{policy}: {report:?}");
+        assert!(report.total_completion_tokens >= 12 * least_calls, "{policy}: {report:?}");
         assert!(report.answers_cut <= report.calls);
         // The same input, the same answer.
         let again = model.generate(request).await.unwrap().collect().await.unwrap();
@@ -76,7 +76,7 @@ async fn after_the_window_has_moved_an_answer_is_that_of_a_new_request_with_what
     let request = |tokens: &[u32], max: usize| {
         let mut request =
             GenerateRequest::new(tokens.to_vec()).with_max_tokens(max).with_sampling(Sampling::greedy());
-        request.ignore_eos = true;
+        request.params.ignore_eos = true;
         request
     };
     let answer = model.generate(request(&prompt, 500)).await.unwrap().collect().await.unwrap();

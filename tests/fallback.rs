@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use host::{Failing, Flaky, answer, config, say, served_by};
 use ternion::{
-    ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LogitsRequest, Message, Result,
+    DoneEvent, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LogitsRequest, Message, Result,
     ScoreRequest,
     config::{Config, ModelConfig},
     models::{ModelEvent, Models},
@@ -66,7 +66,7 @@ async fn failures_of_a_request_do_not() {
     }
     let model = load(&failing(ErrorKind::Busy, None)).await;
     let mut request = say("x");
-    request.max_tokens = Some(0);
+    request.params.max_tokens = Some(0);
     assert_eq!(answer(&*model, request).await.unwrap_err().kind(), ErrorKind::InvalidRequest);
 }
 
@@ -78,9 +78,11 @@ async fn a_stream_goes_on_elsewhere_only_before_its_first_token() {
     while let Some(event) = stream.next().await {
         events.push(event.unwrap());
     }
-    let progress = events.iter().filter(|e| matches!(e, Event::Prefill { .. })).count();
+    let progress = events.iter().filter(|e| matches!(e, Event::Prefill(_))).count();
     assert_eq!(progress, 1, "progress is not told twice: {events:?}");
-    let Some(Event::Done { served_by: Some(who), .. }) = events.last() else { panic!("{events:?}") };
+    let Some(Event::Done(DoneEvent { served_by: Some(who), .. })) = events.last() else {
+        panic!("{events:?}")
+    };
     assert_eq!((who.model.as_str(), who.backend.as_str()), ("b", "echo"));
 
     let model = load(&failing(ErrorKind::Backend, Some(2))).await;
@@ -88,8 +90,8 @@ async fn a_stream_goes_on_elsewhere_only_before_its_first_token() {
     let mut text = String::new();
     let error = loop {
         match stream.next().await.unwrap() {
-            Ok(Event::Token { text: piece, .. }) => text += &piece,
-            Ok(Event::Prefill { .. }) => {}
+            Ok(Event::Text(piece)) => text += &piece.text,
+            Ok(Event::Prefill(_) | Event::Token(_)) => {}
             Ok(event) => panic!("{event:?}"),
             Err(error) => break error,
         }
@@ -300,7 +302,7 @@ async fn dropping_a_stream_reaches_whoever_serves() {
     let models = Models::new(config).unwrap();
     let model = models.get("a").await.unwrap();
     let mut stream = model.generate(say("one two three")).await.unwrap();
-    while !matches!(stream.next().await, Some(Ok(Event::Token { .. }))) {}
+    while !matches!(stream.next().await, Some(Ok(Event::Token(_)))) {}
     let b = models.get("b").await.unwrap();
     assert_eq!(b.stats().active, 1);
     drop(stream);

@@ -174,9 +174,9 @@ async fn an_answer_ends_with_an_error_where_the_file_changes() {
         let model = case.load().await;
         let mut request =
             GenerateRequest::new(vec![1, 2, 3]).with_max_tokens(240).with_sampling(Sampling::greedy());
-        request.ignore_eos = true;
+        request.params.ignore_eos = true;
         let mut stream = model.generate(request).await.unwrap();
-        while !matches!(stream.next().await.unwrap().unwrap(), Event::Token { .. }) {}
+        while !matches!(stream.next().await.unwrap().unwrap(), Event::Token(_)) {}
         let good = fs::read(&case.weights).unwrap();
         overwrite(&case.weights, &turned(&good));
         let mut last = None;

@@ -44,7 +44,7 @@ fn turns() -> [Config; 3] {
 
 fn request(prompt: usize) -> GenerateRequest {
     let mut request = say(PROMPTS[prompt]).with_max_tokens(3);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     request
 }
 

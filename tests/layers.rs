@@ -28,7 +28,7 @@ async fn a_timeout_ends_what_does_not_begin() {
     let model = echo(r#"{"delay_ms": 1000}"#).layer(&Timeout::new().with_first_token(200 * MS));
     let start = Instant::now();
     let mut stream = model.generate(say("one two")).await.unwrap();
-    assert!(matches!(stream.next().await, Some(Ok(Event::Prefill { .. }))));
+    assert!(matches!(stream.next().await, Some(Ok(Event::Prefill(_)))));
     let error = stream.next().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert_eq!(error.to_string(), "generate: no first token within 200 ms");
@@ -46,7 +46,7 @@ async fn a_timeout_between_tokens_is_the_models_and_not_the_readers() {
     let mut tokens = 0;
     let error = loop {
         match stream.next().await.unwrap() {
-            Ok(Event::Token { .. }) => tokens += 1,
+            Ok(Event::Token(_)) => tokens += 1,
             Ok(_) => {}
             Err(error) => break error,
         }
@@ -61,7 +61,7 @@ async fn a_timeout_between_tokens_is_the_models_and_not_the_readers() {
         last = Some(event.unwrap());
         tokio::time::sleep(200 * MS).await;
     }
-    assert!(matches!(last, Some(Event::Done { .. })), "a slow reader gets everything");
+    assert!(matches!(last, Some(Event::Done(_))), "a slow reader gets everything");
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,7 +109,8 @@ async fn a_timeout_ends_streams_that_nobody_polls() {
         while tokio::time::timeout(10 * MS, stream.next()).await.is_ok() {}
         if message.contains("further") {
             tokio::time::sleep(100 * MS).await;
-            assert!(matches!(stream.next().await, Some(Ok(Event::Token { .. }))));
+            assert!(matches!(stream.next().await, Some(Ok(Event::Token(_)))));
+            assert!(matches!(stream.next().await, Some(Ok(Event::Text(_)))));
             assert!(tokio::time::timeout(10 * MS, stream.next()).await.is_err());
         }
         assert_eq!(model.stats().active, 1);
@@ -174,8 +175,9 @@ async fn an_answer_is_begun_again_only_before_its_first_token() {
     let (mut text, mut progress) = (String::new(), 0);
     while let Some(event) = stream.next().await {
         match event.unwrap() {
-            Event::Prefill { .. } => progress += 1,
-            Event::Token { text: piece, .. } | Event::Done { text: piece, .. } => text += &piece,
+            Event::Prefill(_) => progress += 1,
+            Event::Text(piece) => text += &piece.text,
+            Event::Token(_) | Event::Done(_) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -330,7 +332,7 @@ async fn a_request_that_has_to_wait_is_checked_at_once() {
     let model = echo(r#"{"delay_ms": 10}"#).layer(&Limit::new(1).with_waiting(1));
     let _running = model.generate(say("one two")).await.unwrap();
     let mut wrong = say("x");
-    wrong.max_tokens = Some(0);
+    wrong.params.max_tokens = Some(0);
     assert_eq!(model.generate(wrong).await.unwrap_err().kind(), ErrorKind::InvalidRequest);
     assert_eq!(model.stats().queued, 0);
 }
@@ -429,7 +431,7 @@ async fn metrics_count_every_end() {
     dropped.next().await.unwrap().unwrap();
     drop(dropped);
     let mut wrong = say("x");
-    wrong.max_tokens = Some(0);
+    wrong.params.max_tokens = Some(0);
     model.generate(wrong).await.unwrap_err();
     model.score(ScoreRequest::new(vec![1, 2], 1)).await.unwrap_err();
     let running = model.generate(say("one")).await.unwrap();
@@ -448,7 +450,7 @@ async fn metrics_count_every_end() {
         ("ternion_queued_seconds echo", 2.0),
         ("ternion_prompt_tokens_total echo", 6.0),
         ("ternion_cached_tokens_total echo", 0.0),
-        ("ternion_generated_tokens_total echo", 5.0),
+        ("ternion_completion_tokens_total echo", 5.0),
     ] {
         assert_eq!(seen.get(name), Some(&value), "{name}: {seen:?}");
     }
@@ -466,7 +468,7 @@ async fn metrics_count_every_answer_that_a_policy_asks_for() {
     let model = ternion::load(&config, None).await.unwrap();
     let long = "the sun is up and the day is long ".repeat(40);
     let mut request = say("What is it about?").with_document(long).with_max_tokens(8);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     let answer = answer(&*model, request).await.unwrap();
     let report = answer.context.unwrap();
     assert!(report.calls > 2, "{report:?}");
@@ -475,7 +477,7 @@ async fn metrics_count_every_answer_that_a_policy_asks_for() {
         ("ternion_requests_total m generate max_tokens", 1),
         ("ternion_generations_total m", report.calls),
         ("ternion_prompt_tokens_total m", report.total_prompt_tokens),
-        ("ternion_generated_tokens_total m", report.total_generated_tokens),
+        ("ternion_completion_tokens_total m", report.total_completion_tokens),
     ] {
         assert_eq!(seen.get(name), Some(&(value as f64)), "{name}: {seen:?}");
     }
@@ -570,7 +572,7 @@ async fn a_trace_tells_what_was_done_but_not_what_was_said() {
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     for expected in [
         "generate{model=\"echo\" backend=\"echo\" prompt=\"text\" max_tokens=1 prompt_tokens=2 cached_tokens=0 \
-         generated_tokens=1 finish_reason=\"max_tokens\" served_by=echo on echo}",
+         completion_tokens=1 finish_reason=\"max_tokens\" served_by=echo on echo}",
         "finish_reason=\"dropped\"",
         "score{model=\"echo\" backend=\"echo\" tokens=2 error=\"unsupported\"}",
     ] {
@@ -589,7 +591,7 @@ async fn dropping_a_stream_through_all_layers_cancels_the_work() {
     let inner = echo(r#"{"delay_ms": 1000}"#);
     let model = config(ALL).models["m"].layers.wrap(Arc::clone(&inner));
     let mut running = model.generate(say("one two three")).await.unwrap();
-    while !matches!(running.next().await, Some(Ok(Event::Token { .. }))) {}
+    while !matches!(running.next().await, Some(Ok(Event::Token(_)))) {}
     let waiting = model.generate(say("four")).await.unwrap();
     assert_eq!((inner.stats().active, model.stats().queued), (1, 1));
     drop(running);

@@ -53,7 +53,7 @@ fn option(config: &mut ModelConfig, key: &str, value: impl Into<Value>) {
 
 async fn greedy(model: &dyn LlmBackend, prompt: Vec<u32>, count: usize) -> Completion {
     let mut request = GenerateRequest::new(prompt).with_max_tokens(count).with_sampling(Sampling::greedy());
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     model.generate(request).await.unwrap().collect().await.unwrap()
 }
 
@@ -344,7 +344,7 @@ async fn other_gguf_models_run() {
     let answer = greedy(&*model, prompt, 5).await;
     assert_eq!(answer.tokens[0] as usize, argmax(&expected[24]));
     let answer = model.complete("How many days", 6).await.unwrap();
-    assert!(answer.usage.generated_tokens > 0);
+    assert!(answer.usage.completion_tokens > 0);
 
     // The file alone, with the tokenizer that is in it.
     let folder = tempfile::tempdir().unwrap();

@@ -76,7 +76,7 @@ async fn greedy_continuations_are_those_of_transformers() {
 async fn greedy(model: &dyn LlmBackend, case: &Case, count: usize) -> Vec<u32> {
     let mut request =
         GenerateRequest::new(case.ids.clone()).with_max_tokens(count).with_sampling(Sampling::greedy());
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     model.generate(request).await.unwrap().collect().await.unwrap().tokens
 }
 

@@ -65,7 +65,7 @@ async fn a_request_stays_on_the_model_that_it_began_on() {
     let mut events = models.events();
     let model = models.get("m").await.unwrap();
     let mut running = model.generate(say("x")).await.unwrap();
-    while !matches!(running.next().await, Some(Ok(Event::Token { .. }))) {}
+    while !matches!(running.next().await, Some(Ok(Event::Text(_)))) {}
     let pinned = model.pinned().await.unwrap();
     models.reload_with(config(&saying("new"))).await.unwrap();
     assert_eq!(says(&model).await, "new");
@@ -169,15 +169,15 @@ async fn long_requests_are_not_hurt_by_a_smaller_context() {
     let model = models.get("m").await.unwrap();
     let long = || {
         let mut request = GenerateRequest::new(vec![5; 100]).with_max_tokens(100);
-        request.ignore_eos = true;
-        request.sampling = ternion::Sampling::greedy();
+        request.params.ignore_eos = true;
+        request.params.sampling = ternion::Sampling::greedy();
         request
     };
     let expected = answer(&model, long()).await.unwrap().tokens;
     let mut running = Vec::new();
     for _ in 0..3 {
         let mut stream = model.generate(long()).await.unwrap();
-        while !matches!(stream.next().await, Some(Ok(Event::Token { .. }))) {}
+        while !matches!(stream.next().await, Some(Ok(Event::Token(_)))) {}
         running.push(stream);
     }
     models.reload_with(sized(64)).await.unwrap();

@@ -72,7 +72,7 @@ impl BackendWrapper for MortalBackend {
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
-        if format!("{:?}", request.prompt).contains("die") {
+        if format!("{:?}", request.params.prompt).contains("die") {
             self.dead.store(true, Ordering::SeqCst);
         }
         if self.dead.load(Ordering::SeqCst) {

@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion::{
-    BackendWrapper, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, Prompt, Result, Timing,
-    Usage,
+    BackendWrapper, DoneEvent, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, Prompt,
+    Result, TextEvent, Timing, Usage,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -62,30 +62,30 @@ impl Wrong {
 
     fn alter(&self, request: &mut GenerateRequest) {
         let tokenizer = self.inner.tokenizer().unwrap();
-        match (self.fault, &request.prompt) {
+        match (self.fault, &request.params.prompt) {
             (Fault::DoubleBos, Prompt::Chat(messages)) if !messages.is_empty() => {
                 let mut tokens = vec![tokenizer.bos_id().unwrap()];
                 tokens.extend(tokenizer.encode_chat(messages, true).unwrap());
-                request.prompt = Prompt::Tokens(tokens);
+                request.params.prompt = Prompt::Tokens(tokens);
             }
             (Fault::TrustedMessages, Prompt::Chat(messages)) if !messages.is_empty() => {
                 let text = tokenizer.render_chat(messages, true).unwrap();
-                request.prompt = Prompt::Text(text);
+                request.params.prompt = Prompt::Text(text);
             }
-            (Fault::StopWithinTokens, _) if request.stop.iter().all(|stop| !stop.is_empty()) => {
-                request.stop.clear();
+            (Fault::StopWithinTokens, _) if request.params.stop.iter().all(|stop| !stop.is_empty()) => {
+                request.params.stop.clear();
             }
-            (Fault::SeedIgnored, _) => request.sampling.seed = None,
+            (Fault::SeedIgnored, _) => request.params.sampling.seed = None,
             (Fault::CancelIgnored, _) => request.cancel = GenerateRequest::new("").cancel,
             (Fault::TemperatureClamped, _) => {
-                request.sampling.temperature = request.sampling.temperature.map(|t| t.max(0.0));
+                request.params.sampling.temperature = request.params.sampling.temperature.map(|t| t.max(0.0));
             }
             (Fault::TemperatureIgnored, _) => {
-                let temperature = &mut request.sampling.temperature;
+                let temperature = &mut request.params.sampling.temperature;
                 *temperature = temperature.map(|t| if t > 0.0 && t.is_finite() { 1.0 } else { t });
             }
             (Fault::FiltersIgnored, _) => {
-                let sampling = &mut request.sampling;
+                let sampling = &mut request.params.sampling;
                 sampling.top_k = sampling.top_k.map(|_| 0);
                 sampling.top_p = sampling.top_p.map(|p| if p > 0.0 { p.max(1.0) } else { p });
                 sampling.min_p = sampling.min_p.map(|p| if p <= 1.0 { p.min(0.0) } else { p });
@@ -108,7 +108,7 @@ impl BackendWrapper for Wrong {
     }
 
     async fn generate(&self, mut request: GenerateRequest) -> Result<GenerateStream> {
-        let stops = request.stop.clone();
+        let stops = request.params.stop.clone();
         self.alter(&mut request);
         let inner = self.inner.generate(request).await?;
         if self.fault == Fault::None {
@@ -128,6 +128,7 @@ impl BackendWrapper for Wrong {
             fault: self.fault,
             stops,
             queue: Vec::new(),
+            kept: None,
             turn,
         }))
     }
@@ -146,29 +147,24 @@ struct Events {
     stops: Vec<String>,
     /// Events to give before the inner stream's next one.
     queue: Vec<Event>,
+    /// The last piece of text, which is not given yet.
+    kept: Option<Event>,
     turn: Turn,
 }
 
 impl Events {
     fn alter(&mut self, event: &mut Event) {
         match (self.fault, &mut *event) {
-            (Fault::UsageOffByOne, Event::Done { usage, .. }) => usage.generated_tokens += 1,
-            (Fault::LastPieceLost, Event::Done { text, .. }) => text.clear(),
-            (Fault::ScaledLogprobs, Event::Token { logprob, .. }) => *logprob = logprob.map(|l| l * 0.5),
-            (Fault::TwoEnds, Event::Done { .. }) => self.queue.push(event.clone()),
-            (Fault::StopWithinTokens, Event::Token { text, .. }) => {
+            (Fault::UsageOffByOne, Event::Done(DoneEvent { usage, .. })) => usage.completion_tokens += 1,
+            (Fault::ScaledLogprobs, Event::Token(token)) => token.logprob = token.logprob.map(|l| l * 0.5),
+            (Fault::TwoEnds, Event::Done(_)) => self.queue.push(event.clone()),
+            (Fault::StopWithinTokens, Event::Text(TextEvent { text, .. })) => {
                 let found =
                     self.stops.iter().filter_map(|stop| text.find(stop.as_str()).map(|at| (at, stop)));
                 if let Some((at, stop)) = found.min_by_key(|&(at, stop)| (at + stop.len(), at)) {
                     text.truncate(at);
-                    self.queue.push(Event::Done {
-                        finish_reason: FinishReason::StopString(stop.clone()),
-                        text: String::new(),
-                        usage: Usage::default(),
-                        timing: Timing::default(),
-                        seed: None,
-                        served_by: None,
-                    });
+                    let reason = FinishReason::StopString(stop.clone());
+                    self.queue.push(DoneEvent::new(reason, Usage::default(), Timing::default()).into());
                     self.inner = None;
                 }
             }
@@ -190,7 +186,24 @@ impl Stream for Events {
             return Poll::Ready(Some(Ok(event)));
         }
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
-        let mut event = ready!(Pin::new(inner).poll_next(cx));
+        let mut event = ready!(Pin::new(&mut *inner).poll_next(cx));
+        if this.fault == Fault::LastPieceLost {
+            // A piece is kept until the next event, and lost if that is the end.
+            while let Some(Ok(piece @ Event::Text(_))) = event {
+                if let Some(before) = this.kept.replace(piece) {
+                    return Poll::Ready(Some(Ok(before)));
+                }
+                event = ready!(Pin::new(&mut *inner).poll_next(cx));
+            }
+            match event {
+                Some(Ok(Event::Done(_))) => this.kept = None,
+                Some(Ok(next)) if this.kept.is_some() => {
+                    this.queue.push(next);
+                    return Poll::Ready(this.kept.take().map(Ok));
+                }
+                _ => {}
+            }
+        }
         match &mut event {
             Some(Ok(event)) => this.alter(event),
             Some(Err(_)) => {}

@@ -248,7 +248,7 @@ impl BackendWrapper for CountedBackend {
                 let mut events = VecDeque::new();
                 while let Some(event) = inner.next().await {
                     events.push_back(event.map(|event| match event {
-                        Event::Token { id, text, .. } => Event::Token { id, text, logprob: Some(f32::NAN) },
+                        Event::Token(token) => Event::Token(token.with_logprob(f32::NAN)),
                         other => other,
                     }));
                 }

@@ -102,7 +102,7 @@ async fn they_generate() {
         let mut request = GenerateRequest::new(ids(&golden, "input_ids"))
             .with_max_tokens(expected.len())
             .with_sampling(Sampling::greedy());
-        request.ignore_eos = true;
+        request.params.ignore_eos = true;
         let answer = model.generate(request).await.unwrap().collect().await.unwrap();
         assert_eq!(answer.tokens, expected, "{}", path.display());
         assert_eq!(answer.finish_reason, FinishReason::MaxTokens);

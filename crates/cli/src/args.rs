@@ -206,17 +206,17 @@ pub(crate) struct GenerationArgs {
 impl GenerationArgs {
     /// The sampling that was asked for; the rest is the model's own.
     pub(crate) fn sampling(&self) -> Sampling {
-        Sampling {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            logit_bias: self.logit_bias.iter().copied().collect(),
-            seed: self.seed,
-        }
+        let mut sampling = Sampling::default();
+        sampling.temperature = self.temperature;
+        sampling.top_k = self.top_k;
+        sampling.top_p = self.top_p;
+        sampling.min_p = self.min_p;
+        sampling.repetition_penalty = self.repetition_penalty;
+        sampling.presence_penalty = self.presence_penalty;
+        sampling.frequency_penalty = self.frequency_penalty;
+        sampling.logit_bias = self.logit_bias.iter().copied().collect();
+        sampling.seed = self.seed;
+        sampling
     }
 }
 

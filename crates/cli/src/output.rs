@@ -180,7 +180,7 @@ impl Bar {
 }
 
 fn closing_line(usage: &Usage, timing: &Timing) -> String {
-    let tokens = usage.generated_tokens;
+    let tokens = usage.completion_tokens;
     let mut line = format!(
         "{tokens} {} in {}",
         if tokens == 1 { "token" } else { "tokens" },

@@ -3,15 +3,13 @@
 use std::{
     collections::HashSet,
     future::Future,
-    pin::Pin,
     sync::Arc,
-    task::Poll,
     time::{Duration, Instant},
 };
 
 use ternion_core::{
-    Completion, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, Prompt, Sampling,
-    text::Tokenizer,
+    Completion, DoneEvent, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, Prompt,
+    Sampling, text::Tokenizer,
 };
 
 use crate::{Failure, Sentence, check::attempt};
@@ -43,14 +41,14 @@ pub(crate) fn too_long(model: &dyn LlmBackend) -> String {
 pub(crate) fn greedy(prompt: impl Into<Prompt>, max_tokens: usize) -> GenerateRequest {
     let mut request =
         GenerateRequest::new(prompt).with_max_tokens(max_tokens).with_sampling(Sampling::greedy());
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     request
 }
 
 /// A request that goes on until it is stopped or the context is full.
 pub(crate) fn endless(prompt: impl Into<Prompt>) -> GenerateRequest {
     let mut request = greedy(prompt, 1);
-    request.max_tokens = None;
+    request.params.max_tokens = None;
     request
 }
 
@@ -101,8 +99,8 @@ pub(crate) async fn events(
 pub(crate) async fn first_token(stream: &mut GenerateStream, sentence: Sentence) -> Result<(), Failure> {
     loop {
         match soon("the next event", sentence, stream.next()).await? {
-            Some(Ok(Event::Token { .. })) => return Ok(()),
-            Some(Ok(Event::Done { finish_reason, .. })) => {
+            Some(Ok(Event::Token(_))) => return Ok(()),
+            Some(Ok(Event::Done(DoneEvent { finish_reason, .. }))) => {
                 return Err(sentence.broken(format_args!("the end ({finish_reason:?}) first"), "a token"));
             }
             Some(Ok(_)) => {}
@@ -140,7 +138,7 @@ pub(crate) async fn answer_in_pieces(
     own: &str,
     sentence: Sentence,
 ) -> Result<(GenerateRequest, Vec<String>), Failure> {
-    let without_repetition = Sampling { presence_penalty: Some(100.0), ..Sampling::greedy() };
+    let without_repetition = Sampling::greedy().with_presence_penalty(100.0);
     let samplings =
         [Sampling::greedy(), without_repetition].into_iter().chain((0..14).map(|i| drawn(Some(i))));
     let mut best = 0;
@@ -150,7 +148,7 @@ pub(crate) async fn answer_in_pieces(
         let pieces: Vec<String> = events
             .into_iter()
             .filter_map(|event| match event {
-                Event::Token { text, .. } | Event::Done { text, .. } if !text.is_empty() => Some(text),
+                Event::Text(event) => Some(event.text),
                 _ => None,
             })
             .collect();
@@ -164,29 +162,6 @@ pub(crate) async fn answer_in_pieces(
         format_args!("answers of at most {best} different pieces of text"),
         "4 of them, in one of 16 answers",
     ))
-}
-
-/// Awaits all of them together.
-pub(crate) async fn together<'a, T>(
-    futures: impl IntoIterator<Item = Pin<Box<dyn Future<Output = T> + Send + 'a>>>,
-) -> Vec<T> {
-    let mut running: Vec<_> = futures.into_iter().map(Some).collect();
-    let mut done: Vec<Option<T>> = running.iter().map(|_| None).collect();
-    std::future::poll_fn(move |cx| {
-        for (future, done) in running.iter_mut().zip(&mut done) {
-            if let Some(pending) = future
-                && let Poll::Ready(value) = pending.as_mut().poll(cx)
-            {
-                *done = Some(value);
-                *future = None;
-            }
-        }
-        if done.iter().any(Option::is_none) {
-            return Poll::Pending;
-        }
-        Poll::Ready(done.iter_mut().filter_map(Option::take).collect())
-    })
-    .await
 }
 
 /// Waits until the backend is idle.
@@ -226,9 +201,9 @@ pub(crate) async fn reason(stream: GenerateStream, sentence: Sentence) -> Result
 
 /// Requests that are at work and not read, so that they hold their sequences and places.
 #[derive(Default)]
-pub(crate) struct Held(Vec<(GenerateRequest, GenerateStream)>);
+pub(crate) struct RunningRequests(Vec<(GenerateRequest, GenerateStream)>);
 
-impl Held {
+impl RunningRequests {
     pub(crate) fn add(&mut self, request: GenerateRequest, stream: GenerateStream) {
         self.0.push((request, stream));
     }
@@ -238,7 +213,7 @@ impl Held {
     }
 
     /// Cancels all of them and waits until nothing is left. Not by dropping: that is a check of its own.
-    pub(crate) async fn let_go(self, model: &dyn LlmBackend, sentence: Sentence) -> Result<(), Failure> {
+    pub(crate) async fn cancel_all(self, model: &dyn LlmBackend, sentence: Sentence) -> Result<(), Failure> {
         for (request, _) in &self.0 {
             request.cancel.cancel();
         }

@@ -1,15 +1,17 @@
 //! Cancelling, by token and by dropping: the work ends and the sequence is free again.
 
+use futures_util::future::join_all;
 use std::{future::Future, pin::Pin, task::Poll};
 
 use ternion_core::{
-    ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ScoreRequest,
+    DoneEvent, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest,
+    ScoreRequest,
 };
 
 use crate::{
     Failure, Sentence,
     ask::{
-        Held, SHORT, answer, endless, first_token, greedy, idle, prompt, reason, soon, start, together,
+        RunningRequests, SHORT, answer, endless, first_token, greedy, idle, prompt, reason, soon, start,
         tokens,
     },
     check::checks,
@@ -73,12 +75,12 @@ async fn all_sequences_are_free(
     for i in 0..count {
         all.push(Box::pin(one(i)));
     }
-    let mut held = Held::default();
-    for opened in soon(&format!("a token of each of {count} requests"), sentence, together(all)).await? {
+    let mut held = RunningRequests::default();
+    for opened in soon(&format!("a token of each of {count} requests"), sentence, join_all(all)).await? {
         let (request, stream) = opened?;
         held.add(request, stream);
     }
-    held.let_go(model, sentence).await
+    held.cancel_all(model, sentence).await
 }
 
 /// Cancelled before anything has come.
@@ -194,17 +196,17 @@ pub async fn a_cancelled_answer_keeps_what_it_has(model: &dyn LlmBackend) -> Res
     let (mut tokens, mut ended) = (0, None);
     while let Some(event) = soon("an event", DONE, stream.next()).await? {
         match event.map_err(DONE.refused("the stream"))? {
-            Event::Token { .. } => {
+            Event::Token(_) => {
                 tokens += 1;
                 if tokens == 3 {
                     cancel.cancel();
                 }
             }
-            Event::Done { usage, .. } => ended = Some(usage.generated_tokens),
+            Event::Done(DoneEvent { usage, .. }) => ended = Some(usage.completion_tokens),
             _ => {}
         }
     }
-    DONE.equal("usage.generated_tokens", ended, Some(tokens))
+    DONE.equal("usage.completion_tokens", ended, Some(tokens))
 }
 
 /// A score whose token is cancelled.

@@ -1,12 +1,13 @@
 //! Requests at the same time, one behind the other, and readers that do not read.
 
+use futures_util::future::join_all;
 use std::{future::Future, pin::Pin};
 
 use ternion_core::{Completion, GenerateRequest, LlmBackend, LogitsRequest, ScoreRequest};
 
 use crate::{
     Failure, Sentence,
-    ask::{SHORT, answer, drawn, endless, first_token, greedy, idle, prompt, soon, start, together, tokens},
+    ask::{SHORT, answer, drawn, endless, first_token, greedy, idle, prompt, soon, start, tokens},
     check::checks,
 };
 
@@ -66,7 +67,7 @@ pub async fn requests_side_by_side_give_what_they_give_alone(model: &dyn LlmBack
         .iter()
         .map(|r| Box::pin(answer(model, r.clone(), SIDE_BY_SIDE)) as Pin<Box<dyn Future<Output = _> + Send>>)
         .collect();
-    for (i, (found, expected)) in together(all).await.into_iter().zip(&alone).enumerate() {
+    for (i, (found, expected)) in join_all(all).await.into_iter().zip(&alone).enumerate() {
         same(SIDE_BY_SIDE, &format!("of request {i} of {count}"), &found?, expected)?;
     }
     Ok(())
@@ -121,7 +122,7 @@ pub async fn a_slow_reader_slows_nobody_else(model: &dyn LlmBackend) -> Result<(
     for i in 0..count {
         let mut request = endless(prompt(&format!("slow {i}")));
         // Where a policy lets answers go on past the context, this one would never end.
-        request.max_tokens = Some(limits.context_length);
+        request.params.max_tokens = Some(limits.context_length);
         let mut stream = start(model, request.clone(), SLOW).await?;
         first_token(&mut stream, SLOW).await?;
         unread.push((request, stream));

@@ -73,7 +73,7 @@ impl Next {
     ) -> Result<Vec<usize>, Failure> {
         let mut tokens = Vec::new();
         for seed in 0..DRAWS {
-            let sampling = Sampling { seed: Some(seed), ..sampling.clone() };
+            let sampling = sampling.clone().with_seed(seed);
             let request = greedy(self.prompt.clone(), 1).with_sampling(sampling);
             tokens.push(answer(model, request, sentence).await?.tokens[0] as usize);
         }
@@ -89,7 +89,7 @@ pub async fn top_k_keeps_the_most_probable(model: &dyn LlmBackend) -> Result<(),
     let next = Next::new(model, "top k", TOP_K).await?;
     let probabilities = next.probabilities(1.5);
     for top_k in [2, 5] {
-        let sampling = Sampling { top_k: Some(top_k), ..drawn(None) };
+        let sampling = drawn(None).with_top_k(top_k);
         for token in next.draw(model, &sampling, TOP_K).await? {
             let own = probabilities[token] * (1.0 + SLACK);
             let before = probabilities.iter().filter(|&&p| p > own).count();
@@ -111,7 +111,7 @@ pub async fn top_p_keeps_the_smallest_set(model: &dyn LlmBackend) -> Result<(), 
     let next = Next::new(model, "top p", TOP_P).await?;
     let probabilities = next.probabilities(1.5);
     for top_p in [0.2_f32, 0.6] {
-        let sampling = Sampling { top_p: Some(top_p), ..drawn(None) };
+        let sampling = drawn(None).with_top_p(top_p);
         for token in next.draw(model, &sampling, TOP_P).await? {
             let own = probabilities[token] * (1.0 + SLACK);
             let before: f64 = probabilities.iter().filter(|&&p| p > own).sum();
@@ -134,7 +134,7 @@ pub async fn min_p_keeps_what_is_near_the_most_probable(model: &dyn LlmBackend) 
     let probabilities = next.probabilities(1.5);
     let largest = probabilities.iter().copied().fold(0.0, f64::max);
     for min_p in [0.2_f32, 0.7] {
-        let sampling = Sampling { min_p: Some(min_p), ..drawn(None) };
+        let sampling = drawn(None).with_min_p(min_p);
         for token in next.draw(model, &sampling, MIN_P).await? {
             let share = probabilities[token] / largest;
             MIN_P.require(
@@ -160,7 +160,7 @@ pub async fn temperature_shapes_the_probabilities(model: &dyn LlmBackend) -> Res
         let mean: f64 = probabilities.iter().zip(&under_the_model).map(|(p, l)| p * l).sum();
         let variance: f64 =
             probabilities.iter().zip(&under_the_model).map(|(p, l)| p * (l - mean) * (l - mean)).sum();
-        let sampling = Sampling { temperature: Some(temperature), ..drawn(None) };
+        let sampling = drawn(None).with_temperature(temperature);
         let tokens = next.draw(model, &sampling, ORDER).await?;
         let found = tokens.iter().map(|&t| under_the_model[t]).sum::<f64>() / tokens.len() as f64;
         let bound = 5.0 * (variance / tokens.len() as f64).sqrt() + SLACK;

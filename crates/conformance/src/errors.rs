@@ -145,7 +145,7 @@ pub async fn sampling_out_of_range_is_refused(model: &dyn LlmBackend) -> Result<
     }
     for value in [f32::NAN, f32::INFINITY] {
         let mut request = greedy(prompt("range"), 1);
-        request.sampling.logit_bias.insert(0, value);
+        request.params.sampling.logit_bias.insert(0, value);
         names(model.generate(request).await, "logit_bias", format_args!("logit_bias {value}"), OUTSIDE)?;
     }
     Ok(())
@@ -174,7 +174,7 @@ pub async fn biases_beyond_the_vocabulary_are_refused(model: &dyn LlmBackend) ->
     let vocab = model.info().limits.vocab_size as u32;
     for token in [vocab, u32::MAX] {
         let mut request = greedy(prompt("bias"), 1);
-        request.sampling.logit_bias.insert(token, 1.0);
+        request.params.sampling.logit_bias.insert(token, 1.0);
         names(
             model.generate(request).await,
             "logit_bias",

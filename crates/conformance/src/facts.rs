@@ -6,7 +6,9 @@ use ternion_core::{LlmBackend, Stats};
 
 use crate::{
     Failure, Sentence,
-    ask::{Held, SHORT, answer, endless, first_token, greedy, idle, prompt, reason, start, tokenizer},
+    ask::{
+        RunningRequests, SHORT, answer, endless, first_token, greedy, idle, prompt, reason, start, tokenizer,
+    },
     check::checks,
 };
 
@@ -45,7 +47,7 @@ const ACTIVE: Sentence =
     Sentence::new("Stats::active", "Requests that are being worked on; each holds one sequence.");
 const COUNTED: Sentence =
     Sentence::new("Stats::finished", "Requests that have ended since the model was loaded, in whatever way.");
-const TOKENS: Sentence = Sentence::new("Stats::generated_tokens", "Tokens generated.");
+const TOKENS: Sentence = Sentence::new("Stats::completion_tokens", "Tokens generated.");
 
 /// Twice the same, also after some work.
 ///
@@ -103,7 +105,7 @@ async fn asked_at_work(model: &dyn LlmBackend, ask: impl Fn(), sentence: Sentenc
     let request = endless(prompt("asking"));
     let mut stream = start(model, request.clone(), sentence).await?;
     first_token(&mut stream, sentence).await?;
-    let mut held = Held::default();
+    let mut held = RunningRequests::default();
     held.add(request, stream);
     let mut fastest = Duration::MAX;
     for _ in 0..10 {
@@ -111,7 +113,7 @@ async fn asked_at_work(model: &dyn LlmBackend, ask: impl Fn(), sentence: Sentenc
         ask();
         fastest = fastest.min(asked.elapsed());
     }
-    held.let_go(model, sentence).await?;
+    held.cancel_all(model, sentence).await?;
     sentence.require(fastest < Duration::from_millis(20), format_args!("{fastest:?}"), "an answer at once")
 }
 
@@ -186,9 +188,9 @@ pub async fn tokens_are_counted(model: &dyn LlmBackend) -> Result<(), Failure> {
     let usage = answer(model, greedy(prompt("sums"), SHORT), TOKENS).await?.usage;
     let after = model.stats();
     TOKENS.equal(
-        "generated_tokens",
-        after.generated_tokens - before.generated_tokens,
-        usage.generated_tokens as u64,
+        "completion_tokens",
+        after.completion_tokens - before.completion_tokens,
+        usage.completion_tokens as u64,
     )?;
     TOKENS.equal("cached_tokens", after.cached_tokens - before.cached_tokens, usage.cached_tokens as u64)?;
     let computed = (usage.prompt_tokens - usage.cached_tokens) as u64;

@@ -3,7 +3,7 @@
 //! These checks are not in the list of all, because no healthy model passes them; a backend's own tests call them with a
 //! model whose engine fails while it computes.
 
-use ternion_core::{Event, LlmBackend};
+use ternion_core::{DoneEvent, Event, LlmBackend};
 
 use crate::{
     Failure, Sentence,
@@ -21,7 +21,7 @@ pub async fn a_failure_ends_the_stream(model: &dyn LlmBackend) -> Result<(), Fai
     let mut stream = start(model, endless(prompt("failure")), ENDS).await?;
     loop {
         match soon("an event", ENDS, stream.next()).await? {
-            Some(Ok(Event::Done { finish_reason, .. })) => {
+            Some(Ok(Event::Done(DoneEvent { finish_reason, .. }))) => {
                 return Err(ENDS.broken(format_args!("the end ({finish_reason:?})"), "an error"));
             }
             Some(Ok(_)) => {}

@@ -9,7 +9,7 @@ use ternion_core::{
 
 use crate::{
     Failure, Sentence,
-    ask::{Held, SOON, answer, endless, greedy, idle, prompt, soon, start, tokens, too_long},
+    ask::{RunningRequests, SOON, answer, endless, greedy, idle, prompt, soon, start, tokens, too_long},
     check::checks,
 };
 
@@ -130,7 +130,7 @@ fn long_conversation(model: &dyn LlmBackend) -> GenerateRequest {
         Message::user("What is it about?"),
     ];
     let mut request = GenerateRequest::chat(turns).with_max_tokens(4);
-    request.sampling = Sampling::greedy();
+    request.params.sampling = Sampling::greedy();
     request
 }
 
@@ -159,11 +159,11 @@ pub async fn a_policy_that_changed_the_prompt_reports_it(model: &dyn LlmBackend)
     let mut last = None;
     while let Some(event) = stream.next().await {
         match event.map_err(REPORT.refused("the stream"))? {
-            Event::Done { .. } => break,
+            Event::Done(_) => break,
             event => last = Some(event),
         }
     }
-    let found = matches!(last, Some(Event::Context { step: ContextStep::Report(_) }));
+    let found = matches!(last, Some(Event::Context(ContextStep::Report(_))));
     REPORT.require(found, format_args!("{last:?}"), "a report right before the end")
 }
 
@@ -174,7 +174,7 @@ pub async fn a_policy_that_changed_the_prompt_reports_it(model: &dyn LlmBackend)
 pub async fn without_max_tokens_the_context_is_the_limit(model: &dyn LlmBackend) -> Result<(), Failure> {
     let context = model.info().limits.context_length;
     let answer = answer(model, endless(prompt("until")), UNTIL).await?;
-    let together = answer.usage.prompt_tokens + answer.usage.generated_tokens;
+    let together = answer.usage.prompt_tokens + answer.usage.completion_tokens;
     match answer.finish_reason {
         FinishReason::ContextFull => UNTIL.equal("tokens together", together, context),
         FinishReason::EndOfSequence => UNTIL.require(
@@ -216,10 +216,14 @@ pub async fn logits_may_fill_the_context(model: &dyn LlmBackend) -> Result<(), F
 }
 
 /// Opens requests that are not read until one is refused; says how many were accepted.
-pub(crate) async fn fill(model: &dyn LlmBackend, own: &str, sentence: Sentence) -> Result<Held, Failure> {
+pub(crate) async fn fill(
+    model: &dyn LlmBackend,
+    own: &str,
+    sentence: Sentence,
+) -> Result<RunningRequests, Failure> {
     idle(model, sentence).await?;
     let limits = model.info().limits.clone();
-    let mut held = Held::default();
+    let mut held = RunningRequests::default();
     // Those that have ended by themselves give their places back.
     for i in 0..=4 * (limits.max_sequences + limits.max_queued) {
         let asked = Instant::now();
@@ -247,7 +251,7 @@ pub(crate) async fn fill(model: &dyn LlmBackend, own: &str, sentence: Sentence) 
 /// # Errors
 /// Another error, or a refusal afterwards.
 pub async fn a_full_queue_refuses_at_once(model: &dyn LlmBackend) -> Result<(), Failure> {
-    fill(model, "queue", QUEUE).await?.let_go(model, QUEUE).await?;
+    fill(model, "queue", QUEUE).await?.cancel_all(model, QUEUE).await?;
     answer(model, greedy(prompt("after the queue"), 1), QUEUE).await.map(|_| ())
 }
 
@@ -262,7 +266,7 @@ pub async fn a_queue_has_the_room_that_it_says(model: &dyn LlmBackend) -> Result
     let finished = model.stats().finished;
     let ended = finished.saturating_sub(before) as usize;
     let accepted = held.len();
-    held.let_go(model, ROOM).await?;
+    held.cancel_all(model, ROOM).await?;
     ROOM.require(
         accepted >= room,
         format_args!("Busy after {accepted} requests"),
@@ -284,11 +288,11 @@ pub async fn a_queue_has_the_room_that_it_says(model: &dyn LlmBackend) -> Result
 pub async fn generate_returns_before_the_work(model: &dyn LlmBackend) -> Result<(), Failure> {
     let limits = model.info().limits.clone();
     let count = limits.max_sequences + usize::from(limits.max_queued > 0);
-    let mut held = Held::default();
+    let mut held = RunningRequests::default();
     for i in 0..count {
         let request = endless(prompt(&format!("returns {i}")));
         let stream = soon("generate", RETURNS, start(model, request.clone(), RETURNS)).await??;
         held.add(request, stream);
     }
-    held.let_go(model, RETURNS).await
+    held.cancel_all(model, RETURNS).await
 }

@@ -1,12 +1,13 @@
 //! How tokens are chosen: seeds, greedy decoding, filters, penalties and biases.
 
+use futures_util::future::join_all;
 use std::collections::HashSet;
 
 use ternion_core::{Completion, LlmBackend, LogitsRequest, Sampling};
 
 use crate::{
     Failure, Sentence,
-    ask::{SHORT, answer, drawn, greedy, prompt, together, tokens},
+    ask::{SHORT, answer, drawn, greedy, prompt, tokens},
     check::checks,
 };
 
@@ -98,7 +99,7 @@ pub async fn the_same_seed_gives_the_same_tokens_beside_others(
     for other in others {
         all.push(Box::pin(other));
     }
-    let mut answers = together(all).await.into_iter();
+    let mut answers = join_all(all).await.into_iter();
     let Some(beside) = answers.next() else { return Ok(()) };
     SEED.equal("tokens with seed 7 beside others", beside?.tokens, alone.tokens)?;
     answers.try_for_each(|answer| answer.map(|_| ()))
@@ -159,7 +160,7 @@ pub async fn a_seed_that_was_given_is_reported(model: &dyn LlmBackend) -> Result
 /// The seed.
 pub async fn greedy_answers_have_no_seed(model: &dyn LlmBackend) -> Result<(), Failure> {
     let mut request = greedy(prompt("no seed"), 3);
-    request.sampling.seed = Some(1);
+    request.params.sampling.seed = Some(1);
     let answer = answer(model, request, DONE_SEED).await?;
     DONE_SEED.equal("seed of a greedy answer", answer.seed, None)
 }
@@ -209,15 +210,14 @@ pub async fn filters_that_leave_one_token_are_greedy(model: &dyn LlmBackend) -> 
 pub async fn open_fields_take_the_defaults(model: &dyn LlmBackend) -> Result<(), Failure> {
     let (text, defaults) = (prompt("defaults"), model.info().defaults.clone());
     for seed in 0..3 {
-        let open = Sampling { seed: Some(seed), ..Sampling::default() };
-        let written = Sampling {
-            temperature: Some(defaults.temperature),
-            top_k: Some(defaults.top_k),
-            top_p: Some(defaults.top_p),
-            min_p: Some(defaults.min_p),
-            repetition_penalty: Some(defaults.repetition_penalty),
-            ..open.clone()
-        };
+        let open = Sampling::default().with_seed(seed);
+        let written = open
+            .clone()
+            .with_temperature(defaults.temperature)
+            .with_top_k(defaults.top_k)
+            .with_top_p(defaults.top_p)
+            .with_min_p(defaults.min_p)
+            .with_repetition_penalty(defaults.repetition_penalty);
         let (open, written) =
             (draw(model, &text, open, DEFAULTS).await?, draw(model, &text, written, DEFAULTS).await?);
         DEFAULTS.equal("tokens with open fields", open.tokens, written.tokens)?;
@@ -306,17 +306,16 @@ pub async fn all_values_within_work_together(model: &dyn LlmBackend) -> Result<(
     for temperature in [f32::MIN_POSITIVE, 1e30, f32::MAX] {
         for (penalty, sign) in [(f32::MIN_POSITIVE, 1.0), (f32::MAX, -1.0)] {
             for (top_k, top_p, min_p) in [(1, f32::MIN_POSITIVE, 1.0), (usize::MAX, 1.0, 0.0)] {
-                let sampling = Sampling {
-                    temperature: Some(temperature),
-                    top_k: Some(top_k),
-                    top_p: Some(top_p),
-                    min_p: Some(min_p),
-                    repetition_penalty: Some(penalty),
-                    presence_penalty: Some(100.0 * sign),
-                    frequency_penalty: Some(-100.0 * sign),
-                    logit_bias: [(0, f32::MAX * sign)].into(),
-                    seed: Some(1),
-                };
+                let sampling = Sampling::default()
+                    .with_temperature(temperature)
+                    .with_top_k(top_k)
+                    .with_top_p(top_p)
+                    .with_min_p(min_p)
+                    .with_repetition_penalty(penalty)
+                    .with_presence_penalty(100.0 * sign)
+                    .with_frequency_penalty(-100.0 * sign)
+                    .with_logit_bias(0, f32::MAX * sign)
+                    .with_seed(1);
                 let request = greedy(prompt("ranges"), 3).with_sampling(sampling);
                 answer(model, request, RANGES).await?;
             }

@@ -188,11 +188,11 @@ pub async fn the_top_tokens_are_the_most_probable(model: &dyn LlmBackend) -> Res
     for top in [0, 1, 5, 100] {
         for scored in score(model, ScoreRequest::new(sequence.clone(), 1).with_top(top), TOP).await? {
             TOP.equal("length of top", scored.top.len(), top.min(vocab))?;
-            let sorted = scored.top.windows(2).all(|pair| pair[0].1 >= pair[1].1);
+            let sorted = scored.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob);
             TOP.require(sorted, format_args!("{:?}", scored.top), "best first")?;
-            if let Some(place) = scored.top.iter().position(|&(id, _)| id == scored.id) {
+            if let Some(place) = scored.top.iter().position(|token| token.id == scored.id) {
                 TOP.equal("the token's place in top", place, scored.rank)?;
-                TOP.equal("the token's logprob in top", scored.top[place].1, scored.logprob)?;
+                TOP.equal("the token's logprob in top", scored.top[place].logprob, scored.logprob)?;
             } else {
                 TOP.require(scored.rank >= top, format_args!("rank {} outside of top", scored.rank), top)?;
             }

@@ -1,6 +1,6 @@
 //! Stop strings and the other ways in which an answer ends.
 
-use ternion_core::{FinishReason, LlmBackend};
+use ternion_core::{FinishReason, LlmBackend, TokenEvent};
 
 use crate::{
     Failure, Sentence,
@@ -183,12 +183,12 @@ pub async fn max_tokens_end_the_answer(model: &dyn LlmBackend) -> Result<(), Fai
 pub async fn an_end_of_sequence_is_counted_but_not_shown(model: &dyn LlmBackend) -> Result<(), Failure> {
     let Some(eos) = end_token(model) else { return Ok(()) };
     let mut request = greedy(prompt("eos"), SHORT);
-    request.ignore_eos = false;
-    request.sampling.logit_bias.insert(eos, ALWAYS);
+    request.params.ignore_eos = false;
+    request.params.sampling.logit_bias.insert(eos, ALWAYS);
     let answer = answer(model, request, EOS).await?;
     EOS.equal("finish_reason", answer.finish_reason, FinishReason::EndOfSequence)?;
     EOS.equal("tokens", answer.tokens, vec![eos])?;
-    EOS.equal("usage.generated_tokens", answer.usage.generated_tokens, 1)?;
+    EOS.equal("usage.completion_tokens", answer.usage.completion_tokens, 1)?;
     EOS.equal("text", answer.text.as_str(), "")
 }
 
@@ -199,12 +199,12 @@ pub async fn an_end_of_sequence_is_counted_but_not_shown(model: &dyn LlmBackend)
 pub async fn ignore_eos_goes_on(model: &dyn LlmBackend) -> Result<(), Failure> {
     let Some(eos) = end_token(model) else { return Ok(()) };
     let mut request = greedy(prompt("ignore"), 4);
-    request.sampling.logit_bias.insert(eos, ALWAYS);
+    request.params.sampling.logit_bias.insert(eos, ALWAYS);
     let events = events(model, request, IGNORE_EOS).await?;
     let ids: Vec<u32> = events
         .iter()
         .filter_map(|event| match event {
-            ternion_core::Event::Token { id, .. } => Some(*id),
+            ternion_core::Event::Token(TokenEvent { id, .. }) => Some(*id),
             _ => None,
         })
         .collect();
@@ -221,7 +221,7 @@ pub async fn names_of_special_tokens_are_stop_strings(model: &dyn LlmBackend) ->
     for count in [1, 2] {
         let stop = name.repeat(count);
         let mut request = greedy(prompt("names"), SHORT).with_stop([stop.as_str()]);
-        request.sampling.logit_bias.insert(eos, ALWAYS);
+        request.params.sampling.logit_bias.insert(eos, ALWAYS);
         let answer = answer(model, request, NAMES).await?;
         let ended = FinishReason::StopString(stop.clone());
         NAMES.equal(format_args!("finish_reason of {stop:?}"), answer.finish_reason, ended)?;
@@ -245,10 +245,10 @@ pub async fn a_stop_token_ends_the_answer(model: &dyn LlmBackend) -> Result<(), 
         let stopped = answer(model, request.clone().with_stop_tokens([*token]), STOP_TOKEN).await?;
         STOP_TOKEN.equal("finish_reason", stopped.finish_reason, FinishReason::StopToken(*token))?;
         STOP_TOKEN.equal("tokens", &stopped.tokens[..], &whole[..=at])?;
-        STOP_TOKEN.equal("usage.generated_tokens", stopped.usage.generated_tokens, at + 1)?;
+        STOP_TOKEN.equal("usage.completion_tokens", stopped.usage.completion_tokens, at + 1)?;
         if at > 0 {
             let mut shorter = request.clone();
-            shorter.max_tokens = Some(at);
+            shorter.params.max_tokens = Some(at);
             let before = answer(model, shorter, STOP_TOKEN).await?.text;
             STOP_TOKEN.equal("text", stopped.text, before)?;
         }

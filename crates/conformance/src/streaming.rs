@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ternion_core::{Event, FinishReason, LlmBackend, LlmBackendExt};
+use ternion_core::{DoneEvent, Event, FinishReason, LlmBackend, LlmBackendExt, PrefillEvent};
 
 use crate::{
     Failure, Sentence,
@@ -31,7 +31,7 @@ const ENDS: Sentence = Sentence::new("GenerateStream", "Ends after Event::Done o
 const PREFILL: Sentence = Sentence::new("Event::Prefill", "Prompt tokens in the KV cache by now.");
 const PIECES: Sentence = Sentence::new("Event::Token", "the pieces of all tokens together are the answer.");
 const USAGE: Sentence =
-    Sentence::new("Usage::generated_tokens", "Tokens generated, an end-of-sequence or stop token included.");
+    Sentence::new("Usage::completion_tokens", "Tokens generated, an end-of-sequence or stop token included.");
 const CACHED: Sentence =
     Sentence::new("Usage::cached_tokens", "Those of them that were already in the KV cache.");
 const TIMING: Sentence = Sentence::new(
@@ -53,8 +53,8 @@ const CONVENIENCES: Sentence = Sentence::new(
 /// The first event that comes after one that should be later.
 pub async fn events_come_in_order(model: &dyn LlmBackend) -> Result<(), Failure> {
     let rank = |event: &Event| match event {
-        Event::Prefill { .. } => 0,
-        Event::Token { .. } => 1,
+        Event::Prefill(_) => 0,
+        Event::Token(_) | Event::Text(_) => 1,
         _ => 2,
     };
     let events = events(model, greedy(prompt("order"), SHORT), ORDER).await?;
@@ -62,7 +62,7 @@ pub async fn events_come_in_order(model: &dyn LlmBackend) -> Result<(), Failure>
         ORDER.require(
             rank(&pair[0]) <= rank(&pair[1]),
             format_args!("{:?} after {:?}", pair[1], pair[0]),
-            "Prefill, then Token, then Done",
+            "Prefill, then Token and Text, then Done",
         )?;
     }
     let ends = events.iter().filter(|event| rank(event) == 2).count();
@@ -76,10 +76,10 @@ pub async fn events_come_in_order(model: &dyn LlmBackend) -> Result<(), Failure>
 pub async fn the_last_event_is_done(model: &dyn LlmBackend) -> Result<(), Failure> {
     let events = events(model, greedy(prompt("last"), SHORT), LAST).await?;
     match events.last() {
-        Some(Event::Done { finish_reason, usage, .. }) => {
+        Some(Event::Done(DoneEvent { finish_reason, usage, .. })) => {
             let natural = matches!(finish_reason, FinishReason::MaxTokens | FinishReason::EndOfSequence);
             LAST.require(natural, format_args!("{finish_reason:?}"), "MaxTokens or EndOfSequence")?;
-            LAST.require(usage.generated_tokens > 0, "no token", "some")
+            LAST.require(usage.completion_tokens > 0, "no token", "some")
         }
         other => Err(LAST.broken(format_args!("{other:?} last"), "Done")),
     }
@@ -92,7 +92,7 @@ pub async fn the_last_event_is_done(model: &dyn LlmBackend) -> Result<(), Failur
 pub async fn nothing_comes_after_the_end(model: &dyn LlmBackend) -> Result<(), Failure> {
     let mut stream = start(model, greedy(prompt("end"), 3), ENDS).await?;
     while let Some(event) = stream.next().await {
-        if let Event::Done { .. } = event.map_err(ENDS.refused("the stream"))? {
+        if let Event::Done(_) = event.map_err(ENDS.refused("the stream"))? {
             break;
         }
     }
@@ -111,12 +111,12 @@ pub async fn nothing_comes_after_the_end(model: &dyn LlmBackend) -> Result<(), F
 pub async fn prefill_grows_to_the_prompt(model: &dyn LlmBackend) -> Result<(), Failure> {
     let text = [prompt("prefill"), prompt("once more"), prompt("and again")].join(" ");
     let events = events(model, greedy(text, 3), PREFILL).await?;
-    let Some(Event::Done { usage, .. }) = events.last() else {
+    let Some(Event::Done(DoneEvent { usage, .. })) = events.last() else {
         return Err(PREFILL.broken("no Done", "the usage in it"));
     };
     let mut before = usage.cached_tokens;
     for event in &events {
-        if let Event::Prefill { done, total } = event {
+        if let Event::Prefill(PrefillEvent { done, total, .. }) = event {
             PREFILL.equal("total", *total, usage.prompt_tokens)?;
             PREFILL.require(
                 (before..=*total).contains(done),
@@ -136,12 +136,12 @@ pub async fn prefill_grows_to_the_prompt(model: &dyn LlmBackend) -> Result<(), F
 pub async fn pieces_are_the_answer(model: &dyn LlmBackend) -> Result<(), Failure> {
     let tokenizer = tokenizer(model, PIECES)?;
     let (mut request, _) = answer_in_pieces(model, "pieces", PIECES).await?;
-    request.max_tokens = Some(3 * SHORT);
+    request.params.max_tokens = Some(3 * SHORT);
     for seed in 0..6 {
         let answer = answer(model, request.clone(), PIECES).await?;
         let expected = tokenizer.decode(&answer.tokens, true).map_err(PIECES.refused("decode"))?;
         PIECES.equal("the pieces", &answer.text, &expected)?;
-        request.sampling = drawn(Some(seed));
+        request.params.sampling = drawn(Some(seed));
     }
     Ok(())
 }
@@ -153,7 +153,7 @@ pub async fn pieces_are_the_answer(model: &dyn LlmBackend) -> Result<(), Failure
 pub async fn one_token_event_for_each_token(model: &dyn LlmBackend) -> Result<(), Failure> {
     for max_tokens in [1, 2, SHORT] {
         let answer = answer(model, greedy(prompt("usage"), max_tokens), USAGE).await?;
-        USAGE.equal("usage.generated_tokens", answer.usage.generated_tokens, answer.tokens.len())?;
+        USAGE.equal("usage.completion_tokens", answer.usage.completion_tokens, answer.tokens.len())?;
     }
     Ok(())
 }
@@ -212,14 +212,9 @@ pub async fn no_event_is_lost_to_a_dropped_future(model: &dyn LlmBackend) -> Res
     loop {
         let next = tokio::time::timeout(Duration::from_micros(50), stream.next());
         match next.await {
-            Ok(Some(Ok(Event::Token { id, text: piece, .. }))) => {
-                tokens.push(id);
-                text.push_str(&piece);
-            }
-            Ok(Some(Ok(Event::Done { text: piece, .. }))) => {
-                text.push_str(&piece);
-                break;
-            }
+            Ok(Some(Ok(Event::Token(token)))) => tokens.push(token.id),
+            Ok(Some(Ok(Event::Text(piece)))) => text.push_str(&piece.text),
+            Ok(Some(Ok(Event::Done(_)))) => break,
             Ok(Some(Err(error))) => return Err(CANCEL_SAFE.refused("the stream")(error)),
             Ok(None) => return Err(CANCEL_SAFE.broken("no Done", "one")),
             Err(_) | Ok(Some(Ok(_))) => {}
@@ -260,7 +255,7 @@ pub async fn awaiting_blocks_nothing(model: &dyn LlmBackend) -> Result<(), Failu
 pub async fn complete_waits_for_the_continuation(model: &dyn LlmBackend) -> Result<(), Failure> {
     let text = prompt("complete");
     let answer = model.complete(&text, 4).await.map_err(CONVENIENCES.refused("complete"))?;
-    let count = answer.usage.generated_tokens;
+    let count = answer.usage.completion_tokens;
     CONVENIENCES.require((1..=4).contains(&count), format_args!("{count} tokens"), "1 to 4")?;
     CONVENIENCES.equal("tokens of the continuation", answer.tokens.len(), count)
 }

@@ -4,7 +4,7 @@ use ternion_core::{ErrorKind, GenerateRequest, LlmBackend, Message, Prompt, Resu
 
 use crate::{
     Failure, Sentence,
-    ask::{Held, endless, greedy, idle, prompt, soon, start, too_long},
+    ask::{RunningRequests, endless, greedy, idle, prompt, soon, start, too_long},
     check::checks,
     limits::fill,
 };
@@ -56,13 +56,16 @@ fn samples(model: &dyn LlmBackend) -> Vec<(&'static str, GenerateRequest)> {
         ("a long document", chat("What is it about?").with_document(too_long(model))),
     ];
     for (what, change) in [
-        ("a temperature below 0", (|r| r.sampling.temperature = Some(-1.0)) as fn(&mut GenerateRequest)),
-        ("a top_p of 0", |r| r.sampling.top_p = Some(0.0)),
+        (
+            "a temperature below 0",
+            (|r| r.params.sampling.temperature = Some(-1.0)) as fn(&mut GenerateRequest),
+        ),
+        ("a top_p of 0", |r| r.params.sampling.top_p = Some(0.0)),
         ("a bias of NaN", |r| {
-            r.sampling.logit_bias.insert(0, f32::NAN);
+            r.params.sampling.logit_bias.insert(0, f32::NAN);
         }),
         ("a bias for an unknown token", |r| {
-            r.sampling.logit_bias.insert(u32::MAX, 1.0);
+            r.params.sampling.logit_bias.insert(u32::MAX, 1.0);
         }),
     ] {
         let mut request = text();
@@ -150,7 +153,7 @@ pub async fn validate_starts_nothing(model: &dyn LlmBackend) -> Result<(), Failu
 pub async fn a_full_queue_refuses_no_check(model: &dyn LlmBackend) -> Result<(), Failure> {
     let held = fill(model, "check", QUEUE).await?;
     let checked = soon("validate", QUEUE, model.validate(&greedy(prompt("full"), 2))).await;
-    held.let_go(model, QUEUE).await?;
+    held.cancel_all(model, QUEUE).await?;
     checked?.map_err(QUEUE.refused("validate"))
 }
 
@@ -168,7 +171,7 @@ pub async fn a_request_that_waits_is_judged_the_same(model: &dyn LlmBackend) -> 
         expected.push(generated(model, &request, WAITS).await?);
     }
     idle(model, WAITS).await?;
-    let mut held = Held::default();
+    let mut held = RunningRequests::default();
     for i in 0..limits.max_sequences {
         let request = endless(Prompt::from(prompt(&format!("taken {i}"))));
         held.add(request.clone(), start(model, request, WAITS).await?);
@@ -181,6 +184,6 @@ pub async fn a_request_that_waits_is_judged_the_same(model: &dyn LlmBackend) -> 
             break;
         }
     }
-    soon("the end", WAITS, held.let_go(model, WAITS)).await??;
+    soon("the end", WAITS, held.cancel_all(model, WAITS)).await??;
     outcome
 }

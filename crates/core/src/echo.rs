@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::{
-    Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Prompt,
-    Result, ResultExt, Score, ScoreRequest, ServedBy, Stats, Timing, Usage,
+    DoneEvent, Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, ModelInfo,
+    PrefillEvent, Prompt, Result, ResultExt, Score, ScoreRequest, ServedBy, Stats, Timing, TokenEvent, Usage,
     config::ModelConfig,
     registry::{BackendFactory, Progress},
     text::StopMatcher,
@@ -88,7 +88,7 @@ struct Counters {
     active: AtomicUsize,
     finished: AtomicU64,
     prompt_tokens: AtomicU64,
-    generated_tokens: AtomicU64,
+    completion_tokens: AtomicU64,
 }
 
 impl Echo {
@@ -109,22 +109,24 @@ impl Echo {
 
     /// Checks a request; returns how many words its prompt has.
     fn check(&self, request: &GenerateRequest) -> Result<usize> {
-        validate::generate(request, usize::MAX)?;
-        if request.logprobs {
+        validate::generate(&request.params, &self.info)?;
+        if request.params.logprobs {
             return Err(Error::unsupported("logprobs: the backend `echo` has no probabilities"));
         }
-        if !request.stop_tokens.is_empty() {
+        if !request.params.stop_tokens.is_empty() {
             return Err(Error::unsupported("stop_tokens: the backend `echo` has no tokens"));
         }
-        validate::not_empty(&request.prompt)?;
-        let prompt = match &request.prompt {
-            Prompt::Text(text) => words(text).count(),
+        validate::not_empty(&request.params.prompt)?;
+        let prompt = match &request.params.prompt {
+            Prompt::Text(_) | Prompt::Segments(_) => {
+                words(&request.params.prompt.text().unwrap_or_default()).count()
+            }
             Prompt::Tokens(_) => {
                 return Err(Error::unsupported(
                     "prompt: the backend `echo` has no tokens; text or a chat expected",
                 ));
             }
-            Prompt::Chat(messages) => messages.iter().map(|m| words(&m.content).count()).sum(),
+            Prompt::Chat(messages) => messages.iter().map(|m| words(&m.content.text()).count()).sum(),
         };
         validate::prompt_fits(prompt, self.info.limits.context_length)?;
         Ok(prompt)
@@ -133,12 +135,12 @@ impl Echo {
     fn start(&self, request: GenerateRequest) -> Result<EchoStream> {
         let accepted = Instant::now();
         let prompt = self.check(&request)?;
-        let last = match request.prompt {
-            Prompt::Text(text) => text,
-            Prompt::Tokens(_) => String::new(),
+        let last = match request.params.prompt {
             Prompt::Chat(messages) => {
-                messages.into_iter().rfind(|m| m.role == "user").map(|m| m.content).unwrap_or_default()
+                let last = messages.into_iter().rfind(|m| m.role == "user");
+                last.map(|m| m.content.into_text()).unwrap_or_default()
             }
+            prompt => prompt.text().unwrap_or_default().into_owned(),
         };
         let fail = self
             .options
@@ -156,9 +158,9 @@ impl Echo {
         let reply = self.options.reply.as_deref().unwrap_or(&last);
         Ok(EchoStream {
             pieces: words(reply).map(str::to_owned).collect::<Vec<_>>().into_iter(),
-            stop: StopMatcher::new(request.stop),
+            stop: StopMatcher::new(request.params.stop),
             room: self.info.limits.context_length - prompt,
-            max_tokens: request.max_tokens.unwrap_or(usize::MAX),
+            max_tokens: request.params.max_tokens.unwrap_or(usize::MAX),
             delay: Duration::from_millis(self.options.delay_ms),
             sleep: None,
             cancelled: Box::pin(request.cancel.cancelled_owned()),
@@ -167,7 +169,9 @@ impl Echo {
             first_token: None,
             usage: Usage { prompt_tokens: prompt, ..Usage::default() },
             announced: false,
+            text: None,
             finish_reason: None,
+            done: None,
             place: Some(place),
             served_by: ServedBy::from(&self.info),
         })
@@ -185,7 +189,7 @@ impl LlmBackend for Echo {
             active: self.counters.active.load(Ordering::Acquire),
             finished: self.counters.finished.load(Ordering::Relaxed),
             prompt_tokens: self.counters.prompt_tokens.load(Ordering::Relaxed),
-            generated_tokens: self.counters.generated_tokens.load(Ordering::Relaxed),
+            completion_tokens: self.counters.completion_tokens.load(Ordering::Relaxed),
             ..Stats::default()
         }
     }
@@ -251,15 +255,20 @@ struct EchoStream {
     first_token: Option<Duration>,
     usage: Usage,
     announced: bool,
+    /// Text that is certain and is sent next.
+    text: Option<String>,
     /// Set by the word that ended the answer.
     finish_reason: Option<FinishReason>,
-    /// `None` after the end.
+    /// The last event, while it waits for the text before it.
+    done: Option<DoneEvent>,
+    /// `None` after the end of the work.
     place: Option<Place>,
     served_by: ServedBy,
 }
 
 impl EchoStream {
-    fn end(&mut self, finish_reason: FinishReason) -> Event {
+    /// The end of the answer: the text that was held back, if there is any, then the last event.
+    fn end(&mut self, finish_reason: FinishReason) -> Option<Event> {
         self.place = None;
         let text = if matches!(finish_reason, FinishReason::StopString(_)) {
             String::new()
@@ -269,28 +278,37 @@ impl EchoStream {
         let decode =
             self.first_token.map_or(Duration::ZERO, |first| self.accepted.elapsed().saturating_sub(first));
         let timing = Timing { decode, first_token: self.first_token, ..Timing::default() };
-        let served_by = Some(self.served_by.clone());
-        Event::Done { finish_reason, text, usage: self.usage, timing, seed: None, served_by }
+        let done = DoneEvent::new(finish_reason, self.usage, timing).with_served_by(self.served_by.clone());
+        self.done = Some(done);
+        if text.is_empty() { self.last() } else { Some(Event::text(text)) }
     }
 
+    fn last(&mut self) -> Option<Event> {
+        self.done.take().map(Event::Done)
+    }
+
+    /// The event of a word. Its text, if any is certain, comes after it.
     fn token(&mut self, piece: &str) -> Event {
-        let id = self.usage.generated_tokens as u32;
-        self.usage.generated_tokens += 1;
+        let id = self.usage.completion_tokens as u32;
+        self.usage.completion_tokens += 1;
         if let Some(place) = &self.place {
-            place.0.generated_tokens.fetch_add(1, Ordering::Relaxed);
+            place.0.completion_tokens.fetch_add(1, Ordering::Relaxed);
         }
         self.first_token.get_or_insert_with(|| self.accepted.elapsed());
         let (text, stop) = self.stop.push(piece);
         self.finish_reason = if let Some(stop) = stop {
             Some(FinishReason::StopString(stop))
-        } else if self.usage.generated_tokens >= self.max_tokens {
+        } else if self.usage.completion_tokens >= self.max_tokens {
             Some(FinishReason::MaxTokens)
-        } else if self.usage.generated_tokens >= self.room {
+        } else if self.usage.completion_tokens >= self.room {
             Some(FinishReason::ContextFull)
         } else {
             None
         };
-        Event::Token { id, text, logprob: None }
+        if !text.is_empty() {
+            self.text = Some(text);
+        }
+        TokenEvent::new(id).into()
     }
 }
 
@@ -299,26 +317,29 @@ impl Stream for EchoStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
+        if let Some(text) = this.text.take() {
+            return Poll::Ready(Some(Ok(Event::text(text))));
+        }
         if this.place.is_none() {
-            return Poll::Ready(None);
+            return Poll::Ready(this.last().map(Ok));
         }
         if let Some(reason) = this.finish_reason.take() {
-            return Poll::Ready(Some(Ok(this.end(reason))));
+            return Poll::Ready(this.end(reason).map(Ok));
         }
         if this.cancelled.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(Ok(this.end(FinishReason::Cancelled))));
+            return Poll::Ready(this.end(FinishReason::Cancelled).map(Ok));
         }
         if !this.announced {
             this.announced = true;
             let total = this.usage.prompt_tokens;
-            return Poll::Ready(Some(Ok(Event::Prefill { done: total, total })));
+            return Poll::Ready(Some(Ok(Event::Prefill(PrefillEvent::new(total, total)))));
         }
-        if let Some((_, error)) = this.fail.take_if(|(after, _)| *after <= this.usage.generated_tokens) {
+        if let Some((_, error)) = this.fail.take_if(|(after, _)| *after <= this.usage.completion_tokens) {
             this.place = None;
             return Poll::Ready(Some(Err(error.during("generate"))));
         }
         if this.pieces.as_slice().is_empty() {
-            return Poll::Ready(Some(Ok(this.end(FinishReason::EndOfSequence))));
+            return Poll::Ready(this.end(FinishReason::EndOfSequence).map(Ok));
         }
         if !this.delay.is_zero() {
             let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.delay)));

@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -14,52 +14,181 @@ use crate::{
     context::{ContextReport, ContextStep},
 };
 
-/// One event of a generation. Any number of `Prefill`, any number of `Token`, one `Done`. Where the input did not fit, any
-/// number of `Context` among them.
+/// One event of a generation.
+///
+/// The order is: any number of [`Prefill`](Self::Prefill), then any number of [`Token`](Self::Token) and
+/// [`Text`](Self::Text), then one [`Done`](Self::Done). [`Context`](Self::Context) may stand anywhere among them. The text
+/// of all `Text` events together is the answer, so that the shortest loop that prints it is:
+///
+/// ```no_run
+/// # async fn f(mut stream: ternion_core::GenerateStream) -> ternion_core::Result<()> {
+/// use ternion_core::Event;
+///
+/// while let Some(event) = stream.next().await {
+///     if let Event::Text(event) = event? {
+///         print!("{}", event.text);
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
     /// A part of the prompt has been computed.
-    Prefill {
-        /// Prompt tokens in the KV cache by now.
-        done: usize,
-        /// Prompt tokens in all.
-        total: usize,
-    },
+    Prefill(PrefillEvent),
     /// Something is done because the input does not fit into the context.
-    Context {
-        /// What.
-        step: ContextStep,
-    },
-    /// The model chose a token.
-    Token {
-        /// Its id.
-        id: u32,
-        /// The text that is certain by now. Empty while a character or a possible stop string is incomplete; the
-        /// pieces of all tokens together are the answer.
-        text: String,
-        /// The natural logarithm of its probability under the model, if it was asked for.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        logprob: Option<f32>,
-    },
+    Context(ContextStep),
+    /// The model chose a token. A backend that does not see tokens sends only `Text`.
+    Token(TokenEvent),
+    /// A piece of the answer. It comes when it is certain: not while a character or a possible stop string is
+    /// incomplete.
+    Text(TextEvent),
     /// The end.
-    Done {
-        /// Why.
-        finish_reason: FinishReason,
-        /// Text that was held back and is certain now.
-        text: String,
-        /// Tokens used.
-        usage: Usage,
-        /// Times taken.
-        timing: Timing,
-        /// The seed that the tokens were drawn with; `None` if they were not drawn (greedy).
-        #[serde(skip_serializing_if = "Option::is_none")]
-        seed: Option<u64>,
-        /// Which model answered, where several may: behind a fallback or a handle whose model is swapped.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        served_by: Option<ServedBy>,
-    },
+    Done(DoneEvent),
+}
+
+impl Event {
+    /// A piece of the answer.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::Text(TextEvent::new(text))
+    }
+
+    /// Whether this is the first sign of an answer rather than of work on the prompt.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Token(_) | Self::Text(_))
+    }
+}
+
+/// [`Event::Prefill`]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PrefillEvent {
+    /// Prompt tokens in the KV cache by now.
+    pub done: usize,
+    /// Prompt tokens in all.
+    pub total: usize,
+}
+
+impl PrefillEvent {
+    /// `done` of `total` prompt tokens are in the KV cache.
+    pub fn new(done: usize, total: usize) -> Self {
+        Self { done, total }
+    }
+}
+
+/// [`Event::Token`]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TokenEvent {
+    /// The token's id.
+    pub id: u32,
+    /// The natural logarithm of its probability under the model, if it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprob: Option<f32>,
+    /// The most probable tokens at this place, best first, as many as were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub top_logprobs: Vec<TokenLogprob>,
+}
+
+impl TokenEvent {
+    /// A token without probabilities.
+    pub fn new(id: u32) -> Self {
+        Self { id, logprob: None, top_logprobs: Vec::new() }
+    }
+
+    /// The same token with its log-probability.
+    pub fn with_logprob(mut self, logprob: f32) -> Self {
+        self.logprob = Some(logprob);
+        self
+    }
+
+    /// The same token with the most probable tokens at its place, best first.
+    pub fn with_top_logprobs(mut self, top: Vec<TokenLogprob>) -> Self {
+        self.top_logprobs = top;
+        self
+    }
+}
+
+/// A token and the natural logarithm of its probability.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TokenLogprob {
+    /// The token's id.
+    pub id: u32,
+    /// The natural logarithm of its probability under the model.
+    pub logprob: f32,
+}
+
+impl TokenLogprob {
+    /// A token with its log-probability.
+    pub fn new(id: u32, logprob: f32) -> Self {
+        Self { id, logprob }
+    }
+}
+
+/// [`Event::Text`]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TextEvent {
+    /// The next piece of the answer. Never empty.
+    pub text: String,
+}
+
+impl TextEvent {
+    /// A piece of the answer.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into() }
+    }
+}
+
+/// [`Event::Done`]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DoneEvent {
+    /// Why the answer ended.
+    pub finish_reason: FinishReason,
+    /// Tokens used.
+    pub usage: Usage,
+    /// Times taken.
+    pub timing: Timing,
+    /// The seed that the tokens were drawn with; `None` if they were not drawn (greedy).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Which model answered, where several may: behind a fallback or a handle whose model is swapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<ServedBy>,
+}
+
+impl DoneEvent {
+    /// The end of an answer, for this reason.
+    pub fn new(finish_reason: FinishReason, usage: Usage, timing: Timing) -> Self {
+        Self { finish_reason, usage, timing, seed: None, served_by: None }
+    }
+
+    /// The same end of an answer whose tokens were drawn with this seed.
+    pub fn with_seed(mut self, seed: Option<u64>) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The same end of an answer by this model.
+    pub fn with_served_by(mut self, served_by: ServedBy) -> Self {
+        self.served_by = Some(served_by);
+        self
+    }
+}
+
+impl From<DoneEvent> for Event {
+    fn from(event: DoneEvent) -> Self {
+        Self::Done(event)
+    }
+}
+
+impl From<TokenEvent> for Event {
+    fn from(event: TokenEvent) -> Self {
+        Self::Token(event)
+    }
 }
 
 /// Which model gave an answer. The backend that computes it says so, and wrappers pass it on.
@@ -86,11 +215,12 @@ impl std::fmt::Display for ServedBy {
 }
 
 /// Why a generation ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
     /// The model chose an end-of-sequence token. It is counted in the usage but is no part of the answer.
+    #[default]
     EndOfSequence,
     /// This stop string appeared; it and what follows are no part of the answer.
     StopString(String),
@@ -126,14 +256,14 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Those of them that were already in the KV cache.
     pub cached_tokens: usize,
-    /// Tokens generated, an end-of-sequence or stop token included.
-    pub generated_tokens: usize,
+    /// Tokens of the answer, an end-of-sequence or stop token included.
+    pub completion_tokens: usize,
 }
 
 impl Usage {
     /// The counts of a request that took nothing from the KV cache.
-    pub fn new(prompt_tokens: usize, generated_tokens: usize) -> Self {
-        Self { prompt_tokens, cached_tokens: 0, generated_tokens }
+    pub fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        Self { prompt_tokens, cached_tokens: 0, completion_tokens }
     }
 
     /// The same counts, with `cached_tokens` of the prompt taken from the KV cache.
@@ -177,7 +307,7 @@ impl Timing {
 
     /// Generated tokens per second. The first token comes out of prefill, so it is not counted; `None` below two.
     pub fn decode_rate(&self, usage: &Usage) -> Option<f64> {
-        rate(usage.generated_tokens.saturating_sub(1), self.decode)
+        rate(usage.completion_tokens.saturating_sub(1), self.decode)
     }
 }
 
@@ -199,9 +329,23 @@ impl GenerateStream {
         Self { inner: Box::pin(events) }
     }
 
+    /// A stream of events that are known already, for backends without work to do and for tests.
+    pub fn from_events<I>(events: I) -> Self
+    where
+        I: IntoIterator<Item = Result<Event>>,
+        I::IntoIter: Send + 'static,
+    {
+        Self::new(futures_util::stream::iter(events))
+    }
+
     /// The next event; `None` after the end. Cancel-safe: no event is lost when the future is dropped.
     pub async fn next(&mut self) -> Option<Result<Event>> {
         std::future::poll_fn(|cx| self.inner.as_mut().poll_next(cx)).await
+    }
+
+    /// Just the text of the answer, piece by piece. What else happens is left out, but for errors.
+    pub fn text(self) -> TextStream {
+        TextStream { events: self }
     }
 
     /// Waits for the end and puts the answer together.
@@ -209,31 +353,27 @@ impl GenerateStream {
     /// # Errors
     /// The first error of the stream; [`ErrorKind::Closed`] if it ends without `Done`.
     pub async fn collect(mut self) -> Result<Completion> {
-        let mut answer = String::new();
-        let mut tokens = Vec::new();
-        let mut logprobs = Vec::new();
-        let mut context = None;
+        let mut completion = Completion::default();
         while let Some(event) = self.next().await {
             match event? {
-                Event::Context { step: ContextStep::Report(report) } => context = Some(report),
-                Event::Prefill { .. } | Event::Context { .. } => {}
-                Event::Token { id, text, logprob } => {
-                    answer.push_str(&text);
-                    tokens.push(id);
-                    logprobs.extend(logprob);
+                Event::Context(ContextStep::Report(report)) => completion.context = Some(report),
+                Event::Prefill(_) | Event::Context(_) => {}
+                Event::Token(token) => {
+                    completion.tokens.push(token.id);
+                    completion.logprobs.extend(token.logprob);
+                    if !token.top_logprobs.is_empty() {
+                        completion.top_logprobs.push(token.top_logprobs);
+                    }
                 }
-                Event::Done { finish_reason, text, usage, timing, seed, served_by } => {
-                    answer.push_str(&text);
+                Event::Text(text) => completion.text.push_str(&text.text),
+                Event::Done(done) => {
                     return Ok(Completion {
-                        text: answer,
-                        tokens,
-                        logprobs,
-                        finish_reason,
-                        usage,
-                        timing,
-                        seed,
-                        context,
-                        served_by,
+                        finish_reason: done.finish_reason,
+                        usage: done.usage,
+                        timing: done.timing,
+                        seed: done.seed,
+                        served_by: done.served_by,
+                        ..completion
                     });
                 }
             }
@@ -256,8 +396,36 @@ impl std::fmt::Debug for GenerateStream {
     }
 }
 
+/// The text of an answer, as [`GenerateStream::text`] returns it. Dropping it cancels the generation.
+#[derive(Debug)]
+pub struct TextStream {
+    events: GenerateStream,
+}
+
+impl TextStream {
+    /// The next piece of the answer; `None` after the end. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Result<String>> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+}
+
+impl Stream for TextStream {
+    type Item = Result<String>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match ready!(Pin::new(&mut self.events).poll_next(cx)) {
+                Some(Ok(Event::Text(event))) => return Poll::Ready(Some(Ok(event.text))),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
 /// A whole answer, as [`GenerateStream::collect`] returns it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Completion {
     /// The text, without stop strings and end-of-sequence tokens.
@@ -267,6 +435,9 @@ pub struct Completion {
     /// The log-probability of each token, if they were asked for.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub logprobs: Vec<f32>,
+    /// The most probable tokens at the place of each token, if they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub top_logprobs: Vec<Vec<TokenLogprob>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// Tokens used.
@@ -308,6 +479,7 @@ impl Score {
 
 /// How probable the model finds one token, given those before it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TokenScore {
     /// The token.
     pub id: u32,
@@ -315,7 +487,20 @@ pub struct TokenScore {
     pub logprob: f32,
     /// How many tokens are more probable; 0 means that greedy decoding would choose it.
     pub rank: usize,
-    /// The most probable tokens with their log-probabilities, best first, as many as were asked for.
+    /// The most probable tokens at this place, best first, as many as were asked for.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub top: Vec<(u32, f32)>,
+    pub top: Vec<TokenLogprob>,
+}
+
+impl TokenScore {
+    /// The score of one token, without the most probable ones.
+    pub fn new(id: u32, logprob: f32, rank: usize) -> Self {
+        Self { id, logprob, rank, top: Vec::new() }
+    }
+
+    /// The same score with the most probable tokens, best first.
+    pub fn with_top(mut self, top: Vec<TokenLogprob>) -> Self {
+        self.top = top;
+        self
+    }
 }

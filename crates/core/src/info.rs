@@ -82,6 +82,13 @@ pub struct Capabilities {
     pub logits: bool,
     /// Generated tokens can carry their log-probability.
     pub logprobs: bool,
+    /// The answer can be made to follow a [`Constraint`](crate::Constraint).
+    #[serde(default)]
+    pub constraints: bool,
+    /// Calls of tools are told from the text of an answer, and can be required. Without it the chat template still gets
+    /// the tools, and a call comes as text.
+    #[serde(default)]
+    pub tool_calls: bool,
     /// The same seed gives the same tokens.
     pub seed: bool,
     /// Prompts may be longer than the context: a context policy other than `reject` is configured.
@@ -148,5 +155,5 @@ pub struct Stats {
     /// Prompt tokens that were taken from a kept prefix instead of being computed.
     pub cached_tokens: u64,
     /// Tokens generated.
-    pub generated_tokens: u64,
+    pub completion_tokens: u64,
 }

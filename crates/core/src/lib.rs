@@ -26,21 +26,35 @@ pub mod file;
 mod info;
 pub mod logprob;
 mod memory;
+mod message;
 mod panics;
 mod prepared;
+mod prompt;
 pub mod registry;
 mod request;
+mod sampling;
 pub mod text;
+mod tool;
 pub mod validate;
 mod wrapper;
 
 pub use backend::{LlmBackend, LlmBackendExt, Unloaded};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use event::{
-    Completion, Event, FinishReason, GenerateStream, Score, ServedBy, Timing, TokenScore, Usage,
+    Completion, DoneEvent, Event, FinishReason, GenerateStream, PrefillEvent, Score, ServedBy, TextEvent,
+    TextStream, Timing, TokenEvent, TokenLogprob, TokenScore, Usage,
 };
 pub use info::{Capabilities, Limits, ModelInfo, SamplingDefaults, Stats};
 pub use memory::{MemoryPart, MemoryPlan, ProcessMemory};
+pub use message::{Content, ContentPart, Message};
 pub use panics::catch_panic;
-pub use request::{GenerateRequest, LogitsRequest, Message, Prompt, Sampling, ScoreRequest};
+pub use prompt::{Prompt, Segment};
+pub use request::{Constraint, GenerateParams, GenerateRequest, LogitsRequest, Prediction, ScoreRequest};
+pub use sampling::Sampling;
+pub use tool::{ChatOptions, Tool, ToolCall, ToolChoice};
 pub use wrapper::BackendWrapper;
+
+/// For implementations of [`LlmBackend`] and [`BackendWrapper`].
+pub use async_trait::async_trait;
+/// Cancels a request: [`GenerateRequest::cancel`].
+pub use tokio_util::sync::CancellationToken;

@@ -5,9 +5,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Prompt, context::Fitted, text::Tokenizer};
+use crate::{ChatOptions, Prompt, Result, context::Fitted, text::Tokenizer};
 
-/// The results of checking a request. Clones of the request share them.
+/// The results of work on a request. Clones of the request share them.
 ///
 /// The fields of a request are public, and a layer may send it to another model, so each result is kept with all that it
 /// was computed from and is used only for exactly that.
@@ -23,19 +23,52 @@ struct Results {
 struct Tokens {
     tokenizer: Arc<Tokenizer>,
     prompt: Prompt,
-    tokens: Vec<u32>,
+    chat: ChatOptions,
+    tokens: Arc<[u32]>,
 }
 
 impl Prepared {
-    /// The tokens of `prompt`, if this tokenizer has encoded it.
-    pub(crate) fn tokens(&self, tokenizer: &Arc<Tokenizer>, prompt: &Prompt) -> Option<Vec<u32>> {
-        let results = self.lock();
-        let known = results.tokens.as_ref()?;
-        (Arc::ptr_eq(&known.tokenizer, tokenizer) && known.prompt == *prompt).then(|| known.tokens.clone())
+    /// The tokens of `prompt`, computed where they are not known. This is the one place where prompts become tokens.
+    ///
+    /// # Errors
+    /// Those of the tokenizer and of the chat template.
+    pub(crate) fn tokens(
+        &self,
+        tokenizer: &Arc<Tokenizer>,
+        prompt: &Prompt,
+        chat: &ChatOptions,
+    ) -> Result<Arc<[u32]>> {
+        if let Prompt::Tokens(tokens) = prompt {
+            return Ok(tokens.as_slice().into());
+        }
+        if let Some(tokens) = self.known(tokenizer, prompt, chat) {
+            return Ok(tokens);
+        }
+        // Not under the lock, which a panic of a tokenizer or a slow template would hold.
+        let tokens: Arc<[u32]> = tokenizer.encode_prompt(prompt, chat)?.into();
+        self.lock().tokens = Some(Tokens {
+            tokenizer: Arc::clone(tokenizer),
+            prompt: prompt.clone(),
+            chat: chat.clone(),
+            tokens: Arc::clone(&tokens),
+        });
+        Ok(tokens)
     }
 
-    pub(crate) fn keep_tokens(&self, tokenizer: &Arc<Tokenizer>, prompt: Prompt, tokens: Vec<u32>) {
-        self.lock().tokens = Some(Tokens { tokenizer: Arc::clone(tokenizer), prompt, tokens });
+    pub(crate) fn knows_tokens(
+        &self,
+        tokenizer: &Arc<Tokenizer>,
+        prompt: &Prompt,
+        chat: &ChatOptions,
+    ) -> bool {
+        self.known(tokenizer, prompt, chat).is_some()
+    }
+
+    fn known(&self, tokenizer: &Arc<Tokenizer>, prompt: &Prompt, chat: &ChatOptions) -> Option<Arc<[u32]>> {
+        let results = self.lock();
+        let known = results.tokens.as_ref()?;
+        let same = Arc::ptr_eq(&known.tokenizer, tokenizer) && known.prompt == *prompt && known.chat == *chat;
+        same.then(|| Arc::clone(&known.tokens))
     }
 
     /// What a context policy made of the request, for the policy to compare with what it is asked.

@@ -3,47 +3,112 @@
 use std::sync::Arc;
 
 use crate::{
-    Error, ErrorKind, GenerateRequest, LogitsRequest, ModelInfo, Prompt, Result, Sampling, ScoreRequest,
-    blocking::blocking, info::Limits, text::Tokenizer,
+    ChatOptions, Error, ErrorKind, GenerateParams, GenerateRequest, LogitsRequest, ModelInfo, Prompt, Result,
+    Sampling, ScoreRequest, Tool, ToolChoice, blocking::blocking, info::Limits, text::Tokenizer,
 };
 
 /// The most entries of [`ScoreRequest::top`].
 pub const MAX_TOP: usize = 100;
 
-/// Checks everything about a request but its prompt's tokens. Token ids of `logit_bias` must be below `vocab_size`.
+/// Checks everything about a request but its prompt's tokens. Token ids of `logit_bias` must be below the vocabulary's
+/// size, where `info` tells it.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidRequest`].
-pub fn generate(request: &GenerateRequest, vocab_size: usize) -> Result<()> {
-    if request.max_tokens == Some(0) {
+/// [`ErrorKind::InvalidRequest`]; [`ErrorKind::Unsupported`] for what the capabilities do not have.
+pub fn generate(params: &GenerateParams, info: &ModelInfo) -> Result<()> {
+    let vocab_size = known_vocab_size(&info.limits);
+    if params.max_tokens == Some(0) {
         return Err(Error::invalid_request("max_tokens: 0 is out of range; at least 1 expected"));
     }
-    if request.stop.iter().any(String::is_empty) {
+    if params.stop.iter().any(String::is_empty) {
         return Err(Error::invalid_request("stop: a stop string is empty; at least one character expected"));
     }
-    if let Some(token) = request.stop_tokens.iter().find(|&&token| token as usize >= vocab_size) {
+    if let Some(token) = params.stop_tokens.iter().find(|&&token| token as usize >= vocab_size) {
         return Err(Error::invalid_request(format!(
             "stop_tokens: token {token} is out of range; ids below {vocab_size} expected"
         )));
     }
-    if let Prompt::Text(text) = &request.prompt
-        && text.is_empty()
-    {
+    if matches!(params.prompt, Prompt::Text(_) | Prompt::Segments(_)) && params.prompt.is_empty() {
         return Err(Error::invalid_request("prompt: is empty; at least one token expected"));
     }
+    if params.top_logprobs > MAX_TOP {
+        return Err(Error::invalid_request(format!(
+            "top_logprobs: {} is out of range; at most {MAX_TOP} expected",
+            params.top_logprobs
+        )));
+    }
+    if params.top_logprobs > 0 && !params.logprobs {
+        return Err(Error::invalid_request("top_logprobs: needs `logprobs`, which is off"));
+    }
+    if params.constraint.is_some() && !info.capabilities.constraints {
+        return Err(Error::unsupported(format!(
+            "constraint: backend `{}` cannot constrain answers",
+            info.backend
+        )));
+    }
+    chat(params, info)?;
     // `ContextLayer` removes these fields before it forwards a request.
-    if let Some(policy) = request.context_policy.as_ref().filter(|policy| policy.takes_long_prompts()) {
+    if let Some(policy) = params.context_policy.as_ref().filter(|policy| policy.takes_long_prompts()) {
         return Err(Error::unsupported(format!(
             "context_policy: the backend itself has no `{}`; load the model through the registry, or put a ContextLayer around it",
             policy.name()
         )));
     }
-    if request.document.is_some() {
+    if params.document.is_some() {
         return Err(Error::unsupported(
             "document: load the model through the registry, or put a ContextLayer around the backend",
         ));
     }
-    sampling(&request.sampling, vocab_size)
+    sampling(&params.sampling, vocab_size)
+}
+
+/// Checks the options for the chat template, and the messages as far as no template is needed.
+fn chat(params: &GenerateParams, info: &ModelInfo) -> Result<()> {
+    let options = &params.chat;
+    let Prompt::Chat(messages) = &params.prompt else {
+        let default = ChatOptions::default();
+        return if *options == default {
+            Ok(())
+        } else {
+            Err(Error::invalid_request(
+                "chat: the prompt is no chat, so there is no template that could use these options",
+            ))
+        };
+    };
+    if let Some(message) = messages.iter().find(|message| message.role.is_empty()) {
+        let text: String = message.content.text().chars().take(40).collect();
+        return Err(Error::invalid_request(format!("messages: the message `{text}` has no role")));
+    }
+    if options.continue_final_message
+        && messages.last().is_some_and(|last| last.content.text().trim().is_empty())
+    {
+        return Err(Error::invalid_request(
+            "chat.continue_final_message: the last message has no text that could be continued",
+        ));
+    }
+    let mut names: Vec<&str> = options.tools.iter().map(Tool::name).collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Error::invalid_request(format!("chat.tools: two tools have the name `{}`", pair[0])));
+    }
+    let chosen = match &options.tool_choice {
+        ToolChoice::Auto | ToolChoice::None => return Ok(()),
+        ToolChoice::Required => None,
+        ToolChoice::Function(name) => Some(name),
+    };
+    if let Some(name) = chosen.filter(|name| names.binary_search(&name.as_str()).is_err()) {
+        return Err(Error::invalid_request(format!("chat.tool_choice: no tool has the name `{name}`")));
+    }
+    if options.tools.is_empty() {
+        return Err(Error::invalid_request("chat.tool_choice: a call is required, but there are no tools"));
+    }
+    if !info.capabilities.tool_calls {
+        return Err(Error::unsupported(format!(
+            "chat.tool_choice: backend `{}` cannot require a call; `auto` or `none` expected",
+            info.backend
+        )));
+    }
+    Ok(())
 }
 
 /// Checks a request as far as a model's description and its tokenizer tell: the fields, then the prompt's tokens and
@@ -58,19 +123,22 @@ pub async fn request(
     tokenizer: Option<Arc<Tokenizer>>,
 ) -> Result<()> {
     let limits = info.limits.clone();
-    generate(request, known_vocab_size(&limits))?;
+    generate(&request.params, info)?;
     let checked = move |tokens: &[u32]| {
         self::tokens("prompt", tokens, known_vocab_size(&limits))?;
         // A backend that does not know its context has no limit to check.
         if limits.context_length == 0 { Ok(()) } else { prompt_fits(tokens.len(), limits.context_length) }
     };
-    if let Prompt::Tokens(tokens) = &request.prompt {
+    if let Prompt::Tokens(tokens) = &request.params.prompt {
         return checked(tokens);
     }
-    not_empty(&request.prompt)?;
+    not_empty(&request.params.prompt)?;
     let Some(tokenizer) = tokenizer else { return Ok(()) };
-    let prompt = request.prompt.clone();
-    blocking("the prompt's tokenization", move || checked(&encode(&tokenizer, &prompt)?)).await
+    if request.knows_tokens(&tokenizer) {
+        return checked(&request.prompt_tokens(&tokenizer)?);
+    }
+    let request = request.clone();
+    blocking("the prompt's tokenization", move || checked(&request.prompt_tokens(&tokenizer)?)).await
 }
 
 /// The size of the vocabulary; the largest there is where it is not known.
@@ -88,18 +156,6 @@ pub fn not_empty(prompt: &Prompt) -> Result<()> {
             Err(Error::invalid_request("prompt: no messages; at least one expected"))
         }
         _ => Ok(()),
-    }
-}
-
-/// The tokens of a prompt, with all that the template and the tokenizer add. May take seconds for megabytes.
-///
-/// # Errors
-/// What the chat template refuses; [`ErrorKind::Unsupported`] for a chat without a template.
-pub fn encode(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<Vec<u32>> {
-    match prompt {
-        Prompt::Text(text) => tokenizer.encode(text, true),
-        Prompt::Tokens(tokens) => Ok(tokens.clone()),
-        Prompt::Chat(messages) => tokenizer.encode_chat(messages, true),
     }
 }
 

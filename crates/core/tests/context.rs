@@ -16,8 +16,9 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
-    Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, LlmBackendExt,
-    Message, ModelInfo, Prompt, Result, Score, ScoreRequest, Timing, Usage,
+    ChatOptions, DoneEvent, Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream,
+    LlmBackend, LlmBackendExt, Message, ModelInfo, Prompt, Result, Score, ScoreRequest, Timing, TokenEvent,
+    Usage,
     context::{
         Chunked, ContextLayer, ContextPolicy, ContextReport, ContextStep, DropFrom, MessageTokens,
         TokenBudget, Truncate,
@@ -84,20 +85,14 @@ impl Clerk {
 
 fn text_of(prompt: &Prompt) -> String {
     match prompt {
-        Prompt::Text(text) => text.clone(),
         Prompt::Tokens(ids) => TOKENIZER.decode(ids, true).unwrap(),
-        Prompt::Chat(messages) => messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("|"),
-        other => panic!("{other:?}"),
+        Prompt::Chat(messages) => messages.iter().map(|m| m.content.text()).collect::<Vec<_>>().join("|"),
+        text => text.text().unwrap().into_owned(),
     }
 }
 
 fn count(prompt: &Prompt) -> usize {
-    match prompt {
-        Prompt::Text(text) => TOKENIZER.encode(text, true).unwrap().len(),
-        Prompt::Tokens(ids) => ids.len(),
-        Prompt::Chat(messages) => TOKENIZER.count_chat(messages).unwrap(),
-        other => panic!("{other:?}"),
-    }
+    TOKENIZER.encode_prompt(prompt, &ChatOptions::default()).unwrap().len()
 }
 
 struct Events(mpsc::Receiver<Result<Event>>);
@@ -121,10 +116,10 @@ impl LlmBackend for Clerk {
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
-        validate::generate(&request, usize::MAX)?;
-        let prompt_tokens = count(&request.prompt);
+        validate::generate(&request.params, &self.info)?;
+        let prompt_tokens = count(&request.params.prompt);
         validate::prompt_fits(prompt_tokens, CONTEXT)?;
-        let text = text_of(&request.prompt);
+        let text = text_of(&request.params.prompt);
         if self.poison.as_ref().is_some_and(|words| text.contains(&**words)) {
             return Err(Error::backend("poisoned"));
         }
@@ -133,7 +128,7 @@ impl LlmBackend for Clerk {
         {
             return Err(Error::new(ErrorKind::Busy, "busy"));
         }
-        self.prompts.lock().unwrap().push(request.prompt);
+        self.prompts.lock().unwrap().push(request.params.prompt);
         let (sender, events) = mpsc::channel(8);
         let clerk = self.clone();
         tokio::spawn(async move {
@@ -143,21 +138,15 @@ impl LlmBackend for Clerk {
                 request.cancel.run_until_cancelled(tokio::time::sleep(clerk.delay)).await.is_none();
             let text = if cancelled { String::new() } else { clerk.reply.to_string() };
             let generated = TOKENIZER.encode_plain(&text).unwrap().len();
-            let generated_tokens = generated.min(request.max_tokens.unwrap_or(generated));
-            let _ = sender.send(Ok(Event::Token { id: 1, text, logprob: None })).await;
+            let completion_tokens = generated.min(request.params.max_tokens.unwrap_or(generated));
+            let _ = sender.send(Ok(TokenEvent::new(1).into())).await;
+            let _ = sender.send(Ok(Event::text(text))).await;
             clerk.active.fetch_sub(1, Ordering::SeqCst);
             let mut usage = Usage::default();
-            (usage.prompt_tokens, usage.generated_tokens) = (prompt_tokens, generated_tokens);
+            (usage.prompt_tokens, usage.completion_tokens) = (prompt_tokens, completion_tokens);
             let finish_reason = if cancelled { FinishReason::Cancelled } else { FinishReason::EndOfSequence };
-            let done = Event::Done {
-                finish_reason,
-                text: String::new(),
-                usage,
-                timing: Timing::default(),
-                seed: None,
-                served_by: None,
-            };
-            let _ = sender.send(Ok(done)).await;
+            let done = DoneEvent::new(finish_reason, usage, Timing::default());
+            let _ = sender.send(Ok(done.into())).await;
         });
         Ok(GenerateStream::new(Events(events)))
     }
@@ -169,10 +158,10 @@ impl LlmBackend for Clerk {
 
 /// The same request without what a check has computed.
 fn fresh(request: &GenerateRequest) -> GenerateRequest {
-    let mut fresh = GenerateRequest::new(request.prompt.clone());
-    fresh.max_tokens = request.max_tokens;
-    fresh.document.clone_from(&request.document);
-    fresh.context_policy.clone_from(&request.context_policy);
+    let mut fresh = GenerateRequest::new(request.params.prompt.clone());
+    fresh.params.max_tokens = request.params.max_tokens;
+    fresh.params.document.clone_from(&request.params.document);
+    fresh.params.context_policy.clone_from(&request.params.context_policy);
     fresh
 }
 
@@ -223,7 +212,7 @@ fn the_parts_of_a_budget_sum_up_to_the_prompt() {
         assert_eq!(budget.opening as i64 + parts + budget.answer_header, budget.prompt as i64);
         assert_eq!(budget.free(), Some(CONTEXT as i64 - budget.prompt as i64 - 20));
         for (part, message) in budget.messages.iter().zip(&messages) {
-            assert_eq!(part.text, TOKENIZER.encode_plain(&message.content).unwrap().len());
+            assert_eq!(part.text, TOKENIZER.encode_plain(&message.content.text()).unwrap().len());
             assert!(part.template >= 0, "this template trims nothing: {part:?}");
         }
     }
@@ -250,11 +239,11 @@ async fn truncation_keeps_the_system_message_and_the_last_one_whatever_it_drops(
         assert!(tokens <= limit, "{drop:?}: {tokens}");
         // Not much more than needed, but for whole turns.
         assert!(tokens + 60 > limit, "{drop:?}: {tokens}");
-        assert_eq!((kept[0].content.as_str(), kept.last().unwrap().content.as_str()), ("SYSTEM", "LAST"));
+        assert_eq!((&*kept[0].content.text(), &*kept.last().unwrap().content.text()), ("SYSTEM", "LAST"));
         // Roles still alternate, and what is there is a part of what was there.
         for (i, message) in kept.iter().enumerate().skip(1) {
             assert_eq!(message.role, if i % 2 == 1 { "user" } else { "assistant" });
-            let whole = messages.iter().any(|m| m.content.contains(&message.content));
+            let whole = messages.iter().any(|m| m.content.text().contains(&*message.content.text()));
             let middle = drop == DropFrom::Middle;
             assert!(whole || middle, "{drop:?}: {message:?}");
         }
@@ -263,10 +252,10 @@ async fn truncation_keeps_the_system_message_and_the_last_one_whatever_it_drops(
         assert_eq!(report.prompt_tokens, TOKENIZER.count_chat(&messages).unwrap());
         // What is reported as dropped is what is missing.
         let missing: usize = report.dropped.iter().map(|d| d.end - d.start).sum();
-        let bytes = |messages: &[Message]| messages.iter().map(|m| m.content.len()).sum::<usize>();
+        let bytes = |messages: &[Message]| messages.iter().map(|m| m.content.text().len()).sum::<usize>();
         assert_eq!(bytes(&messages) - bytes(kept), missing, "{drop:?}");
         for dropped in &report.dropped {
-            let content = &messages[dropped.message.unwrap()].content;
+            let content = messages[dropped.message.unwrap()].content.text();
             assert!(content.is_char_boundary(dropped.start) && content.is_char_boundary(dropped.end));
             let divided =
                 |at: usize| content[..at].ends_with('\u{200d}') || content[at..].starts_with('\u{200d}');
@@ -374,7 +363,7 @@ fn report(events: &[Event]) -> &ContextReport {
     let reports: Vec<_> = events
         .iter()
         .filter_map(|e| match e {
-            Event::Context { step: ContextStep::Report(report) } => Some(report),
+            Event::Context(ContextStep::Report(report)) => Some(report),
             _ => None,
         })
         .collect();
@@ -418,11 +407,11 @@ async fn map_reduce_reads_all_of_it_and_makes_one_answer_of_the_answers() {
         assert!(report.merged.len() > 1 && report.merged.is_sorted_by(|a, b| a > b), "{:?}", report.merged);
         let rounds: usize = report.merged.iter().sum();
         assert_eq!(report.calls, rounds + 1);
-        let done = |e: &&Event| matches!(e, Event::Context { step: ContextStep::PartDone { .. } });
+        let done = |e: &&Event| matches!(e, Event::Context(ContextStep::PartDone { .. }));
         assert_eq!(events.iter().filter(done).count(), rounds);
         assert_eq!(report.total_prompt_tokens, prompts.iter().map(count).sum::<usize>());
-        let [.., before, Event::Done { usage, .. }] = &events[..] else { panic!() };
-        assert!(matches!(before, Event::Context { step: ContextStep::Report(_) }));
+        let [.., before, Event::Done(DoneEvent { usage, .. })] = &events[..] else { panic!() };
+        assert!(matches!(before, Event::Context(ContextStep::Report(_))));
         assert_eq!(usage.prompt_tokens, count(prompts.last().unwrap()), "the last request's own");
         assert_eq!(clerk.most_active.load(Ordering::SeqCst), 3, "as many at once as there are sequences");
     }
@@ -460,7 +449,8 @@ async fn a_part_that_fails_is_named_and_the_answers_of_others_are_not_lost() {
     assert_eq!(error.kind(), ErrorKind::Backend);
     let error = error.to_string();
     assert!(error.contains("poisoned") && error.contains("part: ") && error.contains("bytes: "), "{error}");
-    let kept = |e: &&Event| matches!(e, Event::Context { step: ContextStep::PartDone { answer, .. } } if answer == "answer");
+    let kept =
+        |e: &&Event| matches!(e, Event::Context(ContextStep::PartDone { answer, .. }) if answer == "answer");
     assert!(events.iter().filter(kept).count() >= 2);
 }
 
@@ -481,11 +471,11 @@ async fn a_full_queue_delays_a_run_and_does_not_end_it() {
             let mut used = 0;
             for event in &events {
                 match event {
-                    Event::Context { step: ContextStep::PartStarted { round, part, .. } } => {
+                    Event::Context(ContextStep::PartStarted { round, part, .. }) => {
                         started.push((*round, *part));
                     }
-                    Event::Context { step: ContextStep::PartDone { usage, .. } }
-                    | Event::Done { usage, .. } => used += usage.prompt_tokens,
+                    Event::Context(ContextStep::PartDone { usage, .. })
+                    | Event::Done(DoneEvent { usage, .. }) => used += usage.prompt_tokens,
                     _ => {}
                 }
             }
@@ -534,9 +524,9 @@ async fn a_request_that_changes_after_its_check_is_judged_anew() {
     let model = Clerk::new("answer").with("truncate".parse().unwrap());
     let mut request = GenerateRequest::new(long_text(600)).with_max_tokens(20);
     model.validate(&request).await.unwrap();
-    request.prompt = "short".into();
+    request.params.prompt = "short".into();
     let (events, _) = events(model.generate(request).await.unwrap()).await;
-    let [.., Event::Done { usage, .. }] = &events[..] else { panic!("{events:?}") };
+    let [.., Event::Done(DoneEvent { usage, .. })] = &events[..] else { panic!("{events:?}") };
     assert_eq!(usage.prompt_tokens, count(&"short".into()));
 }
 
@@ -554,7 +544,7 @@ async fn cancelling_or_dropping_ends_all_steps() {
     let (events, error) = events(stream).await;
     assert!(error.is_none(), "{error:?}");
     assert!(
-        matches!(events.last(), Some(Event::Done { finish_reason: FinishReason::Cancelled, .. })),
+        matches!(events.last(), Some(Event::Done(DoneEvent { finish_reason: FinishReason::Cancelled, .. }))),
         "{events:?}"
     );
 

@@ -38,9 +38,8 @@ use tokio::{
 };
 
 use ternion_core::{
-    Error, ErrorKind, GenerateRequest, GenerateStream, Limits, LlmBackend, LogitsRequest, ModelInfo, Prompt,
-    Result, ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded, blocking, text::Tokenizer,
-    validate,
+    Error, ErrorKind, GenerateRequest, GenerateStream, Limits, LlmBackend, LogitsRequest, ModelInfo, Result,
+    ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded, blocking, text::Tokenizer, validate,
 };
 
 use crate::{
@@ -118,7 +117,7 @@ pub(crate) struct Shared {
     pub(crate) finished: AtomicU64,
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) cached_tokens: AtomicU64,
-    pub(crate) generated_tokens: AtomicU64,
+    pub(crate) completion_tokens: AtomicU64,
 }
 
 /// The process in which the engine's thread runs.
@@ -242,43 +241,33 @@ impl Engine {
     fn check(&self, request: &mut GenerateRequest) -> Result<PromptChecks> {
         let limits = self.info.limits.clone();
         let window = Window::of(request, limits.context_length)?;
-        validate::generate(request, limits.vocab_size)?;
+        validate::generate(&request.params, &self.info)?;
         Ok(PromptChecks { limits, window })
     }
 
     /// The tokens of the request's prompt, which fit into the context, and the permit that `permit` gave.
     ///
     /// A template and a tokenizer may take seconds for megabytes, so they run where blocking is allowed. The permit is
-    /// taken before and held until they are done, even if nobody waits any more: that bounds how many run. With `keep` the
-    /// request keeps the tokens for the next call.
+    /// taken before and held until they are done, even if nobody waits any more: that bounds how many run.
     async fn tokens<P: Send + 'static>(
         &self,
         request: GenerateRequest,
         checks: PromptChecks,
         permit: impl Future<Output = Result<P>> + Send,
-        keep: bool,
     ) -> Result<(P, PromptTokens)> {
-        validate::not_empty(&request.prompt)?;
-        let known = request.checked_tokens(&self.tokenizer);
-        let keep = keep.then(|| request.keep_tokens(&self.tokenizer));
-        let prompt = match (request.prompt, known) {
-            (Prompt::Tokens(tokens), _) | (_, Some(tokens)) => {
-                let tokens = checks.apply(tokens)?;
-                return Ok((permit.await?, tokens));
-            }
-            (prompt, None) => prompt,
-        };
+        validate::not_empty(&request.params.prompt)?;
+        if request.knows_tokens(&self.tokenizer) {
+            let tokens = checks.apply(request.prompt_tokens(&self.tokenizer)?.to_vec())?;
+            return Ok((permit.await?, tokens));
+        }
         let runtime = Handle::try_current().map_err(|e| {
             Error::unsupported("text and chats need a tokio runtime to be awaited in").with_source(e)
         })?;
         let permit = permit.await?;
         let tokenizer = Arc::clone(&self.tokenizer);
         let work = runtime.spawn_blocking(move || {
-            let tokens = validate::encode(&tokenizer, &prompt)?;
-            if let Some(keep) = keep {
-                keep(tokens.clone());
-            }
-            Ok((permit, checks.apply(tokens)?))
+            let tokens = request.prompt_tokens(&tokenizer)?;
+            Ok((permit, checks.apply(tokens.to_vec())?))
         });
         work.await.unwrap_or_else(|e| Err(blocking::failed("the prompt's tokenization", e)))
     }
@@ -332,7 +321,7 @@ impl LlmBackend for Engine {
         stats.finished = s.finished.load(Ordering::Relaxed);
         stats.prompt_tokens = s.prompt_tokens.load(Ordering::Relaxed);
         stats.cached_tokens = s.cached_tokens.load(Ordering::Relaxed);
-        stats.generated_tokens = s.generated_tokens.load(Ordering::Relaxed);
+        stats.completion_tokens = s.completion_tokens.load(Ordering::Relaxed);
         stats
     }
 
@@ -358,7 +347,7 @@ impl LlmBackend for Engine {
                     Error::new(ErrorKind::Closed, "the engine makes no more checks").with_source(e)
                 })
             };
-            self.tokens(request, checks, permit, true).await.map(drop)
+            self.tokens(request, checks, permit).await.map(drop)
         };
         check.await.during("generate")
     }
@@ -367,23 +356,24 @@ impl LlmBackend for Engine {
         let accepted = Instant::now();
         let start = async {
             let checks = self.check(&mut request)?;
-            let sampling = std::mem::take(&mut request.sampling).or(&self.sampling);
+            let sampling = std::mem::take(&mut request.params.sampling).or(&self.sampling);
             // A window never fills the context, so the answer needs a bound of its own.
             let most = if checks.window.is_some() { self.info.limits.context_length } else { usize::MAX };
             let ending = Ending {
-                max_tokens: request.max_tokens.unwrap_or(most),
-                stop: std::mem::take(&mut request.stop),
-                stop_tokens: std::mem::take(&mut request.stop_tokens),
-                ignore_eos: request.ignore_eos,
-                logprobs: request.logprobs,
+                max_tokens: request.params.max_tokens.unwrap_or(most),
+                stop: std::mem::take(&mut request.params.stop),
+                stop_tokens: std::mem::take(&mut request.params.stop_tokens),
+                ignore_eos: request.params.ignore_eos,
+                logprobs: request.params.logprobs,
+                top_logprobs: request.params.top_logprobs,
             };
             let cancel = request.cancel.clone();
             let permit = async { self.admit() };
-            let (admission, (tokens, window)) = self.tokens(request, checks, permit, false).await?;
-            let (events, reader) = channel::channel(EVENT_CAPACITY);
+            let (admission, (tokens, window)) = self.tokens(request, checks, permit).await?;
+            let (messages, reader) = channel::channel(EVENT_CAPACITY);
             let waits = Arc::new(AtomicBool::new(false));
             let generation = Generation::new(
-                EventSender { events, waits: Arc::clone(&waits) },
+                EventSender { messages, waits: Arc::clone(&waits) },
                 self.tokenizer.decoder(),
                 &tokens,
                 Sampler::new(&sampling, &self.info.defaults),

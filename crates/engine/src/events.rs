@@ -1,6 +1,7 @@
 //! The reading end of a request.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::{
         Arc,
@@ -13,7 +14,7 @@ use std::{
 use futures_core::Stream;
 use tokio::sync::mpsc as channel;
 
-use ternion_core::{Event, Result};
+use ternion_core::{DoneEvent, Error, Event, Result, TokenEvent, context::ContextStep};
 
 use crate::engine::{Command, Process, stopped};
 
@@ -27,9 +28,20 @@ impl Drop for WakeOnDrop {
     }
 }
 
+/// What the engine's thread sends to a reader: one message for each step, which may be several events.
+pub(crate) enum Message {
+    Event(Event),
+    /// A token, and the text that is certain with it.
+    Token(TokenEvent, String),
+    /// The end: the text that was held back, what was done to fit the input, and the last event.
+    End(String, Option<ContextStep>, DoneEvent),
+}
+
 /// The events of one generation.
 pub(crate) struct Events {
-    events: channel::Receiver<Result<Event>>,
+    messages: channel::Receiver<Result<Message>>,
+    /// Events of a message that are still to be read.
+    pending: VecDeque<Event>,
     /// Given up at the end, so that a finished stream does not keep the model alive.
     commands: Option<WakeOnDrop>,
     /// Whether the job waits for this reader.
@@ -39,18 +51,37 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) fn new(
-        events: channel::Receiver<Result<Event>>,
+        messages: channel::Receiver<Result<Message>>,
         commands: mpsc::Sender<Command>,
         waits: Arc<AtomicBool>,
         process: Process,
     ) -> Self {
-        Self { events, commands: Some(WakeOnDrop(commands)), waits, process }
+        Self { messages, pending: VecDeque::new(), commands: Some(WakeOnDrop(commands)), waits, process }
     }
 
-    /// The last event: nothing comes after it.
-    fn end(&mut self, event: Result<Event>) -> Poll<Option<Result<Event>>> {
+    /// Takes a message apart and returns its first event.
+    fn read(&mut self, message: Message) -> Event {
+        let text = |text: String| Some(text).filter(|text| !text.is_empty()).map(Event::text);
+        match message {
+            Message::Event(event) => event,
+            Message::Token(token, piece) => {
+                self.pending.extend(text(piece));
+                Event::Token(token)
+            }
+            Message::End(piece, report, done) => {
+                self.commands = None;
+                let mut events = text(piece).into_iter().chain(report.map(Event::Context));
+                let Some(first) = events.next() else { return Event::Done(done) };
+                self.pending.extend(events.chain([Event::Done(done)]));
+                first
+            }
+        }
+    }
+
+    /// An error, after which nothing comes.
+    fn fail(&mut self, error: Error) -> Poll<Option<Result<Event>>> {
         self.commands = None;
-        Poll::Ready(Some(event))
+        Poll::Ready(Some(Err(error.during("generate"))))
     }
 }
 
@@ -58,16 +89,19 @@ impl Stream for Events {
     type Item = Result<Event>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(event) = self.pending.pop_front() {
+            return Poll::Ready(Some(Ok(event)));
+        }
         if self.commands.is_none() {
             return Poll::Ready(None);
         }
-        match self.events.poll_recv(cx) {
+        match self.messages.poll_recv(cx) {
             Poll::Pending => match self.process.check() {
                 Ok(()) => Poll::Pending,
-                Err(error) => self.end(Err(error.during("generate"))),
+                Err(error) => self.fail(error),
             },
-            Poll::Ready(Some(event)) if matches!(event, Err(_) | Ok(Event::Done { .. })) => self.end(event),
-            Poll::Ready(Some(event)) => {
+            Poll::Ready(Some(Err(error))) => self.fail(error),
+            Poll::Ready(Some(Ok(message))) => {
                 // The thread sets this and then looks for room, which is made by now.
                 fence(Ordering::SeqCst);
                 if self.waits.load(Ordering::SeqCst)
@@ -76,9 +110,9 @@ impl Stream for Events {
                     // Fails only if the thread has ended.
                     let _ = commands.send(Command::Wake);
                 }
-                Poll::Ready(Some(event))
+                Poll::Ready(Some(Ok(self.read(message))))
             }
-            Poll::Ready(None) => self.end(Err(stopped().during("generate"))),
+            Poll::Ready(None) => self.fail(stopped()),
         }
     }
 }
@@ -86,6 +120,6 @@ impl Stream for Events {
 impl Drop for Events {
     fn drop(&mut self) {
         // Before the thread is woken, which looks at this.
-        self.events.close();
+        self.messages.close();
     }
 }

@@ -11,21 +11,23 @@ use std::{
 use tokio::sync::mpsc::{OwnedPermit, Sender};
 
 use ternion_core::{
-    Event, FinishReason, Result, ResultExt, ServedBy, Timing, Usage,
-    logprob::log_softmax_at,
+    DoneEvent, Event, FinishReason, PrefillEvent, Result, ResultExt, ServedBy, Timing, TokenEvent, Usage,
+    logprob::log_sum_exp,
     text::{IncrementalDecoder, StopMatcher},
 };
 
 use crate::{
     engine::EVENT_CAPACITY,
+    events::Message,
     job::{End, ModelFacts},
     sampler::Sampler,
+    scoring::{logprob, top_tokens},
     window::Window,
 };
 
 /// The writing end of a stream of events.
 pub(crate) struct EventSender {
-    pub(crate) events: Sender<Result<Event>>,
+    pub(crate) messages: Sender<Result<Message>>,
     /// Set while the job waits for its reader, who then wakes the engine's thread.
     pub(crate) waits: Arc<AtomicBool>,
 }
@@ -37,16 +39,15 @@ pub(crate) struct Ending {
     pub(crate) stop_tokens: Vec<u32>,
     pub(crate) ignore_eos: bool,
     pub(crate) logprobs: bool,
+    pub(crate) top_logprobs: usize,
 }
 
 pub(crate) struct Generation {
     sender: EventSender,
     /// Room for the next token's event, taken before the token is computed so that it can always be delivered.
-    permit: Option<OwnedPermit<Result<Event>>>,
-    /// Room for the report of the window.
-    report_permit: Option<OwnedPermit<Result<Event>>>,
+    permit: Option<OwnedPermit<Result<Message>>>,
     /// Room for the end.
-    last_permit: Option<OwnedPermit<Result<Event>>>,
+    last_permit: Option<OwnedPermit<Result<Message>>>,
     decoder: IncrementalDecoder,
     sampler: Sampler,
     stop: StopMatcher,
@@ -77,12 +78,10 @@ impl Generation {
         served_by: ServedBy,
     ) -> Self {
         sampler.observe_prompt(prompt);
-        let reserve = || sender.events.clone().try_reserve_owned().ok();
-        let (last_permit, report_permit) = (reserve(), window.as_ref().and_then(|_| reserve()));
+        let last_permit = sender.messages.clone().try_reserve_owned().ok();
         Self {
             sender,
             permit: None,
-            report_permit,
             last_permit,
             decoder,
             sampler,
@@ -101,14 +100,14 @@ impl Generation {
     }
 
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.sender.events.is_closed()
+        self.sender.messages.is_closed()
     }
 
     /// Takes room for the next event; `false` if the reader has to read first.
     pub(crate) fn reserve(&mut self) -> bool {
         let reserve = |this: &mut Self| {
             if this.permit.is_none() {
-                this.permit = this.sender.events.clone().try_reserve_owned().ok();
+                this.permit = this.sender.messages.clone().try_reserve_owned().ok();
             }
             this.permit.is_some()
         };
@@ -146,7 +145,7 @@ impl Generation {
 
     /// A reader that reads at all begins a new time of waiting.
     fn note_reading(&mut self) {
-        let room = self.sender.events.capacity();
+        let room = self.sender.messages.capacity();
         if self.stalled_since.is_none() || room > self.room {
             self.stalled_since = Some(Instant::now());
         }
@@ -162,7 +161,8 @@ impl Generation {
 
     /// Progress is news, not data: a reader that is behind misses it.
     pub(crate) fn report_prefill(&self, done: usize, total: usize) {
-        let _ = self.sender.events.try_send(Ok(Event::Prefill { done, total }));
+        let _ =
+            self.sender.messages.try_send(Ok(Message::Event(Event::Prefill(PrefillEvent::new(done, total)))));
     }
 
     /// Chooses a token from `logits` and delivers it. `true` if the answer ends with it.
@@ -177,7 +177,12 @@ impl Generation {
         }
         let raw = self.ending.logprobs.then(|| logits.to_vec());
         let id = self.sampler.sample(logits)?;
-        let logprob = raw.map(|raw| log_softmax_at(&raw, id as usize));
+        let mut token = TokenEvent::new(id);
+        if let Some(raw) = raw {
+            let normalizer = log_sum_exp(&raw);
+            token.logprob = Some(logprob(raw[id as usize], normalizer));
+            token.top_logprobs = top_tokens(&raw, normalizer, self.ending.top_logprobs);
+        }
         self.first_token.get_or_insert_with(Instant::now);
         self.generated += 1;
         tokens.push(id);
@@ -207,11 +212,11 @@ impl Generation {
             };
         }
         if let Some(permit) = self.permit.take() {
-            permit.send(Ok(Event::Token { id, text, logprob }));
+            permit.send(Ok(Message::Token(token, text)));
         }
         if let Some(step) = moved {
             // The report has it as well.
-            let _ = self.sender.events.try_send(Ok(Event::Context { step }));
+            let _ = self.sender.messages.try_send(Ok(Message::Event(Event::Context(step))));
         }
         Ok(self.finish_reason.is_some())
     }
@@ -225,15 +230,13 @@ impl Generation {
         timing.first_token = self.first_token.map(|t| t - accepted);
         let Some(permit) = self.last_permit.take() else { return };
         let report = self.window.take().and_then(|window| window.report(&usage));
-        if let (Some(step), Some(permit)) = (report, self.report_permit.take()) {
-            permit.send(Ok(Event::Context { step }));
-        }
-        let event = self.closing_text(end).map(|(finish_reason, text)| {
-            let seed = self.sampler.seed();
-            let served_by = Some(self.served_by.clone());
-            Event::Done { finish_reason, text, usage, timing, seed, served_by }
+        let message = self.closing_text(end).map(|(finish_reason, text)| {
+            let done = DoneEvent::new(finish_reason, usage, timing)
+                .with_seed(self.sampler.seed())
+                .with_served_by(self.served_by.clone());
+            Message::End(text, report, done)
         });
-        permit.send(event.during("generate"));
+        permit.send(message.during("generate"));
     }
 
     /// Why it ended, and the text that was held back.

@@ -228,10 +228,10 @@ impl Job {
 
     /// What the job has used so far.
     pub(crate) fn usage(&self) -> Usage {
-        let generated_tokens = match &self.work {
+        let completion_tokens = match &self.work {
             Work::Generate(g) => g.generated,
             Work::Score(_) | Work::Logits(_) => 0,
         };
-        Usage::new(self.prompt_tokens(), generated_tokens).with_cached_tokens(self.cached)
+        Usage::new(self.prompt_tokens(), completion_tokens).with_cached_tokens(self.cached)
     }
 }

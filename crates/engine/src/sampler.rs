@@ -224,7 +224,7 @@ mod tests {
     }
 
     fn hot(seed: u64) -> Sampling {
-        Sampling { temperature: Some(1.0), seed: Some(seed), ..Sampling::default() }
+        Sampling::default().with_temperature(1.0).with_seed(seed)
     }
 
     #[test]
@@ -248,15 +248,12 @@ mod tests {
         let logits = [0.0_f32, 1.0, 2.0, 3.0]; // probabilities 0.032 0.087 0.237 0.644
         let only = |s: Sampling| drawn(s, &logits, 2000).into_keys().collect::<Vec<_>>();
         assert_eq!(only(hot(1)), [0, 1, 2, 3]);
-        assert_eq!(only(Sampling { top_k: Some(2), ..hot(1) }), [2, 3]);
-        assert_eq!(only(Sampling { top_p: Some(0.6), ..hot(1) }), [3]);
-        assert_eq!(only(Sampling { top_p: Some(0.7), ..hot(1) }), [2, 3]);
-        assert_eq!(only(Sampling { min_p: Some(0.3), ..hot(1) }), [2, 3]);
-        assert_eq!(only(Sampling { min_p: Some(1.0), ..hot(1) }), [3]);
-        assert_eq!(
-            only(Sampling { logit_bias: [(3, f32::NEG_INFINITY)].into(), top_k: Some(1), ..hot(1) }),
-            [2]
-        );
+        assert_eq!(only(hot(1).with_top_k(2)), [2, 3]);
+        assert_eq!(only(hot(1).with_top_p(0.6)), [3]);
+        assert_eq!(only(hot(1).with_top_p(0.7)), [2, 3]);
+        assert_eq!(only(hot(1).with_min_p(0.3)), [2, 3]);
+        assert_eq!(only(hot(1).with_min_p(1.0)), [3]);
+        assert_eq!(only(hot(1).with_logit_bias(3, f32::NEG_INFINITY).with_top_k(1)), [2]);
     }
 
     #[test]
@@ -280,8 +277,8 @@ mod tests {
 
     #[test]
     fn drawn_seeds_survive_a_reader_of_doubles_and_given_ones_are_taken_as_they_are() {
-        let drawn =
-            || Sampler::new(&Sampling { seed: None, ..hot(0) }, &SamplingDefaults::default()).seed().unwrap();
+        let unseeded = Sampling::default().with_temperature(1.0);
+        let drawn = || Sampler::new(&unseeded, &SamplingDefaults::default()).seed().unwrap();
         let seeds: HashSet<u64> = (0..1000).map(|_| drawn()).collect();
         assert!(seeds.len() > 990, "{} different ones", seeds.len());
         assert!(seeds.iter().all(|&seed| seed < 1 << 53 && seed as f64 as u64 == seed));
@@ -293,17 +290,13 @@ mod tests {
 
     #[test]
     fn penalties_follow_their_definitions() {
-        let mut s = sampler(Sampling { repetition_penalty: Some(2.0), ..Sampling::default() });
+        let mut s = sampler(Sampling::default().with_repetition_penalty(2.0));
         s.observe_prompt(&[0, 1]);
         let mut logits = [4.0, -1.0, 1.0];
         s.penalize(&mut logits);
         assert_eq!(logits, [2.0, -2.0, 1.0]);
 
-        let mut s = sampler(Sampling {
-            presence_penalty: Some(1.0),
-            frequency_penalty: Some(0.5),
-            ..Sampling::default()
-        });
+        let mut s = sampler(Sampling::default().with_presence_penalty(1.0).with_frequency_penalty(0.5));
         s.observe_prompt(&[2]);
         for expected in [0, 0, 1] {
             assert_eq!(s.sample(&mut [5.0, 3.2, 0.0]).unwrap(), expected);
@@ -326,7 +319,7 @@ mod tests {
     #[test]
     fn tiny_and_huge_temperatures_are_safe() {
         for t in [f32::MIN_POSITIVE, 1e-30, 1e30, f32::MAX] {
-            let token = drawn(Sampling { temperature: Some(t), ..hot(3) }, &[-100.0, 1.0, 100.0], 10);
+            let token = drawn(hot(3).with_temperature(t), &[-100.0, 1.0, 100.0], 10);
             assert!(token.keys().all(|&id| id < 3), "{t}");
         }
     }
@@ -338,17 +331,17 @@ mod tests {
         for (row, temperature) in rows.iter().flat_map(|r| [0.0, tiny, 1.0, f32::MAX].map(|t| (r, t))) {
             for repetition in [tiny, 1e-38, 0.5, f32::MAX] {
                 for (penalty, bias) in [(-100.0, f32::MAX), (0.0, 3e38), (100.0, -3e38), (100.0, f32::MIN)] {
-                    let sampling = Sampling {
-                        temperature: Some(temperature),
-                        top_p: Some(0.9),
-                        min_p: Some(0.1),
-                        repetition_penalty: Some(repetition),
-                        presence_penalty: Some(penalty),
-                        frequency_penalty: Some(penalty),
-                        logit_bias: [(0, bias), (1, bias), (2, bias)].into(),
-                        seed: Some(1),
-                        ..Sampling::default()
-                    };
+                    let sampling = Sampling::default()
+                        .with_temperature(temperature)
+                        .with_top_p(0.9)
+                        .with_min_p(0.1)
+                        .with_repetition_penalty(repetition)
+                        .with_presence_penalty(penalty)
+                        .with_frequency_penalty(penalty)
+                        .with_logit_bias(0, bias)
+                        .with_logit_bias(1, bias)
+                        .with_logit_bias(2, bias)
+                        .with_seed(1);
                     validate::sampling(&sampling, 4).unwrap();
                     let mut s = sampler(sampling.clone());
                     s.observe_prompt(&[0, 1, 2, 3]);
@@ -367,14 +360,14 @@ mod tests {
 
     #[test]
     fn a_setting_forbids_a_token_only_where_it_says_so() {
-        let mut s = sampler(Sampling { repetition_penalty: Some(f32::MAX), ..hot(1) });
+        let mut s = sampler(hot(1).with_repetition_penalty(f32::MAX));
         s.observe_prompt(&[0, 1]);
         let mut logits = [-5.0, -4.0];
         s.penalize(&mut logits);
         assert_eq!(logits, [f32::MIN; 2]);
         assert!(s.sample(&mut [-5.0, -4.0]).is_ok());
 
-        let s = sampler(Sampling { logit_bias: [(0, f32::NEG_INFINITY)].into(), ..hot(1) });
+        let s = sampler(hot(1).with_logit_bias(0, f32::NEG_INFINITY));
         let mut logits = [f32::MAX, 0.0];
         s.penalize(&mut logits);
         assert_eq!(logits, [f32::NEG_INFINITY, 0.0]);

@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use ternion_core::{Error, ErrorKind, Result, Score, TokenScore, logprob::log_sum_exp};
+use ternion_core::{Error, ErrorKind, Result, Score, TokenLogprob, TokenScore, logprob::log_sum_exp};
 
 use crate::sampler::{argmax, check_finite};
 
@@ -39,9 +39,18 @@ impl Scoring {
 
 fn score_token(row: &[f32], id: u32, top: usize) -> TokenScore {
     let normalizer = log_sum_exp(row);
-    let logprob = |logit: f32| (f64::from(logit) - normalizer) as f32;
     let own = row[id as usize];
     let rank = row.iter().enumerate().filter(|&(i, &l)| l > own || (l == own && (i as u32) < id)).count();
+    TokenScore::new(id, logprob(own, normalizer), rank).with_top(top_tokens(row, normalizer, top))
+}
+
+/// The log-probability of a token with this logit, in a row with this [`log_sum_exp`].
+pub(crate) fn logprob(logit: f32, normalizer: f64) -> f32 {
+    (f64::from(logit) - normalizer) as f32
+}
+
+/// The `top` most probable tokens of a row of logits with this [`log_sum_exp`], best first.
+pub(crate) fn top_tokens(row: &[f32], normalizer: f64, top: usize) -> Vec<TokenLogprob> {
     let mut best: Vec<u32> = Vec::new();
     if top == 1 {
         best.extend(argmax(row));
@@ -54,8 +63,7 @@ fn score_token(row: &[f32], id: u32, top: usize) -> TokenScore {
         }
         best.sort_unstable_by(by_logit);
     }
-    let top = best.into_iter().map(|i| (i, logprob(row[i as usize]))).collect();
-    TokenScore { id, logprob: logprob(own), rank, top }
+    best.into_iter().map(|i| TokenLogprob::new(i, logprob(row[i as usize], normalizer))).collect()
 }
 
 /// The rows of logits that were asked for, as they come.

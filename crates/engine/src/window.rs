@@ -31,9 +31,9 @@ impl Window {
     /// # Errors
     /// If what is kept leaves no room.
     pub(crate) fn of(request: &mut GenerateRequest, context: usize) -> Result<Option<Self>> {
-        let Some(ContextPolicy::Sliding(sliding)) = &request.context_policy else { return Ok(None) };
+        let Some(ContextPolicy::Sliding(sliding)) = &request.params.context_policy else { return Ok(None) };
         let (sinks, recent) = sliding.kept(context)?;
-        request.context_policy = None;
+        request.params.context_policy = None;
         let report = ContextReport::new("sliding", 0, context - 1);
         Ok(Some(Self { sinks, recent, context, rewind: None, report }))
     }

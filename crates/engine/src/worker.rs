@@ -274,7 +274,7 @@ impl Worker {
         shared.active.store(self.active.len(), Ordering::Release);
         shared.prompt_tokens.fetch_add(job.computed_prompt() as u64, Ordering::Relaxed);
         shared.cached_tokens.fetch_add(usage.cached_tokens as u64, Ordering::Relaxed);
-        shared.generated_tokens.fetch_add(usage.generated_tokens as u64, Ordering::Relaxed);
+        shared.completion_tokens.fetch_add(usage.completion_tokens as u64, Ordering::Relaxed);
         job.finish(end);
     }
 

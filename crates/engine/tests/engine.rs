@@ -11,8 +11,9 @@ use std::{
 
 use common::{Toy, VOCAB, greedy, hashed_logits, tokenizer, tokens};
 use ternion_core::{
-    ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, LogitsRequest, Message,
-    ModelInfo, Prompt, Sampling, ScoreRequest, logprob::log_softmax_at, text::TokenName,
+    DoneEvent, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, LogitsRequest,
+    Message, ModelInfo, PrefillEvent, Prompt, Sampling, ScoreRequest, TextEvent, logprob::log_softmax_at,
+    text::TokenName,
 };
 use ternion_engine::{Engine, EngineOptions};
 use tokio_util::sync::CancellationToken;
@@ -34,11 +35,11 @@ async fn greedy_tokens_are_those_of_the_model_whatever_the_chunk() {
         let mut toy = Toy::new(VOCAB);
         toy.chunk = chunk;
         let mut request = tokens(&prompt).with_max_tokens(10);
-        request.ignore_eos = true;
+        request.params.ignore_eos = true;
         let answer = toy.start().generate(request).await.unwrap().collect().await.unwrap();
         assert_eq!(answer.tokens, greedy(&prompt, 10), "chunk {chunk}");
         assert_eq!(answer.finish_reason, FinishReason::MaxTokens);
-        assert_eq!((answer.usage.prompt_tokens, answer.usage.generated_tokens), (30, 10));
+        assert_eq!((answer.usage.prompt_tokens, answer.usage.completion_tokens), (30, 10));
         assert_eq!(answer.seed, None);
     }
 }
@@ -48,26 +49,34 @@ async fn events_come_in_order_and_make_up_the_answer() {
     let text = "déjà vu 🎉 ok";
     let script = tokenizer().encode(text, false).unwrap();
     let toy = Toy::scripted(VOCAB, PROMPT.len(), &script);
-    let mut stream =
-        toy.start().generate(tokens(&PROMPT).with_max_tokens(script.len()).with_logprobs()).await.unwrap();
+    let mut stream = toy
+        .start()
+        .generate(tokens(&PROMPT).with_max_tokens(script.len()).with_top_logprobs(3))
+        .await
+        .unwrap();
     let (mut answer, mut ids, mut prefill, mut done) = (String::new(), Vec::new(), 0, false);
     while let Some(event) = stream.next().await {
         assert!(!done, "nothing comes after the end");
         match event.unwrap() {
-            Event::Prefill { done, total } => {
+            Event::Prefill(PrefillEvent { done, total, .. }) => {
                 assert!(ids.is_empty() && done > prefill && total == PROMPT.len());
                 prefill = done;
             }
-            Event::Token { id, text, logprob } => {
-                assert!(!text.contains('\u{FFFD}'), "a character was split");
-                assert!(logprob.is_some_and(|l| l <= 0.0));
-                ids.push(id);
+            Event::Token(token) => {
+                assert!(token.logprob.is_some_and(|l| l <= 0.0));
+                assert_eq!(token.top_logprobs.len(), 3);
+                assert_eq!(token.top_logprobs[0].id, token.id, "the script's tokens are the most probable");
+                assert_eq!(Some(token.top_logprobs[0].logprob), token.logprob);
+                assert!(token.top_logprobs[1].logprob >= token.top_logprobs[2].logprob);
+                ids.push(token.id);
+            }
+            Event::Text(TextEvent { text, .. }) => {
+                assert!(!text.is_empty() && !text.contains('\u{FFFD}'), "a character was split");
                 answer.push_str(&text);
             }
-            Event::Done { finish_reason, text, usage, timing, .. } => {
+            Event::Done(DoneEvent { finish_reason, usage, timing, .. }) => {
                 assert_eq!(finish_reason, FinishReason::MaxTokens);
-                answer.push_str(&text);
-                assert_eq!(usage.generated_tokens, ids.len());
+                assert_eq!(usage.completion_tokens, ids.len());
                 assert!(timing.first_token.is_some());
                 done = true;
             }
@@ -101,7 +110,7 @@ async fn an_end_of_sequence_token_ends_the_answer_without_text() {
     assert_eq!(answer.tokens, script);
 
     let mut request = tokens(&PROMPT).with_max_tokens(script.len() + 2);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     let answer = start().generate(request).await.unwrap().collect().await.unwrap();
     assert_eq!(answer.finish_reason, FinishReason::MaxTokens);
 }
@@ -118,7 +127,7 @@ async fn a_stop_token_ends_the_answer_without_text() {
     let request = tokens(&PROMPT).with_max_tokens(20).with_stop_tokens([4, 511]);
     for ignore_eos in [false, true] {
         let mut request = request.clone();
-        request.ignore_eos = ignore_eos;
+        request.params.ignore_eos = ignore_eos;
         let stopped = answer(request, Vec::new()).await;
         assert_eq!((stopped.text.as_str(), stopped.finish_reason), ("yes", FinishReason::StopToken(511)));
         assert_eq!(stopped.tokens, script[..script.len() - 1]);
@@ -181,16 +190,13 @@ async fn names_of_special_tokens_are_stop_strings() {
     ] {
         let engine = Toy::scripted(VOCAB, PROMPT.len(), &script).start();
         let mut request = tokens(&PROMPT).with_max_tokens(script.len()).with_stop([stop.as_str()]);
-        request.ignore_eos = true;
+        request.params.ignore_eos = true;
         let mut stream = engine.generate(request).await.unwrap();
         let mut answer = String::new();
         let end = loop {
             match stream.next().await.unwrap().unwrap() {
-                Event::Token { text, .. } => answer.push_str(&text),
-                Event::Done { finish_reason, text, .. } => {
-                    answer.push_str(&text);
-                    break finish_reason;
-                }
+                Event::Text(piece) => answer.push_str(&piece.text),
+                Event::Done(done) => break done.finish_reason,
                 _ => {}
             }
         };
@@ -198,7 +204,7 @@ async fn names_of_special_tokens_are_stop_strings() {
     }
     let engine = Toy::scripted(VOCAB, PROMPT.len(), &script).start();
     let mut request = tokens(&PROMPT).with_max_tokens(script.len()).with_stop(["never"]);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     assert_eq!(engine.generate(request).await.unwrap().collect().await.unwrap().text, "yes no");
 }
 
@@ -207,7 +213,7 @@ async fn the_context_ends_the_answer() {
     let mut toy = Toy::new(VOCAB);
     toy.context = 12;
     let mut request = tokens(&PROMPT);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     let answer = toy.start().generate(request).await.unwrap().collect().await.unwrap();
     assert_eq!(answer.finish_reason, FinishReason::ContextFull);
     assert_eq!(answer.tokens.len(), 12 - PROMPT.len());
@@ -216,13 +222,10 @@ async fn the_context_ends_the_answer() {
 #[tokio::test]
 async fn a_seed_gives_the_same_tokens_alone_and_in_company() {
     let sampled = |seed| {
-        let mut request = GenerateRequest::new(PROMPT.to_vec()).with_max_tokens(20).with_sampling(Sampling {
-            temperature: Some(0.9),
-            top_p: Some(0.95),
-            seed: Some(seed),
-            ..Sampling::default()
-        });
-        request.ignore_eos = true;
+        let mut request = GenerateRequest::new(PROMPT.to_vec())
+            .with_max_tokens(20)
+            .with_sampling(Sampling::default().with_temperature(0.9).with_top_p(0.95).with_seed(seed));
+        request.params.ignore_eos = true;
         request
     };
     let alone = Toy::new(VOCAB).start().generate(sampled(42)).await.unwrap().collect().await.unwrap();
@@ -250,26 +253,24 @@ async fn a_seed_gives_the_same_tokens_alone_and_in_company() {
 
 #[tokio::test]
 async fn greedy_ignores_the_configured_penalties_but_not_the_biases() {
-    let configured = Sampling {
-        temperature: Some(1.0),
-        repetition_penalty: Some(2.0),
-        presence_penalty: Some(50.0),
-        frequency_penalty: Some(50.0),
-        ..Sampling::default()
-    };
+    let configured = Sampling::default()
+        .with_temperature(1.0)
+        .with_repetition_penalty(2.0)
+        .with_presence_penalty(50.0)
+        .with_frequency_penalty(50.0);
     // The same token again and again, which every penalty would end.
     let script = [5; 4];
     let engine = Toy::scripted(VOCAB, PROMPT.len(), &script).start_with(|o| o.sampling = configured.clone());
     let mut request = tokens(&PROMPT).with_max_tokens(script.len());
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     let answer = engine.generate(request.clone()).await.unwrap().collect().await.unwrap();
     assert_eq!(answer.tokens, script);
 
-    let forbidden = Sampling { logit_bias: [(5, f32::NEG_INFINITY)].into(), ..configured };
+    let forbidden = configured.with_logit_bias(5, f32::NEG_INFINITY);
     let engine = Toy::scripted(VOCAB, PROMPT.len(), &script).start_with(|o| o.sampling = forbidden);
     let answer = engine.generate(request.clone()).await.unwrap().collect().await.unwrap();
     assert!(!answer.tokens.contains(&5));
-    request.sampling.logit_bias.insert(5, 0.0);
+    request.params.sampling.logit_bias.insert(5, 0.0);
     let answer = engine.generate(request).await.unwrap().collect().await.unwrap();
     assert_eq!(answer.tokens, script);
 }
@@ -287,7 +288,7 @@ async fn score_gives_the_log_probabilities_of_the_raw_logits() {
             assert_eq!(token.logprob, log_softmax_at(&logits, token.id as usize));
             assert_eq!(token.rank, logits.iter().filter(|&&l| l > logits[token.id as usize]).count());
             assert_eq!(token.top.len(), 3);
-            assert!(token.top[0].1 >= token.top[1].1);
+            assert!(token.top[0].logprob >= token.top[1].logprob);
         }
     }
     let rows = engine.logits(LogitsRequest::new(sequence.clone()).with_start(4)).await.unwrap();
@@ -317,14 +318,9 @@ async fn score_computes_nothing_that_scores_nothing() {
 #[tokio::test]
 async fn generated_logprobs_equal_scored_ones() {
     let engine = Toy::new(VOCAB).start();
-    let sampling = Sampling {
-        temperature: Some(0.7),
-        repetition_penalty: Some(1.3),
-        seed: Some(5),
-        ..Sampling::default()
-    };
+    let sampling = Sampling::default().with_temperature(0.7).with_repetition_penalty(1.3).with_seed(5);
     let mut request = tokens(&PROMPT).with_max_tokens(8).with_sampling(sampling).with_logprobs();
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     let answer = engine.generate(request).await.unwrap().collect().await.unwrap();
     let whole = [&PROMPT[..], &answer.tokens].concat();
     let score = engine.score(ScoreRequest::new(whole, PROMPT.len())).await.unwrap();
@@ -347,7 +343,7 @@ async fn a_common_prefix_is_computed_once() {
         next.extend([200, 201]);
         let kept = next.len() - 3;
         let mut request = tokens(&next).with_max_tokens(4);
-        request.ignore_eos = true;
+        request.params.ignore_eos = true;
         let second = engine.generate(request).await.unwrap().collect().await.unwrap();
         assert_eq!(second.usage.cached_tokens, kept);
         assert_eq!(second.tokens, greedy(&next, 4));
@@ -355,7 +351,7 @@ async fn a_common_prefix_is_computed_once() {
         // Another conversation with the same beginning, then the whole first prompt again.
         let other = [&first[..6], &[400, 401, 402]].concat();
         let mut request = tokens(&other).with_max_tokens(4);
-        request.ignore_eos = true;
+        request.params.ignore_eos = true;
         let third = engine.generate(request).await.unwrap().collect().await.unwrap();
         assert_eq!(third.usage.cached_tokens, if can_fork { 6 } else { 0 });
         assert_eq!(third.tokens, greedy(&other, 4));
@@ -398,9 +394,9 @@ async fn dropping_the_stream_frees_the_sequence() {
     toy.delay = Duration::from_millis(1);
     let engine = toy.start();
     let mut request = tokens(&PROMPT);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     let mut stream = engine.generate(request.clone()).await.unwrap();
-    while !matches!(stream.next().await, Some(Ok(Event::Token { .. }))) {}
+    while !matches!(stream.next().await, Some(Ok(Event::Token(_)))) {}
     assert_eq!(engine.stats().active, 1);
     drop(stream);
     until("the sequence to be free", || engine.stats().active == 0).await;
@@ -457,9 +453,9 @@ async fn a_cancel_token_ends_prefill_decode_and_waiting() {
     // While decoding: what was generated is kept.
     let cancel = CancellationToken::new();
     let mut request = tokens(&PROMPT).with_cancel(cancel.clone());
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     let mut stream = engine.generate(request).await.unwrap();
-    while !matches!(stream.next().await, Some(Ok(Event::Token { .. }))) {}
+    while !matches!(stream.next().await, Some(Ok(Event::Token(_)))) {}
     cancel.cancel();
     assert_eq!(stream.collect().await.unwrap().finish_reason, FinishReason::Cancelled);
     until("the engine to be idle", || engine.stats().active == 0).await;
@@ -484,7 +480,7 @@ async fn a_cancelled_answer_says_so_whatever_its_last_bytes_become() {
     let cancel = CancellationToken::new();
     let request = tokens(&PROMPT).with_stop(["\u{FFFD}"]).with_cancel(cancel.clone());
     let mut stream = toy.start().generate(request).await.unwrap();
-    while !matches!(stream.next().await, Some(Ok(Event::Token { .. }))) {}
+    while !matches!(stream.next().await, Some(Ok(Event::Token(_)))) {}
     cancel.cancel();
     let answer = stream.collect().await.unwrap();
     assert_eq!((answer.finish_reason, answer.text.as_str()), (FinishReason::Cancelled, ""));
@@ -497,7 +493,7 @@ async fn a_slow_reader_stops_only_itself() {
     let probe = Arc::clone(&toy.probe);
     let engine = toy.start();
     let mut request = tokens(&PROMPT).with_max_tokens(500);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     let slow = engine.generate(request.clone()).await.unwrap();
     let fast = engine.generate(request).await.unwrap().collect().await.unwrap();
     assert_eq!(fast.tokens.len(), 500);
@@ -529,7 +525,7 @@ async fn a_failure_ends_only_the_sequence_that_failed() {
     toy.delay = Duration::from_millis(1);
     let engine = toy.start();
     let mut request = tokens(&PROMPT).with_max_tokens(30);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     let good = engine.generate(request).await.unwrap();
     let bad = engine.generate(tokens(&[1, 2, 13])).await.unwrap();
     let error = bad.collect().await.unwrap_err();
@@ -591,17 +587,17 @@ async fn requests_out_of_range_name_the_field() {
         (GenerateRequest::new(vec![520]), "prompt: token 520"),
         (GenerateRequest::new("hi").with_max_tokens(0), "max_tokens"),
         (GenerateRequest::new("hi").with_stop([""]), "stop"),
-        (sampling(Sampling { temperature: Some(nan), ..Sampling::default() }), "temperature"),
-        (sampling(Sampling { temperature: Some(-0.1), ..Sampling::default() }), "temperature"),
-        (sampling(Sampling { temperature: Some(f32::INFINITY), ..Sampling::default() }), "temperature"),
-        (sampling(Sampling { top_p: Some(0.0), ..Sampling::default() }), "top_p"),
-        (sampling(Sampling { top_p: Some(1.01), ..Sampling::default() }), "top_p"),
-        (sampling(Sampling { min_p: Some(-0.01), ..Sampling::default() }), "min_p"),
-        (sampling(Sampling { repetition_penalty: Some(0.0), ..Sampling::default() }), "repetition_penalty"),
-        (sampling(Sampling { presence_penalty: Some(nan), ..Sampling::default() }), "presence_penalty"),
-        (sampling(Sampling { frequency_penalty: Some(101.0), ..Sampling::default() }), "frequency_penalty"),
-        (sampling(Sampling { logit_bias: [(9999, 0.0)].into(), ..Sampling::default() }), "logit_bias"),
-        (sampling(Sampling { logit_bias: [(1, nan)].into(), ..Sampling::default() }), "logit_bias"),
+        (sampling(Sampling::default().with_temperature(nan)), "temperature"),
+        (sampling(Sampling::default().with_temperature(-0.1)), "temperature"),
+        (sampling(Sampling::default().with_temperature(f32::INFINITY)), "temperature"),
+        (sampling(Sampling::default().with_top_p(0.0)), "top_p"),
+        (sampling(Sampling::default().with_top_p(1.01)), "top_p"),
+        (sampling(Sampling::default().with_min_p(-0.01)), "min_p"),
+        (sampling(Sampling::default().with_repetition_penalty(0.0)), "repetition_penalty"),
+        (sampling(Sampling::default().with_presence_penalty(nan)), "presence_penalty"),
+        (sampling(Sampling::default().with_frequency_penalty(101.0)), "frequency_penalty"),
+        (sampling(Sampling::default().with_logit_bias(9999, 0.0)), "logit_bias"),
+        (sampling(Sampling::default().with_logit_bias(1, nan)), "logit_bias"),
     ];
     for (request, field) in cases {
         let error = engine.generate(request).await.unwrap_err();

@@ -19,7 +19,7 @@ const PROMPT: [u32; 5] = [300, 301, 302, 303, 304];
 
 fn endless(prompt: &[u32], count: usize) -> GenerateRequest {
     let mut request = tokens(prompt).with_max_tokens(count);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     request
 }
 
@@ -129,11 +129,11 @@ async fn a_window_moves_on_although_truncate_panics() {
     let faults = Arc::clone(&toy.faults);
     let engine = toy.start();
     let mut request = endless(&PROMPT, 100);
-    request.context_policy = Some("sliding".parse().unwrap());
+    request.params.context_policy = Some("sliding".parse().unwrap());
     let expected = engine.generate(request.clone()).await.unwrap().collect().await.unwrap();
     *faults.once.lock().unwrap() = Some("truncate");
     let mut other = endless(&[9, 8, 7], 100);
-    other.context_policy = Some("sliding".parse().unwrap());
+    other.params.context_policy = Some("sliding".parse().unwrap());
     engine.generate(other).await.unwrap().collect().await.unwrap();
     assert!(faults.once.lock().unwrap().is_none());
     let again = engine.generate(request).await.unwrap().collect().await.unwrap();

@@ -11,12 +11,13 @@ use std::{
 use common::{Toy, VOCAB, greedy, tokens};
 use ternion_core::{
     ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ScoreRequest,
+    TokenEvent,
 };
 use ternion_engine::Engine;
 
 fn endless(prompt: &[u32], count: usize) -> GenerateRequest {
     let mut request = tokens(prompt).with_max_tokens(count);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     request
 }
 
@@ -29,7 +30,7 @@ async fn unread(engine: &Engine, count: u32) -> Vec<GenerateStream> {
     let mut streams = Vec::new();
     for i in 0..count {
         let mut stream = engine.generate(endless(&[100 + i, 7, 8], 300)).await.unwrap();
-        assert!(matches!(stream.next().await, Some(Ok(Event::Prefill { .. }))));
+        assert!(matches!(stream.next().await, Some(Ok(Event::Prefill(_)))));
         streams.push(stream);
     }
     streams
@@ -65,7 +66,7 @@ async fn answers_that_nobody_reads_stop_nobody_and_lose_nothing() {
         }
         assert!(probe.most_sequences.load(Ordering::SeqCst) <= max_sequences);
         assert_eq!((engine.stats().active, engine.stats().queued), (0, 0));
-        assert_eq!(engine.stats().generated_tokens, 300 * (max_sequences as u64 + 2) + 300);
+        assert_eq!(engine.stats().completion_tokens, 300 * (max_sequences as u64 + 2) + 300);
     }
 }
 
@@ -82,7 +83,7 @@ async fn readers_that_are_slow_share_one_sequence() {
         readers.push(tokio::spawn(async move {
             let (mut stream, mut ids) = (stream, Vec::new());
             while let Some(event) = stream.next().await {
-                if let Event::Token { id, .. } = event.unwrap() {
+                if let Event::Token(TokenEvent { id, .. }) = event.unwrap() {
                     ids.push(id);
                     tokio::time::sleep(Duration::from_millis(3 + u64::from(i))).await;
                 }

@@ -18,7 +18,7 @@ unsafe extern "C" {
 
 fn endless(count: usize) -> GenerateRequest {
     let mut request = tokens(&[300, 301, 302]).with_max_tokens(count);
-    request.ignore_eos = true;
+    request.params.ignore_eos = true;
     request
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{Toy, VOCAB, greedy, tokens};
 use ternion_core::{
-    ErrorKind, Event, FinishReason, LlmBackend,
+    DoneEvent, ErrorKind, Event, FinishReason, LlmBackend, TokenEvent,
     context::{ContextPolicy, ContextStep, Sliding},
 };
 
@@ -48,19 +48,19 @@ async fn a_sliding_window_goes_on_past_the_context_as_new_requests_would() {
             let prompt: Vec<u32> = (0..length).map(|i| (i * 7) % VOCAB as u32).collect();
             let mut request =
                 tokens(&prompt).with_max_tokens(300).with_context_policy(sliding(sinks, recent));
-            request.ignore_eos = true;
+            request.params.ignore_eos = true;
             let mut stream = toy.start().generate(request).await.unwrap();
             let (mut ids, mut moves, mut report) = (Vec::new(), 0, None);
             let end = loop {
                 match stream.next().await.unwrap().unwrap() {
-                    Event::Token { id, .. } => ids.push(id),
-                    Event::Context { step: ContextStep::WindowMoved { kept, .. } } => {
+                    Event::Token(TokenEvent { id, .. }) => ids.push(id),
+                    Event::Context(ContextStep::WindowMoved { kept, .. }) => {
                         assert_eq!(kept, sinks + recent.unwrap_or(30));
                         moves += 1;
                     }
-                    Event::Context { step: ContextStep::Report(r) } => report = Some(r),
-                    Event::Done { finish_reason, .. } => break finish_reason,
-                    Event::Prefill { .. } => assert!(ids.is_empty(), "only of the prompt"),
+                    Event::Context(ContextStep::Report(r)) => report = Some(r),
+                    Event::Done(DoneEvent { finish_reason, .. }) => break finish_reason,
+                    Event::Prefill(_) => assert!(ids.is_empty(), "only of the prompt"),
                     other => panic!("unexpected {other:?}"),
                 }
             };
@@ -85,7 +85,7 @@ async fn without_max_tokens_a_window_gives_as_many_tokens_as_the_context_has() {
     for length in [5, 63, 200] {
         let prompt: Vec<u32> = (0..length).map(|i| (i * 7) % VOCAB as u32).collect();
         let mut request = tokens(&prompt).with_context_policy(sliding(4, None));
-        request.ignore_eos = true;
+        request.params.ignore_eos = true;
         let answer = Toy::new(VOCAB).start().generate(request).await.unwrap().collect().await.unwrap();
         assert_eq!(answer.finish_reason, FinishReason::MaxTokens);
         assert_eq!(answer.tokens, greedy_in_window(&prompt, 64, 4, 30));
@@ -101,8 +101,8 @@ async fn a_window_that_moves_disturbs_nobody_and_reports_nothing_if_it_need_not_
         tasks.push(tokio::spawn(async move {
             let prompt: Vec<u32> = (i * 10..i * 10 + 20).collect();
             let mut request = tokens(&prompt).with_max_tokens(if i % 2 == 0 { 200 } else { 20 });
-            request.context_policy = Some(sliding(4, None));
-            request.ignore_eos = true;
+            request.params.context_policy = Some(sliding(4, None));
+            request.params.ignore_eos = true;
             (prompt, engine.generate(request).await.unwrap().collect().await.unwrap())
         }));
     }

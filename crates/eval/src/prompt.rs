@@ -91,7 +91,8 @@ mod tests {
 
     #[test]
     fn a_chat_has_a_turn_for_each_part() {
-        let roles: Vec<_> = prompt().messages(1).into_iter().map(|m| (m.role, m.content)).collect();
+        let roles: Vec<_> =
+            prompt().messages(1).into_iter().map(|m| (m.role, m.content.into_text())).collect();
         let expected =
             [("system", "About.\n\n"), ("user", "Q: 1\nA:"), ("assistant", "one"), ("user", "Q: 3\nA:")];
         assert_eq!(roles, expected.map(|(role, content)| (role.to_owned(), content.to_owned())));

@@ -11,8 +11,8 @@
 //! let request = GenerateRequest::chat([Message::user("How many days are in a week?")]);
 //! let mut answer = model.generate(request).await?;
 //! while let Some(event) = answer.next().await {
-//!     if let Event::Token { text, .. } = event? {
-//!         print!("{text}");
+//!     if let Event::Text(piece) = event? {
+//!         print!("{}", piece.text);
 //!     }
 //! }
 //! # Ok(())
@@ -40,10 +40,12 @@
 use std::{path::Path, sync::Arc};
 
 pub use ternion_core::{
-    BackendWrapper, Capabilities, Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest,
+    BackendWrapper, CancellationToken, Capabilities, ChatOptions, Completion, Constraint, Content,
+    ContentPart, DoneEvent, Error, ErrorKind, Event, FinishReason, GenerateParams, GenerateRequest,
     GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, MemoryPart, MemoryPlan, Message,
-    ModelInfo, ProcessMemory, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score, ScoreRequest,
-    ServedBy, Stats, Timing, TokenScore, Unloaded, Usage,
+    ModelInfo, Prediction, PrefillEvent, ProcessMemory, Prompt, Result, ResultExt, Sampling,
+    SamplingDefaults, Score, ScoreRequest, Segment, ServedBy, Stats, TextEvent, TextStream, Timing,
+    TokenEvent, TokenLogprob, TokenScore, Tool, ToolCall, ToolChoice, Unloaded, Usage, async_trait,
 };
 pub use ternion_core::{config, context, echo, logprob, registry, text, validate};
 #[cfg(feature = "local")]

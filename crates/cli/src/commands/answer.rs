@@ -3,7 +3,10 @@
 use serde::Serialize;
 use ternion::context::{ContextReport, ContextStep};
 use ternion::text::TokenName;
-use ternion::{Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, ServedBy, Timing, Usage};
+use ternion::{
+    Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, PrefillEvent, ServedBy, TextEvent,
+    Timing, TokenEvent, Usage,
+};
 
 use super::long;
 use crate::App;
@@ -76,7 +79,7 @@ pub(crate) fn request(prompt: impl Into<ternion::Prompt>, args: &GenerationArgs)
         .with_max_tokens(args.max_tokens)
         .with_stop(args.stop.clone())
         .with_sampling(args.sampling());
-    request.logprobs = args.logprobs;
+    request.params.logprobs = args.logprobs;
     request
 }
 
@@ -102,8 +105,8 @@ pub(crate) async fn generate(
     mut request: GenerateRequest,
     args: &GenerationArgs,
 ) -> Outcome<Answer> {
-    let logprobs = request.logprobs;
-    request.stop_tokens = stop_tokens(backend, &args.stop_token)?;
+    let logprobs = request.params.logprobs;
+    request.params.stop_tokens = stop_tokens(backend, &args.stop_token)?;
     let request = request.with_cancel(app.interrupts.renew());
     let mut stream = backend.generate(request).await?;
     let bar = app.output.steps("prompt");
@@ -121,21 +124,25 @@ pub(crate) async fn generate(
     let ended = async {
         while let Some(event) = stream.next().await {
             match event? {
-                Event::Prefill { done, total } => bar.set(done as u64, total as u64),
-                Event::Context { step: ContextStep::Report(report) } => answer.context = Some(report),
-                Event::Context { step } => long::show(app, &bar, &step),
-                Event::Token { id, text, logprob } => {
-                    bar.clear();
-                    print(app, &text)?;
-                    answer.text.push_str(&text);
-                    answer.tokens.push(Token { id, text, logprob });
+                Event::Prefill(PrefillEvent { done, total, .. }) => bar.set(done as u64, total as u64),
+                Event::Context(ContextStep::Report(report)) => answer.context = Some(report),
+                Event::Context(step) => long::show(app, &bar, &step),
+                Event::Token(TokenEvent { id, logprob, .. }) => {
+                    answer.tokens.push(Token { id, text: String::new(), logprob });
                 }
-                Event::Done { finish_reason, text, usage, timing, seed, served_by } => {
+                Event::Text(TextEvent { text, .. }) => {
                     bar.clear();
                     print(app, &text)?;
                     answer.text.push_str(&text);
-                    (answer.finish_reason, answer.usage) = (finish_reason, usage);
-                    (answer.timing, answer.seed, answer.served_by) = (timing, seed, served_by);
+                    // The text that became certain with a token follows it.
+                    if let Some(token) = answer.tokens.last_mut() {
+                        token.text.push_str(&text);
+                    }
+                }
+                Event::Done(done) => {
+                    bar.clear();
+                    (answer.finish_reason, answer.usage) = (done.finish_reason, done.usage);
+                    (answer.timing, answer.seed, answer.served_by) = (done.timing, done.seed, done.served_by);
                     return Ok(());
                 }
                 _ => {}

@@ -11,7 +11,7 @@ pub(crate) async fn run(app: &App, args: &GenerateArgs) -> Outcome {
     let prompt = TextSource::new(args.prompt.as_deref(), args.prompt_file.as_deref()).read("prompt")?;
     let selected = Selected::for_engine(&args.engine)?;
     let mut request = answer::request(prompt, &args.generation);
-    request.ignore_eos = args.ignore_eos;
+    request.params.ignore_eos = args.ignore_eos;
     long::apply(&selected, &args.long, &mut request)?;
     let backend = load(app, &selected).await?;
     let answer = answer::generate(app, &*backend, request, &args.generation).await?;

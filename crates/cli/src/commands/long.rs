@@ -15,7 +15,7 @@ use crate::output::Bar;
 /// the configuration's options of it stay, except for what `--policy` says itself.
 pub(crate) fn apply(selected: &Selected, args: &LongArgs, request: &mut GenerateRequest) -> Outcome {
     if let Some(file) = &args.file {
-        request.document = Some(TextSource::new(None, Some(file)).read("document")?);
+        request.params.document = Some(TextSource::new(None, Some(file)).read("document")?);
     }
     let configured = &selected.model()?.context_policy;
     let mut policy = match &args.policy {
@@ -42,7 +42,7 @@ pub(crate) fn apply(selected: &Selected, args: &LongArgs, request: &mut Generate
         }
     }
     if policy != *configured {
-        request.context_policy = Some(policy);
+        request.params.context_policy = Some(policy);
     }
     Ok(())
 }
@@ -73,7 +73,7 @@ pub(crate) fn lines(report: &ContextReport) -> Vec<String> {
         counted(report.calls, "request"),
         report.total_prompt_tokens,
         report.total_cached_tokens,
-        report.total_generated_tokens
+        report.total_completion_tokens
     )];
     if !report.chunks.is_empty() {
         let largest = report.chunks.iter().map(|c| c.tokens).max().unwrap_or(0);

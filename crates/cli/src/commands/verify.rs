@@ -221,7 +221,7 @@ async fn verify_text(checks: &mut Checks<'_>, backend: &dyn LlmBackend, expected
     let worst = score
         .tokens
         .iter()
-        .map(|token| token.top.first().map_or(f32::INFINITY, |best| best.1 - token.logprob))
+        .map(|token| token.top.first().map_or(f32::INFINITY, |best| best.logprob - token.logprob))
         .fold(0.0, f32::max);
     let passed = f64::from(worst) <= expected.logprob_tolerance;
     let detail = format!(

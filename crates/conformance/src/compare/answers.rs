@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ternion_core::{
     Error, GenerateRequest, LlmBackend, LogitsRequest, ModelInfo, Prompt, Result, ResultExt, Sampling,
-    ScoreRequest,
+    ScoreRequest, TokenScore,
     text::{Chunk, ChunkKind, ChunkOptions, chunks},
 };
 
@@ -128,7 +128,8 @@ async fn answer(model: &dyn LlmBackend, prompt: &[u32], max_tokens: usize) -> Re
         let tokens = [prompt, &completion.tokens].concat();
         let top = ALTERNATIVES.min(info.limits.vocab_size);
         let score = model.score(ScoreRequest::new(tokens, prompt.len()).with_top(top)).await?;
-        alternatives = score.tokens.into_iter().map(|token| token.top).collect();
+        let pairs = |token: TokenScore| token.top.iter().map(|t| (t.id, t.logprob)).collect();
+        alternatives = score.tokens.into_iter().map(pairs).collect();
     }
     Ok(GreedyAnswer { text: completion.text, tokens: completion.tokens, alternatives })
 }

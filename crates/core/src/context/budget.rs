@@ -67,7 +67,7 @@ impl TokenBudget {
         let mut parts = Vec::with_capacity(messages.len());
         let mut before = opening;
         for (i, message) in messages.iter().enumerate() {
-            let text = tokenizer.encode_plain(&message.content)?.len();
+            let text = tokenizer.encode_plain(&message.content.text())?.len();
             let after = if i + 1 == messages.len() {
                 without_header
             } else {

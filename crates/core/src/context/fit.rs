@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::{ContextPolicy, ContextReport, Truncate, budget::answer_room, long::Plan, truncate::truncate};
-use crate::{Prompt, Result, prepared::Prepared, text::Tokenizer, validate};
+use crate::{ChatOptions, Prompt, Result, prepared::Prepared, text::Tokenizer};
 
 /// What the result depends on.
 #[derive(Clone, PartialEq)]
 pub(super) struct Asked {
     pub(super) prompt: Prompt,
+    pub(super) chat: ChatOptions,
     /// Bytes of the document, which stand at the beginning of the text or of the last user message.
     pub(super) document: Option<usize>,
     /// One that needs the tokens of the prompt: not `reject` and not `sliding`.
@@ -43,32 +44,27 @@ impl Fitted {
     /// Those of the tokenizer and the template; [`ContextOverflow`](crate::ErrorKind::ContextOverflow) where the policy
     /// cannot help.
     pub(super) fn new(tokenizer: Arc<Tokenizer>, asked: Asked, prepared: &Prepared) -> Result<Self> {
-        let Asked { prompt, document, policy, max_tokens, context } = &asked;
+        let Asked { prompt, chat, document, policy, max_tokens, context } = &asked;
         let reserve = match policy {
             ContextPolicy::Truncate(Truncate { reserve, .. }) => *reserve,
             ContextPolicy::MapReduce(chunked) | ContextPolicy::Refine(chunked) => chunked.reserve,
             ContextPolicy::Reject | ContextPolicy::Sliding(_) => None,
         };
         let limit = context - answer_room(reserve, *max_tokens, *context, 4)?;
-        let tokens = validate::encode(&tokenizer, prompt)?;
-        let count = tokens.len();
+        let count = prepared.tokens(&tokenizer, prompt, chat)?.len();
         let outcome = if count <= limit {
-            if !matches!(prompt, Prompt::Tokens(_)) {
-                prepared.keep_tokens(&tokenizer, prompt.clone(), tokens);
-            }
             Outcome::Fits
         } else {
             match policy {
                 ContextPolicy::Truncate(policy) => {
-                    let (prompt, dropped) = truncate(&tokenizer, prompt.clone(), *document, policy, limit)?;
+                    let (prompt, dropped) =
+                        truncate(&tokenizer, prompt.clone(), chat, *document, policy, limit)?;
                     let mut report = ContextReport::new("truncate", count, limit);
                     report.dropped = dropped;
                     Outcome::Truncated(prompt, report)
                 }
-                policy => {
-                    let prompt = prompt.clone();
-                    let plan =
-                        Plan::make(&tokenizer, prompt, count, *document, policy, *max_tokens, *context)?;
+                _ => {
+                    let plan = Plan::make(&tokenizer, &asked, count)?;
                     Outcome::Steps(Arc::new(plan))
                 }
             }

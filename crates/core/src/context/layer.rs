@@ -21,8 +21,8 @@ use super::{
     run::Run,
 };
 use crate::{
-    BackendWrapper, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Prompt,
-    Result, ResultExt, blocking::blocking, text::Tokenizer, validate,
+    BackendWrapper, DoneEvent, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend,
+    ModelInfo, Prompt, Result, ResultExt, blocking::blocking, text::Tokenizer, validate,
 };
 
 /// Applies a [`ContextPolicy`] to every request of a backend, and puts a request's `document` where it belongs. All else
@@ -80,7 +80,7 @@ impl ContextLayer {
     /// Applies the policy to a request: what both `validate` and `generate` begin with.
     async fn fit(&self, mut request: GenerateRequest, when_full: WhenFull) -> Result<Ready> {
         let (info, tokenizer) = (self.inner.info(), self.inner.tokenizer());
-        let own = request.context_policy.take();
+        let own = request.params.context_policy.take();
         let policy = own.clone().unwrap_or_else(|| self.policy.clone());
         let checked = policy.validate().and_then(|()| check(&policy, &info, tokenizer.is_some()));
         checked.map_err(|e| match e.kind() {
@@ -90,9 +90,9 @@ impl ContextLayer {
             }
             _ => e,
         })?;
-        let document = request.document.take();
+        let document = request.params.document.take();
         if let Some(document) = &document {
-            request.prompt = with_document(request.prompt, document)?;
+            request.params.prompt = with_document(request.params.prompt, document)?;
         }
         let context = info.limits.context_length;
         // Without a context the backend has no model at the moment: it loads one or says why it cannot.
@@ -100,18 +100,19 @@ impl ContextLayer {
             return Ok(Ready::Whole(request, None));
         }
         if matches!(policy, ContextPolicy::Sliding(_)) {
-            request.context_policy = Some(policy);
+            request.params.context_policy = Some(policy);
             return Ok(Ready::Whole(request, None));
         }
         // Before any work on the prompt.
-        validate::generate(&request, validate::known_vocab_size(&info.limits))?;
-        validate::not_empty(&request.prompt)?;
+        validate::generate(&request.params, &info)?;
+        validate::not_empty(&request.params.prompt)?;
         let tokenizer = tokenizer.ok_or_else(|| no_tokenizer(&info))?;
         let asked = Asked {
-            prompt: std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new())),
+            prompt: std::mem::replace(&mut request.params.prompt, Prompt::Tokens(Vec::new())),
+            chat: request.params.chat.clone(),
             document: document.map(|d| d.len()),
             policy,
-            max_tokens: request.max_tokens,
+            max_tokens: request.params.max_tokens,
             context,
         };
         let fitted = self.measure(tokenizer, asked, &request, when_full).await?;
@@ -119,11 +120,11 @@ impl ContextLayer {
         let fitted = Arc::unwrap_or_clone(fitted);
         Ok(match fitted.outcome {
             Outcome::Fits => {
-                request.prompt = fitted.asked.prompt;
+                request.params.prompt = fitted.asked.prompt;
                 Ready::Whole(request, None)
             }
             Outcome::Truncated(prompt, report) => {
-                request.prompt = prompt;
+                request.params.prompt = prompt;
                 Ready::Whole(request, Some(report))
             }
             Outcome::Steps(plan) => Ready::Steps(request, plan, tokenizer),
@@ -254,7 +255,7 @@ impl fmt::Debug for ContextLayer {
 struct Reported {
     stream: GenerateStream,
     report: Option<ContextReport>,
-    done: Option<Event>,
+    done: Option<DoneEvent>,
 }
 
 impl Stream for Reported {
@@ -262,18 +263,16 @@ impl Stream for Reported {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Some(done) = self.done.take() {
-            return Poll::Ready(Some(Ok(done)));
+            return Poll::Ready(Some(Ok(Event::Done(done))));
         }
         match Pin::new(&mut self.stream).poll_next(cx) {
-            Poll::Ready(Some(Ok(done @ Event::Done { .. }))) => match self.report.take() {
+            Poll::Ready(Some(Ok(Event::Done(done)))) => match self.report.take() {
                 Some(mut report) => {
-                    if let Event::Done { usage, .. } = &done {
-                        report.add(usage);
-                    }
+                    report.add(&done.usage);
                     self.done = Some(done);
-                    Poll::Ready(Some(Ok(Event::Context { step: ContextStep::Report(report) })))
+                    Poll::Ready(Some(Ok(Event::Context(ContextStep::Report(report)))))
                 }
-                None => Poll::Ready(Some(Ok(done))),
+                None => Poll::Ready(Some(Ok(Event::Done(done)))),
             },
             event => event,
         }

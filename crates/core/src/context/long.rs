@@ -3,11 +3,12 @@
 use super::{
     Chunked, ContextPolicy, ContextReport, Dropped,
     budget::answer_room,
-    parts::count,
+    fit::Asked,
+    parts::{segments, text_of},
     prompts::{self, Values},
 };
 use crate::{
-    Error, ErrorKind, Message, Prompt, Result,
+    ChatOptions, Error, ErrorKind, Message, Prompt, Result,
     text::{Chunk, ChunkOptions, Tokenizer, chunks},
 };
 
@@ -23,6 +24,14 @@ pub(super) enum Way {
     Refine,
 }
 
+/// What to do with the long text.
+#[derive(Debug)]
+struct Task {
+    text: String,
+    /// The host wrote it.
+    trusted: bool,
+}
+
 /// What is to be done with a long text.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -30,8 +39,9 @@ pub(super) struct Plan {
     options: Chunked,
     /// The prompts are conversations, with these messages before.
     system: Option<Vec<Message>>,
-    task: String,
+    task: Task,
     text: String,
+    chat: ChatOptions,
     pub(super) chunks: Vec<Chunk>,
     /// The most tokens of each answer but the last.
     pub(super) answer_tokens: usize,
@@ -41,48 +51,53 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Plans the work for a prompt of `prompt_tokens`, of which `document` bytes at the beginning are the long text, if
-    /// they are known.
+    /// Plans the work for a prompt of `prompt_tokens`.
     ///
     /// # Errors
     /// [`ContextOverflow`](ErrorKind::ContextOverflow) where nothing is left for chunks,
     /// [`InvalidRequest`](ErrorKind::InvalidRequest) where it is not known what to do with the text.
-    pub(super) fn make(
-        tokenizer: &Tokenizer,
-        prompt: Prompt,
-        prompt_tokens: usize,
-        document: Option<usize>,
-        policy: &ContextPolicy,
-        max_tokens: Option<usize>,
-        context: usize,
-    ) -> Result<Self> {
+    pub(super) fn make(tokenizer: &Tokenizer, asked: &Asked, prompt_tokens: usize) -> Result<Self> {
+        let Asked { prompt, chat, document, policy, max_tokens, context } = asked;
         let (way, options) = match policy {
             ContextPolicy::Refine(options) => (Way::Refine, options.clone()),
             ContextPolicy::MapReduce(options) => (Way::MapReduce, options.clone()),
             other => return Err(Error::unsupported(format!("`{}` does not work in steps", other.name()))),
         };
-        let reserve = answer_room(options.reserve, max_tokens, context, 4)?;
-        let answer_tokens = answer_room(options.answer_tokens, max_tokens, context, 8)?;
+        if chat.continue_final_message {
+            return Err(Error::invalid_request(format!(
+                "chat.continue_final_message: the policy `{}` makes new messages; another policy expected",
+                policy.name()
+            )));
+        }
+        let reserve = answer_room(options.reserve, *max_tokens, *context, 4)?;
+        let answer_tokens = answer_room(options.answer_tokens, *max_tokens, *context, 8)?;
         let limit = context - reserve.max(answer_tokens);
         let report = ContextReport::new(policy.name(), prompt_tokens, limit);
-        let (system, task, text, dropped) = take_apart(tokenizer, prompt, document, options.task.as_deref())?;
+        let apart = take_apart(tokenizer, prompt, *document, options.task.as_deref())?;
+        let Apart { system, task, text, dropped } = apart;
+        let chat = chat.clone();
         let mut plan =
-            Self { way, options, system, task, text, chunks: Vec::new(), answer_tokens, limit, report };
+            Self { way, options, system, task, text, chat, chunks: Vec::new(), answer_tokens, limit, report };
         plan.report.dropped = dropped;
         plan.cut(tokenizer)?;
         plan.report.chunks.clone_from(&plan.chunks);
         Ok(plan)
     }
 
+    /// How many tokens a prompt of the plan is.
+    fn count(&self, tokenizer: &Tokenizer, prompt: &Prompt) -> Result<usize> {
+        tokenizer.encode_prompt(prompt, &self.chat).map(|ids| ids.len())
+    }
+
     /// Cuts the text so that every prompt with a chunk is within the limit.
     fn cut(&mut self, tokenizer: &Tokenizer) -> Result<()> {
         let empty = Values { part: MANY, parts: MANY, ..Values::default() };
-        let mut overhead = count(tokenizer, &self.first(&empty))?;
+        let mut overhead = self.count(tokenizer, &self.first(&empty))?;
         if self.way == Way::Refine {
-            overhead = overhead.max(count(tokenizer, &self.next(&empty))? + self.answer_tokens);
+            overhead = overhead.max(self.count(tokenizer, &self.next(&empty))? + self.answer_tokens);
         } else {
             // Two answers must fit into a prompt that makes one of them.
-            let combined = count(tokenizer, &self.next(&empty))? + 2 * self.answer_tokens + 2;
+            let combined = self.count(tokenizer, &self.next(&empty))? + 2 * self.answer_tokens + 2;
             if combined > self.limit {
                 return Err(self.no_room(&format!("two answers of {} tokens", self.answer_tokens), combined));
             }
@@ -111,9 +126,9 @@ impl Plan {
         for part in 0..self.chunks.len() {
             let tokens = match self.way {
                 Way::Refine if part > 0 => {
-                    count(tokenizer, &self.chunk_prompt(part, ""))? + self.answer_tokens
+                    self.count(tokenizer, &self.chunk_prompt(part, ""))? + self.answer_tokens
                 }
-                _ => count(tokenizer, &self.chunk_prompt(part, ""))?,
+                _ => self.count(tokenizer, &self.chunk_prompt(part, ""))?,
             };
             most = most.max(tokens);
         }
@@ -156,14 +171,14 @@ impl Plan {
             while fits + 1 < too_many {
                 let middle =
                     if fits == 0 && too_many > rest.len() { rest.len() } else { fits.midpoint(too_many) };
-                if count(tokenizer, &prompt(middle))? <= self.limit {
+                if self.count(tokenizer, &prompt(middle))? <= self.limit {
                     fits = middle;
                 } else {
                     too_many = middle;
                 }
             }
             if fits < 2.min(rest.len()) {
-                return Err(self.no_room("two answers", count(tokenizer, &prompt(2.min(rest.len())))?));
+                return Err(self.no_room("two answers", self.count(tokenizer, &prompt(2.min(rest.len())))?));
             }
             prompts.push(prompt(fits));
             rest = &rest[fits..];
@@ -177,7 +192,7 @@ impl Plan {
     /// # Errors
     /// Those of the tokenizer.
     pub(super) fn within(&self, tokenizer: &Tokenizer, answer: String) -> Result<(String, bool)> {
-        let piece = super::parts::Piece::new(tokenizer, &answer, 0..answer.len(), false)?;
+        let piece = super::parts::Piece::new(tokenizer, &answer, 0..answer.len())?;
         if piece.len() <= self.answer_tokens {
             return Ok((answer, false));
         }
@@ -203,26 +218,38 @@ impl Plan {
     }
 
     fn prompt(&self, template: &str, values: &Values<'_>) -> Prompt {
-        let filled = prompts::fill(template, &Values { task: &self.task, ..*values });
+        let task = Values { task: &self.task.text, task_is_trusted: self.task.trusted, ..*values };
+        let filled = prompts::fill(template, &task);
         match &self.system {
-            Some(system) => Prompt::Chat(system.iter().cloned().chain([Message::user(filled)]).collect()),
-            None => Prompt::Text(filled),
+            Some(system) => {
+                Prompt::Chat(system.iter().cloned().chain([Message::user(text_of(&filled))]).collect())
+            }
+            None => Prompt::Segments(filled),
         }
     }
 }
 
-type Parts = (Option<Vec<Message>>, String, String, Vec<Dropped>);
+/// What a prompt consists of.
+struct Apart {
+    system: Option<Vec<Message>>,
+    /// What to do with the long text.
+    task: Task,
+    /// The long text.
+    text: String,
+    dropped: Vec<Dropped>,
+}
 
-/// System messages, task, long text, and what is dropped.
+/// # Errors
+/// [`InvalidRequest`](ErrorKind::InvalidRequest) where there is no task or no text.
 fn take_apart(
     tokenizer: &Tokenizer,
-    prompt: Prompt,
+    prompt: &Prompt,
     document: Option<usize>,
     default_task: Option<&str>,
-) -> Result<Parts> {
-    let task_or_default = |task: &str| match task.trim() {
-        "" => default_task.unwrap_or_default().to_owned(),
-        task => task.to_owned(),
+) -> Result<Apart> {
+    let task_or_default = |task: &str, trusted: bool| match task.trim() {
+        "" => Task { text: default_task.unwrap_or_default().to_owned(), trusted: true },
+        task => Task { text: task.to_owned(), trusted },
     };
     let nothing_to_do = || {
         Error::invalid_request(
@@ -231,43 +258,48 @@ fn take_apart(
         )
     };
     match prompt {
-        Prompt::Text(text) => {
+        Prompt::Text(_) | Prompt::Segments(_) => {
+            let segments = segments(prompt.clone());
+            let text = text_of(&segments);
             let (long, task) = text.split_at(document.unwrap_or(text.len()));
-            let task = task_or_default(task);
-            if task.is_empty() { Err(nothing_to_do()) } else { Ok((None, task, long.to_owned(), Vec::new())) }
+            // The document is the first segment.
+            let trusted = segments.iter().skip(1).all(|segment| segment.trusted);
+            let task = task_or_default(task, trusted);
+            if task.text.is_empty() {
+                return Err(nothing_to_do());
+            }
+            Ok(Apart { system: None, task, text: long.to_owned(), dropped: Vec::new() })
         }
         Prompt::Tokens(_) => Err(Error::unsupported(
             "prompt: tokens cannot be worked through in chunks; text or a chat expected",
         )),
         Prompt::Chat(messages) => {
             let is_system = |m: &Message| m.role == "system";
+            let texts: Vec<_> = messages.iter().map(|m| m.content.text()).collect();
             let last = messages.iter().rposition(|m| m.role == "user");
-            let longest = messages.iter().enumerate().filter(|(_, m)| !is_system(m));
-            let Some(long) = document
-                .and(last)
-                .or_else(|| longest.max_by_key(|(i, m)| (m.content.len(), *i)).map(|(i, _)| i))
+            let longest = (0..messages.len()).filter(|&i| !is_system(&messages[i]));
+            let Some(long) = document.and(last).or_else(|| longest.max_by_key(|&i| (texts[i].len(), i)))
             else {
                 return Err(Error::invalid_request("prompt: only system messages; a user message expected"));
             };
-            let (text, rest) =
-                messages[long].content.split_at(document.unwrap_or(messages[long].content.len()));
+            let (text, rest) = texts[long].split_at(document.unwrap_or(texts[long].len()));
             let task = match last {
-                Some(last) if last != long => &messages[last].content,
+                Some(last) if last != long => &texts[last],
                 _ => rest,
             };
-            let task = task_or_default(task);
+            let task = task_or_default(task, false);
             let system: Vec<Message> = messages.iter().filter(|m| is_system(m)).cloned().collect();
-            if task.is_empty() && system.is_empty() {
+            if task.text.is_empty() && system.is_empty() {
                 return Err(nothing_to_do());
             }
             let mut dropped = Vec::new();
             for (i, message) in messages.iter().enumerate() {
-                if !is_system(message) && i != long && Some(i) != last && !message.content.is_empty() {
-                    let tokens = tokenizer.encode_plain(&message.content)?.len();
-                    dropped.push(Dropped { message: Some(i), start: 0, end: message.content.len(), tokens });
+                if !is_system(message) && i != long && Some(i) != last && !texts[i].is_empty() {
+                    let tokens = tokenizer.encode_plain(&texts[i])?.len();
+                    dropped.push(Dropped { message: Some(i), start: 0, end: texts[i].len(), tokens });
                 }
             }
-            Ok((Some(system), task, text.to_owned(), dropped))
+            Ok(Apart { system: Some(system), task, text: text.to_owned(), dropped })
         }
     }
 }

@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use crate::{
-    Error, Message, Prompt, Result,
+    Content, Error, Message, Prompt, Result, Segment,
     text::{Tokenizer, boundary_after, boundary_before, is_boundary},
 };
 
 /// Between a document and the task that follows it.
 const BETWEEN: &str = "\n\n";
 
-/// Puts the document before the last user message, or before the text.
+/// Puts the document before the last user message, or before the text. It is untrusted there.
 ///
 /// # Errors
 /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) for a prompt of tokens, and for an empty document.
@@ -23,10 +23,18 @@ pub(super) fn with_document(prompt: Prompt, document: &str) -> Result<Prompt> {
         task => [document, BETWEEN, task].concat(),
     };
     match prompt {
-        Prompt::Text(task) => Ok(Prompt::Text(join(&task))),
+        Prompt::Text(_) | Prompt::Segments(_) => {
+            let task = segments(prompt);
+            let mut all = vec![Segment::untrusted(document)];
+            if task.iter().any(|segment| !segment.text.is_empty()) {
+                all.push(Segment::trusted(BETWEEN));
+                all.extend(task);
+            }
+            Ok(Prompt::Segments(all))
+        }
         Prompt::Chat(mut messages) => {
             match messages.iter_mut().rfind(|m| m.role == "user") {
-                Some(last) => last.content = join(&last.content),
+                Some(last) => last.content = Content::Text(join(&last.content.text())),
                 None => messages.push(Message::user(document)),
             }
             Ok(Prompt::Chat(messages))
@@ -37,16 +45,39 @@ pub(super) fn with_document(prompt: Prompt, document: &str) -> Result<Prompt> {
     }
 }
 
-/// How many tokens a prompt is.
-///
-/// # Errors
-/// Those of the tokenizer and of the chat template.
-pub(super) fn count(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<usize> {
+/// The segments of a text prompt. Other prompts have none.
+pub(super) fn segments(prompt: Prompt) -> Vec<Segment> {
     match prompt {
-        Prompt::Text(text) => Ok(tokenizer.encode(text, true)?.len()),
-        Prompt::Tokens(tokens) => Ok(tokens.len()),
-        Prompt::Chat(messages) => tokenizer.count_chat(messages),
+        Prompt::Text(text) => vec![Segment::trusted(text)],
+        Prompt::Segments(segments) => segments,
+        Prompt::Tokens(_) | Prompt::Chat(_) => Vec::new(),
     }
+}
+
+/// The prompt of segments.
+pub(super) fn prompt_of(mut segments: Vec<Segment>) -> Prompt {
+    match &mut segments[..] {
+        [only] if only.trusted => Prompt::Text(std::mem::take(&mut only.text)),
+        _ => Prompt::Segments(segments),
+    }
+}
+
+/// The whole text of segments.
+pub(super) fn text_of(segments: &[Segment]) -> String {
+    segments.iter().map(|segment| segment.text.as_str()).collect()
+}
+
+/// The segments without these bytes of their whole text.
+pub(super) fn without(segments: &[Segment], cut: &Range<usize>) -> Vec<Segment> {
+    let mut start = 0;
+    let mut kept = Vec::with_capacity(segments.len());
+    for segment in segments {
+        let within = |at: usize| at.clamp(start, start + segment.text.len()) - start;
+        let text = [&segment.text[..within(cut.start)], &segment.text[within(cut.end)..]].concat();
+        start += segment.text.len();
+        kept.push(Segment { text, trusted: segment.trusted });
+    }
+    kept
 }
 
 /// A part of a text that may be cut, with its tokens.
@@ -58,11 +89,24 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// The bytes of `text`, whose special tokens count where it is trusted.
-    pub(super) fn new(tokenizer: &Tokenizer, text: &str, bytes: Range<usize>, trusted: bool) -> Result<Self> {
-        let spans = tokenizer.token_spans(&text[bytes.clone()], trusted)?;
+    /// The bytes of an untrusted text.
+    pub(super) fn new(tokenizer: &Tokenizer, text: &str, bytes: Range<usize>) -> Result<Self> {
+        let spans = tokenizer.token_spans(&text[bytes.clone()], false)?;
         let tokens = spans.into_iter().map(|s| s.start + bytes.start..s.end + bytes.start).collect();
         Ok(Self { bytes, tokens })
+    }
+
+    /// The first `length` bytes of the whole text of segments.
+    pub(super) fn of_segments(tokenizer: &Tokenizer, segments: &[Segment], length: usize) -> Result<Self> {
+        let mut tokens = Vec::new();
+        let mut start = 0;
+        for Segment { text, trusted } in segments {
+            let end = text.len().min(length - start);
+            let spans = tokenizer.token_spans(&text[..end], *trusted)?;
+            tokens.extend(spans.into_iter().map(|s| s.start + start..s.end + start));
+            start += end;
+        }
+        Ok(Self { bytes: 0..length, tokens })
     }
 
     /// How many tokens it has.

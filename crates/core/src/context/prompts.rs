@@ -1,6 +1,8 @@
 //! The messages of the steps: a template with `{name}` for each thing that is put in.
 
-use crate::{Error, Result};
+use std::borrow::Cow;
+
+use crate::{Error, Result, Segment};
 
 /// For each chunk.
 pub(super) const MAP: &str =
@@ -17,40 +19,63 @@ pub(super) const REFINE: &str = "{task}\n\nBelow are the answer so far and part 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Values<'a> {
     pub(super) task: &'a str,
+    /// Whether the host wrote the task.
+    pub(super) task_is_trusted: bool,
+    /// Untrusted.
     pub(super) text: &'a str,
+    /// Untrusted.
     pub(super) answer: &'a str,
     pub(super) part: usize,
     pub(super) parts: usize,
 }
 
-/// The template with the values in it. It is gone through once, so that nothing in the values is taken for a name.
-pub(super) fn fill(template: &str, values: &Values<'_>) -> String {
-    let mut filled = String::with_capacity(template.len() + values.text.len() + values.answer.len());
+/// The template, which is trusted, with the values in it. It is gone through once, so that nothing in the values is taken
+/// for a name.
+pub(super) fn fill(template: &str, values: &Values<'_>) -> Vec<Segment> {
+    let mut filled = Vec::new();
     let mut rest = template;
     while let Some(at) = rest.find('{') {
-        filled.push_str(&rest[..at]);
+        push(&mut filled, &rest[..at], true);
         rest = &rest[at..];
         let value = name(rest).and_then(|name| Some((name, value(name, values)?)));
-        if let Some((name, value)) = value {
-            filled.push_str(&value);
+        if let Some((name, (value, trusted))) = value {
+            push(&mut filled, &value, trusted);
             rest = &rest[name.len() + 2..];
         } else {
-            filled.push('{');
+            push(&mut filled, "{", true);
             rest = &rest[1..];
         }
     }
-    filled.push_str(rest);
-    // A task that is not there leaves no gap.
-    if values.task.is_empty() { filled.trim_start().to_owned() } else { filled }
+    push(&mut filled, rest, true);
+    if values.task.is_empty() {
+        // A task that is not there leaves no gap.
+        while let Some(first) = filled.first_mut() {
+            first.text = first.text.trim_start().to_owned();
+            if !first.text.is_empty() {
+                break;
+            }
+            filled.remove(0);
+        }
+    }
+    filled
 }
 
-fn value(name: &str, values: &Values<'_>) -> Option<String> {
+fn push(segments: &mut Vec<Segment>, text: &str, trusted: bool) {
+    match segments.last_mut() {
+        _ if text.is_empty() => {}
+        Some(last) if last.trusted == trusted => last.text.push_str(text),
+        _ => segments.push(Segment { text: text.to_owned(), trusted }),
+    }
+}
+
+/// A value, and whether it is trusted.
+fn value<'a>(name: &str, values: &Values<'a>) -> Option<(Cow<'a, str>, bool)> {
     Some(match name {
-        "task" => values.task.to_owned(),
-        "text" => values.text.to_owned(),
-        "answer" => values.answer.to_owned(),
-        "part" => values.part.to_string(),
-        "parts" => values.parts.to_string(),
+        "task" => (values.task.into(), values.task_is_trusted),
+        "text" => (values.text.into(), false),
+        "answer" => (values.answer.into(), false),
+        "part" => (values.part.to_string().into(), true),
+        "parts" => (values.parts.to_string().into(), true),
         _ => return None,
     })
 }
@@ -75,12 +100,20 @@ pub(super) fn validate(key: &str, template: Option<&str>, needed: &[&str]) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::parts::text_of;
 
     #[test]
     fn names_are_replaced_once_and_other_braces_stay() {
-        let values = Values { task: "T", text: "{task} {", answer: "A", part: 2, parts: 3 };
-        assert_eq!(fill("{task}: {part}/{parts} {text}{answer} {x} {", &values), "T: 2/3 {task} {A {x} {");
-        assert_eq!(fill("{task}\n\n{text}", &Values { text: "x", ..Values::default() }), "x");
+        let values =
+            Values { task: "T", task_is_trusted: true, text: "{task} {", answer: "A", part: 2, parts: 3 };
+        let text = |template: &str, values: &Values<'_>| text_of(&fill(template, values));
+        assert_eq!(text("{task}: {part}/{parts} {text}{answer} {x} {", &values), "T: 2/3 {task} {A {x} {");
+        assert_eq!(text("{task}\n\n{text}", &Values { text: "\n x", ..Values::default() }), "x");
+        let trusted = |s: &Segment| s.trusted;
+        assert_eq!(
+            fill("{task}: {part} {text}{answer} .", &values).iter().map(trusted).collect::<Vec<_>>(),
+            [true, false, true]
+        );
         assert!(validate("k", Some("no text"), &["text"]).unwrap_err().to_string().contains("`{text}`"));
         validate("k", Some(REFINE), &["text", "answer"]).unwrap();
     }

@@ -69,7 +69,7 @@ pub struct ContextReport {
     /// ... those of them that were cached, ...
     pub total_cached_tokens: usize,
     /// ... and generated tokens.
-    pub total_generated_tokens: usize,
+    pub total_completion_tokens: usize,
     /// Answers to parts that had to be cut, because their text takes more tokens than they were generated with.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub answers_cut: usize,
@@ -117,7 +117,7 @@ impl ContextReport {
         self.calls += 1;
         self.total_prompt_tokens += usage.prompt_tokens;
         self.total_cached_tokens += usage.cached_tokens;
-        self.total_generated_tokens += usage.generated_tokens;
+        self.total_completion_tokens += usage.completion_tokens;
     }
 
     /// Tokens that were dropped of the input.

@@ -21,8 +21,8 @@ use super::{
     long::{Plan, Way},
 };
 use crate::{
-    Completion, Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, Prompt,
-    Result, ResultExt, Timing, Usage, blocking::blocking, text::Tokenizer,
+    Completion, DoneEvent, Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream,
+    LlmBackend, Prompt, Result, ResultExt, Timing, ToolChoice, Usage, blocking::blocking, text::Tokenizer,
 };
 
 /// Events that may wait for a slow reader.
@@ -73,14 +73,8 @@ impl Run {
                 Err(Stop::Cancelled) => {
                     // Nobody may read it.
                     let _ = steps.emit(ContextStep::Report(steps.report.clone())).await;
-                    Ok(Event::Done {
-                        finish_reason: FinishReason::Cancelled,
-                        text: String::new(),
-                        usage: Usage::default(),
-                        timing: Timing { queued: steps.run.accepted.elapsed(), ..Timing::default() },
-                        seed: None,
-                        served_by: None,
-                    })
+                    let timing = Timing { queued: steps.run.accepted.elapsed(), ..Timing::default() };
+                    Ok(DoneEvent::new(FinishReason::Cancelled, Usage::default(), timing).into())
                 }
             };
             let _ = steps.events.send(end).await;
@@ -205,10 +199,16 @@ impl Steps {
     fn step(&self, prompt: Prompt) -> GenerateRequest {
         let mut request = GenerateRequest::new(prompt)
             .with_max_tokens(self.run.plan.answer_tokens)
-            .with_sampling(self.run.request.sampling.clone())
             .with_cancel(self.cancel.clone());
-        request.ignore_eos = self.run.request.ignore_eos;
-        request.stop_tokens.clone_from(&self.run.request.stop_tokens);
+        let (params, asked) = (&mut request.params, &self.run.request.params);
+        params.sampling.clone_from(&asked.sampling);
+        params.ignore_eos = asked.ignore_eos;
+        params.stop_tokens.clone_from(&asked.stop_tokens);
+        if matches!(params.prompt, Prompt::Chat(_)) {
+            params.chat.clone_from(&asked.chat);
+            // Only the last answer reaches the host, who runs the tools.
+            params.chat.tool_choice = ToolChoice::None;
+        }
         request
     }
 
@@ -235,7 +235,7 @@ impl Steps {
     /// Streams the answer to the last prompt.
     async fn answer(&mut self, prompt: Prompt) -> Result<(), Stop> {
         let mut request = self.run.request.clone();
-        request.prompt = prompt;
+        request.params.prompt = prompt;
         let before = self.run.accepted.elapsed();
         let mut patience = Patience::default();
         // Whether the reader has seen anything of the answer; it cannot begin again after that.
@@ -259,7 +259,7 @@ impl Steps {
                     Err(e) => return Err(e.into()),
                 };
                 begun = true;
-                if let Event::Done { usage, timing, .. } = &mut event {
+                if let Event::Done(DoneEvent { usage, timing, .. }) = &mut event {
                     // The times count from the request that the host made.
                     timing.queued += before;
                     timing.first_token = timing.first_token.map(|t| t + before);
@@ -273,7 +273,7 @@ impl Steps {
     }
 
     async fn emit(&self, step: ContextStep) -> Result<(), Stop> {
-        self.events.send(Ok(Event::Context { step })).await.map_err(|_| Stop::Gone)
+        self.events.send(Ok(Event::Context(step))).await.map_err(|_| Stop::Gone)
     }
 }
 
@@ -318,7 +318,7 @@ impl Stream for Events {
                 Err(Error::backend("the steps stopped before the answer ended")).during("generate")
             }
         };
-        if matches!(event, Err(_) | Ok(Event::Done { .. })) {
+        if matches!(event, Err(_) | Ok(Event::Done(_))) {
             // Nothing is left to be cancelled.
             self.guard.take().map(DropGuard::disarm);
         }

@@ -5,9 +5,9 @@ use std::ops::Range;
 use super::{
     ContextPolicy, DropFrom, Dropped, Truncate,
     budget::cannot_fit,
-    parts::{Piece, count, is_token_boundary},
+    parts::{Piece, is_token_boundary, prompt_of, segments, text_of, without},
 };
-use crate::{Message, Prompt, Result, text::Tokenizer};
+use crate::{ChatOptions, Content, Message, Prompt, Result, text::Tokenizer};
 
 /// Tokens more than needed that may be dropped.
 const SLACK: usize = 2;
@@ -22,6 +22,7 @@ const MAX_TRIES: usize = 24;
 pub(super) fn truncate(
     tokenizer: &Tokenizer,
     prompt: Prompt,
+    chat: &ChatOptions,
     document: Option<usize>,
     policy: &Truncate,
     limit: usize,
@@ -31,24 +32,24 @@ pub(super) fn truncate(
             let (tokens, dropped) = cut_tokens(tokenizer, &tokens, policy, limit)?;
             Ok((Prompt::Tokens(tokens), dropped))
         }
-        Prompt::Text(text) => {
-            let bytes = 0..document.unwrap_or(text.len());
-            let piece = Piece::new(tokenizer, &text, bytes, true)?;
+        Prompt::Text(_) | Prompt::Segments(_) => {
+            let segments = segments(prompt);
+            let text = text_of(&segments);
+            let piece = Piece::of_segments(tokenizer, &segments, document.unwrap_or(text.len()))?;
             let mut count = 0;
             let found = search(piece.len(), limit, |drop| {
                 let cut = piece.cut(&text, region(policy.drop, piece.len(), drop));
-                let shorter = Prompt::Text([&text[..cut.start], &text[cut.end..]].concat());
-                count = self::count(tokenizer, &shorter)?;
+                let shorter = without(&segments, &cut);
+                count = tokenizer.encode_segments(&shorter, true)?.len();
                 let tokens = piece.tokens_in(&cut);
-                Ok((
-                    count,
-                    (shorter, vec![Dropped { message: None, start: cut.start, end: cut.end, tokens }]),
-                ))
+                let dropped = Dropped { message: None, start: cut.start, end: cut.end, tokens };
+                Ok((count, (prompt_of(shorter), vec![dropped])))
             })?;
             found.ok_or_else(|| cannot_fit(&ContextPolicy::Truncate(policy.clone()), "prompt", count, limit))
         }
         Prompt::Chat(messages) => {
-            let (messages, dropped) = Conversation::new(tokenizer, messages, document, policy)?.fit(limit)?;
+            let (messages, dropped) =
+                Conversation::new(tokenizer, messages, chat, document, policy)?.fit(limit)?;
             Ok((Prompt::Chat(messages), dropped))
         }
     }
@@ -134,8 +135,11 @@ fn cut_tokens(
 /// A conversation of which parts may be dropped.
 struct Conversation<'a> {
     tokenizer: &'a Tokenizer,
+    chat: &'a ChatOptions,
     policy: &'a Truncate,
     messages: Vec<Message>,
+    /// The texts of the messages.
+    texts: Vec<String>,
     /// For each message the part that may be cut.
     pieces: Vec<Option<Piece>>,
     /// The messages of each turn before the last user message, without system messages.
@@ -148,14 +152,15 @@ impl<'a> Conversation<'a> {
     fn new(
         tokenizer: &'a Tokenizer,
         messages: Vec<Message>,
+        chat: &'a ChatOptions,
         document: Option<usize>,
         policy: &'a Truncate,
     ) -> Result<Self> {
         let last = messages.iter().rposition(|m| m.role == "user").unwrap_or(0);
         let mut turns: Vec<Vec<usize>> = Vec::new();
         let mut pieces = Vec::with_capacity(messages.len());
-        for (i, message) in messages.iter().enumerate() {
-            let content = &message.content;
+        let texts: Vec<_> = messages.iter().map(|message| message.content.text().into_owned()).collect();
+        for (i, (message, content)) in messages.iter().zip(&texts).enumerate() {
             let cuttable = if message.role == "system" || i > last {
                 None
             } else if i < last {
@@ -169,10 +174,14 @@ impl<'a> Conversation<'a> {
             } else {
                 document.map(|length| 0..length)
             };
-            pieces.push(cuttable.map(|bytes| Piece::new(tokenizer, content, bytes, false)).transpose()?);
+            pieces.push(cuttable.map(|bytes| Piece::new(tokenizer, content, bytes)).transpose()?);
         }
         let document = document.map(|_| last);
-        Ok(Self { tokenizer, policy, messages, pieces, turns, document })
+        Ok(Self { tokenizer, chat, policy, messages, texts, pieces, turns, document })
+    }
+
+    fn count(&self, messages: &[Message]) -> Result<usize> {
+        self.tokenizer.encode_chat_with(messages, self.chat).map(|ids| ids.len())
     }
 
     fn fit(&self, limit: usize) -> Result<(Vec<Message>, Vec<Dropped>)> {
@@ -185,7 +194,7 @@ impl<'a> Conversation<'a> {
                 let middle = if found.is_none() { many } else { few.midpoint(many) };
                 let cuts = self.without_turns(middle);
                 let messages = self.apply(&cuts);
-                least = self.tokenizer.count_chat(&messages)?;
+                least = self.count(&messages)?;
                 if least <= limit {
                     found = Some((messages, self.dropped(&cuts)));
                     let Some(fewer) = middle.checked_sub(1) else { break };
@@ -207,7 +216,7 @@ impl<'a> Conversation<'a> {
         let found = search(total, limit, |drop| {
             let cuts = self.cuts(&before, region(self.policy.drop, total, drop));
             let messages = self.apply(&cuts);
-            least = self.tokenizer.count_chat(&messages)?;
+            least = self.count(&messages)?;
             Ok((least, (messages, self.dropped(&cuts))))
         })?;
         found.ok_or_else(|| {
@@ -220,7 +229,7 @@ impl<'a> Conversation<'a> {
     fn without_turns(&self, count: usize) -> Vec<Option<Range<usize>>> {
         let mut cuts = vec![None; self.messages.len()];
         for &i in self.turns[..count].iter().flatten() {
-            cuts[i] = Some(0..self.messages[i].content.len());
+            cuts[i] = Some(0..self.texts[i].len());
         }
         cuts
     }
@@ -241,7 +250,7 @@ impl<'a> Conversation<'a> {
             let own = tokens.start.clamp(at, at + length) - at..tokens.end.clamp(at, at + length) - at;
             at += length;
             if let Some(piece) = self.pieces[i].as_ref().filter(|_| !own.is_empty()) {
-                cuts[i] = Some(piece.cut(&self.messages[i].content, own));
+                cuts[i] = Some(piece.cut(&self.texts[i], own));
             }
         }
         cuts
@@ -251,17 +260,18 @@ impl<'a> Conversation<'a> {
     fn apply(&self, cuts: &[Option<Range<usize>>]) -> Vec<Message> {
         let is_gone = |i: &usize| match (&self.pieces[*i], &cuts[*i]) {
             (Some(piece), Some(cut)) => piece.is_all(cut),
-            _ => self.messages[*i].content.is_empty(),
+            _ => self.texts[*i].is_empty(),
         };
         let gone: Vec<usize> =
             self.turns.iter().filter(|turn| turn.iter().all(is_gone)).flatten().copied().collect();
         let kept = self.messages.iter().zip(cuts).enumerate().filter(|(i, _)| !gone.contains(i));
-        kept.map(|(_, (message, cut))| match cut {
-            Some(cut) => {
-                let content = [&message.content[..cut.start], &message.content[cut.end..]].concat();
-                Message::new(message.role.clone(), content)
+        kept.map(|(i, (message, cut))| {
+            let mut message = message.clone();
+            if let Some(cut) = cut {
+                let text = &self.texts[i];
+                message.content = Content::Text([&text[..cut.start], &text[cut.end..]].concat());
             }
-            None => message.clone(),
+            message
         })
         .collect()
     }

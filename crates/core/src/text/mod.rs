@@ -5,6 +5,7 @@
 //! untrusted, and special tokens written in it stay plain text (see [`Tokenizer::encode_chat`]).
 
 mod added;
+mod chat;
 mod chunk;
 mod class;
 mod code;

@@ -8,8 +8,11 @@ use std::{collections::BTreeMap, panic::AssertUnwindSafe};
 
 use minijinja::{Environment, ErrorKind as JinjaErrorKind, Value};
 
-use super::jinja::{self, Dict, Program};
-use crate::{Error, Message, Result, ResultExt};
+use super::{
+    chat::ChatInput,
+    jinja::{self, Program, dict_of, from_json, list_of},
+};
+use crate::{Content, ContentPart, Error, Message, Result, ResultExt, ToolCall};
 
 /// Real templates have up to some 30 KB.
 const MAX_SOURCE_BYTES: usize = 64 << 10;
@@ -30,6 +33,8 @@ pub(super) struct ChatTemplate {
     program: Program,
     source: String,
     special_tokens: BTreeMap<String, String>,
+    /// It prints a list of text parts as it prints the text itself.
+    takes_parts: bool,
 }
 
 impl ChatTemplate {
@@ -44,7 +49,11 @@ impl ChatTemplate {
         }
         let program = Program::new(source)
             .map_err(|e| Error::invalid_model(format!("chat template: {}", one_line(&e))))?;
-        Ok(Self { environment: jinja::environment(), program, source: source.to_owned(), special_tokens })
+        let environment = jinja::environment();
+        let mut template =
+            Self { environment, program, source: source.to_owned(), special_tokens, takes_parts: true };
+        template.takes_parts = template.prints_parts();
+        Ok(template)
     }
 
     /// All text that a rendered chat may have besides the messages.
@@ -52,34 +61,85 @@ impl ChatTemplate {
         std::iter::once(self.source.as_str()).chain(self.special_tokens.values().map(String::as_str))
     }
 
+    /// Whether a message with a list of parts is printed as one with text. Many templates take only strings, and would
+    /// print the list itself.
+    fn prints_parts(&self) -> bool {
+        let rendered = |content: Content| {
+            let messages = [Message::user(content)];
+            self.render(&ChatInput::new(&messages, &crate::ChatOptions::default())).ok()
+        };
+        let parts = rendered(vec![ContentPart::text("x")].into());
+        parts.is_some() && parts == rendered("x".into())
+    }
+
     /// # Errors
     /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) with the template's own words where it refuses the
     /// messages, [`Unsupported`](crate::ErrorKind::Unsupported) where it uses what minijinja does not have,
     /// [`InvalidModel`](crate::ErrorKind::InvalidModel) where it fails or exceeds a limit.
-    pub(super) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let render = || self.render_unguarded(messages, add_generation_prompt);
+    pub(super) fn render(&self, input: &ChatInput<'_>) -> Result<String> {
+        let render = || self.render_unguarded(input);
         std::panic::catch_unwind(AssertUnwindSafe(render))
             .unwrap_or_else(|_| Err(Error::invalid_model("chat template: the template engine panicked")))
             .during("render chat")
     }
 
-    fn render_unguarded(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let bytes = messages.iter().map(|m| m.role.len() + m.content.len()).sum::<usize>();
+    /// A message as the template sees it: OpenAI's JSON, with the arguments of tool calls parsed.
+    fn message(&self, message: &Message, arguments: &[serde_json::Value]) -> Result<Value> {
+        let content = match &message.content {
+            Content::Null => Value::from(()),
+            Content::Parts(parts) if self.takes_parts => {
+                let part = |ContentPart::Text { text }: &ContentPart| {
+                    dict_of(vec![("type", "text".into()), ("text", text.as_str().into())])
+                };
+                list_of(parts.iter().map(part).collect())
+            }
+            content => content.text().into(),
+        };
+        let mut pairs = vec![("role", message.role.as_str().into()), ("content", content)];
+        let optional = [
+            ("name", &message.name),
+            ("tool_call_id", &message.tool_call_id),
+            ("reasoning_content", &message.reasoning),
+        ];
+        for (key, text) in optional {
+            pairs.extend(text.as_deref().map(|text| (key, Value::from(text))));
+        }
+        if !message.tool_calls.is_empty() {
+            let calls = message.tool_calls.iter().zip(arguments);
+            let calls = calls.map(|(call, arguments)| tool_call(call, arguments)).collect::<Result<_>>()?;
+            pairs.push(("tool_calls", list_of(calls)));
+        }
+        Ok(dict_of(pairs))
+    }
+
+    fn render_unguarded(&self, input: &ChatInput<'_>) -> Result<String> {
+        let messages = &*input.messages;
+        let bytes = input.texts().into_iter().map(str::len).sum::<usize>();
         let fuel = BASE_FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_BYTE * bytes as u64;
         // A copy shares all but the fuel.
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
 
-        let message = |m: &Message| Dict::of_texts([("role", &*m.role), ("content", &*m.content)]);
-        let mut context = vec![
-            ("messages", jinja::list_of(messages.iter().map(message).collect())),
-            ("add_generation_prompt", add_generation_prompt.into()),
-            // Templates ask `tools is not none`.
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
-        ];
+        let mut context = BTreeMap::new();
+        // Templates ask `tools is not none`.
+        context.extend([("tools", Value::from(())), ("documents", Value::from(()))]);
         context
             .extend(self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str().into())));
+        for (name, value) in input.args.iter() {
+            context.insert(name, json("chat.template_args", value)?);
+        }
+        if !input.tools.is_empty() {
+            let tools = input.tools.iter().map(|tool| {
+                let pairs = tool.iter().map(|(key, value)| Ok((key.as_str(), json("chat.tools", value)?)));
+                pairs.collect::<Result<Vec<_>>>().map(dict_of)
+            });
+            context.insert("tools", list_of(tools.collect::<Result<_>>()?));
+        }
+        let list = messages.iter().zip(&input.arguments);
+        let list =
+            list.map(|(message, arguments)| self.message(message, arguments)).collect::<Result<_>>()?;
+        context.insert("messages", list_of(list));
+        context.insert("add_generation_prompt", input.add_generation_prompt.into());
 
         let mut prompt = String::new();
         self.program
@@ -95,6 +155,18 @@ impl ChatTemplate {
         }
         Ok(prompt)
     }
+}
+
+/// A value from a request as templates see it.
+fn json(field: &str, value: &serde_json::Value) -> Result<Value> {
+    from_json(value).map_err(|e| Error::invalid_request(format!("{field}: {}", one_line(&e))))
+}
+
+fn tool_call(call: &ToolCall, arguments: &serde_json::Value) -> Result<Value> {
+    let arguments = json("messages: tool_calls", arguments)?;
+    let function = dict_of(vec![("name", call.name.as_str().into()), ("arguments", arguments)]);
+    let id = call.id.as_deref().map(|id| ("id", id.into()));
+    Ok(dict_of(id.into_iter().chain([("type", "function".into()), ("function", function)]).collect()))
 }
 
 fn render_error(error: &minijinja::Error, messages: &[Message], fuel: u64) -> Error {

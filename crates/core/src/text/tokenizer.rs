@@ -1,7 +1,6 @@
 //! The tokenizer of a model: text to ids, ids to text, and conversations to prompts.
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, HashSet},
     ops::Range,
     panic::AssertUnwindSafe,
@@ -11,8 +10,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{
-    AddedVocabulary, Encoding, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
-    PreTokenizerWrapper,
+    AddedVocabulary, Encoding, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper,
 };
 
 use super::{
@@ -22,28 +20,28 @@ use super::{
     stream::{Stage, stages},
     template::ChatTemplate,
 };
-use crate::{Error, Message, Result, ResultExt};
+use crate::{Error, Result, ResultExt};
 
 /// A tokenizer with its chat template. Immutable; share it in an [`Arc`].
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    pub(super) inner: tokenizers::Tokenizer,
     /// The added tokens for untrusted text: special ones do not match.
-    plain_added: AddedVocabulary,
+    pub(super) plain_added: AddedVocabulary,
     /// The pre-tokenizer for text within a prompt, where it differs from the start's (SentencePiece's `first` scheme).
-    pre_tokenizer_within: Option<PreTokenizerWrapper>,
-    control: ControlTokens,
+    pub(super) pre_tokenizer_within: Option<PreTokenizerWrapper>,
+    pub(super) control: ControlTokens,
     special_ids: HashSet<u32>,
     /// Special tokens that text may become: letters that a side file gives a role, as in `"pad_token": "!"`.
     harmless: HashSet<u32>,
     unk_id: Option<u32>,
     /// A special token is matched after normalizing, so that other text may become it: never trust the fast path.
-    always_mark: bool,
+    pub(super) always_mark: bool,
     /// Tokens before and after a text.
     affixes: (Vec<u32>, Vec<u32>),
     /// The affixes replace the post-processor's.
     own_affixes: bool,
     stages: Vec<Stage>,
-    template: Option<ChatTemplate>,
+    pub(super) template: Option<ChatTemplate>,
     bos_id: Option<u32>,
     eos_id: Option<u32>,
     vocab_size: usize,
@@ -273,48 +271,6 @@ impl Tokenizer {
         guarded(spans, Error::invalid_request)
     }
 
-    /// The prompt for a conversation, as `apply_chat_template(messages, tokenize=False)` gives it. The template sees
-    /// special tokens in messages as text that is none of its special tokens.
-    ///
-    /// # Errors
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) without a template or with one that uses what is not
-    /// implemented, [`InvalidRequest`](crate::ErrorKind::InvalidRequest) where the template refuses the messages,
-    /// [`InvalidModel`](crate::ErrorKind::InvalidModel) where it fails.
-    pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let (text, sentinel) = self.render_marked(messages, add_generation_prompt)?;
-        Ok(match sentinel {
-            Some(sentinel) => text.replace(sentinel, ""),
-            None => text,
-        })
-    }
-
-    /// The ids of [`render_chat`](Self::render_chat), with a BOS in front if the tokenizer adds one to texts and the
-    /// template has not written it. Special tokens of the template are control tokens; whatever is written in role
-    /// and content of a message is plain text, so that nobody can end their turn or speak as somebody else.
-    ///
-    /// # Errors
-    /// As [`render_chat`](Self::render_chat) and [`encode`](Self::encode).
-    pub fn encode_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<u32>> {
-        let (text, sentinel) = self.render_marked(messages, add_generation_prompt)?;
-        let mut ids = match sentinel {
-            Some(sentinel) => guarded(|| self.encode_marked(&text, sentinel), Error::invalid_request)?,
-            None => self.encode(&text, false)?,
-        };
-        if !ids.starts_with(&self.affixes.0) {
-            ids.splice(0..0, self.affixes.0.iter().copied());
-        }
-        Ok(ids)
-    }
-
-    /// How many tokens a conversation is as a prompt: the length of [`encode_chat`](Self::encode_chat) with the
-    /// header of the assistant's turn.
-    ///
-    /// # Errors
-    /// As [`encode_chat`](Self::encode_chat).
-    pub fn count_chat(&self, messages: &[Message]) -> Result<usize> {
-        self.encode_chat(messages, true).map(|ids| ids.len())
-    }
-
     /// The text of `ids`. Ids that the tokenizer does not have give no text, and bytes that are not UTF-8 give
     /// U+FFFD. Spaces are not "cleaned up": the text is what the tokens say.
     ///
@@ -397,141 +353,9 @@ impl Tokenizer {
         if self.inner.get_added_vocabulary().is_special_token(&token) { None } else { Some(token) }
     }
 
-    /// The rendered chat, and the sentinel that is in it where a message looked as if it had control tokens.
-    fn render_marked(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-    ) -> Result<(String, Option<char>)> {
-        let template = self
-            .template
-            .as_ref()
-            .ok_or_else(|| Error::unsupported("the model has no chat template").during("render chat"))?;
-        let breaks: Vec<_> = messages
-            .iter()
-            .map(|m| (self.control.breaks(&m.role), self.control.breaks(&m.content)))
-            .collect();
-        if !self.always_mark && breaks.iter().all(|(role, content)| role.is_empty() && content.is_empty()) {
-            return Ok((template.render(messages, add_generation_prompt)?, None));
-        }
-        let texts = messages.iter().flat_map(|m| [m.role.as_str(), m.content.as_str()]);
-        let sentinel = choose_sentinel(texts.chain(template.texts()));
-        let marked: Vec<_> = messages
-            .iter()
-            .zip(&breaks)
-            .map(|(m, (role, content))| {
-                Message::new(mark(&m.role, role, sentinel), mark(&m.content, content, sentinel))
-            })
-            .collect();
-        Ok((template.render(&marked, add_generation_prompt)?, Some(sentinel)))
-    }
-
-    /// The ids of a rendered chat in which special tokens with a sentinel in them are text.
-    fn encode_marked(&self, marked: &str, sentinel: char) -> Result<Vec<u32>> {
-        let added = self.inner.get_added_vocabulary();
-        let splits = added.extract_and_normalize(self.inner.get_normalizer(), marked);
-        let mut genuine = Vec::new();
-        let mut done = 0;
-        for (_, (start, end), tokens) in splits.get_splits(OffsetReferential::Original, OffsetType::Byte) {
-            let Some([token]) = tokens.as_deref() else { continue };
-            if start >= done && self.is_genuine(marked, start, end, token.id, sentinel) {
-                genuine.push((start, end, token.id));
-                done = end;
-            }
-        }
-        if self.always_mark
-            && let Some(ids) = self.encode_normalized(marked, &genuine, sentinel)?
-        {
-            return Ok(ids);
-        }
-        let mut ids = Vec::new();
-        let mut done = 0;
-        for (start, end, id) in genuine {
-            ids.extend(self.encode_text(&marked[done..start], done == 0, sentinel)?);
-            ids.push(id);
-            done = end;
-        }
-        ids.extend(self.encode_text(&marked[done..], done == 0, sentinel)?);
-        Ok(ids)
-    }
-
-    /// The ids where special tokens are found in text that is already normalized: the text around a token must not be
-    /// normalized once more on its own, which for a `Prepend` would put its prefix behind each token. `None` where a
-    /// token of the template cannot be told from text this way.
-    fn encode_normalized(
-        &self,
-        marked: &str,
-        genuine: &[(usize, usize, u32)],
-        sentinel: char,
-    ) -> Result<Option<Vec<u32>>> {
-        let clean = marked.replace(sentinel, "");
-        let before = |at: usize| at - marked[..at].matches(sentinel).count() * sentinel.len_utf8();
-        let expected = genuine.iter().filter(|(.., id)| self.is_control(*id)).count();
-        let mut genuine = genuine.iter().map(|&(start, end, id)| (before(start), before(end), id)).peekable();
-
-        let added = self.inner.get_added_vocabulary();
-        let splits = added.extract_and_normalize(self.inner.get_normalizer(), &clean);
-        let mut ids = Vec::new();
-        let mut run = String::new();
-        let mut first = true;
-        for (text, (start, end), tokens) in splits.get_splits(OffsetReferential::Original, OffsetType::Byte) {
-            let id = match tokens.as_deref() {
-                Some([token]) if !self.is_special(token.id) => token.id,
-                Some([token]) if genuine.next_if_eq(&(start, end, token.id)).is_some() => token.id,
-                _ => {
-                    run.push_str(text);
-                    continue;
-                }
-            };
-            ids.extend(self.encode_parts(std::mem::take(&mut run).into(), first)?);
-            ids.push(id);
-            first = false;
-        }
-        ids.extend(self.encode_parts(run.into(), first)?);
-        let control = ids.iter().filter(|&&id| self.is_control(id)).count();
-        let all_found = genuine.peek().is_none();
-        Ok((all_found && control == expected).then_some(ids))
-    }
-
-    /// Whether the special token that was found at `start..end` was written by the template.
-    fn is_genuine(&self, marked: &str, start: usize, end: usize, id: u32, sentinel: char) -> bool {
-        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
-        let (Some(token), Some(found)) = (added.get(&id), marked.get(start..end)) else { return false };
-        let enclosed = token.content.chars().nth(1).is_none()
-            && marked[..start].ends_with(sentinel)
-            && marked[end..].starts_with(sentinel);
-        // Some tokens take the white space around them; and normalizing may make a token of other text.
-        token.special && !enclosed && found.trim() == token.content.trim()
-    }
-
-    /// The ids of the text between two control tokens.
-    fn encode_text(&self, marked: &str, first: bool, sentinel: char) -> Result<Vec<u32>> {
-        let clean: Cow<'_, str> =
-            if marked.contains(sentinel) { marked.replace(sentinel, "").into() } else { marked.into() };
-        let ids = self.encode_segment(&clean, first)?;
-        if self.has_control(&ids) { self.encode_pieces(marked, first, sentinel) } else { Ok(ids) }
-    }
-
-    /// The ids of text for vocabularies whose model makes control tokens of plain text (Unigram does): the pieces
-    /// between sentinels are encoded on their own, none of which is a whole control token.
-    fn encode_pieces(&self, marked: &str, first: bool, sentinel: char) -> Result<Vec<u32>> {
-        let mut ids = Vec::new();
-        for piece in marked.split(sentinel) {
-            ids.extend(self.encode_segment(piece, first && ids.is_empty())?);
-        }
-        match ids.iter().find(|&&id| self.is_control(id)) {
-            Some(&id) => Err(Error::invalid_request(format!(
-                "the tokenizer makes the control token `{}` of plain text",
-                self.token(id).unwrap_or_default()
-            ))
-            .during("encode")),
-            None => Ok(ids),
-        }
-    }
-
     /// What the tokenizers crate does to text, with the special tokens switched off. `first`: the text stands at the
     /// start of the prompt.
-    fn encode_segment(&self, text: &str, first: bool) -> Result<Vec<u32>> {
+    pub(super) fn encode_segment(&self, text: &str, first: bool) -> Result<Vec<u32>> {
         if text.is_empty() {
             return Ok(Vec::new());
         }
@@ -539,7 +363,7 @@ impl Tokenizer {
     }
 
     /// The ids of text that is normalized.
-    fn encode_parts(&self, parts: PreTokenizedString, first: bool) -> Result<Vec<u32>> {
+    pub(super) fn encode_parts(&self, parts: PreTokenizedString, first: bool) -> Result<Vec<u32>> {
         Ok(self.encoding_of(parts, first, OffsetType::None)?.get_ids().to_vec())
     }
 
@@ -561,19 +385,19 @@ impl Tokenizer {
         parts.into_encoding(None, 0, offsets).map_err(failed)
     }
 
-    fn has_control(&self, ids: &[u32]) -> bool {
+    pub(super) fn has_control(&self, ids: &[u32]) -> bool {
         ids.iter().any(|&id| self.is_control(id))
     }
 
     /// Unknown characters become the unknown token, which is special but harmless.
-    fn is_control(&self, id: u32) -> bool {
+    pub(super) fn is_control(&self, id: u32) -> bool {
         self.is_special(id) && Some(id) != self.unk_id && !self.harmless.contains(&id)
     }
 }
 
 /// The tokenizers crate panics on some damaged files (a wrong `precompiled_charsmap`, a template without its tokens),
 /// at load or only with certain texts. To a caller this is an error like any other.
-fn guarded<T>(work: impl FnOnce() -> Result<T>, error: fn(String) -> Error) -> Result<T> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T>, error: fn(String) -> Error) -> Result<T> {
     // Nothing is left half-done: all that the work changes is its own, or the crate's cache behind a lock.
     std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let reason =

@@ -14,8 +14,8 @@ use metrics::{
     SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use ternion_core::{
-    BackendWrapper, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result, Score,
-    ScoreRequest, Usage, context::ContextStep,
+    BackendWrapper, DoneEvent, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result,
+    Score, ScoreRequest, Usage, context::ContextStep,
 };
 
 use super::Layer;
@@ -28,7 +28,7 @@ const FIRST_TOKEN: &str = "ternion_first_token_seconds";
 const GENERATIONS: &str = "ternion_generations_total";
 const PROMPT_TOKENS: &str = "ternion_prompt_tokens_total";
 const CACHED_TOKENS: &str = "ternion_cached_tokens_total";
-const GENERATED_TOKENS: &str = "ternion_generated_tokens_total";
+const GENERATED_TOKENS: &str = "ternion_completion_tokens_total";
 
 /// Counts and measures all requests, for whatever recorder of the facade `metrics` the host has installed.
 ///
@@ -45,7 +45,7 @@ const GENERATED_TOKENS: &str = "ternion_generated_tokens_total";
 /// | `ternion_generations_total` | counter | answers that the model has ended; several for one request where a context policy works in steps | `model` |
 /// | `ternion_prompt_tokens_total` | counter | tokens of the prompts of all these | `model` |
 /// | `ternion_cached_tokens_total` | counter | those of them that did not have to be computed | `model` |
-/// | `ternion_generated_tokens_total` | counter | tokens of all these answers | `model` |
+/// | `ternion_completion_tokens_total` | counter | tokens of all these answers | `model` |
 ///
 /// `model` is the model's name and `operation` one of `generate`, `score` and `logits`. `outcome` is the reason for the
 /// end ([`FinishReason::as_str`](ternion_core::FinishReason::as_str)), or `ok` for scores and logits; the kind of the
@@ -133,7 +133,7 @@ struct Measurement {
 impl Measurement {
     fn see(&mut self, event: &Result<Event>) {
         match event {
-            Ok(Event::Done { finish_reason, usage, timing, .. }) => {
+            Ok(Event::Done(DoneEvent { finish_reason, usage, timing, .. })) => {
                 self.outcome = finish_reason.as_str();
                 self.count(usage);
                 let model = || self.model.clone();
@@ -143,7 +143,7 @@ impl Measurement {
                 }
             }
             // The usage of `Done` is that of the last step alone.
-            Ok(Event::Context { step: ContextStep::PartDone { usage, .. } }) => self.count(usage),
+            Ok(Event::Context(ContextStep::PartDone { usage, .. })) => self.count(usage),
             Ok(_) => {}
             Err(error) => self.outcome = error.kind().as_str(),
         }
@@ -155,7 +155,7 @@ impl Measurement {
         counter!(GENERATIONS, "model" => model()).increment(1);
         counter!(PROMPT_TOKENS, "model" => model()).increment(usage.prompt_tokens as u64);
         counter!(CACHED_TOKENS, "model" => model()).increment(usage.cached_tokens as u64);
-        counter!(GENERATED_TOKENS, "model" => model()).increment(usage.generated_tokens as u64);
+        counter!(GENERATED_TOKENS, "model" => model()).increment(usage.completion_tokens as u64);
     }
 }
 

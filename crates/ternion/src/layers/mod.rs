@@ -33,7 +33,9 @@ mod tracing;
 
 use std::sync::Arc;
 
-use ternion_core::{Event, FinishReason, GenerateStream, LlmBackend, Timing, Usage, config::LayersConfig};
+use ternion_core::{
+    DoneEvent, Event, FinishReason, GenerateStream, LlmBackend, Timing, Usage, config::LayersConfig,
+};
 
 pub use self::{limit::Limit, metrics::Metrics, retry::Retry, timeout::Timeout, tracing::Tracing};
 pub(crate) use restart::{Attempts, start};
@@ -81,18 +83,11 @@ impl Layer for LayersConfig {
 
 /// Whether an event is the last one of a stream.
 pub(crate) fn is_end(event: &ternion_core::Result<Event>) -> bool {
-    matches!(event, Err(_) | Ok(Event::Done { .. }))
+    matches!(event, Err(_) | Ok(Event::Done(_)))
 }
 
 /// The stream of a request that its token cancelled before any model saw it.
 pub(crate) fn cancelled() -> GenerateStream {
-    let done = Event::Done {
-        finish_reason: FinishReason::Cancelled,
-        text: String::new(),
-        usage: Usage::default(),
-        timing: Timing::default(),
-        seed: None,
-        served_by: None,
-    };
-    GenerateStream::new(restart::Once(Some(Ok(done))))
+    let done = DoneEvent::new(FinishReason::Cancelled, Usage::default(), Timing::default());
+    GenerateStream::from_events([Ok(done.into())])
 }

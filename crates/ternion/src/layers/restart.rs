@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures_core::Stream;
-use ternion_core::{Error, Event, GenerateStream, Result};
+use ternion_core::{Error, Event, GenerateStream, PrefillEvent, Result};
 
 /// Where another stream comes from when one has failed.
 #[async_trait]
@@ -69,10 +69,10 @@ impl Stream for Restartable {
                     }
                 },
                 State::Reading { current, attempts } => match ready!(Pin::new(current).poll_next(cx)) {
-                    Some(Ok(Event::Prefill { done, .. })) if done <= this.prefilled => {}
+                    Some(Ok(Event::Prefill(PrefillEvent { done, .. }))) if done <= this.prefilled => {}
                     Some(Ok(event)) => {
                         match &event {
-                            Event::Prefill { done, .. } => this.prefilled = *done,
+                            Event::Prefill(PrefillEvent { done, .. }) => this.prefilled = *done,
                             _ => *attempts = None,
                         }
                         return Poll::Ready(Some(Ok(event)));
@@ -95,16 +95,5 @@ impl Stream for Restartable {
                 },
             }
         }
-    }
-}
-
-/// A stream of one event.
-pub(super) struct Once(pub(super) Option<Result<Event>>);
-
-impl Stream for Once {
-    type Item = Result<Event>;
-
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(self.0.take())
     }
 }

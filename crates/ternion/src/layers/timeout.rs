@@ -175,7 +175,7 @@ impl State {
     fn note(&mut self, event: &Result<Event>) {
         if is_end(event) {
             self.inner = None;
-        } else if matches!(event, Ok(Event::Token { .. })) {
+        } else if event.as_ref().is_ok_and(Event::is_answer) {
             self.started = true;
             (self.first, self.next) = (None, None);
         }

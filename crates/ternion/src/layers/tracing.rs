@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
-    BackendWrapper, Error, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Prompt, Result,
-    Score, ScoreRequest,
+    BackendWrapper, DoneEvent, Error, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest,
+    Prompt, Result, Score, ScoreRequest,
 };
 use tracing::{Instrument, Span, debug, field::Empty, info_span, warn};
 
@@ -20,7 +20,7 @@ use super::{Layer, is_end};
 /// level `info`.
 ///
 /// Its fields are `model` and `backend`; for generations also `prompt` (`text`, `tokens` or `chat`), `max_tokens` and, from
-/// their end, `prompt_tokens`, `cached_tokens`, `generated_tokens`, `finish_reason` and `served_by`; for others `tokens`.
+/// their end, `prompt_tokens`, `cached_tokens`, `completion_tokens`, `finish_reason` and `served_by`; for others `tokens`.
 /// A request that fails has the kind of its `error`. The end is an event of level `debug`, a failure one of level
 /// `warn`. What was said, by whomever, is in none of them.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,7 +57,7 @@ impl BackendWrapper for Traced {
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
         let info = self.inner.info();
-        let prompt = match &request.prompt {
+        let prompt = match &request.params.prompt {
             Prompt::Text(_) => "text",
             Prompt::Tokens(_) => "tokens",
             Prompt::Chat(_) => "chat",
@@ -68,10 +68,10 @@ impl BackendWrapper for Traced {
             model = info.name,
             backend = info.backend,
             prompt,
-            max_tokens = request.max_tokens,
+            max_tokens = request.params.max_tokens,
             prompt_tokens = Empty,
             cached_tokens = Empty,
-            generated_tokens = Empty,
+            completion_tokens = Empty,
             finish_reason = Empty,
             served_by = Empty,
             error = Empty,
@@ -111,10 +111,10 @@ struct TracedStream {
 impl TracedStream {
     fn see(&self, event: &Result<Event>) {
         match event {
-            Ok(Event::Done { finish_reason, usage, served_by, .. }) => {
+            Ok(Event::Done(DoneEvent { finish_reason, usage, served_by, .. })) => {
                 self.span.record("prompt_tokens", usage.prompt_tokens);
                 self.span.record("cached_tokens", usage.cached_tokens);
-                self.span.record("generated_tokens", usage.generated_tokens);
+                self.span.record("completion_tokens", usage.completion_tokens);
                 self.span.record("finish_reason", finish_reason.as_str());
                 if let Some(served_by) = served_by {
                     self.span.record("served_by", tracing::field::display(served_by));

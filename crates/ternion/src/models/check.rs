@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ternion_core::{
-    Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, Result, ResultExt, Sampling,
-    ScoreRequest, config::ReloadConfig,
+    DoneEvent, Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, Result, ResultExt,
+    Sampling, ScoreRequest, TokenEvent, config::ReloadConfig,
 };
 
 /// The prompts of a configuration that names none.
@@ -82,12 +82,12 @@ fn check_tokenizer(model: &dyn LlmBackend, prompt: &str) -> Result<Vec<u32>> {
 async fn check_answer(model: &dyn LlmBackend, prompt: &str) -> Result<Vec<u32>> {
     let info = model.info();
     let mut request = GenerateRequest::new(prompt).with_max_tokens(TOKENS).with_sampling(Sampling::greedy());
-    request.logprobs = info.capabilities.logprobs;
+    request.params.logprobs = info.capabilities.logprobs;
     let mut answer = model.generate(request).await?;
     let mut tokens = Vec::new();
     while let Some(event) = answer.next().await {
         match event? {
-            Event::Token { id, logprob, .. } => {
+            Event::Token(TokenEvent { id, logprob, .. }) => {
                 let vocabulary = info.limits.vocab_size;
                 if vocabulary > 0 && id as usize >= vocabulary {
                     return Err(Error::backend(format!(
@@ -99,7 +99,7 @@ async fn check_answer(model: &dyn LlmBackend, prompt: &str) -> Result<Vec<u32>> 
                 }
                 tokens.push(id);
             }
-            Event::Done { finish_reason, usage, .. } => {
+            Event::Done(DoneEvent { finish_reason, usage, .. }) => {
                 let expected = matches!(
                     finish_reason,
                     FinishReason::EndOfSequence | FinishReason::MaxTokens | FinishReason::ContextFull
@@ -107,11 +107,11 @@ async fn check_answer(model: &dyn LlmBackend, prompt: &str) -> Result<Vec<u32>> 
                 if !expected {
                     return Err(Error::backend(format!("the answer ended with {}", finish_reason.as_str())));
                 }
-                if usage.generated_tokens != tokens.len() || tokens.len() > TOKENS {
+                if usage.completion_tokens != tokens.len() || tokens.len() > TOKENS {
                     return Err(Error::backend(format!(
                         "{} tokens came and {} were counted, at most {TOKENS} expected",
                         tokens.len(),
-                        usage.generated_tokens
+                        usage.completion_tokens
                     )));
                 }
                 return match answer.next().await {

@@ -17,7 +17,7 @@ pub(super) async fn generate(chain: Vec<Arc<Slot>>, request: GenerateRequest) ->
     if let [only] = &chain[..] {
         return only.generate(request).await;
     }
-    let in_tokens = matches!(request.prompt, Prompt::Tokens(_));
+    let in_tokens = matches!(request.params.prompt, Prompt::Tokens(_));
     let course = Course::new(chain, request.cancel.clone(), in_tokens);
     let first = course.slot().generate(request.clone()).await;
     start(Box::new(Generations { course, request }), first).await
@@ -26,7 +26,7 @@ pub(super) async fn generate(chain: Vec<Arc<Slot>>, request: GenerateRequest) ->
 /// Checks a request as [`generate`] would judge it: by the first model, and by the next where that one's error falls
 /// over.
 pub(super) async fn validate(chain: Vec<Arc<Slot>>, request: &GenerateRequest) -> Result<()> {
-    let in_tokens = matches!(request.prompt, Prompt::Tokens(_));
+    let in_tokens = matches!(request.params.prompt, Prompt::Tokens(_));
     let mut course = Course::new(chain, request.cancel.clone(), in_tokens);
     // No request moves on, so there is nothing to tell.
     course.silent = true;

@@ -97,7 +97,7 @@ impl LlmBackend for ModelHandle {
             sum.finished += stats.finished;
             sum.prompt_tokens += stats.prompt_tokens;
             sum.cached_tokens += stats.cached_tokens;
-            sum.generated_tokens += stats.generated_tokens;
+            sum.completion_tokens += stats.completion_tokens;
         }
         sum
     }

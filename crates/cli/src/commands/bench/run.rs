@@ -111,7 +111,7 @@ impl<'a> Bench<'a> {
                 .with_max_tokens(max_tokens)
                 .with_sampling(Sampling::greedy())
                 .with_cancel(cancel.clone());
-            request.ignore_eos = true;
+            request.params.ignore_eos = true;
             let backend = Arc::clone(&self.backend);
             running.spawn(async move {
                 let begun = Instant::now();
@@ -198,7 +198,7 @@ impl Together {
 
     /// Generated tokens per second, but for the first of each sequence, which comes out of its prompt.
     fn decode_rate(&self) -> Option<f64> {
-        rate(self.sum(|done| done.usage.generated_tokens.saturating_sub(1)), self.between(1, 2)?)
+        rate(self.sum(|done| done.usage.completion_tokens.saturating_sub(1)), self.between(1, 2)?)
     }
 
     fn first_token(&self) -> Option<f64> {
@@ -253,7 +253,7 @@ mod tests {
     /// A request of ten prompt tokens and five generated ones, with times in milliseconds.
     fn request(begun: Instant, cached: usize, [queued, prefill, decode]: [u64; 3]) -> Request {
         let mut usage = Usage::default();
-        (usage.prompt_tokens, usage.cached_tokens, usage.generated_tokens) = (10, cached, 5);
+        (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) = (10, cached, 5);
         let mut timing = Timing::default();
         let ms = Duration::from_millis;
         (timing.queued, timing.prefill, timing.decode) = (ms(queued), ms(prefill), ms(decode));

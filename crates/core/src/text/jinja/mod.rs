@@ -8,6 +8,7 @@
 mod args;
 mod compile;
 mod filters;
+mod json;
 mod literals;
 mod methods;
 mod operators;
@@ -33,7 +34,9 @@ use minijinja::{
 };
 
 pub(super) use compile::Program;
-pub(super) use value::{Dict, list_of};
+pub(super) use json::from_json;
+use value::Dict;
+pub(super) use value::{dict_of, list_of};
 
 use args::Args;
 use filters::Callable;

@@ -144,6 +144,13 @@ pub(in crate::text) fn list_of(items: Vec<Value>) -> Value {
     Value::from_object(Sequence { items, is_tuple: false, is_group: false, nesting })
 }
 
+/// A dict with texts as keys, made before a template runs.
+pub(in crate::text) fn dict_of(pairs: Vec<(&str, Value)>) -> Value {
+    let nesting = Nesting::around(pairs.iter().map(|(_, value)| value)).unwrap_or_default();
+    let entry = |(key, value): (&str, Value)| (Key::Str(key.into()), (key.into(), value));
+    Value::from_object(Dict { entries: pairs.into_iter().map(entry).collect(), nesting })
+}
+
 /// A tuple of texts.
 pub(super) fn tuple_of(items: Vec<Value>) -> Value {
     let nesting = Nesting { depth: 1, opaque: false };
@@ -300,13 +307,6 @@ impl Dict {
 
     pub(super) fn value(state: &State, pairs: impl IntoIterator<Item = (Value, Value)>) -> Result<Value> {
         Self::new(state, pairs).map(Value::from_object)
-    }
-
-    /// A dict with texts as keys and values, made before a template runs.
-    pub(in crate::text) fn of_texts<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Value {
-        let entry = |(key, value): (&str, &str)| (Key::Str(key.into()), (key.into(), value.into()));
-        let entries = pairs.into_iter().map(entry).collect();
-        Value::from_object(Self { entries, nesting: Nesting { depth: 1, opaque: false } })
     }
 
     pub(super) fn get(&self, state: &State, key: &Value) -> Result<Option<Value>> {

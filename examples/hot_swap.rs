@@ -96,7 +96,7 @@ fn formats(folder: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
 
 fn write(file: &Path, engine: &str, path: &Path) -> std::io::Result<()> {
     let text = format!(
-        "reload.poll_ms = 50\n\n[models.chat]\nbackend = \"{engine}\"\npath = '{}'\ncontext = 256\n",
+        "reload.poll_ms = 50\n\n[models.chat]\nbackend = \"{engine}\"\npath = '{}'\ncontext_length = 256\n",
         path.display()
     );
     // In one piece, so that nobody sees half of it; the watcher would wait for the rest, though.

@@ -92,7 +92,7 @@ async fn dropping_a_stream_frees_its_sequence() {
 #[tokio::test]
 async fn the_context_of_the_configuration_is_the_limit() {
     let mut config = ternion::config::ModelConfig::for_path(fixture("nano-packed"));
-    config.context = Some(32);
+    config.context_length = Some(32);
     let model = ternion::load(&ternion::config::Config::single("m", config.clone()), None).await.unwrap();
     assert_eq!(model.info().limits.context_length, 32);
     let error = model.complete(&"word ".repeat(100), 5).await.unwrap_err();
@@ -102,7 +102,7 @@ async fn the_context_of_the_configuration_is_the_limit() {
     let end = model.generate(request).await.unwrap().collect().await.unwrap();
     assert_eq!(end.finish_reason, FinishReason::ContextFull);
 
-    config.context = Some(1 << 30);
+    config.context_length = Some(1 << 30);
     let error = ternion::load(&ternion::config::Config::single("m", config), None).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::InvalidConfig);
     assert!(error.to_string().contains("context"), "{error}");

@@ -188,7 +188,7 @@ fn saved_results_are_compared() {
 fn a_plot_alone_chooses_depths_and_threads() {
     let folder = tempfile::tempdir().unwrap();
     let plot = folder.path().join("speed.svg");
-    let args = ["--json", "--context", "300", "--plot", plot.to_str().unwrap()];
+    let args = ["--json", "--context-length", "300", "--plot", plot.to_str().unwrap()];
     let found = json(bench("1", &args));
     let depths: Vec<u64> =
         found["points"].as_array().unwrap().iter().map(|p| p["prompt_tokens"].as_u64().unwrap()).collect();
@@ -202,7 +202,7 @@ fn a_plot_alone_chooses_depths_and_threads() {
 #[test]
 fn what_cannot_be_measured_or_written_is_said_in_one_line() {
     failure(bench("0", &["--depth", "5000"]), 2, &["--depth 5000", "4096", "expected"]);
-    failure(bench("0", &["--context", "16"]), 2, &["--prompt 16", "16 tokens"]);
+    failure(bench("0", &["--context-length", "16"]), 2, &["--prompt 16", "16 tokens"]);
     for option in ["--save", "--plot"] {
         failure(bench("0", &[option, "no/such/folder/x"]), 2, &[option, "no/such/folder"]);
         failure(bench("0", &[option, "."]), 2, &[option, "is a folder"]);

@@ -73,8 +73,18 @@ fn figures_do_not_depend_on_concurrency_and_format() {
 fn a_context_that_is_too_small_means_fewer_shots_and_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let (model, data) = (fixture_arg("tiny-packed"), fixture_arg("eval/mmlu"));
-    let args =
-        ["eval", "mmlu", "--model", &model, "--data", &data, "--context", "200", "--records", "r.jsonl"];
+    let args = [
+        "eval",
+        "mmlu",
+        "--model",
+        &model,
+        "--data",
+        &data,
+        "--context-length",
+        "200",
+        "--records",
+        "r.jsonl",
+    ];
     let text = stdout(&success(ternion_in(folder.path(), &args)));
     assert!(text.contains("7 items had fewer shots: the context holds no more"), "{text}");
     let records = fs::read_to_string(folder.path().join("r.jsonl")).unwrap();
@@ -135,7 +145,7 @@ fn two_models_are_compared_item_by_item() {
 #[test]
 fn texts_of_two_models_are_compared_in_pairs() {
     let (a, b) = (fixture_arg("tiny-packed"), fixture_arg("tiny-packed"));
-    let args = ["--model", &a, "--model", &b, "--context", "64"];
+    let args = ["--model", &a, "--model", &b, "--context-length", "64"];
     let found = eval("perplexity", "text", &args);
     let difference = &found["comparison"]["perplexity"];
     assert_eq!((difference["unit"].as_str(), difference["difference"].as_f64()), (Some("token"), Some(0.0)));

@@ -351,7 +351,7 @@ fn printing(folder: &Path) -> Vec<Vec<String>> {
         "schema",
         "conformance -m MODEL -m MODEL --positions 4 --answer-tokens 2",
         "bench -m MODEL --prompt 4 --decode 2 --repeat 1 --warm-up 0 --buffer 0",
-        "eval perplexity --data TEXT -m MODEL --limit 1 --context 64",
+        "eval perplexity --data TEXT -m MODEL --limit 1 --context-length 64",
     ];
     let text = folder.join("text.txt").to_str().unwrap().to_owned();
     std::fs::write(&text, "Once upon a time there was a small model. ".repeat(20)).unwrap();

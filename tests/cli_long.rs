@@ -22,7 +22,7 @@ fn run(folder: &Path, args: &[&str]) -> assert_cmd::Command {
 }
 
 fn with_context(args: &[&str]) -> Vec<String> {
-    let more = ["--context", "192", "--max-tokens", "16", "--temperature", "0"];
+    let more = ["--context-length", "192", "--max-tokens", "16", "--temperature", "0"];
     args.iter().chain(&more).map(|&a| a.to_owned()).collect()
 }
 
@@ -73,7 +73,7 @@ fn input_that_cannot_be_cut_says_why() {
     success(chunk(&["nul", "--max-tokens", "2"]));
 
     let chat = |args: &[&str]| {
-        run(folder.path(), &[&["chat", "--context", "192", "--max-tokens", "16"], args].concat())
+        run(folder.path(), &[&["chat", "--context-length", "192", "--max-tokens", "16"], args].concat())
     };
     failure(chat(&["Sum up.", "--file", "empty"]), 2, &["document: is empty"]);
     failure(chat(&["Sum up.", "--file", "binary"]), 2, &["not UTF-8"]);
@@ -133,7 +133,7 @@ fn count_shows_what_each_message_takes() {
         {"role": "user", "content": " And in a year? 天空"},
     ]);
     std::fs::write(folder.path().join("c.json"), messages.to_string()).unwrap();
-    let args = ["count", "--messages", "c.json", "--context", "256", "--max-tokens", "64"];
+    let args = ["count", "--messages", "c.json", "--context-length", "256", "--max-tokens", "64"];
     let found = json(run(folder.path(), &[&args[..], &["--json"]].concat()));
     let number = |value: &serde_json::Value| value.as_i64().unwrap();
     let rows = found["messages"].as_array().unwrap();

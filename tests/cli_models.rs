@@ -142,7 +142,7 @@ fn another_configuration_is_another_model() {
 #[test]
 fn a_prompt_that_does_not_fit_says_so() {
     let model = fixture_arg("nano-packed");
-    let args = ["generate", &"word ".repeat(40), "--model", &model, "--context", "16"];
+    let args = ["generate", &"word ".repeat(40), "--model", &model, "--context-length", "16"];
     failure(ternion(&args), 2, &["16"]);
 }
 

@@ -37,7 +37,7 @@ fn config(backend: &str, path: Option<&Path>) -> ModelConfig {
     let mut config = ModelConfig::for_path(path.unwrap_or(Path::new("")));
     config.path = path.map(Path::to_owned);
     backend.clone_into(&mut config.backend);
-    config.context = Some(CONTEXT);
+    config.context_length = Some(CONTEXT);
     config.max_sequences = Some(SEQUENCES);
     config.max_queued = Some(4);
     if path.is_some() {

@@ -44,7 +44,7 @@ fn candle(change: impl FnOnce(&mut Checkpoint), tokenizer: impl FnOnce(&Checkpoi
     engine.eos_tokens.clone_from(&checkpoint.spec.eos);
     engine.max_queued = 4;
     let mut options = DecoderOptions::new(&checkpoint.spec);
-    (options.context, options.max_sequences, options.prefill_chunk) = (256, 3, 32);
+    (options.context_length, options.max_sequences, options.prefill_chunk) = (256, 3, 32);
     let decoder = Decoder::new(checkpoint, Decoder::threads(1).unwrap(), options).unwrap();
     Engine::start(Box::new(decoder), tokenizer, engine).unwrap()
 }

@@ -18,7 +18,7 @@ fn fixture(name: &str) -> PathBuf {
 async fn model(policy: &str) -> Arc<dyn LlmBackend> {
     let path = fixture("nano-packed");
     let text = format!(
-        "[models.m]\npath = '{}'\ncontext = {CONTEXT}\n[models.m.context_policy]\n{policy}\n",
+        "[models.m]\npath = '{}'\ncontext_length = {CONTEXT}\n[models.m.context_policy]\n{policy}\n",
         path.display()
     );
     ternion::load(&Config::from_str(&text, Format::Toml).unwrap(), None).await.unwrap()
@@ -106,7 +106,7 @@ async fn a_policy_that_cannot_work_is_refused_at_load() {
     };
     let path = fixture("nano-packed");
     let error = load(&format!(
-        "[models.m]\npath = '{}'\ncontext = 64\n[models.m.context_policy]\nkind = \"sliding\"\nsinks = 64\n",
+        "[models.m]\npath = '{}'\ncontext_length = 64\n[models.m.context_policy]\nkind = \"sliding\"\nsinks = 64\n",
         path.display()
     ))
     .await;

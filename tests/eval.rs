@@ -52,7 +52,7 @@ fn golden(name: &str) -> Golden {
 async fn model(golden: &Golden) -> Model {
     let folder = if golden.checkpoint == "dense" { "eval/dense" } else { &golden.checkpoint };
     let mut model = ModelConfig::for_path(fixture(folder));
-    model.context = Some(golden.max_length + 1);
+    model.context_length = Some(golden.max_length + 1);
     let mut config = Config::default();
     config.models.insert("tiny".to_owned(), model);
     Model::new(ternion::load(&config, Some("tiny")).await.unwrap()).unwrap()

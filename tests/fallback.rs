@@ -42,7 +42,7 @@ async fn failures_of_a_model_go_on_to_the_next() {
         ErrorKind::Backend,
         ErrorKind::Io,
     ] {
-        assert!(kind.falls_over());
+        assert!(kind.should_fail_over());
         let model = load(&failing(kind, None)).await;
         let answer = answer(&*model, say("x")).await.unwrap();
         assert_eq!((answer.text.as_str(), served_by(&answer).as_str()), ("b answers", "b on echo"), "{kind}");
@@ -57,7 +57,7 @@ async fn failures_of_a_request_do_not() {
         ErrorKind::InvalidConfig,
         ErrorKind::Cancelled,
     ] {
-        assert!(!kind.falls_over());
+        assert!(!kind.should_fail_over());
         let model = load(&failing(kind, None)).await;
         let error = answer(&*model, say("x")).await.unwrap_err();
         assert_eq!((error.kind(), error.message()), (kind, "configured to fail"));
@@ -179,7 +179,7 @@ async fn streams_that_are_begun_again_keep_the_contract() {
     registry.register(FlakyFactory(broken.collect()));
     let of = |name: &str, backend: &str, more: &str| {
         format!(
-            "[models.{name}]\nbackend = \"{backend}\"\npath = 'FIXTURES/nano-packed'\nthreads = 1\ncontext = 256\n\
+            "[models.{name}]\nbackend = \"{backend}\"\npath = 'FIXTURES/nano-packed'\nthreads = 1\ncontext_length = 256\n\
              max_sequences = 3\nmax_queued = 4\n{more}"
         )
     };

@@ -66,7 +66,7 @@ impl Case {
         let mut config = ModelConfig::for_path(&self.path);
         self.backend.clone_into(&mut config.backend);
         config.threads = Some(1);
-        config.context = Some(256);
+        config.context_length = Some(256);
         config.mmap = self.mmap;
         config.memory_limit = self.memory_limit.map(ternion::config::ByteSize);
         Config::single("model", config)

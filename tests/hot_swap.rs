@@ -30,7 +30,7 @@ const PROMPTS: [&str; 3] = ["one", "How many days", "a b c d e f"];
 fn turns() -> [Config; 3] {
     let model = |of: &str, more: &str| {
         config(&format!(
-            "[models.chat]\nbackend = \"counted\"\ncontext = 64\nmax_sequences = {CLIENTS}\n\
+            "[models.chat]\nbackend = \"counted\"\ncontext_length = 64\nmax_sequences = {CLIENTS}\n\
              options.of = \"{of}\"\n{more}"
         ))
     };

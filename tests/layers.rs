@@ -12,20 +12,20 @@ use std::{
 use host::{Failing, Flaky, answer, config, echo, idle, say};
 use ternion::{
     ErrorKind, Event, FinishReason, LlmBackend, LogitsRequest, ScoreRequest,
-    layers::{Layer, LayerExt, Limit, Metrics, Retry, Timeout, Tracing},
+    layers::{ConcurrencyLimitLayer, Layer, LayerExt, MetricsLayer, RetryLayer, TimeoutLayer, TracingLayer},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const MS: Duration = Duration::from_millis(1);
 
-fn retry(attempts: usize) -> Retry {
-    Retry::new(attempts).with_delays(10 * MS, 40 * MS)
+fn retry(attempts: usize) -> RetryLayer {
+    RetryLayer::new(attempts).with_delays(10 * MS, 40 * MS)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_timeout_ends_what_does_not_begin() {
-    let model = echo(r#"{"delay_ms": 1000}"#).layer(&Timeout::new().with_first_token(200 * MS));
+    let model = echo(r#"{"delay_ms": 1000}"#).layer(&TimeoutLayer::new().with_first_token(200 * MS));
     let start = Instant::now();
     let mut stream = model.generate(say("one two")).await.unwrap();
     assert!(matches!(stream.next().await, Some(Ok(Event::Prefill(_)))));
@@ -40,7 +40,7 @@ async fn a_timeout_ends_what_does_not_begin() {
 
 #[tokio::test(start_paused = true)]
 async fn a_timeout_between_tokens_is_the_models_and_not_the_readers() {
-    let between = Timeout::new().with_between_tokens(50 * MS);
+    let between = TimeoutLayer::new().with_between_tokens(50 * MS);
     let slow = echo(r#"{"delay_ms": 100}"#).layer(&between);
     let mut stream = slow.generate(say("one two three")).await.unwrap();
     let mut tokens = 0;
@@ -66,14 +66,14 @@ async fn a_timeout_between_tokens_is_the_models_and_not_the_readers() {
 
 #[tokio::test(start_paused = true)]
 async fn a_timeout_bounds_the_whole() {
-    let model = echo(r#"{"delay_ms": 100}"#).layer(&Timeout::new().with_total(250 * MS));
+    let model = echo(r#"{"delay_ms": 100}"#).layer(&TimeoutLayer::new().with_total(250 * MS));
     assert_eq!(answer(&*model, say("one two")).await.unwrap().text, "one two");
     let error = answer(&*model, say("one two three")).await.unwrap_err();
     assert_eq!(error.to_string(), "generate: no end within 250 ms");
     assert_eq!(model.stats().active, 0);
 
     let hanging: Arc<dyn LlmBackend> = Flaky::new(echo("{}"), [Failing::Hang; 3]);
-    let model = hanging.layer(&Timeout::new().with_total(250 * MS).with_first_token(Duration::MAX));
+    let model = hanging.layer(&TimeoutLayer::new().with_total(250 * MS).with_first_token(Duration::MAX));
     let score = model.score(ScoreRequest::new(vec![1, 2], 1)).await.unwrap_err();
     let logits = model.logits(LogitsRequest::new(vec![1, 2])).await.unwrap_err();
     let generate = answer(&*model, say("x")).await.unwrap_err();
@@ -85,7 +85,7 @@ async fn a_timeout_bounds_the_whole() {
 #[tokio::test(start_paused = true)]
 async fn a_timeout_ends_streams_that_nobody_polls() {
     let slow = || echo(r#"{"delay_ms": 100}"#);
-    let total = slow().layer(&Timeout::new().with_total(250 * MS));
+    let total = slow().layer(&TimeoutLayer::new().with_total(250 * MS));
     let unread = total.generate(say("one two three four")).await.unwrap();
     let mut begun = total.generate(say("one two three four")).await.unwrap();
     begun.next().await.unwrap().unwrap();
@@ -101,8 +101,8 @@ async fn a_timeout_ends_streams_that_nobody_polls() {
 
     // The reader has asked for a token, and has then forgotten the stream.
     for (timeout, message) in [
-        (Timeout::new().with_between_tokens(50 * MS), "no further token within 50 ms"),
-        (Timeout::new().with_first_token(50 * MS), "no first token within 50 ms"),
+        (TimeoutLayer::new().with_between_tokens(50 * MS), "no further token within 50 ms"),
+        (TimeoutLayer::new().with_first_token(50 * MS), "no first token within 50 ms"),
     ] {
         let model = slow().layer(&timeout);
         let mut stream = model.generate(say("one two three")).await.unwrap();
@@ -122,7 +122,7 @@ async fn a_timeout_ends_streams_that_nobody_polls() {
 
 #[tokio::test(start_paused = true)]
 async fn a_timeout_counts_what_has_come_in_time_and_is_not_read() {
-    let timeout = Timeout::new().with_first_token(100 * MS).with_between_tokens(100 * MS);
+    let timeout = TimeoutLayer::new().with_first_token(100 * MS).with_between_tokens(100 * MS);
     let model = echo("{}").layer(&timeout);
     let stream = model.generate(say("one two three")).await.unwrap();
     tokio::time::sleep(1000 * MS).await;
@@ -191,7 +191,7 @@ async fn an_answer_is_begun_again_only_before_its_first_token() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_waits_for_its_next_attempt_can_be_cancelled_and_dropped() {
-    let slow = Retry::new(9).with_delays(Duration::from_secs(60), Duration::from_secs(60));
+    let slow = RetryLayer::new(9).with_delays(Duration::from_secs(60), Duration::from_secs(60));
     let flaky = Flaky::new(echo("{}"), [Failing::Call(ErrorKind::Busy); 9]);
     let model = (Arc::clone(&flaky) as Arc<dyn LlmBackend>).layer(&slow);
     let cancel = CancellationToken::new();
@@ -216,7 +216,7 @@ async fn a_request_that_waits_for_its_next_attempt_can_be_cancelled_and_dropped(
 #[tokio::test(start_paused = true)]
 async fn a_limit_lets_so_many_through_in_their_order() {
     let inner = echo(r#"{"delay_ms": 10}"#);
-    let model = Arc::clone(&inner).layer(&Limit::new(2).with_waiting(8));
+    let model = Arc::clone(&inner).layer(&ConcurrencyLimitLayer::new(2).with_waiting(8));
     let order = Arc::new(Mutex::new(Vec::new()));
     let mut tasks = Vec::new();
     for i in 0..10 {
@@ -251,7 +251,7 @@ async fn a_limit_lets_so_many_through_in_their_order() {
 
 #[tokio::test(start_paused = true)]
 async fn a_place_is_given_back_at_the_end_and_by_dropping() {
-    let model = echo(r#"{"delay_ms": 10}"#).layer(&Limit::new(1));
+    let model = echo(r#"{"delay_ms": 10}"#).layer(&ConcurrencyLimitLayer::new(1));
     let mut first = model.generate(say("one two")).await.unwrap();
     assert_eq!(model.generate(say("x")).await.unwrap_err().kind(), ErrorKind::Busy);
     while first.next().await.is_some() {}
@@ -269,7 +269,7 @@ async fn a_place_is_given_back_at_the_end_and_by_dropping() {
     assert_eq!(unread.collect().await.unwrap().finish_reason, FinishReason::Cancelled);
 
     // Those that wait can be dropped and cancelled, and the places go on to the next.
-    let model = echo(r#"{"delay_ms": 10}"#).layer(&Limit::new(1).with_waiting(3));
+    let model = echo(r#"{"delay_ms": 10}"#).layer(&ConcurrencyLimitLayer::new(1).with_waiting(3));
     let cancel = CancellationToken::new();
     let running = model.generate(say("one two")).await.unwrap();
     let dropped = model.generate(say("dropped")).await.unwrap();
@@ -287,7 +287,7 @@ async fn a_place_is_given_back_at_the_end_and_by_dropping() {
 
 #[tokio::test(start_paused = true)]
 async fn places_of_streams_that_nobody_reads_are_given_to_others() {
-    let model = echo("{}").layer(&Limit::new(2).with_waiting(4));
+    let model = echo("{}").layer(&ConcurrencyLimitLayer::new(2).with_waiting(4));
     let mut unread = model.generate(say("one two three")).await.unwrap();
     unread.next().await.unwrap().unwrap();
     let untouched = model.generate(say("four five six")).await.unwrap();
@@ -302,7 +302,7 @@ async fn places_of_streams_that_nobody_reads_are_given_to_others() {
     assert_eq!(unread.collect().await.unwrap().text, "one two three");
 
     // A reader that waits for the model keeps its place, however long that takes.
-    let slow = echo(r#"{"delay_ms": 3000}"#).layer(&Limit::new(1).with_waiting(4));
+    let slow = echo(r#"{"delay_ms": 3000}"#).layer(&ConcurrencyLimitLayer::new(1).with_waiting(4));
     let (first, second) = tokio::join!(answer(&*slow, say("one two")), async {
         tokio::time::sleep(MS).await;
         let start = Instant::now();
@@ -329,7 +329,7 @@ async fn places_of_streams_that_nobody_reads_are_given_to_others() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_has_to_wait_is_checked_at_once() {
-    let model = echo(r#"{"delay_ms": 10}"#).layer(&Limit::new(1).with_waiting(1));
+    let model = echo(r#"{"delay_ms": 10}"#).layer(&ConcurrencyLimitLayer::new(1).with_waiting(1));
     let _running = model.generate(say("one two")).await.unwrap();
     let mut wrong = say("x");
     wrong.params.max_tokens = Some(0);
@@ -339,14 +339,18 @@ async fn a_request_that_has_to_wait_is_checked_at_once() {
 
 #[tokio::test]
 async fn a_limit_tells_of_its_places() {
-    let limits = |limit: Limit| {
+    let limits = |limit: ConcurrencyLimitLayer| {
         let limits = echo("{}").layer(&limit).info().limits.clone();
         (limits.max_sequences, limits.max_queued)
     };
     // An echo has 4 places and 64 that wait.
-    assert_eq!(limits(Limit::new(2).with_waiting(3)), (2, 3));
-    assert_eq!(limits(Limit::new(10).with_waiting(3)), (4, 9));
-    assert_eq!(limits(Limit::new(100).with_waiting(3)), (4, 64), "the echo itself refuses first");
+    assert_eq!(limits(ConcurrencyLimitLayer::new(2).with_waiting(3)), (2, 3));
+    assert_eq!(limits(ConcurrencyLimitLayer::new(10).with_waiting(3)), (4, 9));
+    assert_eq!(
+        limits(ConcurrencyLimitLayer::new(100).with_waiting(3)),
+        (4, 64),
+        "the echo itself refuses first"
+    );
 }
 
 /// A recorder: the value of each counter and gauge, and how many values each histogram has, by name and labels.
@@ -424,7 +428,7 @@ impl metrics::Recorder for Counts {
 async fn metrics_count_every_end() {
     let recorder = Counts::default();
     let _installed = metrics::set_default_local_recorder(&recorder);
-    let model = echo(r#"{"delay_ms": 10}"#).layer(&Metrics::new());
+    let model = echo(r#"{"delay_ms": 10}"#).layer(&MetricsLayer::new());
     answer(&*model, say("one two three")).await.unwrap();
     answer(&*model, say("one two three").with_max_tokens(2)).await.unwrap();
     let mut dropped = model.generate(say("one two three")).await.unwrap();
@@ -462,7 +466,7 @@ async fn metrics_count_every_answer_that_a_policy_asks_for() {
     let recorder = Counts::default();
     let _installed = metrics::set_default_local_recorder(&recorder);
     let config = config(
-        "[models.m]\npath = 'FIXTURES/nano-packed'\nthreads = 1\ncontext = 200\ncontext_policy.kind = \"map_reduce\"\n\
+        "[models.m]\npath = 'FIXTURES/nano-packed'\nthreads = 1\ncontext_length = 200\ncontext_policy.kind = \"map_reduce\"\n\
          layers.metrics = true\n",
     );
     let model = ternion::load(&config, None).await.unwrap();
@@ -524,8 +528,8 @@ async fn every_layer_forwards_what_it_does_not_change() {
         ternion::context::ContextLayer::new(Arc::clone(&odd), ternion::context::ContextPolicy::default())
             .unwrap();
     let mut layered: Vec<Arc<dyn LlmBackend>> = vec![Arc::new(context)];
-    let (limit, timeout) = (Limit::new(1), Timeout::new());
-    let layers: [&dyn Layer; 5] = [&limit, &retry(2), &timeout, &Metrics::new(), &Tracing::new()];
+    let (limit, timeout) = (ConcurrencyLimitLayer::new(1), TimeoutLayer::new());
+    let layers: [&dyn Layer; 5] = [&limit, &retry(2), &timeout, &MetricsLayer::new(), &TracingLayer::new()];
     layered.extend(layers.map(|layer| Arc::clone(&odd).layer(layer)));
     layered.push(config(ALL).models["m"].layers.wrap(odd));
     for model in layered {
@@ -562,7 +566,7 @@ async fn a_trace_tells_what_was_done_but_not_what_was_said() {
         .finish();
     let _installed = tracing::subscriber::set_default(subscriber);
     let flaky = Flaky::new(echo(r#"{"delay_ms": 10}"#), []);
-    let model = (Arc::clone(&flaky) as Arc<dyn LlmBackend>).layer(&Tracing::new());
+    let model = (Arc::clone(&flaky) as Arc<dyn LlmBackend>).layer(&TracingLayer::new());
     answer(&*model, say("secret words").with_max_tokens(1)).await.unwrap();
     let mut dropped = model.generate(say("secret words")).await.unwrap();
     dropped.next().await.unwrap().unwrap();

@@ -193,7 +193,7 @@ async fn conversations_at_the_same_time_do_not_disturb_each_other() {
 
 #[tokio::test]
 async fn the_context_of_the_configuration_is_the_limit() {
-    let model = load(&fixture("nano-packed"), |c| c.context = Some(32)).await;
+    let model = load(&fixture("nano-packed"), |c| c.context_length = Some(32)).await;
     assert_eq!(model.info().limits.context_length, 32);
     let error = model.complete(&"word ".repeat(100), 5).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ContextOverflow);
@@ -204,7 +204,7 @@ async fn the_context_of_the_configuration_is_the_limit() {
 /// Two conversations that together are longer than the cache: the second pushes the first one's leftovers out.
 #[tokio::test]
 async fn a_full_cache_forgets_idle_conversations() {
-    let model = load(&fixture("nano-packed"), |c| c.context = Some(256)).await;
+    let model = load(&fixture("nano-packed"), |c| c.context_length = Some(256)).await;
     for first in [10, 20, 30] {
         let prompt: Vec<u32> = (0..200).map(|i| (first + i * 7) % 300).collect();
         let answer = greedy(&*model, prompt, 8).await;
@@ -228,10 +228,10 @@ async fn sizes_that_would_end_the_process_are_refused() {
         let error = refused(&|c| option(c, key, value.clone())).await;
         assert!(error.contains(expected), "{error}");
     }
-    let error = refused(&|c| c.context = Some(1 << 30)).await;
-    assert!(error.contains("context: 1073741824 is out of range"), "{error}");
-    let error = refused(&|c| c.context = Some(8)).await;
-    assert!(error.contains("context: 8 is out of range; at least 32"), "{error}");
+    let error = refused(&|c| c.context_length = Some(1 << 30)).await;
+    assert!(error.contains("context_length: 1073741824 is out of range"), "{error}");
+    let error = refused(&|c| c.context_length = Some(8)).await;
+    assert!(error.contains("context_length: 8 is out of range; at least 32"), "{error}");
     let error = refused(&|c| c.max_sequences = Some(257)).await;
     assert!(error.contains("max_sequences: 257 is out of range; 1 to 256"), "{error}");
     let error = refused(&|c| {

@@ -35,8 +35,18 @@ fn a_process_keeps_its_limit() {
     let folder = tempfile::tempdir().unwrap();
     model(folder.path());
     let bench = |limit: &[&str]| {
-        let args =
-            ["bench", "--json", "--model", "model", "--context", "256", "--prompt", "200", "--decode", "8"];
+        let args = [
+            "bench",
+            "--json",
+            "--model",
+            "model",
+            "--context-length",
+            "256",
+            "--prompt",
+            "200",
+            "--decode",
+            "8",
+        ];
         let args = [&args[..], &["--repeat", "1", "--buffer", "0"], limit].concat();
         json(ternion_in(folder.path(), &args))
     };
@@ -59,15 +69,24 @@ fn a_process_keeps_its_limit() {
 fn a_limit_does_not_change_the_answer() {
     let folder = tempfile::tempdir().unwrap();
     model(folder.path());
-    let inspect = ["inspect", "--json", "--model", "model", "--context", "256"];
+    let inspect = ["inspect", "--json", "--model", "model", "--context-length", "256"];
     let memory =
         |limit: &[&str]| json(ternion_in(folder.path(), &[&inspect[..], limit].concat()))["memory"].clone();
     let limit = (memory(&[])["planned_bytes"].as_u64().unwrap() - 40_000_000).to_string();
     let streamed = memory(&["--memory-limit", &limit])["plan"]["streamed_bytes"].as_u64().unwrap();
     assert!(streamed > 10_000_000, "{streamed}");
     let answer = |limit: &[&str]| {
-        let args =
-            ["generate", "the same", "--json", "--model", "model", "--context", "256", "--max-tokens", "12"];
+        let args = [
+            "generate",
+            "the same",
+            "--json",
+            "--model",
+            "model",
+            "--context-length",
+            "256",
+            "--max-tokens",
+            "12",
+        ];
         let args = [&args[..], &["--temperature", "0", "--ignore-eos"], limit].concat();
         json(ternion_in(folder.path(), &args))["text"].clone()
     };
@@ -94,7 +113,7 @@ fn what_is_left_open_is_chosen_and_what_is_fixed_stays() {
         |bytes: u64, args: &[&str]| plan(&[&["--memory-limit", &bytes.to_string()[..]], args].concat());
     let fewer = limited(total - kv / 4, &[]);
     assert!(fewer["max_sequences"].as_u64().unwrap() < 4 && fewer["streamed_bytes"] == 0, "{fewer:#}");
-    assert_eq!((&fewer["kv_type"], &fewer["context"]), (&"f32".into(), &2048.into()));
+    assert_eq!((&fewer["kv_type"], &fewer["context_length"]), (&"f32".into(), &2048.into()));
     let streamed = limited(total - kv, &[]);
     assert!(streamed["streamed_bytes"].as_u64().unwrap() > 0, "{streamed:#}");
     assert_eq!((&streamed["kv_type"], &streamed["max_sequences"]), (&"f32".into(), &1.into()));
@@ -103,9 +122,9 @@ fn what_is_left_open_is_chosen_and_what_is_fixed_stays() {
     let least = total - kv - weights + part(&streamed, "read-ahead");
     let (f32, int8) = (kv / 4, 16 * 2 * (128 + 4) * 2 * 2048);
     let small = limited(least + f32 - 8_000_000, &[]);
-    assert_eq!((&small["kv_type"], &small["context"]), (&"f16".into(), &2048.into()), "{small:#}");
+    assert_eq!((&small["kv_type"], &small["context_length"]), (&"f16".into(), &2048.into()), "{small:#}");
     let short = limited(least + int8 - 7_500_000, &[]);
-    assert!(short["context"].as_u64().unwrap() < 2048 && short["kv_type"] == "int8", "{short:#}");
+    assert!(short["context_length"].as_u64().unwrap() < 2048 && short["kv_type"] == "int8", "{short:#}");
     for plan in [fewer, streamed, small, short] {
         assert!(!plan["choices"].as_array().unwrap().is_empty());
     }
@@ -114,7 +133,7 @@ fn what_is_left_open_is_chosen_and_what_is_fixed_stays() {
     let limit = (least + int8 - 7_500_000).to_string();
     let mut refused = ternion_in(
         folder.path(),
-        &["inspect", "--model", "model", "--context", "2048", "--memory-limit", &limit],
+        &["inspect", "--model", "model", "--context-length", "2048", "--memory-limit", &limit],
     );
     let output = refused.output().unwrap();
     assert_ne!(output.status.code(), Some(0));

@@ -124,7 +124,7 @@ async fn the_check_is_what_the_configuration_says() {
     let model = models.get("m").await.unwrap();
     let small = |check: &str| {
         config(&format!(
-            "{check}[models.m]\npath = 'FIXTURES/nano-packed'\ncontext = 8\nbackend = \"candle\"\n"
+            "{check}[models.m]\npath = 'FIXTURES/nano-packed'\ncontext_length = 8\nbackend = \"candle\"\n"
         ))
     };
     let error =
@@ -162,7 +162,7 @@ async fn a_broken_second_model_does_not_concern_the_first() {
 async fn long_requests_are_not_hurt_by_a_smaller_context() {
     let sized = |context: usize| {
         config(&format!(
-            "[models.m]\nbackend = \"candle\"\npath = 'FIXTURES/nano-packed'\ncontext = {context}\nthreads = 1\n"
+            "[models.m]\nbackend = \"candle\"\npath = 'FIXTURES/nano-packed'\ncontext_length = {context}\nthreads = 1\n"
         ))
     };
     let models = Models::new(sized(256)).unwrap();
@@ -256,7 +256,7 @@ async fn the_default_is_followed_when_it_is_there() {
     assert_eq!(default.name(), "b");
 }
 
-const AFTER: &str = "reload = { mode = \"after\", drain_seconds = 1 }\n";
+const AFTER: &str = "reload = { mode = \"unload_then_load\", drain_seconds = 1 }\n";
 
 #[tokio::test]
 async fn after_the_old_one_is_gone_requests_wait_for_the_new() {
@@ -329,7 +329,7 @@ async fn a_request_that_does_not_end_keeps_the_old_model() {
 async fn an_engine_is_out_of_memory_before_the_next_is_loaded() {
     let nano = |context: usize| {
         config(&format!(
-            "{AFTER}[models.m]\nbackend = \"candle\"\npath = 'FIXTURES/nano-packed'\ncontext = {context}\n"
+            "{AFTER}[models.m]\nbackend = \"candle\"\npath = 'FIXTURES/nano-packed'\ncontext_length = {context}\n"
         ))
     };
     let models = Models::new(nano(64)).unwrap();
@@ -457,12 +457,15 @@ async fn a_bad_file_is_told_and_changes_nothing() {
     let model = models.get("m").await.unwrap();
     let twice = echo_saying("one") + &echo_saying("two");
     for (text, expected) in [
-        (echo_saying("new") + "contxt = 5\n", "unknown key `models.m.contxt`; did you mean `context`?"),
-        ("reloads.mode = \"after\"\n".to_owned() + &echo_saying("new"), "unknown key `reloads`"),
+        (
+            echo_saying("new") + "context_lenth = 5\n",
+            "unknown key `models.m.context_lenth`; did you mean `context_length`?",
+        ),
+        ("reloads.mode = \"unload_then_load\"\n".to_owned() + &echo_saying("new"), "unknown key `reloads`"),
         (echo_saying("new") + "options.replly = \"x\"\n", "unknown key `options.replly`"),
         (twice, "duplicate key"),
         (echo_saying("new") + "fallback = [\"n\"]\n", "models.m.fallback: no model `n`"),
-        (echo_saying("new") + "context = 1\n", "models.m.context: 1 is out of range"),
+        (echo_saying("new") + "context_length = 1\n", "models.m.context_length: 1 is out of range"),
         (echo_saying("new").replace("echo", "ecko"), "unknown backend `ecko`"),
         (String::new(), "no model is configured"),
     ] {

@@ -140,7 +140,7 @@ fn mutant(mutate: impl Fn(&mut Checkpoint)) -> Arc<dyn LlmBackend> {
     mutate(&mut checkpoint);
     let tokenizer = checkpoint.tokenizer().unwrap();
     let mut options = DecoderOptions::new(&checkpoint.spec);
-    options.context = 512;
+    options.context_length = 512;
     let mut engine = EngineOptions::new(ModelInfo::new("mutant", "candle"));
     engine.eos_tokens.clone_from(&checkpoint.spec.eos);
     let decoder = Decoder::new(checkpoint, Decoder::threads(0).unwrap(), options).unwrap();

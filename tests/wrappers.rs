@@ -14,7 +14,7 @@ use ternion::{
     ScoreRequest,
     config::{Config, ModelConfig},
     context::ContextLayer,
-    layers::{LayerExt, Limit, Metrics, Retry, Timeout, Tracing},
+    layers::{ConcurrencyLimitLayer, LayerExt, MetricsLayer, RetryLayer, TimeoutLayer, TracingLayer},
     models::Models,
     registry::{BackendFactory, Progress},
 };
@@ -36,13 +36,13 @@ async fn plain(backend: &str) -> Result<Arc<dyn LlmBackend>> {
 /// Longer than any check takes.
 const LONG: Duration = Duration::from_secs(600);
 
-fn timeout() -> Timeout {
-    Timeout::new().with_first_token(LONG).with_between_tokens(LONG).with_total(LONG)
+fn timeout() -> TimeoutLayer {
+    TimeoutLayer::new().with_first_token(LONG).with_between_tokens(LONG).with_total(LONG)
 }
 
 /// Waits so short that a refusal still comes at once.
-fn retry() -> Retry {
-    Retry::new(3).with_delays(Duration::from_millis(1), Duration::from_millis(2))
+fn retry() -> RetryLayer {
+    RetryLayer::new(3).with_delays(Duration::from_millis(1), Duration::from_millis(2))
 }
 
 /// A model that refuses what is to be refused, and fails with everything else.
@@ -113,7 +113,7 @@ async fn policy(kind: &str) -> Result<Arc<dyn LlmBackend>> {
 
 /// A policy inside of a limit, so that requests which wait are ones that a policy makes fit.
 async fn limited_policy(kind: &str) -> Result<Arc<dyn LlmBackend>> {
-    Ok(policy(kind).await?.layer(&Limit::new(1).with_waiting(4)))
+    Ok(policy(kind).await?.layer(&ConcurrencyLimitLayer::new(1).with_waiting(4)))
 }
 
 /// A policy around a handle whose model is another than the one that the policy was made for.
@@ -137,8 +137,12 @@ fn main() -> ExitCode {
     let all = "[models.model.layers]\ntracing = true\nmetrics = true\ntimeout.total_ms = 600000\n\
                retry = { attempts = 2, min_delay_ms = 1, max_delay_ms = 1 }\nlimit = { concurrent = 2, waiting = 3 }\n";
     Suite::new()
-        .backend("limit", async || Ok(plain("candle").await?.layer(&Limit::new(3).with_waiting(2))))
-        .backend("limit-narrow", async || Ok(plain("candle").await?.layer(&Limit::new(1).with_waiting(4))))
+        .backend("limit", async || {
+            Ok(plain("candle").await?.layer(&ConcurrencyLimitLayer::new(3).with_waiting(2)))
+        })
+        .backend("limit-narrow", async || {
+            Ok(plain("candle").await?.layer(&ConcurrencyLimitLayer::new(1).with_waiting(4)))
+        })
         .backend("truncate", async || policy("truncate").await)
         .backend("sliding", async || policy("sliding").await)
         .backend("limit-truncate", async || limited_policy("truncate").await)
@@ -147,8 +151,8 @@ fn main() -> ExitCode {
         .backend("map-reduce", async || policy("map_reduce").await)
         .backend("retry", async || Ok(plain("candle").await?.layer(&retry())))
         .backend("timeout", async || Ok(plain("candle").await?.layer(&timeout())))
-        .backend("metrics", async || Ok(plain("candle").await?.layer(&Metrics::new())))
-        .backend("tracing", async || Ok(plain("candle").await?.layer(&Tracing::new())))
+        .backend("metrics", async || Ok(plain("candle").await?.layer(&MetricsLayer::new())))
+        .backend("tracing", async || Ok(plain("candle").await?.layer(&TracingLayer::new())))
         .backend("all", async move || {
             ternion::load(&config(&(model("model", "candle", "") + all)), None).await
         })

@@ -3,11 +3,10 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use ternion_core::{
     Error, LlmBackend, MemoryPlan, ModelInfo, ProcessMemory, Result,
     config::ModelConfig,
-    registry::{BackendFactory, LoadProgress, Progress, load_blocking},
+    registry::{BlockingFactory, LoadProgress, Progress},
     text::Tokenizer,
 };
 use ternion_engine::{Engine, EngineOptions};
@@ -17,35 +16,13 @@ use crate::plan::{self, Sizes, Taken};
 use crate::{CandleOptions, Decoder, model::no_threads};
 
 /// Loads models for the backend `candle`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct CandleFactory;
+pub fn factory() -> BlockingFactory {
+    BlockingFactory::new::<CandleOptions>("candle", "pure Rust, safetensors and GGUF checkpoints", load)
+        .with_plan(memory_plan)
+}
 
-#[async_trait]
-impl BackendFactory for CandleFactory {
-    fn name(&self) -> &'static str {
-        "candle"
-    }
-
-    fn description(&self) -> &'static str {
-        "pure Rust, safetensors and GGUF checkpoints"
-    }
-
-    async fn load(
-        &self,
-        name: &str,
-        config: &ModelConfig,
-        progress: Progress,
-    ) -> Result<Arc<dyn LlmBackend>> {
-        load_blocking(name, config, progress, load).await
-    }
-
-    fn keeps_memory_limit(&self) -> bool {
-        true
-    }
-
-    fn plan(&self, name: &str, config: &ModelConfig) -> Result<MemoryPlan> {
-        prepare(name, config, &Progress::none(), true).map(|prepared| prepared.sizes.plan)
-    }
+fn memory_plan(name: &str, config: &ModelConfig) -> Result<MemoryPlan> {
+    prepare(name, config, &Progress::none(), true).map(|prepared| prepared.sizes.plan)
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
@@ -69,7 +46,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     engine.logits_bytes = logits_bytes;
 
     let decoder = Decoder::new(checkpoint, Decoder::threads(config.threads.unwrap_or(0))?, options)?;
-    tracing::info!(model = name, context = options.context, "loaded");
+    tracing::info!(model = name, context = options.context_length, "loaded");
     Ok(Arc::new(Engine::start(Box::new(decoder), tokenizer, engine)?))
 }
 

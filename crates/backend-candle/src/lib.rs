@@ -22,7 +22,7 @@ mod plan;
 mod residency;
 mod stream;
 
-pub use backend::CandleFactory;
+pub use backend::factory;
 pub use config::{CandleOptions, HeadPrecision};
 pub use model::{Decoder, DecoderOptions};
 pub use ternion_engine::kv::KvType;
@@ -31,5 +31,5 @@ use ternion_core::registry::Registry;
 
 /// Makes the backend `candle` known to a registry.
 pub fn register(registry: &mut Registry) {
-    registry.register(CandleFactory);
+    registry.register(factory());
 }

@@ -27,7 +27,7 @@ use crate::{
 #[non_exhaustive]
 pub struct DecoderOptions {
     /// Tokens that a sequence may hold.
-    pub context: usize,
+    pub context_length: usize,
     /// Sequences that may exist at the same time.
     pub max_sequences: usize,
     /// The most tokens of one step.
@@ -45,7 +45,7 @@ impl DecoderOptions {
     /// The model's whole context, 4 sequences, prefill in chunks of 128 tokens.
     pub fn new(spec: &ModelSpec) -> Self {
         Self {
-            context: spec.context_length,
+            context_length: spec.context_length,
             max_sequences: 4,
             prefill_chunk: 128,
             head: HeadPrecision::Exact,
@@ -95,17 +95,17 @@ impl Decoder {
         let head = checkpoint.head_or_embed().clone();
         let spec = &checkpoint.spec;
         let positive = [
-            ("context", options.context),
+            ("context_length", options.context_length),
             ("max_sequences", options.max_sequences),
             ("prefill_chunk", options.prefill_chunk),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid_config(format!("{key}: 0 is out of range; at least 1 expected")));
         }
-        if options.context > spec.context_length {
+        if options.context_length > spec.context_length {
             return Err(Error::invalid_config(format!(
                 "context: {} is out of range; at most {}, the model's own, expected",
-                options.context, spec.context_length
+                options.context_length, spec.context_length
             )));
         }
         let mut placement = Placement::new(Budget::new(options.resident_weights));
@@ -231,7 +231,7 @@ fn wanted(batch: &[SequenceInput<'_>], spans: &[Span]) -> Vec<u32> {
 
 impl CausalLm for Decoder {
     fn context_length(&self) -> usize {
-        self.options.context
+        self.options.context_length
     }
 
     fn vocab_size(&self) -> usize {
@@ -255,7 +255,7 @@ impl CausalLm for Decoder {
         logits.clear();
         self.watch.check()?;
         let length = |id| self.cache.length(id);
-        let spans = batch::spans(batch, length, self.options.context, self.vocab_size)?;
+        let spans = batch::spans(batch, length, self.options.context_length, self.vocab_size)?;
         let team = Arc::clone(&self.team);
         let outcome = team.install(|| self.run(batch, &spans, logits));
         // A file that changed meanwhile explains whatever was computed.

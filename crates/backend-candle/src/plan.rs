@@ -106,7 +106,7 @@ pub(crate) fn sizes(
     let mut wanted = DecoderOptions::new(&checkpoint.spec);
     wanted.head = options.head;
     wanted.kv_type = options.kv_type.unwrap_or(wanted.kv_type);
-    wanted.context = config.context.unwrap_or(wanted.context);
+    wanted.context_length = config.context_length.unwrap_or(wanted.context_length);
     wanted.max_sequences = config.max_sequences.unwrap_or(wanted.max_sequences);
     wanted.prefill_chunk = config.prefill_chunk.unwrap_or(wanted.prefill_chunk);
     let Some(limit) = planner.limit else { return Ok(planner.finish(wanted, &wanted)) };
@@ -126,7 +126,7 @@ pub(crate) fn sizes(
     }
     let (bytes, options) = least.expect("invariant: the sizes that are wanted are among the candidates");
     let fixed: Vec<&str> = [
-        ("context", config.context.is_some()),
+        ("context_length", config.context_length.is_some()),
         ("max_sequences", config.max_sequences.is_some()),
         ("prefill_chunk", config.prefill_chunk.is_some()),
     ]
@@ -145,7 +145,7 @@ pub(crate) fn sizes(
              read from the disk for each step{fixed}",
             ByteSize(limit),
             ByteSize(bytes.next_multiple_of(1_000_000)),
-            options.context,
+            options.context_length,
             options.max_sequences,
             if options.max_sequences == 1 { "" } else { "s" },
             options.kv_type,
@@ -173,7 +173,7 @@ fn candidates(
     let mut found = Vec::new();
     let mut add = |context, max_sequences, prefill_chunk, kv_type, resident_weights| {
         found.push(DecoderOptions {
-            context,
+            context_length: context,
             max_sequences,
             prefill_chunk,
             resident_weights,
@@ -183,15 +183,15 @@ fn candidates(
     };
     for &kv_type in &types {
         for &sequences in &sequences {
-            add(wanted.context, sequences, chunks[0], kv_type, None);
+            add(wanted.context_length, sequences, chunks[0], kv_type, None);
         }
         for &chunk in chunks.iter().filter(|_| streams) {
-            add(wanted.context, fewest, chunk, kv_type, Some(0));
+            add(wanted.context_length, fewest, chunk, kv_type, Some(0));
         }
     }
-    if config.context.is_none() {
+    if config.context_length.is_none() {
         let (smallest, last) = (chunks[chunks.len() - 1], types[types.len() - 1]);
-        let longest = wanted.context.saturating_sub(1) / BLOCK * BLOCK;
+        let longest = wanted.context_length.saturating_sub(1) / BLOCK * BLOCK;
         for context in (LEAST_CONTEXT..=longest).rev().step_by(BLOCK) {
             add(context, fewest, smallest, last, streams.then_some(0));
         }
@@ -223,7 +223,7 @@ impl Planner<'_> {
         note("max_sequences", options.max_sequences.to_string(), wanted.max_sequences.to_string());
         note("prefill_chunk", options.prefill_chunk.to_string(), wanted.prefill_chunk.to_string());
         note("keys and values in", options.kv_type.to_string(), wanted.kv_type.to_string());
-        note("context", options.context.to_string(), wanted.context.to_string());
+        note("context_length", options.context_length.to_string(), wanted.context_length.to_string());
         if plan.streamed_bytes > 0 {
             plan.choices.push(format!(
                 "{} of weights read from the disk for each step instead of kept in memory",
@@ -245,7 +245,7 @@ impl Planner<'_> {
         let spec = &checkpoint.spec;
         let mut plan = MemoryPlan::new();
         plan.limit = self.limit;
-        plan.context = options.context;
+        plan.context_length = options.context_length;
         plan.max_sequences = options.max_sequences;
         plan.prefill_chunk = options.prefill_chunk;
         plan.kv_type = options.kv_type.to_string();
@@ -266,7 +266,7 @@ impl Planner<'_> {
             plan.add(name, bits.bytes(spec.vocab_size, spec.hidden_size) as u64);
         }
         plan.add("norms", norms(checkpoint));
-        let kv = spec.kv_layout().bytes(options.kv_type, options.context);
+        let kv = spec.kv_layout().bytes(options.kv_type, options.context_length);
         plan.add("keys and values", kv.saturating_mul(options.max_sequences as u64));
         plan.add("activations", activations(spec, options));
         plan.add("logits", self.logit_rows(options).saturating_add(3).saturating_mul(row_bytes(spec)));
@@ -297,7 +297,7 @@ fn activations(spec: &ModelSpec, options: &DecoderOptions) -> u64 {
     let (width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
     let wide = (3 * width + 4 * kv_width).max(2 * spec.intermediate_size);
     let floats = 3 * spec.hidden_size + wide + spec.intermediate_size + spec.intermediate_size / 4;
-    let tokens = options.prefill_chunk.min(options.context).max(options.max_sequences);
+    let tokens = options.prefill_chunk.min(options.context_length).max(options.max_sequences);
     (4 * floats as u64).saturating_mul(tokens as u64)
 }
 

@@ -2,45 +2,29 @@
 
 use std::{path::Path, sync::Arc};
 
-use async_trait::async_trait;
 use ternion_core::{
     Error, ErrorKind, LlmBackend, ModelInfo, Result, ResultExt,
     config::ModelConfig,
-    registry::{BackendFactory, LoadProgress, Progress, load_blocking},
+    registry::{BlockingFactory, LoadProgress, Progress},
     text::Tokenizer,
 };
 use ternion_engine::{CausalLm, Engine, EngineOptions};
 use ternion_formats::Access;
 
 use crate::{
-    LlamaCpp, ModelOptions, gguf,
+    LlamaCpp, LlamaCppOptions, ModelOptions, gguf,
     preflight::{self, Loader},
 };
 
 const NAME: &str = "llama-cpp";
 
 /// Loads models for the backend `llama-cpp`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LlamaCppFactory;
-
-#[async_trait]
-impl BackendFactory for LlamaCppFactory {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn description(&self) -> &'static str {
-        "llama.cpp: ternary checkpoints, and all GGUF models that it knows"
-    }
-
-    async fn load(
-        &self,
-        name: &str,
-        config: &ModelConfig,
-        progress: Progress,
-    ) -> Result<Arc<dyn LlmBackend>> {
-        load_blocking(name, config, progress, load).await
-    }
+pub fn factory() -> BlockingFactory {
+    BlockingFactory::new::<LlamaCppOptions>(
+        NAME,
+        "llama.cpp: ternary checkpoints, and all GGUF models that it knows",
+        load,
+    )
 }
 
 /// What both ways of loading end in.
@@ -53,7 +37,7 @@ struct Loaded {
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
     let mut options = ModelOptions { llama_cpp: config.parse_options()?, ..ModelOptions::default() };
     options.threads = config.threads.unwrap_or(options.threads);
-    options.context = config.context;
+    options.context_length = config.context_length;
     options.mmap = config.mmap.unwrap_or(true);
     options.max_sequences = config.max_sequences.unwrap_or(options.max_sequences);
     options.prefill_chunk = config.prefill_chunk.unwrap_or(options.prefill_chunk);

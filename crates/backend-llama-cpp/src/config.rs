@@ -17,9 +17,9 @@ pub struct LlamaCppOptions {
     /// Whether attention is computed in one pass without storing its scores. Left out: only where `kv_type` needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flash_attention: Option<bool>,
-    /// Tokens that all sequences together may hold, at least `context`. The KV cache of this size is allocated when the
+    /// Tokens that all sequences together may hold, at least `context_length`. The KV cache of this size is allocated when the
     /// model is loaded; one that is full makes room by forgetting conversations that nobody waits for, and refuses requests
-    /// where that is not enough. Left out: `context` times `max_sequences`, which is always enough.
+    /// where that is not enough. Left out: `context_length` times `max_sequences`, which is always enough.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 32))]
     pub cache_tokens: Option<usize>,

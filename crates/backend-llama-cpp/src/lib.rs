@@ -38,7 +38,7 @@ mod runtime;
 mod selftest;
 mod source;
 
-pub use backend::LlamaCppFactory;
+pub use backend::factory;
 pub use config::{KvType, LlamaCppOptions};
 pub use model::{LlamaCpp, ModelOptions};
 
@@ -46,5 +46,5 @@ use ternion_core::registry::Registry;
 
 /// Makes the backend `llama-cpp` known to a registry.
 pub fn register(registry: &mut Registry) {
-    registry.register(LlamaCppFactory);
+    registry.register(factory());
 }

@@ -9,7 +9,7 @@ pub(crate) fn check(bytes: u64, what: &str) -> Result<()> {
         Some(available) if bytes > available => Err(Error::new(
             ErrorKind::ResourceExhausted,
             format!(
-                "{what} takes {} MiB, and {} MiB of memory are available; a smaller `context` takes less",
+                "{what} takes {} MiB, and {} MiB of memory are available; a smaller `context_length` takes less",
                 bytes >> 20,
                 available >> 20
             ),

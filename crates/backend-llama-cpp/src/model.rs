@@ -27,7 +27,7 @@ pub struct ModelOptions {
     pub threads: usize,
     /// Tokens that a sequence may hold. `None`: as many as the model was made for, or as fit into 1 GiB for all sequences if
     /// that is less.
-    pub context: Option<usize>,
+    pub context_length: Option<usize>,
     /// Sequences that may exist at the same time. The KV cache of all of them is allocated when the model is loaded.
     pub max_sequences: usize,
     /// The most tokens of one step.
@@ -43,7 +43,7 @@ impl Default for ModelOptions {
     fn default() -> Self {
         Self {
             threads: 0,
-            context: None,
+            context_length: None,
             max_sequences: 1,
             prefill_chunk: 128,
             mmap: true,
@@ -241,7 +241,7 @@ impl CausalLm for LlamaCpp {
         if outcome.is_err() {
             logits.clear();
         }
-        outcome.during("forward")
+        outcome.with_operation("forward")
     }
 
     fn len(&self, sequence: SequenceId) -> usize {
@@ -294,12 +294,12 @@ fn sizes(shape: &KvShape, options: &ModelOptions, default_kv_type: KvType) -> Re
     let own = shape.context_length;
     let sequences = options.max_sequences.max(1);
     let fits = usize::try_from(DEFAULT_KV_BYTES / per_token).unwrap_or(usize::MAX) / sequences;
-    let context = options.context.unwrap_or_else(|| own.min(fits).max(MIN_CONTEXT.min(own)));
+    let context = options.context_length.unwrap_or_else(|| own.min(fits).max(MIN_CONTEXT.min(own)));
     if context < MIN_CONTEXT {
-        return out_of_range("context", context, format!("at least {MIN_CONTEXT}"));
+        return out_of_range("context_length", context, format!("at least {MIN_CONTEXT}"));
     }
     if context > own {
-        return out_of_range("context", context, format!("at most {own}, the model's own,"));
+        return out_of_range("context_length", context, format!("at most {own}, the model's own,"));
     }
     if options.max_sequences == 0 || options.max_sequences > MAX_SEQUENCES {
         return out_of_range("max_sequences", options.max_sequences, format!("1 to {MAX_SEQUENCES}"));
@@ -310,7 +310,7 @@ fn sizes(shape: &KvShape, options: &ModelOptions, default_kv_type: KvType) -> Re
     let cache_tokens =
         options.llama_cpp.cache_tokens.unwrap_or(context.saturating_mul(options.max_sequences));
     if cache_tokens < context || cache_tokens > context.saturating_mul(options.max_sequences) {
-        let expected = format!("`context` ({context}) to `context` times `max_sequences`");
+        let expected = format!("`context_length` ({context}) to `context_length` times `max_sequences`");
         return out_of_range("options.cache_tokens", cache_tokens, expected);
     }
     let flash_attention = options.llama_cpp.flash_attention.unwrap_or(kv_type == KvType::Q8_0);

@@ -18,7 +18,7 @@ fn open(change: impl FnOnce(&mut ModelOptions)) -> LlamaCpp {
     let mut options = ModelOptions::default();
     options.llama_cpp.kv_type = Some(KvType::F32);
     options.threads = 1; // tests run side by side
-    options.context = Some(128);
+    options.context_length = Some(128);
     options.max_sequences = 3;
     options.prefill_chunk = 16;
     change(&mut options);
@@ -143,7 +143,7 @@ fn a_fork_and_its_source_go_different_ways() {
 #[test]
 fn a_full_cache_is_an_error_that_leaves_everything_as_it_was() {
     // llama.cpp rounds the cache up to 256 tokens.
-    let mut model = open(|o| (o.context, o.llama_cpp.cache_tokens) = (Some(256), Some(256)));
+    let mut model = open(|o| (o.context_length, o.llama_cpp.cache_tokens) = (Some(256), Some(256)));
     let (a, b) = (model.new_sequence().unwrap(), model.new_sequence().unwrap());
     feed(&mut model, a, &prompt(1, 200));
     feed(&mut model, b, &prompt(2, 40));

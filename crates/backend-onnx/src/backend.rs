@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use ternion_core::{
     Error, LlmBackend, ModelInfo, Result,
     config::ModelConfig,
-    registry::{BackendFactory, LoadProgress, Progress, load_blocking},
+    registry::{BlockingFactory, LoadProgress, Progress},
 };
 use ternion_engine::{CausalLm, Engine, EngineOptions};
 use ternion_formats::onnx::{Host, Summary};
@@ -14,27 +13,8 @@ use ternion_formats::onnx::{Host, Summary};
 use crate::{Decoder, DecoderOptions, Library, OnnxOptions};
 
 /// Loads models for the backend `onnx`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct OnnxFactory;
-
-#[async_trait]
-impl BackendFactory for OnnxFactory {
-    fn name(&self) -> &'static str {
-        "onnx"
-    }
-
-    fn description(&self) -> &'static str {
-        "ONNX Runtime, decoders in .onnx files"
-    }
-
-    async fn load(
-        &self,
-        name: &str,
-        config: &ModelConfig,
-        progress: Progress,
-    ) -> Result<Arc<dyn LlmBackend>> {
-        load_blocking(name, config, progress, load).await
-    }
+pub fn factory() -> BlockingFactory {
+    BlockingFactory::new::<OnnxOptions>("onnx", "ONNX Runtime, decoders in .onnx files", load)
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
@@ -53,7 +33,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     progress.report(LoadProgress::new("weights", 0, summary.data_bytes()));
     let options = DecoderOptions {
         threads: config.threads.unwrap_or(0),
-        context: config.context.unwrap_or(0),
+        context_length: config.context_length.unwrap_or(0),
         max_sequences: config.max_sequences.unwrap_or(DecoderOptions::default().max_sequences),
         prefill_chunk: config.prefill_chunk.unwrap_or(DecoderOptions::default().prefill_chunk),
         kv_type,

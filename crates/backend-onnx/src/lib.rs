@@ -22,7 +22,7 @@ mod library;
 mod model;
 mod ops;
 
-pub use backend::OnnxFactory;
+pub use backend::factory;
 pub use config::OnnxOptions;
 pub use library::{Library, MINIMUM_VERSION};
 pub use model::{Decoder, DecoderOptions};
@@ -31,5 +31,5 @@ use ternion_core::registry::Registry;
 
 /// Makes the backend `onnx` known to a registry.
 pub fn register(registry: &mut Registry) {
-    registry.register(OnnxFactory);
+    registry.register(factory());
 }

@@ -26,7 +26,7 @@ pub struct DecoderOptions {
     /// Threads that compute; 0 takes one for each core.
     pub threads: usize,
     /// Tokens that a sequence may hold; 0 takes as many as the model was made for.
-    pub context: usize,
+    pub context_length: usize,
     /// Sequences that may exist at the same time.
     pub max_sequences: usize,
     /// The most tokens of one step.
@@ -42,7 +42,7 @@ impl Default for DecoderOptions {
     fn default() -> Self {
         Self {
             threads: 0,
-            context: 0,
+            context_length: 0,
             max_sequences: 4,
             prefill_chunk: 128,
             kv_type: KvType::F32,
@@ -66,11 +66,11 @@ impl Sizes {
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid_config(format!("{key}: 0 is out of range; at least 1 expected")));
         }
-        let context = match (options.context, host.context_length) {
+        let context = match (options.context_length, host.context_length) {
             (0, Some(own)) => own,
             (0, None) => {
                 return Err(Error::invalid_config(
-                    "context: neither the configuration nor the model's config.json or genai_config.json says how long it \
+                    "context_length: neither the configuration nor the model's config.json or genai_config.json says how long it \
                      is; a number of tokens expected",
                 ));
             }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::{feed, fixtures, largest_difference, open, whole};
 use serde_json::Value;
-use ternion_backend_onnx::OnnxFactory;
+
 use ternion_core::config::ModelConfig;
 use ternion_core::registry::{BackendFactory, Progress};
 use ternion_core::{FinishReason, GenerateRequest, Sampling};
@@ -94,7 +94,7 @@ async fn they_generate() {
     let Some(_) = common::library() else { return };
     for (path, golden) in decoders() {
         let config = ModelConfig::for_path(&path);
-        let model = OnnxFactory.load("example", &config, Progress::none()).await.unwrap();
+        let model = ternion_backend_onnx::factory().load("example", &config, Progress::none()).await.unwrap();
         let info = model.info();
         assert_eq!((&*info.backend, &*info.architecture), ("onnx", "example"));
         assert_eq!((&*info.format, info.limits.context_length), ("onnx (exported)", 256));
@@ -144,7 +144,7 @@ async fn folders_that_hold_only_a_variant_run() {
         };
         assert_eq!(host.unwrap().model, folder.path().join(expected));
         let config = ModelConfig::for_path(folder.path());
-        OnnxFactory.load("m", &config, Progress::none()).await.unwrap();
+        ternion_backend_onnx::factory().load("m", &config, Progress::none()).await.unwrap();
     }
 }
 
@@ -181,7 +181,10 @@ async fn genai_folders_run() {
         "search": { "do_sample": true, "temperature": 0.5, "top_k": 7, "top_p": 0.9, "max_length": 128 }
     });
     write(&config);
-    let model = OnnxFactory.load("m", &ModelConfig::for_path(folder.path()), Progress::none()).await.unwrap();
+    let model = ternion_backend_onnx::factory()
+        .load("m", &ModelConfig::for_path(folder.path()), Progress::none())
+        .await
+        .unwrap();
     let info = model.info();
     assert_eq!((&*info.architecture, info.limits.context_length), ("llama", 128));
     assert_eq!((info.defaults.temperature, info.defaults.top_k, info.defaults.top_p), (0.5, 7, 0.9));
@@ -196,7 +199,7 @@ async fn genai_folders_run() {
     let load = async |config: &Value| {
         write(config);
         let config = ModelConfig::for_path(folder.path());
-        OnnxFactory.load("m", &config, Progress::none()).await.err().unwrap().to_string()
+        ternion_backend_onnx::factory().load("m", &config, Progress::none()).await.err().unwrap().to_string()
     };
     let decoder = |config: &mut Value, key: &str, value: Value| config["model"]["decoder"][key] = value;
     let original = config.clone();
@@ -221,7 +224,7 @@ async fn genai_folders_run() {
 async fn what_cannot_be_loaded_says_why() {
     let Some(_) = common::library() else { return };
     let load = async |config: &ModelConfig| {
-        OnnxFactory.load("m", config, Progress::none()).await.err().unwrap().to_string()
+        ternion_backend_onnx::factory().load("m", config, Progress::none()).await.err().unwrap().to_string()
     };
     let error = load(&ModelConfig::for_path(fixtures().join("nano-packed"))).await;
     assert!(error.contains("holds no model") && error.contains("model.onnx"), "{error}");
@@ -230,11 +233,11 @@ async fn what_cannot_be_loaded_says_why() {
     assert!(error.contains("is a GGUF file") && error.contains("`llama-cpp`"), "{error}");
 
     let mut config = ModelConfig::for_path(fixtures().join("onnx/plain-f32"));
-    config.context = Some(257);
+    config.context_length = Some(257);
     let error = load(&config).await;
     assert!(error.contains("context: 257 is out of range; at most 256"), "{error}");
 
-    config.context = None;
+    config.context_length = None;
     config.options.insert("library".into(), "/another/libonnxruntime.so".into());
     let error = load(&config).await;
     assert!(error.contains("options.library") && error.contains("has loaded"), "{error}");

@@ -148,7 +148,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
     /// Tokens that prompt and answer may have together.
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long = "context-length", alias = "context", value_name = "TOKENS")]
     pub(crate) context: Option<usize>,
     /// The most memory to take, such as 400MB or 1GiB. What is left open is chosen to keep it.
     #[arg(long, value_name = "SIZE")]
@@ -354,7 +354,7 @@ pub(crate) struct CountArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "file", "chat", "prompt", "ids"])]
     pub(crate) messages: Option<PathBuf>,
     /// The context that it is to fit into. Default: the configuration's.
-    #[arg(long, value_name = "TOKENS", requires = "messages")]
+    #[arg(long = "context-length", alias = "context", value_name = "TOKENS", requires = "messages")]
     pub(crate) context: Option<usize>,
     /// Tokens of it that are kept free for the answer.
     #[arg(long, value_name = "N", requires = "messages")]

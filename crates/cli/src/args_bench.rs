@@ -53,7 +53,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", value_delimiter = ',', help_heading = "Model", value_parser = at_least_one)]
     pub(crate) threads: Vec<usize>,
     /// Tokens that prompt and answer may have together.
-    #[arg(long, value_name = "TOKENS", help_heading = "Model")]
+    #[arg(long = "context-length", alias = "context", value_name = "TOKENS", help_heading = "Model")]
     context: Option<usize>,
     /// The most memory to take, such as 400MB or 1GiB. What is left open is chosen to keep it.
     #[arg(long, value_name = "SIZE", help_heading = "Model")]

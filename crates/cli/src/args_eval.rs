@@ -68,7 +68,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "N", help_heading = "Model")]
     threads: Option<usize>,
     /// Tokens that prompt and answer may have together.
-    #[arg(long, value_name = "TOKENS", help_heading = "Model")]
+    #[arg(long = "context-length", alias = "context", value_name = "TOKENS", help_heading = "Model")]
     context: Option<usize>,
     /// The most memory to take, such as 400MB or 1GiB. What is left open is chosen to keep it.
     #[arg(long, value_name = "SIZE", help_heading = "Model")]

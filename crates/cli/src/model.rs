@@ -49,13 +49,13 @@ impl Selected {
             }
         }
         set_facts(model, &args.model.facts.options());
-        for (flag, value) in [("--threads", args.threads), ("--context", args.context)] {
+        for (flag, value) in [("--threads", args.threads), ("--context-length", args.context)] {
             if value == Some(0) {
                 return Err(Failure::usage(format!("{flag} 0 is out of range; at least 1 expected")));
             }
         }
         model.threads = args.threads.or(model.threads);
-        model.context = args.context.or(model.context);
+        model.context_length = args.context.or(model.context_length);
         model.memory_limit = args.memory_limit.or(model.memory_limit);
         if args.no_mmap {
             model.mmap = Some(false);

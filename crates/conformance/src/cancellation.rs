@@ -17,7 +17,7 @@ use crate::{
     check::checks,
 };
 
-checks! { "cancellation", compared: false;
+checks! { "cancellation";
     the_token_ends_prefill, DONE, [Generate];
     the_token_ends_decoding, DONE, [Generate];
     a_cancelled_token_ends_the_request_at_once, DONE, [Generate];

@@ -8,17 +8,17 @@ use crate::{
     check::{attempt, checks},
 };
 
-checks! { "chat", compared: true;
-    a_chat_is_its_rendering, RENDERED, [Generate, Chat, Tokenizer];
+checks! { "chat";
+    a_chat_is_its_rendering, RENDERED, [Generate, Chat, Tokenizer], rounding;
     a_chat_has_as_many_tokens_as_counted, COUNT, [Generate, Chat, Tokenizer];
     a_text_has_as_many_tokens_as_counted, COUNT_TEXT, [Tokenizer];
     no_counts_without_a_tokenizer, NO_COUNT, [NoTokenizer];
     no_chat_counts_without_a_tokenizer, NO_CHAT_COUNT, [NoTokenizer];
     a_chat_is_answered, CHAT, [Generate, Chat];
     a_chat_begins_with_one_bos, TEXT, [Generate, Chat, BeginningOfSequence];
-    special_tokens_in_messages_are_text, UNTRUSTED, [Generate, Chat, EndOfSequence];
-    a_text_is_its_tokens, TEXT, [Generate, Tokenizer];
-    special_tokens_in_a_text_are_control_tokens, TEXT, [Generate, EndOfSequence];
+    special_tokens_in_messages_are_text, UNTRUSTED, [Generate, Chat, EndOfSequence], rounding;
+    a_text_is_its_tokens, TEXT, [Generate, Tokenizer], rounding;
+    special_tokens_in_a_text_are_control_tokens, TEXT, [Generate, EndOfSequence], rounding;
     nothing_is_added_to_tokens, TOKENS, [Generate, Tokenizer];
     no_chat_without_a_template, NO_CHAT, [Generate, NoChat];
 }

@@ -28,13 +28,14 @@ pub(crate) fn end_token(model: &dyn LlmBackend) -> Option<u32> {
 /// The most requests that checks open at the same time, to fill a queue or all sequences.
 const MOST_REQUESTS: usize = 512;
 
-/// A sentence of the contract: the documentation of [`LlmBackend`] and of the types that it takes and gives.
+/// A sentence of the contract, which the documentation of [`LlmBackend`] and of the types that it takes and gives states in
+/// full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sentence {
-    /// The item whose documentation it is: `LlmBackend::generate`.
+    /// The item that states it, such as `LlmBackend::generate`. This name is stable.
     pub place: &'static str,
-    /// Its words, links as plain words.
+    /// What is demanded, in short. The words may differ from those of the documentation.
     pub text: &'static str,
 }
 
@@ -189,7 +190,8 @@ pub struct Check {
     /// The sentence of the contract.
     pub sentence: Sentence,
     pub(crate) needs: &'static [Need],
-    pub(crate) compared: bool,
+    /// It compares answers or probabilities of several calls, so that rounding may show.
+    pub(crate) rounding: bool,
     pub(crate) function: for<'a> fn(&'a dyn LlmBackend) -> Running<'a>,
 }
 
@@ -211,7 +213,7 @@ impl Check {
     /// # Errors
     /// The sentence that is broken, with what was found and expected; a check that takes longer than two minutes is broken too.
     pub async fn run(&self, model: &dyn LlmBackend) -> Result<(), Failure> {
-        let rounding = self.compared && !model.info().capabilities.batch_invariant;
+        let rounding = self.rounding && !model.info().capabilities.batch_invariant;
         let attempts = if rounding { ATTEMPTS } else { 1 };
         let tries = async {
             let mut outcome = Ok(());
@@ -261,15 +263,15 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// A list of checks: each with its function's name, sentence and needs. `compared`: whether they compare answers with each
-/// other, so that rounding may show.
+/// A list of checks: each with its function's name, its sentence and its needs. `rounding` marks one that compares answers
+/// or probabilities of several calls, so that rounding may show.
 macro_rules! checks {
-    ($module:literal, compared: $compared:literal; $($function:ident, $sentence:ident, [$($need:ident),*];)*) => {
+    ($module:literal; $($function:ident, $sentence:ident, [$($need:ident),*] $(, $rounding:ident)?;)*) => {
         pub(crate) const CHECKS: &[$crate::Check] = &[$($crate::Check {
             name: concat!($module, "::", stringify!($function)),
             sentence: $sentence,
             needs: &[$($crate::check::Need::$need),*],
-            compared: $compared,
+            rounding: { const MARKS: &[&str] = &[$(stringify!($rounding))?]; !MARKS.is_empty() },
             function: |model| Box::pin($function(model)),
         }),*];
     };

@@ -10,11 +10,11 @@ use crate::{
     check::checks,
 };
 
-checks! { "drawing", compared: true;
-    top_k_keeps_the_most_probable, TOP_K, [Generate, Seed, Logits, Tokenizer];
-    top_p_keeps_the_smallest_set, TOP_P, [Generate, Seed, Logits, Tokenizer];
-    min_p_keeps_what_is_near_the_most_probable, MIN_P, [Generate, Seed, Logits, Tokenizer];
-    temperature_shapes_the_probabilities, ORDER, [Generate, Seed, Logits, Tokenizer];
+checks! { "drawing";
+    top_k_keeps_the_most_probable, TOP_K, [Generate, Seed, Logits, Tokenizer], rounding;
+    top_p_keeps_the_smallest_set, TOP_P, [Generate, Seed, Logits, Tokenizer], rounding;
+    min_p_keeps_what_is_near_the_most_probable, MIN_P, [Generate, Seed, Logits, Tokenizer], rounding;
+    temperature_shapes_the_probabilities, ORDER, [Generate, Seed, Logits, Tokenizer], rounding;
     drawn_seeds_are_below_2_53, SEED, [Generate, Seed];
 }
 

@@ -10,7 +10,7 @@ use crate::{
     check::checks,
 };
 
-checks! { "errors", compared: false;
+checks! { "errors";
     max_tokens_of_0_are_refused, HERE, [Generate];
     empty_stop_strings_are_refused, REQUIRES, [Generate];
     empty_prompts_are_refused, REQUIRES, [Generate];

@@ -1,7 +1,7 @@
 //! The contract of [`LlmBackend`], sentence by sentence, as functions that try a backend.
 //!
-//! Each check is a plain public async function on `&dyn LlmBackend`; it quotes the sentence of the trait's documentation that
-//! it is about, and its [`Failure`] says what the backend did instead. Backends that cannot do something say so in their
+//! Each check is a plain public async function on `&dyn LlmBackend`; it names the item of the contract that it is
+//! about, and its [`Failure`] says what the backend did instead. Backends that cannot do something say so in their
 //! [`Capabilities`](ternion_core::Capabilities), and the checks that need it are skipped with that reason.
 //!
 //! # Testing a backend

@@ -13,7 +13,7 @@ use crate::{
     check::checks,
 };
 
-checks! { "limits", compared: false;
+checks! { "limits";
     a_prompt_one_below_the_context_has_room_for_one_token, FULL, [Generate, Tokenizer, NoPolicy];
     prompt_and_answer_fill_the_context, FULL, [Generate, Tokenizer, NoPolicy];
     a_prompt_as_long_as_the_context_is_refused, FEWER, [Generate, Tokenizer, NoPolicy];

@@ -10,16 +10,16 @@ use crate::{
     check::checks,
 };
 
-checks! { "scoring", compared: true;
+checks! { "scoring";
     one_score_for_each_token, ONE_EACH, [Score, Tokenizer];
-    scores_are_the_log_probabilities_of_generation, SAME, [Generate, Score, Logprobs, Tokenizer];
-    log_probabilities_come_before_penalties_and_temperature, RAW, [Generate, Score, Logprobs, Tokenizer];
-    greedy_tokens_have_rank_0, RANK, [Generate, Score, Tokenizer];
+    scores_are_the_log_probabilities_of_generation, SAME, [Generate, Score, Logprobs, Tokenizer], rounding;
+    log_probabilities_come_before_penalties_and_temperature, RAW, [Generate, Score, Logprobs, Tokenizer], rounding;
+    greedy_tokens_have_rank_0, RANK, [Generate, Score, Tokenizer], rounding;
     the_top_tokens_are_the_most_probable, TOP, [Score, Tokenizer];
     a_score_depends_on_what_stands_before, START, [Score, Tokenizer];
-    scores_are_those_of_the_logits, RAW_LOGITS, [Score, Logits, Tokenizer];
+    scores_are_those_of_the_logits, RAW_LOGITS, [Score, Logits, Tokenizer], rounding;
     logits_are_a_row_for_each_position, ROWS, [Logits, Tokenizer];
-    logits_from_a_start_are_the_last_rows, FIRST, [Logits, Tokenizer];
+    logits_from_a_start_are_the_last_rows, FIRST, [Logits, Tokenizer], rounding;
     log_probabilities_only_where_asked_for, ASKED, [Generate, Logprobs];
     no_scores_without_the_capability, NO_SCORE, [NoScore];
     no_logits_without_the_capability, NO_LOGITS, [NoLogits];

@@ -8,17 +8,17 @@ use crate::{
     check::{checks, end_token},
 };
 
-checks! { "stopping", compared: true;
-    a_stop_string_ends_the_answer, STOP, [Generate];
-    stop_strings_lie_across_tokens, ACROSS, [Generate];
-    the_first_complete_stop_string_counts, ACROSS, [Generate];
-    of_one_end_the_longest_stop_string_counts, ACROSS, [Generate];
-    a_beginning_of_a_stop_string_comes_out_at_the_end, HELD, [Generate];
+checks! { "stopping";
+    a_stop_string_ends_the_answer, STOP, [Generate], rounding;
+    stop_strings_lie_across_tokens, ACROSS, [Generate], rounding;
+    the_first_complete_stop_string_counts, ACROSS, [Generate], rounding;
+    of_one_end_the_longest_stop_string_counts, ACROSS, [Generate], rounding;
+    a_beginning_of_a_stop_string_comes_out_at_the_end, HELD, [Generate], rounding;
     max_tokens_end_the_answer, MAX_TOKENS, [Generate];
-    an_end_of_sequence_is_counted_but_not_shown, EOS, [Generate, EndOfSequence];
-    ignore_eos_goes_on, IGNORE_EOS, [Generate, EndOfSequence];
+    an_end_of_sequence_is_counted_but_not_shown, EOS, [Generate, EndOfSequence], rounding;
+    ignore_eos_goes_on, IGNORE_EOS, [Generate, EndOfSequence], rounding;
     names_of_special_tokens_are_stop_strings, NAMES, [Generate, EndOfSequence];
-    a_stop_token_ends_the_answer, STOP_TOKEN, [Generate, Tokenizer];
+    a_stop_token_ends_the_answer, STOP_TOKEN, [Generate, Tokenizer], rounding;
 }
 
 const STOP: Sentence = Sentence::new(

@@ -9,7 +9,7 @@ use crate::{
     limits::fill,
 };
 
-checks! { "validation", compared: false;
+checks! { "validation";
     validate_agrees_with_generate, AGREES, [Generate];
     validate_starts_nothing, STARTS, [Generate];
     a_full_queue_refuses_no_check, QUEUE, [Generate, SmallQueue];

@@ -73,7 +73,7 @@ pub trait LlmBackend: Send + Sync {
     /// # Cancellation
     /// Dropping the future.
     async fn validate(&self, request: &GenerateRequest) -> Result<()> {
-        validate::request(request, &self.info(), self.tokenizer()).await.during("generate")
+        validate::request(request, &self.info(), self.tokenizer()).await.with_operation("generate")
     }
 
     /// Continues a prompt as a stream of events.
@@ -119,7 +119,8 @@ pub trait LlmBackend: Send + Sync {
     /// Dropping the future or cancelling the token; the latter gives [`Cancelled`](crate::ErrorKind::Cancelled).
     async fn score(&self, request: ScoreRequest) -> Result<Score> {
         drop(request);
-        Err(Error::unsupported(format!("backend `{}` does not score", self.info().backend)).during("score"))
+        Err(Error::unsupported(format!("backend `{}` does not score", self.info().backend))
+            .with_operation("score"))
     }
 
     /// The raw logits at the positions from `start` on, `[tokens.len() - start, vocab_size]` row after row.
@@ -139,7 +140,7 @@ pub trait LlmBackend: Send + Sync {
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         drop(request);
         Err(Error::unsupported(format!("backend `{}` does not give logits", self.info().backend))
-            .during("logits"))
+            .with_operation("logits"))
     }
 }
 
@@ -194,6 +195,7 @@ pub trait LlmBackendExt: LlmBackend {
 impl<B: LlmBackend + ?Sized> LlmBackendExt for B {}
 
 fn required_tokenizer(tokenizer: Option<Arc<Tokenizer>>, operation: &'static str) -> Result<Arc<Tokenizer>> {
-    tokenizer
-        .ok_or_else(|| Error::unsupported("this backend has no tokenizer on this side").during(operation))
+    tokenizer.ok_or_else(|| {
+        Error::unsupported("this backend has no tokenizer on this side").with_operation(operation)
+    })
 }

@@ -60,6 +60,10 @@ impl BackendFactory for EchoFactory {
         "no model: repeats what it is told, for tests"
     }
 
+    fn options_schema(&self) -> Option<serde_json::Value> {
+        Some(schemars::schema_for!(EchoOptions).to_value())
+    }
+
     async fn load(
         &self,
         name: &str,
@@ -68,7 +72,7 @@ impl BackendFactory for EchoFactory {
     ) -> Result<Arc<dyn LlmBackend>> {
         let mut echo = Echo::new(name, config.parse_options()?);
         let limits = &mut echo.info.limits;
-        limits.context_length = config.context.unwrap_or(limits.context_length);
+        limits.context_length = config.context_length.unwrap_or(limits.context_length);
         limits.max_sequences = config.max_sequences.unwrap_or(limits.max_sequences);
         limits.max_queued = config.max_queued.unwrap_or(limits.max_queued);
         Ok(Arc::new(echo))
@@ -195,15 +199,15 @@ impl LlmBackend for Echo {
     }
 
     async fn validate(&self, request: &GenerateRequest) -> Result<()> {
-        self.check(request).map(drop).during("generate")
+        self.check(request).map(drop).with_operation("generate")
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
-        self.start(request).map(GenerateStream::new).during("generate")
+        self.start(request).map(GenerateStream::new).with_operation("generate")
     }
 
     async fn score(&self, _request: ScoreRequest) -> Result<Score> {
-        Err(Error::unsupported("the backend `echo` has no probabilities").during("score"))
+        Err(Error::unsupported("the backend `echo` has no probabilities").with_operation("score"))
     }
 }
 
@@ -336,7 +340,7 @@ impl Stream for EchoStream {
         }
         if let Some((_, error)) = this.fail.take_if(|(after, _)| *after <= this.usage.completion_tokens) {
             this.place = None;
-            return Poll::Ready(Some(Err(error.during("generate"))));
+            return Poll::Ready(Some(Err(error.with_operation("generate"))));
         }
         if this.pieces.as_slice().is_empty() {
             return Poll::Ready(this.end(FinishReason::EndOfSequence).map(Ok));

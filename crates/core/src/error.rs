@@ -70,7 +70,7 @@ impl ErrorKind {
     /// True for what lies in the model, its files or its engine (`NotFound`, `InvalidModel`, `Unsupported`,
     /// `ResourceExhausted`, `Busy`, `Timeout`, `Closed`, `Backend`, `Io`); false for what lies in the request, in the
     /// configuration or with the caller (`InvalidRequest`, `ContextOverflow`, `InvalidConfig`, `Cancelled`).
-    pub fn falls_over(self) -> bool {
+    pub fn should_fail_over(self) -> bool {
         match self {
             Self::InvalidRequest | Self::ContextOverflow | Self::InvalidConfig | Self::Cancelled => false,
             Self::NotFound
@@ -155,7 +155,7 @@ impl Error {
     }
 
     /// The same error, naming the operation that failed. An inner operation that is already named stays.
-    pub fn during(mut self, operation: &'static str) -> Self {
+    pub fn with_operation(mut self, operation: &'static str) -> Self {
         if self.0.operation.is_empty() {
             self.0.operation = operation;
         }
@@ -263,11 +263,11 @@ impl std::error::Error for Error {
 
 /// Adds operation and context to the error of a `Result` in passing.
 pub trait ResultExt<T> {
-    /// [`Error::during`] on the error.
+    /// [`Error::with_operation`] on the error.
     ///
     /// # Errors
     /// The error that was there.
-    fn during(self, operation: &'static str) -> Result<T>;
+    fn with_operation(self, operation: &'static str) -> Result<T>;
     /// [`Error::with`] on the error.
     ///
     /// # Errors
@@ -276,8 +276,8 @@ pub trait ResultExt<T> {
 }
 
 impl<T> ResultExt<T> for Result<T> {
-    fn during(self, operation: &'static str) -> Result<T> {
-        self.map_err(|e| e.during(operation))
+    fn with_operation(self, operation: &'static str) -> Result<T> {
+        self.map_err(|e| e.with_operation(operation))
     }
 
     fn with(self, key: &'static str, value: impl fmt::Display) -> Result<T> {
@@ -295,8 +295,8 @@ mod tests {
             .with("tensor", "q_proj.weight_scale")
             .with("file", "model.safetensors")
             .with("file", "another") // the innermost context wins
-            .during("load")
-            .during("outer")
+            .with_operation("load")
+            .with_operation("outer")
             .with_source(std::io::Error::other("cause"));
         assert_eq!(
             error.to_string(),
@@ -315,7 +315,7 @@ mod tests {
         assert!(Error::backend("x").with_retryable(true).is_retryable());
         let busy = Error::new(ErrorKind::Busy, "queue full");
         assert!(!busy.is_retried());
-        let retried = busy.into_retried().during("generate");
+        let retried = busy.into_retried().with_operation("generate");
         assert!(retried.is_retryable() && retried.is_retried());
     }
 

@@ -378,7 +378,8 @@ impl GenerateStream {
                 }
             }
         }
-        Err(Error::new(ErrorKind::Closed, "the backend stopped before the answer ended").during("generate"))
+        Err(Error::new(ErrorKind::Closed, "the backend stopped before the answer ended")
+            .with_operation("generate"))
     }
 }
 

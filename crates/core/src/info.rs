@@ -35,7 +35,7 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// A description with empty limits and no capabilities, to be filled in.
+    /// A description with empty limits and the capability to generate, to be filled in.
     pub fn new(name: impl Into<String>, backend: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -46,7 +46,7 @@ impl ModelInfo {
             weight_bytes: 0,
             memory: None,
             limits: Limits::default(),
-            capabilities: Capabilities::default(),
+            capabilities: Capabilities { generate: true, ..Capabilities::default() },
             end_tokens: Vec::new(),
             defaults: SamplingDefaults::default(),
         }

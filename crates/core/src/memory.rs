@@ -30,7 +30,7 @@ pub struct MemoryPlan {
     /// Bytes of weights that are not kept in memory but read from the disk for each step.
     pub streamed_bytes: u64,
     /// Tokens of a sequence.
-    pub context: usize,
+    pub context_length: usize,
     /// Sequences at the same time.
     pub max_sequences: usize,
     /// Tokens of a prefill chunk.
@@ -72,7 +72,7 @@ impl fmt::Display for MemoryPlan {
         write!(
             f,
             ": context {}, {} sequence{plural}, keys and values in {}, chunks of {}",
-            self.context, self.max_sequences, self.kv_type, self.prefill_chunk
+            self.context_length, self.max_sequences, self.kv_type, self.prefill_chunk
         )?;
         if self.streamed_bytes > 0 {
             write!(f, ", {} MB of weights read from the disk for each step", mega(self.streamed_bytes))?;
@@ -154,7 +154,7 @@ mod tests {
         plan.add("ternary weights", 100_000_000);
         plan.add("nothing", 0);
         plan.add("keys and values", 20_000_001);
-        (plan.context, plan.max_sequences, plan.prefill_chunk) = (4096, 1, 128);
+        (plan.context_length, plan.max_sequences, plan.prefill_chunk) = (4096, 1, 128);
         plan.kv_type = "f32".to_owned();
         assert_eq!((plan.parts.len(), plan.total()), (2, 120_000_001));
         assert_eq!(

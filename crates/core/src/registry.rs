@@ -6,9 +6,11 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
 
 use crate::{
-    Error, ErrorKind, LlmBackend, MemoryPlan, Result, ResultExt,
+    Error, LlmBackend, MemoryPlan, Result, ResultExt,
+    blocking::blocking,
     config::{Config, ModelConfig, suggest},
     context::ContextLayer,
     echo::EchoFactory,
@@ -41,6 +43,11 @@ pub trait BackendFactory: Send + Sync {
     async fn load(&self, name: &str, config: &ModelConfig, progress: Progress)
     -> Result<Arc<dyn LlmBackend>>;
 
+    /// The JSON schema of the table `options`; `None` where the backend does not say.
+    fn options_schema(&self) -> Option<serde_json::Value> {
+        None
+    }
+
     /// Whether [`load`](Self::load) keeps the configuration's `memory_limit`. Where it does not, a configuration with one
     /// is refused.
     fn keeps_memory_limit(&self) -> bool {
@@ -53,34 +60,80 @@ pub trait BackendFactory: Send + Sync {
     /// As [`load`](Self::load).
     ///
     /// # Errors
-    /// [`Unsupported`](ErrorKind::Unsupported) where the backend makes no plans, else as [`load`](Self::load).
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) where the backend makes no plans, else as [`load`](Self::load).
     fn plan(&self, name: &str, config: &ModelConfig) -> Result<MemoryPlan> {
         let _ = (name, config);
-        Err(Error::unsupported(format!("backend `{}` makes no plan of its memory", self.name()))
-            .during("plan"))
+        Err(no_plan(self.name()))
     }
 }
 
-/// Runs the `load` of a backend whose loading blocks, on tokio's threads for such work: what most factories'
-/// [`load`](BackendFactory::load) is.
-///
-/// # Errors
-/// What `load` returns; [`Backend`](ErrorKind::Backend) if it panics.
-pub async fn load_blocking(
-    name: &str,
-    config: &ModelConfig,
-    progress: Progress,
-    load: fn(&str, &ModelConfig, &Progress) -> Result<Arc<dyn LlmBackend>>,
-) -> Result<Arc<dyn LlmBackend>> {
-    let (name, config) = (name.to_owned(), config.clone());
-    let work = move || {
-        crate::catch_panic(|| load(&name, &config, &progress))
-            .unwrap_or_else(|panic| Err(Error::backend(format!("loading panicked: {panic}"))))
-    };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|e| Error::new(ErrorKind::Backend, "loading was interrupted").with_source(e))?
-        .during("load")
+type LoadFn = fn(&str, &ModelConfig, &Progress) -> Result<Arc<dyn LlmBackend>>;
+type PlanFn = fn(&str, &ModelConfig) -> Result<MemoryPlan>;
+
+/// The factory of a backend whose loading blocks, as that of local engines does. It loads on tokio's threads for such
+/// work, and a panic while loading is an error.
+pub struct BlockingFactory {
+    name: &'static str,
+    description: &'static str,
+    load: LoadFn,
+    plan: Option<PlanFn>,
+    options_schema: fn() -> serde_json::Value,
+}
+
+impl BlockingFactory {
+    /// A factory of backends with the options `O` that does not keep a memory limit.
+    pub fn new<O: JsonSchema>(name: &'static str, description: &'static str, load: LoadFn) -> Self {
+        let options_schema = || schemars::schema_for!(O).to_value();
+        Self { name, description, load, plan: None, options_schema }
+    }
+
+    /// The same factory with a plan of the memory, by which it keeps a memory limit.
+    pub fn with_plan(mut self, plan: PlanFn) -> Self {
+        self.plan = Some(plan);
+        self
+    }
+}
+
+#[async_trait]
+impl BackendFactory for BlockingFactory {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn description(&self) -> &'static str {
+        self.description
+    }
+
+    async fn load(
+        &self,
+        name: &str,
+        config: &ModelConfig,
+        progress: Progress,
+    ) -> Result<Arc<dyn LlmBackend>> {
+        let (load, name, config) = (self.load, name.to_owned(), config.clone());
+        let work = move || {
+            crate::catch_panic(|| load(&name, &config, &progress))
+                .unwrap_or_else(|panic| Err(Error::backend(format!("loading panicked: {panic}"))))
+        };
+        blocking("loading", work).await.with_operation("load")
+    }
+
+    fn options_schema(&self) -> Option<serde_json::Value> {
+        Some((self.options_schema)())
+    }
+
+    fn keeps_memory_limit(&self) -> bool {
+        self.plan.is_some()
+    }
+
+    fn plan(&self, name: &str, config: &ModelConfig) -> Result<MemoryPlan> {
+        let plan = self.plan.ok_or_else(|| no_plan(self.name))?;
+        plan(name, config)
+    }
+}
+
+fn no_plan(backend: &str) -> Error {
+    Error::unsupported(format!("backend `{backend}` makes no plan of its memory")).with_operation("plan")
 }
 
 /// How far the loading of a model is.
@@ -154,6 +207,36 @@ impl Registry {
         self.factories.values().map(|factory| (factory.name(), factory.description()))
     }
 
+    /// The JSON schema of a configuration file with the options of every backend, for editors and for checks before a
+    /// roll-out.
+    pub fn schema(&self) -> serde_json::Value {
+        let mut schema = Config::schema();
+        let default = ModelConfig::default().backend;
+        let mut cases = Vec::new();
+        for factory in self.factories.values() {
+            let Some(mut options) = factory.options_schema() else { continue };
+            // Definitions stand beside those of the configuration.
+            let definitions = options.as_object_mut().and_then(|o| o.remove("$defs"));
+            if let (Some(serde_json::Value::Object(new)), Some(all)) =
+                (definitions, schema.pointer_mut("/$defs").and_then(serde_json::Value::as_object_mut))
+            {
+                all.extend(new);
+            }
+            if let Some(options) = options.as_object_mut() {
+                options.remove("$schema");
+            }
+            let mut when = serde_json::json!({"properties": {"backend": {"const": factory.name()}}});
+            if factory.name() != default {
+                when["required"] = serde_json::json!(["backend"]);
+            }
+            cases.push(serde_json::json!({"if": when, "then": {"properties": {"options": options}}}));
+        }
+        if let Some(model) = schema.pointer_mut("/$defs/ModelConfig") {
+            model["allOf"] = cases.into();
+        }
+        schema
+    }
+
     /// Loads a model of a configuration, with its context policy around it: the one that is named, else its default. Its
     /// `layers` and its `fallback` are what the facade `ternion` adds. Must be awaited in a tokio runtime;
     /// outside of one, the loading of most backends panics.
@@ -175,24 +258,23 @@ impl Registry {
         model: Option<&str>,
         progress: Progress,
     ) -> Result<Arc<dyn LlmBackend>> {
-        let (name, model, factory) = self.find(config, model).during("load")?;
+        let (name, model, factory) = self.find(config, model).with_operation("load")?;
         let load = async {
             let backend = factory.load(name, model, progress).await?;
-            Ok::<Arc<dyn LlmBackend>, Error>(Arc::new(ContextLayer::new(
-                backend,
-                model.context_policy.clone(),
-            )?))
+            let layer = ContextLayer::new(backend, model.context_policy.clone())?;
+            let layer = layer.with_max_tokens(config.with_defaults(model).max_tokens);
+            Ok::<Arc<dyn LlmBackend>, Error>(Arc::new(layer))
         };
-        load.await.with("model", name).during("load")
+        load.await.with("model", name).with_operation("load")
     }
 
     /// What a model of a configuration would take in memory, without loading it. Blocks while it reads the files.
     ///
     /// # Errors
-    /// As [`load`](Self::load), and [`Unsupported`](ErrorKind::Unsupported) where the backend makes no plans.
+    /// As [`load`](Self::load), and [`Unsupported`](crate::ErrorKind::Unsupported) where the backend makes no plans.
     pub fn plan(&self, config: &Config, model: Option<&str>) -> Result<MemoryPlan> {
-        let (name, model, factory) = self.find(config, model).during("plan")?;
-        factory.plan(name, model).with("model", name).during("plan")
+        let (name, model, factory) = self.find(config, model).with_operation("plan")?;
+        factory.plan(name, model).with("model", name).with_operation("plan")
     }
 
     fn find<'a>(

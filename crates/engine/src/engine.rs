@@ -175,7 +175,7 @@ impl Engine {
     pub fn start(model: Box<dyn CausalLm>, tokenizer: Tokenizer, mut options: EngineOptions) -> Result<Self> {
         validate::sampling(&options.sampling, model.vocab_size())
             .with("section", "sampling")
-            .during("load")?;
+            .with_operation("load")?;
         if model.context_length() < 2 || model.max_sequences() == 0 || model.max_batch_tokens() == 0 {
             return Err(Error::invalid_config(format!(
                 "context {} with {} sequences and prefill chunks of {} tokens: at least 2, 1 and 1 expected",
@@ -183,7 +183,7 @@ impl Engine {
                 model.max_sequences(),
                 model.max_batch_tokens()
             ))
-            .during("load"));
+            .with_operation("load"));
         }
         let info = &mut options.info;
         info.limits.context_length = model.context_length();
@@ -200,7 +200,7 @@ impl Engine {
         info.capabilities.prefix_reuse = true;
         info.defaults = info.defaults.clone().overridden_by(&options.sampling);
 
-        let eos = options.end_tokens(&tokenizer, model.vocab_size()).during("load")?;
+        let eos = options.end_tokens(&tokenizer, model.vocab_size()).with_operation("load")?;
         options.info.end_tokens.clone_from(&eos);
 
         let (commands, inbox) = mpsc::channel();
@@ -349,7 +349,7 @@ impl LlmBackend for Engine {
             };
             self.tokens(request, checks, permit).await.map(drop)
         };
-        check.await.during("generate")
+        check.await.with_operation("generate")
     }
 
     async fn generate(&self, mut request: GenerateRequest) -> Result<GenerateStream> {
@@ -384,7 +384,7 @@ impl LlmBackend for Engine {
             self.submit(Job::new(tokens, Work::Generate(Box::new(generation)), cancel, admission, accepted))?;
             Ok(GenerateStream::new(Events::new(reader, self.commands.clone(), waits, self.process)))
         };
-        start.await.during("generate")
+        start.await.with_operation("generate")
     }
 
     async fn score(&self, mut request: ScoreRequest) -> Result<Score> {
@@ -400,7 +400,7 @@ impl LlmBackend for Engine {
             score.served_by = Some(ServedBy::from(&*self.info));
             Ok(score)
         };
-        run.await.during("score")
+        run.await.with_operation("score")
     }
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
@@ -422,7 +422,7 @@ impl LlmBackend for Engine {
             let work = Work::Logits(Rows::new(sender, request.start));
             self.run(Job::new(request.tokens, work, request.cancel, admission, accepted), result).await
         };
-        run.await.during("logits")
+        run.await.with_operation("logits")
     }
 }
 

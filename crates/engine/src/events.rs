@@ -81,7 +81,7 @@ impl Events {
     /// An error, after which nothing comes.
     fn fail(&mut self, error: Error) -> Poll<Option<Result<Event>>> {
         self.commands = None;
-        Poll::Ready(Some(Err(error.during("generate"))))
+        Poll::Ready(Some(Err(error.with_operation("generate"))))
     }
 }
 

@@ -236,7 +236,7 @@ impl Generation {
                 .with_served_by(self.served_by.clone());
             Message::End(text, report, done)
         });
-        permit.send(message.during("generate"));
+        permit.send(message.with_operation("generate"));
     }
 
     /// Why it ended, and the text that was held back.

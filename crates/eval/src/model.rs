@@ -43,11 +43,11 @@ impl Model {
     pub(crate) fn scoring(&self, task: &'static str) -> Result<&Encoder> {
         if !self.info.capabilities.score {
             let message = format!("backend `{}` gives no log-probabilities", self.info.backend);
-            return Err(Error::unsupported(message).during(task));
+            return Err(Error::unsupported(message).with_operation(task));
         }
         self.encoder.as_ref().ok_or_else(|| {
             let message = format!("backend `{}` has no tokenizer on this side", self.info.backend);
-            Error::unsupported(message).during(task)
+            Error::unsupported(message).with_operation(task)
         })
     }
 

@@ -82,7 +82,7 @@ pub struct Evaluation {
 /// # Cancellation
 /// With the token the run ends soon and returns what is done. Dropping the future ends it as well.
 pub async fn evaluate(model: &Model, task: &Task, options: RunOptions) -> Result<Evaluation> {
-    run(model, task, options).await.during(task.id().name.name())
+    run(model, task, options).await.with_operation(task.id().name.name())
 }
 
 async fn run(model: &Model, task: &Task, options: RunOptions) -> Result<Evaluation> {

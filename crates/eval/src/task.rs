@@ -188,7 +188,7 @@ impl Task {
     /// [`InvalidRequest`](ErrorKind::InvalidRequest) naming file and row where one is not what the task needs, and for
     /// settings that do not fit the data.
     pub fn open(kind: Kind, path: &Path, settings: &Settings) -> Result<Self> {
-        Self::read(kind, path, settings).during(kind.name())
+        Self::read(kind, path, settings).with_operation(kind.name())
     }
 
     fn read(kind: Kind, path: &Path, settings: &Settings) -> Result<Self> {

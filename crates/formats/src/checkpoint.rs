@@ -188,7 +188,7 @@ impl Checkpoint {
         std::thread::scope(|scope| {
             let read = || {
                 let parts = Self::tokenizer_parts_as(path, options)?;
-                Tokenizer::from_parts(parts).during("load")
+                Tokenizer::from_parts(parts).with_operation("load")
             };
             let thread = std::thread::Builder::new().name("ternion-tokenizer".to_owned());
             let tokenizer = thread.spawn_scoped(scope, read).map_err(|e| {
@@ -198,7 +198,7 @@ impl Checkpoint {
             let checkpoint = Self::read(path, options, Means { access, ..Means::ALL }, progress)?;
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let tokenizer = tokenizer.and_then(|tokenizer| {
-                tokenizer.check_limit(checkpoint.spec.vocab_size).during("load")?;
+                tokenizer.check_limit(checkpoint.spec.vocab_size).with_operation("load")?;
                 Ok(tokenizer)
             });
             tokenizer.with("folder", checkpoint.folder.display()).map(|tokenizer| (checkpoint, tokenizer))
@@ -219,7 +219,7 @@ impl Checkpoint {
             Some(file) => gguf::open(&file, &mut notes, means, progress),
             None => huggingface::open(path, &mut notes, means, progress),
         };
-        let mut checkpoint = checkpoint.during("load")?;
+        let mut checkpoint = checkpoint.with_operation("load")?;
         (checkpoint.assumptions, checkpoint.warnings) = notes.finish();
         checkpoint.options = options.clone();
         tracing::info!(
@@ -249,7 +249,7 @@ impl Checkpoint {
     /// Those of [`TokenizerParts::from_folder`] and [`gguf::tokenizer_parts`].
     pub fn tokenizer_parts(&self) -> Result<TokenizerParts> {
         let file = self.gguf.as_ref().filter(|_| !self.folder.join(TOKENIZER).exists());
-        let mut parts = tokenizer_parts(file, &self.folder, &self.options).during("load")?;
+        let mut parts = tokenizer_parts(file, &self.folder, &self.options).with_operation("load")?;
         parts.vocab_limit = Some(self.spec.vocab_size);
         Ok(parts)
     }
@@ -260,7 +260,9 @@ impl Checkpoint {
     /// Those of [`TokenizerParts::from_folder`] and [`Tokenizer::from_parts`], among them a token whose id lies outside
     /// the model's vocabulary.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        Tokenizer::from_parts(self.tokenizer_parts()?).during("load").with("folder", self.folder.display())
+        Tokenizer::from_parts(self.tokenizer_parts()?)
+            .with_operation("load")
+            .with("folder", self.folder.display())
     }
 
     /// The tokenizer of the checkpoint at `path`, without a look at its weights.
@@ -280,8 +282,8 @@ impl Checkpoint {
             _ => path,
         };
         let file = file.filter(|_| !folder.join(TOKENIZER).exists());
-        let file = file.map(gguf::File::open).transpose().during("load")?;
-        tokenizer_parts(file.as_ref(), folder, options).during("load")
+        let file = file.map(gguf::File::open).transpose().with_operation("load")?;
+        tokenizer_parts(file.as_ref(), folder, options).with_operation("load")
     }
 
     /// Watches the files in which tensors lie; see [`FileWatch`].

@@ -192,7 +192,7 @@ impl FileWatch {
             }
             Ok(Watched { file, hash, seen, hashed: Instant::now(), pending: None })
         };
-        files.into_iter().map(watch).collect::<Result<_>>().map(Self).during("load")
+        files.into_iter().map(watch).collect::<Result<_>>().map(Self).with_operation("load")
     }
 
     /// How many files are watched.

@@ -53,6 +53,7 @@ pub use ternion_engine::{self as engine, CausalLm, LogitsWanted, SequenceId, Seq
 #[cfg(feature = "local")]
 pub use ternion_formats as formats;
 
+pub mod blocking;
 pub mod layers;
 pub mod models;
 
@@ -92,7 +93,7 @@ pub async fn load_with_progress(
     progress: Progress,
 ) -> Result<Arc<dyn LlmBackend>> {
     let models = Models::new(config.clone())?;
-    let (name, _) = config.model(model).during("load")?;
+    let (name, _) = config.model(model).with_operation("load")?;
     Ok(Arc::new(models.get_with_progress(name, progress).await?))
 }
 

@@ -149,7 +149,7 @@ pub(crate) async fn generate(
             }
         }
         let error = Error::new(ErrorKind::Closed, "the backend stopped before the answer ended");
-        Err(Failure::from(error.during("generate")))
+        Err(Failure::from(error.with_operation("generate")))
     }
     .await;
     bar.clear();

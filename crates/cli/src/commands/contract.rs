@@ -24,7 +24,7 @@ struct Line {
 
 pub(crate) async fn run(app: &App, mut selected: Selected) -> Outcome {
     let model = selected.model_mut()?;
-    model.context = Some(model.context.unwrap_or(CONTEXT).min(CONTEXT));
+    model.context_length = Some(model.context_length.unwrap_or(CONTEXT).min(CONTEXT));
     model.max_queued = Some(model.max_queued.unwrap_or(QUEUED).min(QUEUED));
     let backend = load(app, &selected).await?;
     let info = backend.info();

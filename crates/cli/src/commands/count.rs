@@ -60,7 +60,7 @@ fn conversation(app: &App, args: &CountArgs, selected: &Selected) -> Outcome {
         return Err(Failure::usage("--messages: there are none; at least one expected"));
     }
     let tokenizer = Tokenizer::from_parts(selected.facts()?.tokenizer_parts(selected.path()?)?)?;
-    let context = args.context.or(selected.model()?.context);
+    let context = args.context.or(selected.model()?.context_length);
     let budget = TokenBudget::for_chat(&tokenizer, &messages, context, args.max_tokens.unwrap_or(0))?;
     if app.output.json {
         return app.output.object(&serde_json::json!({

@@ -54,7 +54,7 @@ impl Answers {
     /// another size than the reference's, whose token ids then mean something else.
     pub async fn of(model: &dyn LlmBackend, questions: &Questions) -> Result<Self> {
         let info = model.info();
-        Self::ask(model, questions).await.with("model", &info.name).during("compare")
+        Self::ask(model, questions).await.with("model", &info.name).with_operation("compare")
     }
 
     async fn ask(model: &dyn LlmBackend, questions: &Questions) -> Result<Self> {

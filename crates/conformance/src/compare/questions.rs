@@ -80,7 +80,7 @@ impl Questions {
     /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for a model without a tokenizer on this side,
     /// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) for a text that it cannot encode or a window below 2 tokens.
     pub fn for_model(reference: &dyn LlmBackend, inputs: &Inputs) -> Result<Self> {
-        Self::build(reference, inputs).during("compare")
+        Self::build(reference, inputs).with_operation("compare")
     }
 
     fn build(reference: &dyn LlmBackend, inputs: &Inputs) -> Result<Self> {

@@ -257,7 +257,7 @@ mod tests {
             &[
                 ("TERNION_DEFAULT_MODEL", "b"),
                 ("TERNION_RELOAD__POLL_MS", "50"),
-                ("TERNION_RELOAD__MODE", "after"),
+                ("TERNION_RELOAD__MODE", "unload_then_load"),
                 ("TERNION_RELOAD__CHECK", "[\"One\"]"),
                 ("TERNION_MODELS__MY_MODEL__LAYERS__TIMEOUT__TOTAL_MS", "7"),
                 ("ternion_models__b__threads", "3"),

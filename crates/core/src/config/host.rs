@@ -19,7 +19,7 @@ pub struct ReloadConfig {
     /// Seconds that the check may take, at least 1.
     #[schemars(range(min = 1))]
     pub check_seconds: u64,
-    /// With `mode = "after"`: seconds in which the requests on the old model may end, at least 1. If they do not, the
+    /// With `mode = "unload_then_load"`: seconds in which the requests on the old model may end, at least 1. If they do not, the
     /// old model goes on.
     #[schemars(range(min = 1))]
     pub drain_seconds: u64,
@@ -30,7 +30,13 @@ pub struct ReloadConfig {
 
 impl Default for ReloadConfig {
     fn default() -> Self {
-        Self { mode: ReloadMode::Beside, check: None, check_seconds: 60, drain_seconds: 60, poll_ms: 500 }
+        Self {
+            mode: ReloadMode::LoadThenSwap,
+            check: None,
+            check_seconds: 60,
+            drain_seconds: 60,
+            poll_ms: 500,
+        }
     }
 }
 
@@ -41,10 +47,12 @@ impl Default for ReloadConfig {
 pub enum ReloadMode {
     /// The new model is loaded while the old one serves: no request waits, and both are in memory for a time.
     #[default]
-    Beside,
+    #[serde(alias = "beside")]
+    LoadThenSwap,
     /// The old model is given up first; requests wait until the new one is there. If it cannot be loaded, the old one
     /// is loaded again.
-    After,
+    #[serde(alias = "after")]
+    UnloadThenLoad,
 }
 
 /// The layers over one model, from the outside in: tracing, metrics, timeout, retry, limit. One that is left out is
@@ -186,10 +194,10 @@ mod tests {
 
     #[test]
     fn everything_around_a_model_can_be_set() {
-        let text = "[reload]\nmode = \"after\"\ncheck = [\"One\"]\n[models.m.layers]\nmetrics = true\n\
+        let text = "[reload]\nmode = \"unload_then_load\"\ncheck = [\"One\"]\n[models.m.layers]\nmetrics = true\n\
                     timeout.total_ms = 5\nretry.attempts = 2\nlimit = { concurrent = 1, waiting = 0 }\n";
         let config = Config::from_str(text, Format::Toml).unwrap();
-        assert_eq!(config.reload.mode, ReloadMode::After);
+        assert_eq!(config.reload.mode, ReloadMode::UnloadThenLoad);
         let layers = &config.models["m"].layers;
         assert_eq!(layers.timeout.as_ref().unwrap().total_ms, Some(5));
         assert_eq!(layers.retry.as_ref().unwrap().min_delay_ms, 100);

@@ -10,7 +10,7 @@
 //! [models.bitnet]
 //! backend = "candle"
 //! path = "models/bitnet-b1.58-2B-4T"   # relative to this file
-//! context = 4096
+//! context_length = 4096
 //!
 //! fallback = ["small"]                 # who answers where it fails
 //!
@@ -25,7 +25,7 @@
 //! path = "models/small"
 //!
 //! [reload]
-//! mode = "after"                       # there is no memory for two models at a time
+//! mode = "unload_then_load"                       # there is no memory for two models at a time
 //! ```
 
 mod env;
@@ -65,6 +65,11 @@ pub struct Config {
     /// The model that is meant where none is named. May be left out if there is only one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_model: Option<String>,
+    /// The most tokens of an answer where neither the request nor its model says, at least 1. Left out: until the model
+    /// ends or the context is full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_tokens: Option<usize>,
     /// The models by the names that the host calls them.
     pub models: BTreeMap<String, ModelConfig>,
     /// How a model takes the place of another while the host runs.
@@ -88,7 +93,13 @@ pub struct ModelConfig {
     /// Tokens that prompt and answer may have together, at least 2. Left out: as many as the model was made for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2))]
-    pub context: Option<usize>,
+    #[serde(alias = "context")]
+    pub context_length: Option<usize>,
+    /// The most tokens of an answer where a request does not say, at least 1. Left out: the configuration's own
+    /// `max_tokens`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_tokens: Option<usize>,
     /// Requests that are worked on at the same time, at least 1. Left out: 4; on `llama-cpp`, which allocates the KV cache of all
     /// of them at once, 1.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -139,7 +150,8 @@ impl Default for ModelConfig {
             backend: "candle".to_owned(),
             path: None,
             threads: None,
-            context: None,
+            context_length: None,
+            max_tokens: None,
             max_sequences: None,
             max_queued: None,
             stall_limit_ms: None,
@@ -233,7 +245,7 @@ impl Config {
             config.make_paths_absolute();
             Ok(config)
         };
-        load().with("path", path.display()).during("configuration")
+        load().with("path", path.display()).with_operation("configuration")
     }
 
     /// Makes relative paths of models absolute, by the working directory of the process. Addresses such as `hf://...` stay
@@ -253,7 +265,7 @@ impl Config {
     /// # Errors
     /// [`ErrorKind::InvalidConfig`] naming the place.
     pub fn from_str(text: &str, format: Format) -> Result<Self> {
-        parse::to_value(text, format).and_then(Self::from_value).during("configuration")
+        parse::to_value(text, format).and_then(Self::from_value).with_operation("configuration")
     }
 
     /// A configuration of one model.
@@ -291,6 +303,13 @@ impl Config {
         })
     }
 
+    /// A model of this configuration with the host-wide defaults in the place of what it leaves out.
+    pub fn with_defaults(&self, model: &ModelConfig) -> ModelConfig {
+        let mut model = model.clone();
+        model.max_tokens = model.max_tokens.or(self.max_tokens);
+        model
+    }
+
     /// Checks the ranges of all values and that the default model exists.
     ///
     /// # Errors
@@ -302,6 +321,9 @@ impl Config {
         if let Some(name) = &self.default_model {
             self.model(Some(name))
                 .map_err(|e| Error::invalid_config(format!("default_model: {}", e.message())))?;
+        }
+        if self.max_tokens == Some(0) {
+            return Err(Error::invalid_config("max_tokens: 0 is out of range; at least 1 expected"));
         }
         self.reload.validate()?;
         fallback::validate(&self.models)?;
@@ -347,7 +369,8 @@ impl ModelConfig {
     pub fn validate(&self, name: &str) -> Result<()> {
         let ranges = [
             ("threads", self.threads, 1, 1024),
-            ("context", self.context, 2, usize::MAX),
+            ("context_length", self.context_length, 2, usize::MAX),
+            ("max_tokens", self.max_tokens, 1, usize::MAX),
             ("max_sequences", self.max_sequences, 1, usize::MAX),
             ("prefill_chunk", self.prefill_chunk, 1, usize::MAX),
         ];

@@ -36,6 +36,7 @@ use crate::{
 pub struct ContextLayer {
     inner: Arc<dyn LlmBackend>,
     policy: ContextPolicy,
+    max_tokens: Option<usize>,
     /// Bounds how many long prompts are measured at the same time.
     places: Arc<Semaphore>,
 }
@@ -69,17 +70,24 @@ impl ContextLayer {
             policy.validate()?;
             check(&policy, &inner.info(), inner.tokenizer().is_some())
         };
-        check().with("section", "context_policy").during("load")?;
+        check().with("section", "context_policy").with_operation("load")?;
         let places = match limits.max_sequences.saturating_add(limits.max_queued) {
             0 => MEASURED_AT_ONCE,
             requests => requests.min(Semaphore::MAX_PERMITS),
         };
-        Ok(Self { inner, policy, places: Arc::new(Semaphore::new(places)) })
+        Ok(Self { inner, policy, max_tokens: None, places: Arc::new(Semaphore::new(places)) })
+    }
+
+    /// The same layer with this `max_tokens` for the requests that have none of their own.
+    pub fn with_max_tokens(mut self, max_tokens: Option<usize>) -> Self {
+        self.max_tokens = max_tokens;
+        self
     }
 
     /// Applies the policy to a request: what both `validate` and `generate` begin with.
     async fn fit(&self, mut request: GenerateRequest, when_full: WhenFull) -> Result<Ready> {
         let (info, tokenizer) = (self.inner.info(), self.inner.tokenizer());
+        request.params.max_tokens = request.params.max_tokens.or(self.max_tokens);
         let own = request.params.context_policy.take();
         let policy = own.clone().unwrap_or_else(|| self.policy.clone());
         let checked = policy.validate().and_then(|()| check(&policy, &info, tokenizer.is_some()));
@@ -216,7 +224,7 @@ impl BackendWrapper for ContextLayer {
                 Ready::Steps(..) => Ok(()),
             }
         };
-        check.await.during("generate")
+        check.await.with_operation("generate")
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
@@ -238,7 +246,7 @@ impl BackendWrapper for ContextLayer {
                 }
             }
         };
-        generate.await.during("generate")
+        generate.await.with_operation("generate")
     }
 }
 

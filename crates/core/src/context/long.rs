@@ -74,7 +74,7 @@ impl Plan {
         let limit = context - reserve.max(answer_tokens);
         let report = ContextReport::new(policy.name(), prompt_tokens, limit);
         let apart = take_apart(tokenizer, prompt, *document, options.task.as_deref())?;
-        let Apart { system, task, text, dropped } = apart;
+        let PromptParts { system, task, text, dropped } = apart;
         let chat = chat.clone();
         let mut plan =
             Self { way, options, system, task, text, chat, chunks: Vec::new(), answer_tokens, limit, report };
@@ -230,7 +230,7 @@ impl Plan {
 }
 
 /// What a prompt consists of.
-struct Apart {
+struct PromptParts {
     system: Option<Vec<Message>>,
     /// What to do with the long text.
     task: Task,
@@ -246,7 +246,7 @@ fn take_apart(
     prompt: &Prompt,
     document: Option<usize>,
     default_task: Option<&str>,
-) -> Result<Apart> {
+) -> Result<PromptParts> {
     let task_or_default = |task: &str, trusted: bool| match task.trim() {
         "" => Task { text: default_task.unwrap_or_default().to_owned(), trusted: true },
         task => Task { text: task.to_owned(), trusted },
@@ -268,7 +268,7 @@ fn take_apart(
             if task.text.is_empty() {
                 return Err(nothing_to_do());
             }
-            Ok(Apart { system: None, task, text: long.to_owned(), dropped: Vec::new() })
+            Ok(PromptParts { system: None, task, text: long.to_owned(), dropped: Vec::new() })
         }
         Prompt::Tokens(_) => Err(Error::unsupported(
             "prompt: tokens cannot be worked through in chunks; text or a chat expected",
@@ -299,7 +299,7 @@ fn take_apart(
                     dropped.push(Dropped { message: Some(i), start: 0, end: texts[i].len(), tokens });
                 }
             }
-            Ok(Apart { system: Some(system), task, text: text.to_owned(), dropped })
+            Ok(PromptParts { system: Some(system), task, text: text.to_owned(), dropped })
         }
     }
 }

@@ -69,7 +69,7 @@ impl Run {
             let mut steps = Steps { report: self.plan.report.clone(), events, cancel, run: self };
             let end = match steps.all().await {
                 Ok(()) | Err(Stop::Gone) => return,
-                Err(Stop::Failed(error)) => Err(error.during("generate")),
+                Err(Stop::Failed(error)) => Err(error.with_operation("generate")),
                 Err(Stop::Cancelled) => {
                     // Nobody may read it.
                     let _ = steps.emit(ContextStep::Report(steps.report.clone())).await;
@@ -145,7 +145,7 @@ impl Steps {
     ) -> Result<Vec<String>, Stop> {
         let most = self.run.backend.info().limits.max_sequences.max(1);
         let mut at_once = most;
-        let mut patience = Patience::default();
+        let mut backoff = BusyBackoff::default();
         let mut answers = vec![String::new(); prompts.len()];
         let mut started = vec![false; prompts.len()];
         let mut waiting: VecDeque<usize> = (0..prompts.len()).collect();
@@ -173,7 +173,7 @@ impl Steps {
                     waiting.push_front(i);
                     at_once = working.len().max(1);
                     if working.is_empty() {
-                        let waited = patience.wait(e, &self.cancel).await;
+                        let waited = backoff.wait(e, &self.cancel).await;
                         waited.map_err(|stop| match stop {
                             Stop::Failed(e) => Stop::Failed(self.of_part(e, round, first + i, parts)),
                             stop => stop,
@@ -184,7 +184,7 @@ impl Steps {
                 Err(e) => return Err(Stop::Failed(self.of_part(e, round, first + i, parts))),
                 Ok(answer) => {
                     at_once = most.min(at_once + 1);
-                    patience = Patience::default();
+                    backoff = BusyBackoff::default();
                     let usage = answer.usage;
                     answers[i] = self.keep(answer).await?;
                     let answer = answers[i].clone();
@@ -237,14 +237,14 @@ impl Steps {
         let mut request = self.run.request.clone();
         request.params.prompt = prompt;
         let before = self.run.accepted.elapsed();
-        let mut patience = Patience::default();
+        let mut backoff = BusyBackoff::default();
         // Whether the reader has seen anything of the answer; it cannot begin again after that.
         let mut begun = false;
         'attempts: loop {
             let mut stream = match self.run.backend.generate(request.clone()).await {
                 Ok(stream) => stream,
                 Err(e) if e.kind() == ErrorKind::Busy => {
-                    patience.wait(e, &self.cancel).await?;
+                    backoff.wait(e, &self.cancel).await?;
                     continue;
                 }
                 Err(e) => return Err(e.into()),
@@ -253,7 +253,7 @@ impl Steps {
                 let mut event = match event {
                     Ok(event) => event,
                     Err(e) if e.kind() == ErrorKind::Busy && !begun => {
-                        patience.wait(e, &self.cancel).await?;
+                        backoff.wait(e, &self.cancel).await?;
                         continue 'attempts;
                     }
                     Err(e) => return Err(e.into()),
@@ -279,9 +279,9 @@ impl Steps {
 
 /// How often a step has found the queue full in a row.
 #[derive(Default)]
-struct Patience(u32);
+struct BusyBackoff(u32);
 
-impl Patience {
+impl BusyBackoff {
     /// Waits before the step is tried again, or fails with the error that it had.
     async fn wait(&mut self, error: Error, cancel: &CancellationToken) -> Result<(), Stop> {
         if self.0 == BUSY_WAITS {
@@ -315,7 +315,7 @@ impl Stream for Events {
             Poll::Ready(Some(event)) => event,
             Poll::Ready(None) => {
                 // Only a panic ends the task without a last event.
-                Err(Error::backend("the steps stopped before the answer ended")).during("generate")
+                Err(Error::backend("the steps stopped before the answer ended")).with_operation("generate")
             }
         };
         if matches!(event, Err(_) | Ok(Event::Done(_))) {

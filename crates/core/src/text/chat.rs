@@ -259,10 +259,9 @@ impl Tokenizer {
 
     /// Renders with marks in each text that looks as if it had control tokens.
     fn render(&self, input: &ChatInput<'_>, continue_final_message: bool) -> Result<Rendered> {
-        let template = self
-            .template
-            .as_ref()
-            .ok_or_else(|| Error::unsupported("the model has no chat template").during("render chat"))?;
+        let template = self.template.as_ref().ok_or_else(|| {
+            Error::unsupported("the model has no chat template").with_operation("render chat")
+        })?;
         let texts = input.texts();
         let is_marked = self.always_mark || texts.iter().any(|text| !self.control.breaks(text).is_empty());
         if !is_marked && !continue_final_message {
@@ -282,7 +281,7 @@ impl Tokenizer {
             return Err(Error::invalid_request(
                 "chat.continue_final_message: the chat template does not print the last message as it is",
             )
-            .during("render chat"));
+            .with_operation("render chat"));
         };
         let is_trimmed = !text[at + end.len()..].starts_with(' ');
         text.truncate(at);
@@ -323,7 +322,7 @@ impl Tokenizer {
                         "messages: the chat template makes the control token `{}` of their text",
                         self.token(id).unwrap_or_default()
                     ))
-                    .during("encode"));
+                    .with_operation("encode"));
                 }
             }
         }
@@ -428,7 +427,7 @@ impl Tokenizer {
                 "the tokenizer makes the control token `{}` of plain text",
                 self.token(id).unwrap_or_default()
             ))
-            .during("encode")),
+            .with_operation("encode")),
             None => Ok(ids),
         }
     }

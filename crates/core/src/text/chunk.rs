@@ -142,7 +142,7 @@ pub fn chunks(tokenizer: &Tokenizer, text: &str, options: &ChunkOptions) -> Resu
         };
         measured(tokenizer, text, ranges, options)
     };
-    cut().during("chunk")
+    cut().with_operation("chunk")
 }
 
 /// The chunks of these ranges. White space alone is not worth a chunk: it goes to the one before or behind, if there is room.

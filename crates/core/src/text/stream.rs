@@ -173,7 +173,7 @@ fn add_stages(decoder: &Value, stages: &mut Vec<Stage>, joined: &mut bool, depth
     let kind = decoder.get("type").and_then(Value::as_str).unwrap_or("without `type`");
     let unsupported = |what: &str| {
         Error::unsupported(format!("tokenizer.json: decoder {kind}{what} is not implemented"))
-            .during("load tokenizer")
+            .with_operation("load tokenizer")
     };
     let character = |key: &str| {
         let mut chars = decoder.get(key).and_then(Value::as_str).unwrap_or_default().chars();

@@ -80,7 +80,7 @@ impl ChatTemplate {
         let render = || self.render_unguarded(input);
         std::panic::catch_unwind(AssertUnwindSafe(render))
             .unwrap_or_else(|_| Err(Error::invalid_model("chat template: the template engine panicked")))
-            .during("render chat")
+            .with_operation("render chat")
     }
 
     /// A message as the template sees it: OpenAI's JSON, with the arguments of tool calls parsed.

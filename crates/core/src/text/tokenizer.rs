@@ -90,7 +90,7 @@ impl Tokenizer {
     /// the model's vocabulary; [`Unsupported`](crate::ErrorKind::Unsupported) for decoders that no causal language
     /// model has.
     pub fn from_parts(parts: TokenizerParts) -> Result<Self> {
-        guarded(|| Self::build(parts), Error::invalid_model).during("load tokenizer")
+        guarded(|| Self::build(parts), Error::invalid_model).with_operation("load tokenizer")
     }
 
     fn build(parts: TokenizerParts) -> Result<Self> {
@@ -204,7 +204,7 @@ impl Tokenizer {
         Err(Error::invalid_model(format!(
             "tokenizer.json: token `{token}` has id {id}, but the model's vocabulary has {entries} entries"
         ))
-        .during("load tokenizer"))
+        .with_operation("load tokenizer"))
     }
 
     /// The ids of trusted text: special tokens in it are control tokens. With `add_special` the tokenizer adds what
@@ -278,7 +278,8 @@ impl Tokenizer {
     /// [`Backend`](crate::ErrorKind::Backend) where the decoder fails, which those accepted at load do not.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let cannot = |e| Error::backend("the tokenizer cannot decode").with_source(e);
-        guarded(|| self.inner.decode(ids, skip_special).map_err(cannot), Error::backend).during("decode")
+        guarded(|| self.inner.decode(ids, skip_special).map_err(cannot), Error::backend)
+            .with_operation("decode")
     }
 
     /// A decoder for a stream of tokens, without special tokens.
@@ -498,5 +499,7 @@ pub(super) fn unreadable(source: impl Into<Box<dyn std::error::Error + Send + Sy
 }
 
 fn failed(source: Box<dyn std::error::Error + Send + Sync>) -> Error {
-    Error::invalid_request("the tokenizer cannot encode the text").with_source(source).during("encode")
+    Error::invalid_request("the tokenizer cannot encode the text")
+        .with_source(source)
+        .with_operation("encode")
 }

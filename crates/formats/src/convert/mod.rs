@@ -153,7 +153,7 @@ pub fn convert(
     options: &Options,
     progress: &mut Progress<'_>,
 ) -> Result<()> {
-    write(checkpoint, out, options, progress).during("convert")
+    write(checkpoint, out, options, progress).with_operation("convert")
 }
 
 fn write(checkpoint: &Checkpoint, out: &Path, options: &Options, progress: &mut Progress<'_>) -> Result<()> {

@@ -63,7 +63,7 @@ impl Host {
     /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) for a configuration that cannot be read,
     /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for a file of another format or a folder with several models.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        open(path.as_ref()).during("load")
+        open(path.as_ref()).with_operation("load")
     }
 
     /// Builds the tokenizer; `vocab_size` bounds its ids.
@@ -72,7 +72,7 @@ impl Host {
     /// Those of [`TokenizerParts::from_folder`] and [`Tokenizer::from_parts`].
     pub fn tokenizer(&self, vocab_size: usize) -> Result<Tokenizer> {
         let parts = TokenizerParts::from_folder(&self.folder)?.with_vocab_limit(vocab_size);
-        Tokenizer::from_parts(parts).during("load").with("folder", self.folder.display())
+        Tokenizer::from_parts(parts).with_operation("load").with("folder", self.folder.display())
     }
 
     /// What people call the model: the folder's name.

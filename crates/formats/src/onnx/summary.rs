@@ -136,7 +136,7 @@ impl Summary {
     /// folder or repository.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        read(path).with("file", path.display()).during("load")
+        read(path).with("file", path.display()).with_operation("load")
     }
 
     /// Whether the model's file and its data are still those that were checked: for after a runtime has opened them by
@@ -145,7 +145,7 @@ impl Summary {
     /// # Errors
     /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) naming a file that is another one now.
     pub fn check_unchanged(&self) -> Result<()> {
-        self.checked.iter().try_for_each(DataFile::check_unchanged).during("load")
+        self.checked.iter().try_for_each(DataFile::check_unchanged).with_operation("load")
     }
 
     /// The version of a set of operators that is used; `""` is the ONNX standard's own.

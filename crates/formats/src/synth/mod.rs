@@ -29,7 +29,7 @@ use crate::unfinished::Unfinished;
 /// [`InvalidRequest`](ErrorKind::InvalidRequest) where `dir` is in use or the shape is impossible,
 /// [`Io`](ErrorKind::Io) where writing fails.
 pub fn write(dir: &Path, shape: &Shape, seed: u64, progress: &mut Progress<'_>) -> Result<()> {
-    write_folder(dir, shape, seed, progress, false).during("synth")
+    write_folder(dir, shape, seed, progress, false).with_operation("synth")
 }
 
 /// [`write()`] in place of the folder that may be there, which stays until the new one is complete.
@@ -37,7 +37,7 @@ pub fn write(dir: &Path, shape: &Shape, seed: u64, progress: &mut Progress<'_>) 
 /// # Errors
 /// As [`write()`], except that `dir` may be in use.
 pub fn replace(dir: &Path, shape: &Shape, seed: u64, progress: &mut Progress<'_>) -> Result<()> {
-    write_folder(dir, shape, seed, progress, true).during("synth")
+    write_folder(dir, shape, seed, progress, true).with_operation("synth")
 }
 
 fn write_folder(

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Layer, cancelled, is_end,
-    places::{Held, Places, Turn},
+    permits::{Permit, PermitPool, Turn},
 };
 
 /// Lets at most so many requests reach the backend at the same time. Further ones wait, first come first served; of
@@ -33,12 +33,12 @@ use super::{
 /// judged as one that does not have to wait; the stream begins when its turn has come. `info()` and `stats()` include
 /// those that wait. Needs a tokio runtime with its timer enabled.
 #[derive(Debug, Clone, Copy)]
-pub struct Limit {
+pub struct ConcurrencyLimitLayer {
     concurrent: usize,
     waiting: usize,
 }
 
-impl Limit {
+impl ConcurrencyLimitLayer {
     /// At most `concurrent` requests (at least 1) at the same time, while none waits.
     pub fn new(concurrent: usize) -> Self {
         Self { concurrent: concurrent.clamp(1, Semaphore::MAX_PERMITS), waiting: 0 }
@@ -51,55 +51,55 @@ impl Limit {
     }
 }
 
-impl From<&LimitConfig> for Limit {
+impl From<&LimitConfig> for ConcurrencyLimitLayer {
     fn from(config: &LimitConfig) -> Self {
         Self::new(config.concurrent).with_waiting(config.waiting)
     }
 }
 
-impl Layer for Limit {
+impl Layer for ConcurrencyLimitLayer {
     fn wrap(&self, inner: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
-        Arc::new(Limited { inner, limit: *self, places: Places::new(self.concurrent) })
+        Arc::new(Limited { inner, limit: *self, pool: PermitPool::new(self.concurrent) })
     }
 }
 
 #[derive(Debug)]
 struct Limited {
     inner: Arc<dyn LlmBackend>,
-    limit: Limit,
-    places: Arc<Places>,
+    limit: ConcurrencyLimitLayer,
+    pool: Arc<PermitPool>,
 }
 
 /// A place, or one in the queue before it.
-enum Place {
-    Taken(OwnedSemaphorePermit),
+enum Admission {
+    Granted(OwnedSemaphorePermit),
     Queued(Turn),
 }
 
 impl Limited {
     /// A place in the order in which this is called.
-    async fn place(&self) -> Result<Place> {
-        if let Some(place) = self.places.try_take() {
-            return Ok(Place::Taken(place));
+    async fn place(&self) -> Result<Admission> {
+        if let Some(place) = self.pool.try_take() {
+            return Ok(Admission::Granted(place));
         }
         let most = self.limit.waiting;
-        let mut turn = self.places.wait(most).ok_or_else(|| {
+        let mut turn = self.pool.wait(most).ok_or_else(|| {
             Error::new(ErrorKind::Busy, "all places are taken; try again later")
                 .with("concurrent", self.limit.concurrent)
                 .with("waiting", most)
         })?;
         // The first poll is what enters it into the queue.
         match std::future::poll_fn(|cx| Poll::Ready(turn.as_mut().poll(cx))).await {
-            Poll::Ready(place) => place.map(Place::Taken),
-            Poll::Pending => Ok(Place::Queued(turn)),
+            Poll::Ready(place) => place.map(Admission::Granted),
+            Poll::Pending => Ok(Admission::Queued(turn)),
         }
     }
 
     /// Waits for a place.
     async fn wait(&self, cancel: &CancellationToken) -> Result<OwnedSemaphorePermit> {
         match self.place().await? {
-            Place::Taken(place) => Ok(place),
-            Place::Queued(turn) => in_turn(turn, cancel)
+            Admission::Granted(place) => Ok(place),
+            Admission::Queued(turn) => in_turn(turn, cancel)
                 .await?
                 .ok_or_else(|| Error::new(ErrorKind::Cancelled, "the request was cancelled")),
         }
@@ -107,7 +107,7 @@ impl Limited {
 
     /// Starts a request that has its place.
     async fn run(&self, place: OwnedSemaphorePermit, request: GenerateRequest) -> Result<GenerateStream> {
-        let place = Held::new(&self.places, place, request.cancel.clone());
+        let place = Permit::new(&self.pool, place, request.cancel.clone());
         let stream = self.inner.generate(request).await?;
         Ok(GenerateStream::new(LimitedStream::Running { stream, place: Some(place) }))
     }
@@ -143,27 +143,27 @@ impl BackendWrapper for Limited {
 
     fn stats(&self) -> Stats {
         let mut stats = self.inner.stats();
-        stats.queued = stats.queued.saturating_add(self.places.waiting());
+        stats.queued = stats.queued.saturating_add(self.pool.waiting());
         stats
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
-        let mut turn = match self.place().await.during("generate")? {
-            Place::Taken(place) => return self.run(place, request).await,
-            Place::Queued(turn) => turn,
+        let mut turn = match self.place().await.with_operation("generate")? {
+            Admission::Granted(place) => return self.run(place, request).await,
+            Admission::Queued(turn) => turn,
         };
         // The turn may come while the request is checked; the backend then checks it itself.
         tokio::select! {
             biased;
-            place = &mut turn => return self.run(place.during("generate")?, request).await,
+            place = &mut turn => return self.run(place.with_operation("generate")?, request).await,
             checked = self.inner.validate(&request) => checked?,
         }
         // A task of its own, so that a place which becomes free is used even if nobody reads the stream just then.
-        let (inner, places) = (Arc::clone(&self.inner), Arc::clone(&self.places));
+        let (inner, pool) = (Arc::clone(&self.inner), Arc::clone(&self.pool));
         let begin = async move {
             match in_turn(turn, &request.cancel).await? {
                 Some(place) => {
-                    let place = Held::new(&places, place, request.cancel.clone());
+                    let place = Permit::new(&pool, place, request.cancel.clone());
                     Ok((inner.generate(request).await?, Some(place)))
                 }
                 None => Ok((cancelled(), None)),
@@ -173,18 +173,18 @@ impl BackendWrapper for Limited {
     }
 
     async fn score(&self, request: ScoreRequest) -> Result<Score> {
-        let _place = self.wait(&request.cancel).await.during("score")?;
+        let _place = self.wait(&request.cancel).await.with_operation("score")?;
         self.inner.score(request).await
     }
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
-        let _place = self.wait(&request.cancel).await.during("logits")?;
+        let _place = self.wait(&request.cancel).await.with_operation("logits")?;
         self.inner.logits(request).await
     }
 }
 
 /// The task of a request that waits; it ends with this.
-struct Beginning(JoinHandle<Result<(GenerateStream, Option<Held>)>>);
+struct Beginning(JoinHandle<Result<(GenerateStream, Option<Permit>)>>);
 
 impl Drop for Beginning {
     fn drop(&mut self) {
@@ -195,7 +195,7 @@ impl Drop for Beginning {
 /// A stream with its place, until it ends. The stream goes first, so that the place is free when the work has ended.
 enum LimitedStream {
     Waiting(Beginning),
-    Running { stream: GenerateStream, place: Option<Held> },
+    Running { stream: GenerateStream, place: Option<Permit> },
     Ended,
 }
 
@@ -214,7 +214,7 @@ impl Stream for LimitedStream {
                         Ok((stream, place)) => *self = Self::Running { stream, place },
                         Err(error) => {
                             *self = Self::Ended;
-                            return Poll::Ready(Some(Err(error.during("generate"))));
+                            return Poll::Ready(Some(Err(error.with_operation("generate"))));
                         }
                     }
                 }

@@ -51,9 +51,9 @@ const GENERATED_TOKENS: &str = "ternion_completion_tokens_total";
 /// end ([`FinishReason::as_str`](ternion_core::FinishReason::as_str)), or `ok` for scores and logits; the kind of the
 /// error ([`ErrorKind::as_str`](ternion_core::ErrorKind::as_str)); or `dropped` for what nobody waited for.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Metrics(());
+pub struct MetricsLayer(());
 
-impl Metrics {
+impl MetricsLayer {
     /// Tells the recorder that is installed what the names mean. Recorders that come later do without.
     pub fn new() -> Self {
         describe_counter!(REQUESTS, "requests that have ended, by outcome");
@@ -69,7 +69,7 @@ impl Metrics {
     }
 }
 
-impl Layer for Metrics {
+impl Layer for MetricsLayer {
     fn wrap(&self, inner: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
         Arc::new(Measured { inner })
     }

@@ -6,11 +6,11 @@
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
-//! use ternion::{LlmBackend, layers::{LayerExt, Limit, Timeout}};
+//! use ternion::{LlmBackend, layers::{LayerExt, ConcurrencyLimitLayer, TimeoutLayer}};
 //!
 //! fn guarded(model: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
-//!     let limit = Limit::new(2).with_waiting(16);
-//!     let timeout = Timeout::new().with_first_token(Duration::from_secs(10));
+//!     let limit = ConcurrencyLimitLayer::new(2).with_waiting(16);
+//!     let timeout = TimeoutLayer::new().with_first_token(Duration::from_secs(10));
 //!     model.layer(&limit).layer(&timeout) // the last is the outermost
 //! }
 //! ```
@@ -25,7 +25,7 @@
 
 mod limit;
 mod metrics;
-mod places;
+mod permits;
 mod restart;
 mod retry;
 mod timeout;
@@ -37,7 +37,10 @@ use ternion_core::{
     DoneEvent, Event, FinishReason, GenerateStream, LlmBackend, Timing, Usage, config::LayersConfig,
 };
 
-pub use self::{limit::Limit, metrics::Metrics, retry::Retry, timeout::Timeout, tracing::Tracing};
+pub use self::{
+    limit::ConcurrencyLimitLayer, metrics::MetricsLayer, retry::RetryLayer, timeout::TimeoutLayer,
+    tracing::TracingLayer,
+};
 pub(crate) use restart::{Attempts, start};
 
 /// Something that can be laid around a backend.
@@ -63,19 +66,19 @@ impl Layer for LayersConfig {
     fn wrap(&self, inner: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
         let mut backend = inner;
         if let Some(limit) = &self.limit {
-            backend = Limit::from(limit).wrap(backend);
+            backend = ConcurrencyLimitLayer::from(limit).wrap(backend);
         }
         if let Some(retry) = &self.retry {
-            backend = Retry::from(retry).wrap(backend);
+            backend = RetryLayer::from(retry).wrap(backend);
         }
         if let Some(timeout) = &self.timeout {
-            backend = Timeout::from(timeout).wrap(backend);
+            backend = TimeoutLayer::from(timeout).wrap(backend);
         }
         if self.metrics {
-            backend = Metrics::new().wrap(backend);
+            backend = MetricsLayer::new().wrap(backend);
         }
         if self.tracing {
-            backend = Tracing::new().wrap(backend);
+            backend = TracingLayer::new().wrap(backend);
         }
         backend
     }

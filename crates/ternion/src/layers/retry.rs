@@ -20,13 +20,13 @@ use super::{Attempts, Layer, cancelled, start};
 /// [retried](Error::is_retried), so that a retry around this one does not multiply the attempts. A request that is
 /// cancelled while it waits ends at once.
 #[derive(Debug, Clone)]
-pub struct Retry {
+pub struct RetryLayer {
     attempts: usize,
     min_delay: Duration,
     max_delay: Duration,
 }
 
-impl Retry {
+impl RetryLayer {
     /// At most `attempts` attempts in all, with waits from 0.1 to 5 seconds.
     pub fn new(attempts: usize) -> Self {
         Self { attempts, ..Self::from(&RetryConfig::default()) }
@@ -39,7 +39,7 @@ impl Retry {
     }
 }
 
-impl From<&RetryConfig> for Retry {
+impl From<&RetryConfig> for RetryLayer {
     fn from(config: &RetryConfig) -> Self {
         Self {
             attempts: config.attempts,
@@ -49,7 +49,7 @@ impl From<&RetryConfig> for Retry {
     }
 }
 
-impl Layer for Retry {
+impl Layer for RetryLayer {
     fn wrap(&self, inner: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
         let delays = ExponentialBuilder::new()
             .with_min_delay(self.min_delay)

@@ -24,13 +24,13 @@ use super::{Layer, is_end};
 ///
 /// Scores and logits know the whole time only. Needs a tokio runtime with its timer enabled.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Timeout {
+pub struct TimeoutLayer {
     first_token: Option<Duration>,
     between_tokens: Option<Duration>,
     total: Option<Duration>,
 }
 
-impl Timeout {
+impl TimeoutLayer {
     /// No bounds.
     pub fn new() -> Self {
         Self::default()
@@ -55,7 +55,7 @@ impl Timeout {
     }
 }
 
-impl From<&TimeoutConfig> for Timeout {
+impl From<&TimeoutConfig> for TimeoutLayer {
     fn from(config: &TimeoutConfig) -> Self {
         Self {
             first_token: config.first_token_ms.map(Duration::from_millis),
@@ -65,7 +65,7 @@ impl From<&TimeoutConfig> for Timeout {
     }
 }
 
-impl Layer for Timeout {
+impl Layer for TimeoutLayer {
     fn wrap(&self, inner: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
         Arc::new(Timed { inner, limits: *self })
     }
@@ -74,7 +74,7 @@ impl Layer for Timeout {
 #[derive(Debug)]
 struct Timed {
     inner: Arc<dyn LlmBackend>,
-    limits: Timeout,
+    limits: TimeoutLayer,
 }
 
 /// A moment after which a request has failed, and what to say then. Ordered by the moment.
@@ -123,7 +123,7 @@ impl BackendWrapper for Timed {
         let total = self.total(start);
         let first = Deadline::after(start, self.limits.first_token, "no first token");
         let earliest = first.into_iter().chain(total).min();
-        let inner = within(earliest, self.inner.generate(request)).await.during("generate")?;
+        let inner = within(earliest, self.inner.generate(request)).await.with_operation("generate")?;
         Ok(GenerateStream::new(TimedStream::start(State {
             inner: Some(inner),
             total,
@@ -138,11 +138,11 @@ impl BackendWrapper for Timed {
     }
 
     async fn score(&self, request: ScoreRequest) -> Result<Score> {
-        within(self.total(Instant::now()), self.inner.score(request)).await.during("score")
+        within(self.total(Instant::now()), self.inner.score(request)).await.with_operation("score")
     }
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
-        within(self.total(Instant::now()), self.inner.logits(request)).await.during("logits")
+        within(self.total(Instant::now()), self.inner.logits(request)).await.with_operation("logits")
     }
 }
 
@@ -184,7 +184,7 @@ impl State {
     /// Ends the work; returns the error that says so.
     fn fail(&mut self, deadline: Deadline) -> Result<Event> {
         self.inner = None; // cancels the work
-        Err(deadline.error().during("generate"))
+        Err(deadline.error().with_operation("generate"))
     }
 
     /// Ends the work if it is over its time, whether or not anybody reads the stream.

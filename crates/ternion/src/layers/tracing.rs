@@ -24,16 +24,16 @@ use super::{Layer, is_end};
 /// A request that fails has the kind of its `error`. The end is an event of level `debug`, a failure one of level
 /// `warn`. What was said, by whomever, is in none of them.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Tracing(());
+pub struct TracingLayer(());
 
-impl Tracing {
+impl TracingLayer {
     /// The layer.
     pub fn new() -> Self {
         Self::default()
     }
 }
 
-impl Layer for Tracing {
+impl Layer for TracingLayer {
     fn wrap(&self, inner: Arc<dyn LlmBackend>) -> Arc<dyn LlmBackend> {
         Arc::new(Traced { inner })
     }

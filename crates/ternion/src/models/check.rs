@@ -46,7 +46,7 @@ pub(super) async fn check(model: &dyn LlmBackend, reload: &ReloadConfig) -> Resu
             let message = format!("no answer to the prompts of the check within {} s", time.as_secs());
             Err(Error::new(ErrorKind::Timeout, message))
         })
-        .during("check")
+        .with_operation("check")
 }
 
 async fn check_prompt(model: &dyn LlmBackend, prompt: &str) -> Result<()> {

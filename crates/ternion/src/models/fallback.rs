@@ -18,65 +18,65 @@ pub(super) async fn generate(chain: Vec<Arc<Slot>>, request: GenerateRequest) ->
         return only.generate(request).await;
     }
     let in_tokens = matches!(request.params.prompt, Prompt::Tokens(_));
-    let course = Course::new(chain, request.cancel.clone(), in_tokens);
-    let first = course.slot().generate(request.clone()).await;
-    start(Box::new(Generations { course, request }), first).await
+    let cursor = FailoverCursor::new(chain, request.cancel.clone(), in_tokens);
+    let first = cursor.slot().generate(request.clone()).await;
+    start(Box::new(Generations { cursor, request }), first).await
 }
 
 /// Checks a request as [`generate`] would judge it: by the first model, and by the next where that one's error falls
 /// over.
 pub(super) async fn validate(chain: Vec<Arc<Slot>>, request: &GenerateRequest) -> Result<()> {
     let in_tokens = matches!(request.params.prompt, Prompt::Tokens(_));
-    let mut course = Course::new(chain, request.cancel.clone(), in_tokens);
+    let mut cursor = FailoverCursor::new(chain, request.cancel.clone(), in_tokens);
     // No request moves on, so there is nothing to tell.
-    course.silent = true;
+    cursor.silent = true;
     loop {
-        let outcome = match course.slot().ready(&request.cancel).await {
+        let outcome = match cursor.slot().ready(&request.cancel).await {
             Ok(Some(model)) => model.validate(request).await,
             Ok(None) => return Ok(()),
             Err(error) => Err(error),
         };
         match outcome {
             Ok(()) => return Ok(()),
-            Err(error) => course.go_on(error).await?,
+            Err(error) => cursor.advance(error).await?,
         }
     }
 }
 
 /// Scores the tokens on the first model of `chain` that can.
 pub(super) async fn score(chain: Vec<Arc<Slot>>, request: ScoreRequest) -> Result<Score> {
-    let mut course = Course::new(chain, request.cancel.clone(), true);
+    let mut cursor = FailoverCursor::new(chain, request.cancel.clone(), true);
     loop {
-        let outcome = match course.slot().ready(&request.cancel).await {
+        let outcome = match cursor.slot().ready(&request.cancel).await {
             Ok(Some(model)) => model.score(request.clone()).await,
             Ok(None) => Err(given_up()),
             Err(error) => Err(error),
         };
         match outcome {
             Ok(score) => return Ok(score),
-            Err(error) => course.go_on(error).await?,
+            Err(error) => cursor.advance(error).await?,
         }
     }
 }
 
 /// The logits of the first model of `chain` that can give them.
 pub(super) async fn logits(chain: Vec<Arc<Slot>>, request: LogitsRequest) -> Result<Vec<f32>> {
-    let mut course = Course::new(chain, request.cancel.clone(), true);
+    let mut cursor = FailoverCursor::new(chain, request.cancel.clone(), true);
     loop {
-        let outcome = match course.slot().ready(&request.cancel).await {
+        let outcome = match cursor.slot().ready(&request.cancel).await {
             Ok(Some(model)) => model.logits(request.clone()).await,
             Ok(None) => Err(given_up()),
             Err(error) => Err(error),
         };
         match outcome {
             Ok(logits) => return Ok(logits),
-            Err(error) => course.go_on(error).await?,
+            Err(error) => cursor.advance(error).await?,
         }
     }
 }
 
 struct Generations {
-    course: Course,
+    cursor: FailoverCursor,
     request: GenerateRequest,
 }
 
@@ -84,8 +84,8 @@ struct Generations {
 impl Attempts for Generations {
     async fn again(&mut self, mut error: Error) -> Result<GenerateStream> {
         loop {
-            self.course.go_on(error).await?;
-            match self.course.slot().generate(self.request.clone()).await {
+            self.cursor.advance(error).await?;
+            match self.cursor.slot().generate(self.request.clone()).await {
                 Ok(stream) => return Ok(stream),
                 Err(next) => error = next,
             }
@@ -94,7 +94,7 @@ impl Attempts for Generations {
 }
 
 /// Where a request is on its way along the chain, and how it failed so far.
-struct Course {
+struct FailoverCursor {
     /// At least one.
     chain: Vec<Arc<Slot>>,
     at: usize,
@@ -106,7 +106,7 @@ struct Course {
     failures: Failures,
 }
 
-impl Course {
+impl FailoverCursor {
     fn new(chain: Vec<Arc<Slot>>, cancel: CancellationToken, in_tokens: bool) -> Self {
         Self { chain, at: 0, cancel, in_tokens, silent: false, failures: Failures::default() }
     }
@@ -119,10 +119,10 @@ impl Course {
     ///
     /// # Errors
     /// That of all failures together if there is no further model, or the last if the request itself is at fault. What a model further back finds wrong with the request is that model's own affair.
-    async fn go_on(&mut self, mut error: Error) -> Result<()> {
+    async fn advance(&mut self, mut error: Error) -> Result<()> {
         loop {
             let kind = error.kind();
-            if kind == ErrorKind::Cancelled || (self.at == 0 && !kind.falls_over()) {
+            if kind == ErrorKind::Cancelled || (self.at == 0 && !kind.should_fail_over()) {
                 return Err(error);
             }
             let (from, text) = (self.slot().name.clone(), error.to_string());

@@ -14,21 +14,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     fallback,
-    slot::{Face, Slot},
+    slot::{Slot, Snapshot},
 };
 
 /// A model by its name. Cheap to clone, and an [`LlmBackend`] itself: a host keeps it, as an `Arc<dyn LlmBackend>` if it
 /// likes, and what is behind it changes with the configuration.
 ///
 /// A request belongs to the model that it begins on, whatever happens to the configuration meanwhile. While a model is
-/// given up for another (`reload.mode = "after"`), requests wait.
+/// given up for another (`reload.mode = "unload_then_load"`), requests wait.
 ///
 /// `info()` and `tokenizer()` are those of the model that would be asked now. A host that makes tokens itself and sends
 /// them later takes [`pinned`](Self::pinned) for both, since the model may be another by then.
 ///
 /// `stats()` is the sum over all models of the chain that are loaded, since each was loaded.
 ///
-/// Where a model has a `fallback`, a request that fails with a kind that [falls over](crate::ErrorKind::falls_over) goes
+/// Where a model has a `fallback`, a request that fails with a kind that [falls over](crate::ErrorKind::should_fail_over) goes
 /// on to the next model of the chain as long as no token of its answer was delivered; token ids only to a model with
 /// the same vocabulary. [`ServedBy`](crate::ServedBy) tells which one answered. If all fail, the error is the first
 /// that is worth a retry, or else that of the first model, with those of the others as context. A model of the chain is loaded when it is first needed.
@@ -67,25 +67,25 @@ impl ModelHandle {
         Arc::clone(&self.target.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn face(&self) -> Option<Face> {
-        self.slot().chain().iter().find_map(|slot| slot.face())
+    fn snapshot(&self) -> Option<Snapshot> {
+        self.slot().chain().iter().find_map(|slot| slot.snapshot())
     }
 }
 
 #[async_trait]
 impl LlmBackend for ModelHandle {
     fn info(&self) -> Arc<ModelInfo> {
-        self.face().map_or_else(
+        self.snapshot().map_or_else(
             || {
                 let slot = self.slot();
                 Arc::new(ModelInfo::new(&*slot.name, slot.wanted().backend))
             },
-            |face| face.info,
+            |snapshot| snapshot.info,
         )
     }
 
     fn tokenizer(&self) -> Option<Arc<Tokenizer>> {
-        self.face()?.tokenizer
+        self.snapshot()?.tokenizer
     }
 
     fn stats(&self) -> Stats {
@@ -108,19 +108,19 @@ impl LlmBackend for ModelHandle {
     }
 
     async fn validate(&self, request: &GenerateRequest) -> Result<()> {
-        fallback::validate(self.slot().chain(), request).await.during("generate")
+        fallback::validate(self.slot().chain(), request).await.with_operation("generate")
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
-        fallback::generate(self.slot().chain(), request).await.during("generate")
+        fallback::generate(self.slot().chain(), request).await.with_operation("generate")
     }
 
     async fn score(&self, request: ScoreRequest) -> Result<Score> {
-        fallback::score(self.slot().chain(), request).await.during("score")
+        fallback::score(self.slot().chain(), request).await.with_operation("score")
     }
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
-        fallback::logits(self.slot().chain(), request).await.during("logits")
+        fallback::logits(self.slot().chain(), request).await.with_operation("logits")
     }
 }
 

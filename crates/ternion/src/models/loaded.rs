@@ -38,10 +38,10 @@ pub(super) struct Loaded {
     backend: Arc<dyn LlmBackend>,
     vocabulary: OnceCell<Option<u64>>,
     /// Goes after the backend, and tells of it.
-    leaving: Arc<Leaving>,
+    lifetime: Arc<Lifetime>,
 }
 
-struct Leaving {
+struct Lifetime {
     events: Events,
     model: String,
     backend: String,
@@ -52,7 +52,7 @@ struct Leaving {
     closed: AtomicBool,
 }
 
-impl Drop for Leaving {
+impl Drop for Lifetime {
     fn drop(&mut self) {
         let (model, backend) = (std::mem::take(&mut self.model), std::mem::take(&mut self.backend));
         self.events.send(ModelEvent::Unloaded { model, backend });
@@ -68,7 +68,7 @@ impl Loaded {
         events: &Events,
     ) -> Arc<Self> {
         let backend = config.layers.wrap(Arc::clone(&bare));
-        let leaving = Leaving {
+        let lifetime = Lifetime {
             events: events.clone(),
             model: name.to_owned(),
             backend: bare.info().backend.clone(),
@@ -76,38 +76,38 @@ impl Loaded {
             loaded_at: Instant::now(),
             closed: AtomicBool::new(false),
         };
-        let (vocabulary, leaving) = (OnceCell::new(), Arc::new(leaving));
-        Arc::new(Self { config, files, bare, backend, vocabulary, leaving })
+        let (vocabulary, lifetime) = (OnceCell::new(), Arc::new(lifetime));
+        Arc::new(Self { config, files, bare, backend, vocabulary, lifetime })
     }
 
     /// The same model with the layers of this configuration.
     pub(super) fn with_layers_of(&self, config: ModelConfig) -> Arc<Self> {
         let (files, bare) = (self.files.clone(), Arc::clone(&self.bare));
         let backend = config.layers.wrap(Arc::clone(&bare));
-        let (vocabulary, leaving) = (OnceCell::new(), Arc::clone(&self.leaving));
-        Arc::new(Self { config, files, bare, backend, vocabulary, leaving })
+        let (vocabulary, lifetime) = (OnceCell::new(), Arc::clone(&self.lifetime));
+        Arc::new(Self { config, files, bare, backend, vocabulary, lifetime })
     }
 
     /// Whether the model has stopped for good: by what its backend says, or by how a request has failed.
     pub(super) fn is_closed(&self) -> bool {
-        self.leaving.closed.load(Ordering::Acquire) || self.backend.is_closed()
+        self.lifetime.closed.load(Ordering::Acquire) || self.backend.is_closed()
     }
 
     /// Notes that the model has stopped, if that is how a request has failed.
     fn observe<T>(&self, result: &Result<T>) {
         if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Closed) {
-            self.leaving.closed.store(true, Ordering::Release);
+            self.lifetime.closed.store(true, Ordering::Release);
         }
     }
 
     /// How long ago it was loaded.
     pub(super) fn age(&self) -> Duration {
-        self.leaving.loaded_at.elapsed()
+        self.lifetime.loaded_at.elapsed()
     }
 
     /// A future that ends when nobody uses the model any more and its memory is free.
     pub(super) fn gone(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut alive = self.leaving.alive.subscribe();
+        let mut alive = self.lifetime.alive.subscribe();
         let unloaded = self.bare.unloaded();
         async move {
             while alive.changed().await.is_ok() {}

@@ -86,13 +86,13 @@ struct Inner {
     registry: Arc<Registry>,
     path: Option<PathBuf>,
     events: Events,
-    book: Mutex<Book>,
+    catalog: Mutex<Catalog>,
     /// Held during a reload, so that it is one at a time.
     reloading: tokio::sync::Mutex<()>,
 }
 
 /// Which names there are.
-struct Book {
+struct Catalog {
     config: Config,
     slots: BTreeMap<String, Arc<Slot>>,
     /// Names that are gone from the configuration while handles are held.
@@ -142,7 +142,7 @@ impl Models {
     }
 
     fn build(config: Config, registry: Registry, path: Option<PathBuf>) -> Result<Self> {
-        let empty = Book {
+        let empty = Catalog {
             config: Config::default(),
             slots: BTreeMap::new(),
             retired: BTreeMap::new(),
@@ -154,10 +154,10 @@ impl Models {
             registry: Arc::new(registry),
             path,
             events: Events::new(),
-            book: Mutex::new(empty),
+            catalog: Mutex::new(empty),
             reloading: tokio::sync::Mutex::new(()),
         };
-        config.validate().during("configuration")?;
+        config.validate().with_operation("configuration")?;
         let mut config = config;
         config.make_paths_absolute();
         inner.enter(config)?;
@@ -192,19 +192,19 @@ impl Models {
     pub async fn default_model(&self) -> Result<ModelHandle> {
         let slot = self.0.slot(None)?;
         load_chain(&slot, Progress::none()).await?;
-        let mut book = self.0.book();
-        let target = book.default.get_or_insert_with(|| Arc::new(RwLock::new(slot)));
+        let mut catalog = self.0.catalog();
+        let target = catalog.default.get_or_insert_with(|| Arc::new(RwLock::new(slot)));
         Ok(ModelHandle { target: Arc::clone(target) })
     }
 
     /// The names of all models, in order.
     pub fn names(&self) -> Vec<String> {
-        self.0.book().config.models.keys().cloned().collect()
+        self.0.catalog().config.models.keys().cloned().collect()
     }
 
     /// The configuration that was read last.
     pub fn config(&self) -> Config {
-        self.0.book().config.clone()
+        self.0.catalog().config.clone()
     }
 
     /// What happens from now on. A subscriber that reads too slowly misses the oldest events, and is told so.
@@ -221,7 +221,7 @@ impl Models {
     pub async fn reload(&self) -> Result<Reloaded> {
         let Some(path) = self.0.path.clone() else {
             let message = "these models come from no file; a configuration expected, with `reload_with`";
-            return Err(Error::unsupported(message).during("reload"));
+            return Err(Error::unsupported(message).with_operation("reload"));
         };
         self.change(read(path)).await
     }
@@ -245,7 +245,7 @@ impl Models {
             let valid = config.await.and_then(|mut config| {
                 config.validate()?;
                 config.make_paths_absolute();
-                if config.models.is_empty() && !inner.book().config.models.is_empty() {
+                if config.models.is_empty() && !inner.catalog().config.models.is_empty() {
                     return Err(Error::invalid_config("no model is configured; the models stay as they are"));
                 }
                 Ok(config)
@@ -258,52 +258,55 @@ impl Models {
                 }
             }
         };
-        tokio::spawn(change).await.unwrap_or_else(|e| Err(interrupted(e))).during("reload")
+        tokio::spawn(change).await.unwrap_or_else(|e| Err(interrupted(e))).with_operation("reload")
     }
 }
 
 impl Inner {
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn poll_ms(&self) -> u64 {
-        self.book().config.reload.poll_ms
+        self.catalog().config.reload.poll_ms
     }
 
     fn slot(&self, name: Option<&str>) -> Result<Arc<Slot>> {
-        let book = self.book();
-        let (name, _) = book.config.model(name).during("load")?;
-        let slot = book.slots.get(name);
-        slot.cloned().ok_or_else(|| Error::invalid_config(format!("no model `{name}`")).during("load"))
+        let catalog = self.catalog();
+        let (name, _) = catalog.config.model(name).with_operation("load")?;
+        let slot = catalog.slots.get(name);
+        slot.cloned()
+            .ok_or_else(|| Error::invalid_config(format!("no model `{name}`")).with_operation("load"))
     }
 
     /// Makes the names and chains those of a valid configuration; what is loaded stays as it is.
     fn enter(&self, config: Config) -> Result<Reloaded> {
         let mut reloaded = Reloaded::default();
         let chains = config.models.keys().map(|name| config.chain(name)).collect::<Result<Vec<_>>>()?;
-        let mut book = self.book();
-        let mut old = std::mem::take(&mut book.slots);
+        let mut catalog = self.catalog();
+        let mut old = std::mem::take(&mut catalog.slots);
         let mut slots = BTreeMap::new();
         for (name, model) in &config.models {
             let slot = old.remove(name).unwrap_or_else(|| {
                 reloaded.added.push(name.clone());
-                let held = book.retired.remove(name).and_then(|slot| slot.upgrade());
-                held.unwrap_or_else(|| Slot::new(name, model.clone(), &self.registry, &self.events))
+                let held = catalog.retired.remove(name).and_then(|slot| slot.upgrade());
+                held.unwrap_or_else(|| {
+                    Slot::new(name, config.with_defaults(model), &self.registry, &self.events)
+                })
             });
             slots.insert(name.clone(), slot);
         }
         for (slot, chain) in slots.values().zip(&chains) {
             slot.set_fallback(chain[1..].iter().filter_map(|name| slots.get(*name)).cloned().collect());
         }
-        book.retired.retain(|_, slot| slot.strong_count() > 0);
+        catalog.retired.retain(|_, slot| slot.strong_count() > 0);
         for (name, slot) in old {
-            book.retired.insert(name.clone(), Arc::downgrade(&slot));
+            catalog.retired.insert(name.clone(), Arc::downgrade(&slot));
             reloaded.removed.push(name);
         }
         drop(chains);
-        book.slots = slots;
-        book.config = config;
+        catalog.slots = slots;
+        catalog.config = config;
         Ok(reloaded)
     }
 
@@ -314,7 +317,7 @@ impl Inner {
         let mut failures: Vec<(String, Error)> = Vec::new();
         for (name, model) in &config.models {
             let Ok(slot) = self.slot(Some(name)) else { continue };
-            match slot.change(model.clone(), &reload).await {
+            match slot.change(config.with_defaults(model), &reload).await {
                 Ok(Change::None) => {}
                 Ok(Change::Made) => reloaded.changed.push(name.clone()),
                 Err(error) => failures.push((name.clone(), error)),
@@ -336,7 +339,7 @@ impl Inner {
 
     /// Loads the models again that have stopped by themselves.
     async fn revive(&self) {
-        let slots: Vec<_> = self.book().slots.values().cloned().collect();
+        let slots: Vec<_> = self.catalog().slots.values().cloned().collect();
         for slot in slots {
             if let Err(error) = slot.revive().await {
                 self.events.reload_failed(Some(&slot.name), &error);
@@ -346,7 +349,7 @@ impl Inner {
 
     /// Points the handles to the default model to the one that is the default now, once it is there.
     async fn move_default(&self) -> Result<()> {
-        let Some(target) = self.book().default.clone() else { return Ok(()) };
+        let Some(target) = self.catalog().default.clone() else { return Ok(()) };
         let slot = self.slot(None)?;
         let same = Arc::ptr_eq(&slot, &target.read().unwrap_or_else(PoisonError::into_inner));
         if !same {
@@ -362,7 +365,7 @@ async fn load_chain(slot: &Arc<Slot>, progress: Progress) -> Result<()> {
     let mut failures = Failures::default();
     for (at, slot) in slot.chain().into_iter().enumerate() {
         let Err(error) = slot.load(progress.clone()).await else { return Ok(()) };
-        if at == 0 && !error.kind().falls_over() {
+        if at == 0 && !error.kind().should_fail_over() {
             return Err(error);
         }
         failures.push(&slot.name, error);

@@ -48,7 +48,7 @@ enum State {
     Empty,
     Serving(Arc<Loaded>),
     /// The old model is given up and the new one is not there: requests wait.
-    Changing(Face),
+    Changing(Snapshot),
     /// It could not be loaded, or has stopped.
     Failed(Failed),
 }
@@ -59,7 +59,7 @@ struct Failed {
     /// When a request may try to load it again.
     retry_at: Instant,
     /// Of the model that was there before.
-    face: Option<Face>,
+    snapshot: Option<Snapshot>,
 }
 
 impl Failed {
@@ -71,7 +71,7 @@ impl Failed {
 
 /// What can be asked of a model without waiting.
 #[derive(Clone)]
-pub(super) struct Face {
+pub(super) struct Snapshot {
     pub(super) info: Arc<ModelInfo>,
     pub(super) tokenizer: Option<Arc<Tokenizer>>,
 }
@@ -134,11 +134,11 @@ impl Slot {
     }
 
     /// What the model says of itself, or the last one where there is none at the moment.
-    pub(super) fn face(&self) -> Option<Face> {
+    pub(super) fn snapshot(&self) -> Option<Snapshot> {
         match &*self.state.borrow() {
-            State::Serving(loaded) => Some(Face::of(&Pinned(Arc::clone(loaded)))),
-            State::Changing(face) => Some(face.clone()),
-            State::Failed(failed) => failed.face.clone(),
+            State::Serving(loaded) => Some(Snapshot::of(&Pinned(Arc::clone(loaded)))),
+            State::Changing(snapshot) => Some(snapshot.clone()),
+            State::Failed(failed) => failed.snapshot.clone(),
             State::Empty => None,
         }
     }
@@ -186,7 +186,7 @@ impl Slot {
             let failed = Failed {
                 error: Arc::new(error),
                 retry_at: Instant::now() + delay,
-                face: Some(Face::of(&Pinned(Arc::clone(loaded)))),
+                snapshot: Some(Snapshot::of(&Pinned(Arc::clone(loaded)))),
             };
             retired = Some(std::mem::replace(state, State::Failed(failed)));
             true
@@ -204,14 +204,14 @@ impl Slot {
     pub(super) async fn revive(self: &Arc<Self>) -> Result<()> {
         self.retire_closed();
         let due = match &*self.state.borrow() {
-            State::Failed(failed) => failed.face.is_some() && failed.retry_at <= Instant::now(),
+            State::Failed(failed) => failed.snapshot.is_some() && failed.retry_at <= Instant::now(),
             _ => false,
         };
         if due { self.load(Progress::none()).await } else { Ok(()) }
     }
 
     pub(super) async fn generate(self: &Arc<Self>, request: GenerateRequest) -> Result<GenerateStream> {
-        match self.ready(&request.cancel).await.during("generate")? {
+        match self.ready(&request.cancel).await.with_operation("generate")? {
             Some(model) => model.generate(request).await,
             None => Ok(cancelled()),
         }
@@ -273,7 +273,7 @@ impl Slot {
             self.want(config);
             return Ok(if layers_changed { Change::Made } else { Change::None });
         }
-        if reload.mode == ReloadMode::After {
+        if reload.mode == ReloadMode::UnloadThenLoad {
             self.change_after(old, config.clone(), reload).await?;
         } else {
             let new = self.open_checked(config.clone(), reload).await?;
@@ -286,7 +286,7 @@ impl Slot {
     /// Gives up the old model and then loads the new one. After an error the old one serves again, if it can.
     async fn change_after(&self, old: Arc<Loaded>, config: ModelConfig, reload: &ReloadConfig) -> Result<()> {
         let _changing = Changing(self);
-        self.state.send_replace(State::Changing(Face::of(&Pinned(Arc::clone(&old)))));
+        self.state.send_replace(State::Changing(Snapshot::of(&Pinned(Arc::clone(&old)))));
         let old_config = old.config.clone();
         let gone = old.gone();
         let weak = Arc::downgrade(&old);
@@ -297,7 +297,9 @@ impl Slot {
         {
             self.state.send_replace(State::Serving(old));
             let message = format!("requests on the old model have not ended within {} s", time.as_secs());
-            return Err(Error::new(ErrorKind::Timeout, message).with("model", &self.name).during("reload"));
+            return Err(Error::new(ErrorKind::Timeout, message)
+                .with("model", &self.name)
+                .with_operation("reload"));
         }
         let error = match self.open_checked(config, reload).await {
             Ok(new) => {
@@ -342,7 +344,7 @@ impl Slot {
         let copy = Error::new(error.kind(), error.to_string());
         self.failed_attempts.fetch_add(1, Ordering::AcqRel);
         let retry_at = Instant::now() + self.backoff().after_failure();
-        let failed = Failed { error: Arc::new(copy), retry_at, face: self.face() };
+        let failed = Failed { error: Arc::new(copy), retry_at, snapshot: self.snapshot() };
         self.state.send_replace(State::Failed(failed));
     }
 
@@ -353,7 +355,7 @@ impl Slot {
         let old = self.state.send_replace(State::Serving(new));
         let from = match &old {
             State::Serving(old) => Some(old.bare.info().backend.clone()),
-            State::Changing(face) => Some(face.info.backend.clone()),
+            State::Changing(snapshot) => Some(snapshot.info.backend.clone()),
             State::Empty | State::Failed(_) => None,
         };
         self.events.send(match from {
@@ -363,7 +365,7 @@ impl Slot {
     }
 }
 
-impl Face {
+impl Snapshot {
     fn of(model: &Pinned) -> Self {
         Self { info: model.info(), tokenizer: model.tokenizer() }
     }
@@ -375,10 +377,10 @@ struct Changing<'a>(&'a Slot);
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
         self.0.state.send_if_modified(|state| {
-            let State::Changing(face) = state else { return false };
+            let State::Changing(snapshot) = state else { return false };
             let error = Error::new(ErrorKind::Closed, "the change of the model was interrupted");
-            let face = Some(face.clone());
-            *state = State::Failed(Failed { error: Arc::new(error), retry_at: Instant::now(), face });
+            let snapshot = Some(snapshot.clone());
+            *state = State::Failed(Failed { error: Arc::new(error), retry_at: Instant::now(), snapshot });
             true
         });
     }
@@ -396,5 +398,5 @@ fn same_model(a: &ModelConfig, b: &ModelConfig) -> bool {
 }
 
 pub(super) fn interrupted(error: tokio::task::JoinError) -> Error {
-    Error::new(ErrorKind::Closed, "interrupted before its end").with_source(error).during("load")
+    Error::new(ErrorKind::Closed, "interrupted before its end").with_source(error).with_operation("load")
 }

@@ -41,9 +41,8 @@ impl Models {
     /// [`Unsupported`](ErrorKind::Unsupported) if the models do not come from a file.
     pub fn watch(&self) -> Result<Watch> {
         let Some(path) = self.0.path.clone() else {
-            return Err(
-                Error::unsupported("these models come from no file that could be watched").during("watch")
-            );
+            return Err(Error::unsupported("these models come from no file that could be watched")
+                .with_operation("watch"));
         };
         Ok(Watch(tokio::spawn(watch(path, Arc::downgrade(&self.0)))))
     }

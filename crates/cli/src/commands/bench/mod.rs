@@ -157,7 +157,7 @@ async fn measure_cases(
 ) -> Outcome {
     if info.limits.vocab_size == 0 {
         let message = format!("backend `{}` has no vocabulary to draw a prompt from", info.backend);
-        return Err(Error::unsupported(message).during("bench").into());
+        return Err(Error::unsupported(message).with_operation("bench").into());
     }
     let cases = cases::cases(bench.args, &info.limits, &info.backend, last)?;
     let bar = bench.app.output.steps("bench");

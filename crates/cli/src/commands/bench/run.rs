@@ -75,7 +75,7 @@ impl<'a> Bench<'a> {
                     "backend `{}` does not keep prompts, so that sequences cannot be timed while all of them decode",
                     self.backend.info().backend
                 ))
-                .during("bench")
+                .with_operation("bench")
                 .into());
             }
             if counts {
@@ -122,7 +122,9 @@ impl<'a> Bench<'a> {
         let mut requests = Vec::new();
         while let Some(request) = running.join_next().await {
             let request = request.map_err(|e| {
-                Error::new(ErrorKind::Backend, "a request was given up").with_source(e).during("bench")
+                Error::new(ErrorKind::Backend, "a request was given up")
+                    .with_source(e)
+                    .with_operation("bench")
             })?;
             requests.push(request?);
         }

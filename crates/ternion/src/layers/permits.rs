@@ -29,34 +29,34 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub(super) type Turn = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit>> + Send>>;
 
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct PermitPool {
     free: Arc<Semaphore>,
     /// Requests that wait for a place.
     waiting: AtomicUsize,
-    held: Mutex<Vec<Weak<Place>>>,
+    held: Mutex<Vec<Weak<SharedPermit>>>,
     /// Whether a task looks for places that nobody reads from.
     watched: AtomicBool,
 }
 
 /// The place of a request that runs.
 #[derive(Debug)]
-struct Place(Mutex<Taken>);
+struct SharedPermit(Mutex<PermitState>);
 
 #[derive(Debug)]
-struct Taken {
+struct PermitState {
     permit: Option<OwnedSemaphorePermit>,
     /// Since when the reader has an event and has not asked for the next; `None` while it waits for one.
     unread: Option<Instant>,
 }
 
-impl Place {
-    fn lock(&self) -> MutexGuard<'_, Taken> {
+impl SharedPermit {
+    fn lock(&self) -> MutexGuard<'_, PermitState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// One of those that wait, for as long as it does.
-struct Waiting(Arc<Places>);
+struct Waiting(Arc<PermitPool>);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
@@ -64,7 +64,7 @@ impl Drop for Waiting {
     }
 }
 
-impl Places {
+impl PermitPool {
     pub(super) fn new(count: usize) -> Arc<Self> {
         Arc::new(Self {
             free: Arc::new(Semaphore::new(count)),
@@ -104,17 +104,17 @@ impl Places {
         if self.watched.swap(true, Ordering::AcqRel) {
             return;
         }
-        let places = Arc::clone(self);
+        let pool = Arc::clone(self);
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
-                places.take_back();
-                if places.waiting() > 0 {
+                pool.take_back();
+                if pool.waiting() > 0 {
                     continue;
                 }
-                places.watched.store(false, Ordering::Release);
+                pool.watched.store(false, Ordering::Release);
                 // One may have come in between, which saw that there is a task.
-                if places.waiting() == 0 || places.watched.swap(true, Ordering::AcqRel) {
+                if pool.waiting() == 0 || pool.watched.swap(true, Ordering::AcqRel) {
                     return;
                 }
             }
@@ -125,7 +125,7 @@ impl Places {
     fn take_back(&self) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.retain(|place| place.strong_count() > 0);
-        let mut unread: Vec<(Instant, Arc<Place>)> = held
+        let mut unread: Vec<(Instant, Arc<SharedPermit>)> = held
             .iter()
             .filter_map(Weak::upgrade)
             .filter_map(|place| {
@@ -148,20 +148,24 @@ type Again = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
 /// Holds the place of a request that runs. It is given back when this is dropped or the request is cancelled, as the
 /// backend gives up a cancelled request even if nobody reads its end; and while nobody reads, if others wait.
-pub(super) struct Held {
-    places: Arc<Places>,
-    place: Arc<Place>,
+pub(super) struct Permit {
+    pool: Arc<PermitPool>,
+    place: Arc<SharedPermit>,
     cancel: CancellationToken,
     watching: JoinHandle<()>,
     /// The wait for another place, after it was given to others.
     again: Option<Again>,
 }
 
-impl Held {
-    pub(super) fn new(places: &Arc<Places>, permit: OwnedSemaphorePermit, cancel: CancellationToken) -> Self {
-        let taken = Taken { permit: Some(permit), unread: Some(Instant::now()) };
-        let place = Arc::new(Place(Mutex::new(taken)));
-        places.held.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&place));
+impl Permit {
+    pub(super) fn new(
+        pool: &Arc<PermitPool>,
+        permit: OwnedSemaphorePermit,
+        cancel: CancellationToken,
+    ) -> Self {
+        let taken = PermitState { permit: Some(permit), unread: Some(Instant::now()) };
+        let place = Arc::new(SharedPermit(Mutex::new(taken)));
+        pool.held.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&place));
         let watching = tokio::spawn({
             let (place, cancel) = (Arc::clone(&place), cancel.clone());
             async move {
@@ -169,7 +173,7 @@ impl Held {
                 place.lock().permit = None;
             }
         });
-        Self { places: Arc::clone(places), place, cancel, watching, again: None }
+        Self { pool: Arc::clone(pool), place, cancel, watching, again: None }
     }
 
     /// The reader waits for an event. Ready when the request has a place, which others may have had meanwhile.
@@ -182,7 +186,7 @@ impl Held {
             }
         }
         if self.again.is_none() {
-            self.again = self.places.wait(usize::MAX).map(|turn| {
+            self.again = self.pool.wait(usize::MAX).map(|turn| {
                 let cancel = self.cancel.clone();
                 Box::pin(async move { cancel.run_until_cancelled(turn).await?.ok() }) as Again
             });
@@ -202,7 +206,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.watching.abort();
         self.place.lock().permit = None;

@@ -1,15 +1,12 @@
 //! The facade as a host uses it: configuration files, swapping, concurrent chats, errors of loading.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use ternion::{
     ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, Message, Sampling,
 };
-
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
+use ternion_test_support::fixture;
 
 async fn answer(model: &Arc<dyn LlmBackend>) -> ternion::Completion {
     let request = GenerateRequest::chat([Message::user("How many days are in a week?")])

@@ -14,7 +14,6 @@ use std::{
     sync::Arc,
 };
 
-#[cfg(any(feature = "llama-cpp", feature = "onnx"))]
 use ternion::formats::{
     Checkpoint,
     convert::{Options, Target, convert},
@@ -24,13 +23,11 @@ use ternion::{
     config::{Config, ModelConfig},
 };
 use ternion_conformance::{Reference, Row, Suite};
+#[cfg(any(feature = "llama-cpp", feature = "onnx"))]
+use ternion_test_support::fixture;
 
 const CONTEXT: usize = 256;
 const SEQUENCES: usize = 3;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
 
 /// A model whose context the checks fill soon, with a short queue.
 fn config(backend: &str, path: Option<&Path>) -> ModelConfig {

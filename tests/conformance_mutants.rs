@@ -11,10 +11,7 @@ mod cases;
 #[path = "conformance/wrong.rs"]
 mod wrong;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
 use ternion::engine::{Engine, EngineOptions};
 use ternion::{
@@ -29,7 +26,7 @@ use tokio::sync::Semaphore;
 use wrong::{Fault, Wrong};
 
 fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/nano-packed")
+    ternion_test_support::fixture("nano-packed")
 }
 
 /// The candle engine on the fixture's weights as `change` leaves them, with the limits that the checks like.

@@ -1,18 +1,15 @@
 //! Long inputs as a host meets them: a policy in the configuration, a real engine underneath.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::{fmt::Write, path::PathBuf, sync::Arc};
+use std::{fmt::Write, sync::Arc};
 
 use ternion::{
     ErrorKind, FinishReason, GenerateRequest, LlmBackend, LlmBackendExt, Message, Sampling,
     config::{Config, Format},
 };
+use ternion_test_support::fixture;
 
 const CONTEXT: usize = 192;
-
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
 
 /// The small model with this table as its policy.
 async fn model(policy: &str) -> Arc<dyn LlmBackend> {

@@ -2,18 +2,13 @@
 //! transformers. `crates/eval/tests/golden.py` has written what is compared with.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::path::{Path, PathBuf};
-
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use ternion::config::{Config, ModelConfig};
 use ternion_eval::{
     Evaluation, Item, Kind, Model, Outcome, Record, Report, RunOptions, Settings, Task, Work, evaluate,
 };
-
-fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
-}
+use ternion_test_support::fixture;
 
 #[derive(Deserialize)]
 struct Golden {

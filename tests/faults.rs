@@ -16,10 +16,7 @@ use ternion::formats::{
 use ternion::models::Models;
 use ternion::registry::Progress;
 use ternion::{Error, ErrorKind, Event, GenerateRequest, LlmBackend, LogitsRequest, Sampling};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
+use ternion_test_support::fixture;
 
 /// A model in a folder of its own, and the file that its weights are mapped from.
 struct Case {

@@ -17,8 +17,8 @@ use ternion::{LlmBackend, LogitsRequest};
 const TOLERANCE: f32 = 1e-4;
 
 fn checkpoints() -> Vec<PathBuf> {
-    let mut roots = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")];
-    roots.extend(std::env::var_os("TERNION_ORACLE").map(PathBuf::from));
+    let mut roots = vec![ternion_test_support::fixtures()];
+    roots.extend(ternion_test_support::oracle());
     let entries = roots.iter().flat_map(|root| std::fs::read_dir(root).unwrap());
     let mut found: Vec<PathBuf> = entries
         .map(|entry| entry.unwrap().path())
@@ -78,7 +78,7 @@ async fn logits_are_those_of_safetensors() {
 #[tokio::test]
 async fn logits_of_a_quantised_embedding_are_those_of_its_values() {
     let folder = tempfile::tempdir().unwrap();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny-packed");
+    let path = ternion_test_support::fixture("tiny-packed");
     let checkpoint = Checkpoint::open(&path).unwrap();
     for (name, embedding) in ternion::formats::convert::Embedding::ALL {
         let quantised = folder.path().join(format!("{name}.gguf"));
@@ -164,7 +164,7 @@ fn tokens_are_those_of_the_tokenizer_json() {
 /// Meta's vocabulary of 128256 tokens, which may not be in this repository.
 #[test]
 fn tokens_of_the_official_tokenizer() {
-    let Some(oracle) = std::env::var_os("TERNION_ORACLE") else {
+    let Some(oracle) = ternion_test_support::oracle() else {
         // Past the harness, which would keep it to itself; `cargo xtask test` counts these lines.
         let mut stdout = std::io::stdout();
         writeln!(stdout, "skipped: TERNION_ORACLE is not set").unwrap();

@@ -11,10 +11,7 @@
 #[path = "oracle/cases.rs"]
 mod cases;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use cases::{Case, argmax, cases, checkpoints, ids, largest_difference};
 use serde_json::{Value, json};
@@ -27,13 +24,10 @@ use ternion::{
         convert::{Options, Target, convert},
     },
 };
+use ternion_test_support::fixture;
 
 /// What strict cases are held to with a KV cache of floats, absolutely.
 const TOLERANCE: f32 = 1e-3;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
 
 async fn try_load(path: &Path, change: impl FnOnce(&mut ModelConfig)) -> Result<Arc<dyn LlmBackend>, Error> {
     let mut config = ModelConfig::for_path(path);

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
@@ -16,6 +16,7 @@ use ternion::formats::{
     Checkpoint,
     convert::{Options, Target, convert},
 };
+use ternion_test_support::fixture;
 
 const PROJECTIONS: [&str; 7] = [
     "self_attn.q_proj",
@@ -29,10 +30,6 @@ const PROJECTIONS: [&str; 7] = [
 
 /// No activation of the cases lies near a rounding tie, so what is left is the rounding of sums.
 const TOLERANCE: f32 = 1e-3;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
 
 struct Case {
     name: String,

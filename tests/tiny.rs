@@ -40,7 +40,7 @@ const PROBLEMS: Skill =
 const CHOICES: Skill = Skill { kind: Kind::Mmlu, path: "eval/mmlu", metric: "acc", least: 0.7 };
 
 fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/ternion-tiny")
+    ternion_test_support::fixture("ternion-tiny")
 }
 
 async fn load(path: &Path, backend: &str) -> ternion::Result<Arc<dyn LlmBackend>> {

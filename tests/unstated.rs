@@ -6,7 +6,7 @@
 mod cases;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cases::{cases, largest_difference};
 use serde_json::{Value, json};
@@ -16,15 +16,12 @@ use ternion::formats::gguf::{File, TensorType, Writer};
 use ternion::formats::{Checkpoint, Weights};
 use ternion::{ErrorKind, LogitsRequest};
 use ternion_kernels::unpack;
+use ternion_test_support::fixture;
 
 /// What strict cases are held to, absolutely.
 const TOLERANCE: f32 = 1e-3;
 
 const BACKENDS: &[&str] = if cfg!(feature = "llama-cpp") { &["candle", "llama-cpp"] } else { &["candle"] };
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
 
 async fn logits(path: &Path, backend: &str, options: &Value, ids: &[u32]) -> ternion::Result<Vec<f32>> {
     let mut config = ModelConfig::for_path(path);

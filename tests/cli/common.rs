@@ -1,7 +1,8 @@
 //! What the tests of the command share: the binary in an empty folder, with none of the user's settings.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
+pub(crate) use ternion_test_support::fixture;
 
 use assert_cmd::Command;
 use serde_json::Value;
@@ -22,11 +23,6 @@ pub(crate) fn ternion_in(folder: &Path, args: &[&str]) -> Command {
 #[allow(dead_code, reason = "not every test needs it")]
 pub(crate) fn ternion(args: &[&str]) -> Command {
     ternion_in(&fixture(""), args)
-}
-
-/// A folder or file of `fixtures/`.
-pub(crate) fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
 }
 
 /// The same as an argument.

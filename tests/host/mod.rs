@@ -3,7 +3,6 @@
 
 use std::{
     collections::VecDeque,
-    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -19,10 +18,7 @@ use ternion::{
     echo::{Echo, EchoOptions},
     registry::{BackendFactory, Progress},
 };
-
-pub(crate) fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
+pub(crate) use ternion_test_support::fixture;
 
 /// A configuration from TOML, in which `FIXTURES` stands for the folder of the fixtures.
 pub(crate) fn config(text: &str) -> Config {

@@ -15,8 +15,8 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn checkpoints() -> Vec<PathBuf> {
-    let mut roots = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")];
-    roots.extend(std::env::var_os("TERNION_ORACLE").map(PathBuf::from));
+    let mut roots = vec![ternion_test_support::fixtures()];
+    roots.extend(ternion_test_support::oracle());
     let mut found: Vec<PathBuf> = roots
         .iter()
         .flat_map(|root| std::fs::read_dir(root).unwrap_or_else(|e| panic!("{}: {e}", root.display())))

@@ -3,16 +3,13 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ternion_backend_candle::{Decoder, DecoderOptions, HeadPrecision};
 use ternion_core::{ErrorKind, Result};
 use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::{Checkpoint, convert};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
+use ternion_test_support::fixture;
 
 /// A decoder that keeps so many bytes of weights in memory.
 fn decoder(path: &Path, resident: Option<u64>, head: HeadPrecision) -> Decoder {

@@ -1,8 +1,6 @@
 //! The sequences of a model: side by side, cut, forked, full, and used wrongly.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::path::Path;
-
 use ternion_backend_llama_cpp::{KvType, LlamaCpp, ModelOptions};
 use ternion_core::ErrorKind;
 use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
@@ -14,7 +12,7 @@ use ternion_formats::Checkpoint;
 const TOLERANCE: f32 = 0.1;
 
 fn open(change: impl FnOnce(&mut ModelOptions)) -> LlamaCpp {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny-packed");
+    let path = ternion_test_support::fixture("tiny-packed");
     let mut options = ModelOptions::default();
     options.llama_cpp.kv_type = Some(KvType::F32);
     options.threads = 1; // tests run side by side

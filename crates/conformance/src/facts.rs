@@ -29,8 +29,7 @@ const CONSTANT: Sentence = Sentence::new(
     "LlmBackend::info",
     "The same value on every call, except for a wrapper that has swapped its model.",
 );
-const GENERATES: Sentence =
-    Sentence::new("Capabilities::generate", "Every backend generates, and says so.");
+const GENERATES: Sentence = Sentence::new("Capabilities::generate", "Every backend generates, and says so.");
 const LIMITS: Sentence = Sentence::new(
     "Limits::context_length",
     "Tokens that prompt and answer of one sequence may have together.",

@@ -42,7 +42,7 @@ const REPORT: Sentence = Sentence::new(
     "Where a policy changed the prompt, a ContextReport comes right before it.",
 );
 const UNTIL: Sentence = Sentence::new(
-    "GenerateRequest::max_tokens",
+    "GenerateParams::max_tokens",
     "At least 1; None generates until the model ends or the context is full.",
 );
 const SCORE: Sentence = Sentence::new(

@@ -36,7 +36,7 @@ const SAME: Sentence = Sentence::new(
      same tokens.",
 );
 const RAW: Sentence = Sentence::new(
-    "GenerateRequest::logprobs",
+    "GenerateParams::logprobs",
     "Report with each token its log-probability under the model (before penalties and temperature).",
 );
 const RANK: Sentence = Sentence::new(

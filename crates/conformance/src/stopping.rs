@@ -26,7 +26,7 @@ const STOP: Sentence = Sentence::new(
     "This stop string appeared; it and what follows are no part of the answer.",
 );
 const ACROSS: Sentence = Sentence::new(
-    "GenerateRequest::stop",
+    "GenerateParams::stop",
     "The answer ends before the one of these that is complete first, of several that end at the same place before \
      the longest, however the text is cut into tokens.",
 );
@@ -37,12 +37,12 @@ const EOS: Sentence = Sentence::new(
     "The model chose an end-of-sequence token. It is counted in the usage but is no part of the answer.",
 );
 const IGNORE_EOS: Sentence = Sentence::new(
-    "GenerateRequest::ignore_eos",
+    "GenerateParams::ignore_eos",
     "Go on past the model's end-of-sequence tokens (for measurements).",
 );
 
 const NAMES: Sentence = Sentence::new(
-    "GenerateRequest::stop",
+    "GenerateParams::stop",
     "Special tokens have no text in the answer, but their names count here: <|im_end|> and \
      <|im_end|>\\n<|im_start|>user are stop strings like others.",
 );

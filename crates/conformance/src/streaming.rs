@@ -171,8 +171,16 @@ pub async fn cached_tokens_are_some_of_the_prompt(model: &dyn LlmBackend) -> Res
         CACHED.require(fits, format_args!("{usage:?}"), "a prompt, and not all of it in the cache")?;
         let expected = reuses && again && usage.prompt_tokens > 1;
         let found = usage.cached_tokens > 0;
-        CACHED.require(found || !expected, format_args!("{usage:?} for the same prompt again"), "cached tokens")?;
-        CACHED.require(!found || reuses, format_args!("{usage:?} without the capability"), "no cached tokens")?;
+        CACHED.require(
+            found || !expected,
+            format_args!("{usage:?} for the same prompt again"),
+            "cached tokens",
+        )?;
+        CACHED.require(
+            !found || reuses,
+            format_args!("{usage:?} without the capability"),
+            "no cached tokens",
+        )?;
     }
     Ok(())
 }

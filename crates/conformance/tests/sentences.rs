@@ -18,7 +18,8 @@ fn source(file: &str) -> String {
 
 /// Whether a word stands in a line of code.
 fn has_word(line: &str, word: &str) -> bool {
-    !line.trim_start().starts_with("//") && line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == word)
+    !line.trim_start().starts_with("//")
+        && line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == word)
 }
 
 /// The lines of a type's or trait's own definition and of its `impl` blocks.
@@ -38,7 +39,16 @@ fn item<'a>(source: &'a str, name: &str) -> Vec<&'a str> {
 
 #[test]
 fn checks_name_items_that_exist() {
-    let files = ["backend.rs", "event.rs", "request.rs", "prompt.rs", "message.rs", "sampling.rs", "info.rs", "error.rs"];
+    let files = [
+        "backend.rs",
+        "event.rs",
+        "request.rs",
+        "prompt.rs",
+        "message.rs",
+        "sampling.rs",
+        "info.rs",
+        "error.rs",
+    ];
     let contract = files.map(source).join("\n");
     let mut names = HashSet::new();
     for check in ternion_conformance::all() {
@@ -57,9 +67,10 @@ fn checks_name_items_that_exist() {
 fn every_method_of_the_trait_has_a_check() {
     let places: HashSet<&str> = ternion_conformance::all().map(|check| check.sentence.place).collect();
     let source = source("backend.rs");
-    let methods = source.lines().filter_map(|line| line.trim().split_once("fn ")).map(|(_, rest)| {
-        rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap()
-    });
+    let methods = source
+        .lines()
+        .filter_map(|line| line.trim().split_once("fn "))
+        .map(|(_, rest)| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap());
     for method in methods {
         let known = WITHOUT_A_CHECK.iter().any(|(name, _)| *name == method);
         let checked = places.contains(format!("LlmBackend::{method}").as_str())

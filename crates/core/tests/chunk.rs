@@ -1,7 +1,7 @@
 //! Chunks of generated text in many scripts: they cover it, keep to their budget and divide no character.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::{path::Path, sync::LazyLock};
+use std::sync::LazyLock;
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use ternion_core::{
@@ -11,7 +11,7 @@ use ternion_core::{
 use unicode_segmentation::{GraphemeCursor, UnicodeSegmentation};
 
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/nano-packed");
+    let folder = ternion_test_support::fixture("nano-packed");
     Tokenizer::from_parts(TokenizerParts::from_folder(folder).unwrap()).unwrap()
 });
 

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use std::{
-    path::Path,
     pin::Pin,
     sync::{
         Arc, LazyLock, Mutex,
@@ -33,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 const CONTEXT: usize = 256;
 
 static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/nano-packed");
+    let folder = ternion_test_support::fixture("nano-packed");
     Arc::new(Tokenizer::from_parts(TokenizerParts::from_folder(folder).unwrap()).unwrap())
 });
 

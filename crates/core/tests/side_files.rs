@@ -1,7 +1,7 @@
 //! Folders of a tokenizer whose side files name tokens, against ids, roles and prompts of transformers.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -38,7 +38,7 @@ struct Changes {
 }
 
 fn fixture() -> Fixture {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tokenizer-side-files/cases.json");
+    let path = ternion_test_support::fixture("tokenizer-side-files/cases.json");
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 

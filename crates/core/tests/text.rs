@@ -12,10 +12,7 @@ use ternion_core::{
     ErrorKind, Message,
     text::{Tokenizer, TokenizerParts},
 };
-
-fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
-}
+use ternion_test_support::fixtures;
 
 fn load(folder: &Path) -> Tokenizer {
     Tokenizer::from_parts(TokenizerParts::from_folder(folder).unwrap()).unwrap()
@@ -62,7 +59,7 @@ fn chat_cases_of_the_fixtures_have_the_golden_tokens() {
 /// Meta's tokenizer may not be copied into this repository. `TERNION_ORACLE` names a folder with `official/`.
 #[test]
 fn official_goldens() {
-    let Some(oracle) = std::env::var_os("TERNION_ORACLE") else {
+    let Some(oracle) = ternion_test_support::oracle() else {
         // Past the harness, which would keep it to itself; `cargo xtask test` counts these lines.
         let mut stdout = std::io::stdout();
         writeln!(stdout, "skipped: TERNION_ORACLE is not set").unwrap();

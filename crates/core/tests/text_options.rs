@@ -2,7 +2,7 @@
 //! of transformers, made by `generate.py`.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::LazyLock};
+use std::{collections::BTreeMap, fs, sync::LazyLock};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -11,6 +11,7 @@ use ternion_core::{
     ToolChoice,
     text::{Tokenizer, TokenizerParts},
 };
+use ternion_test_support::fixtures;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -25,10 +26,6 @@ struct Case {
     options: Map<String, Value>,
     rendered: Option<String>,
     error: Option<String>,
-}
-
-fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
 static TOKENIZER_JSON: LazyLock<Vec<u8>> =

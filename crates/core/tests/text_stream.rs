@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    path::PathBuf,
     sync::{Arc, LazyLock},
 };
 
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 use ternion_core::text::{Tokenizer, TokenizerParts};
 
 fn byte_level() -> Arc<Tokenizer> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/nano-packed/tokenizer.json");
+    let path = ternion_test_support::fixture("nano-packed/tokenizer.json");
     Arc::new(Tokenizer::from_parts(TokenizerParts::new(fs::read(path).unwrap())).unwrap())
 }
 

@@ -1,13 +1,14 @@
 //! Chat templates render as transformers renders them: `fixtures/templates` holds its output, made by `generate.py`.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::LazyLock};
+use std::{collections::BTreeMap, fs, sync::LazyLock};
 
 use serde::Deserialize;
 use ternion_core::{
     ErrorKind, Message, Result,
     text::{Tokenizer, TokenizerParts},
 };
+use ternion_test_support::fixtures;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -21,10 +22,6 @@ struct Case {
     add_generation_prompt: bool,
     rendered: Option<String>,
     error: Option<String>,
-}
-
-fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
 static TOKENIZER_JSON: LazyLock<Vec<u8>> =

@@ -11,7 +11,7 @@ use ternion_core::echo::{Echo, EchoOptions};
 use ternion_eval::{Item, Kind, Model, Outcome, RunOptions, Settings, Task, Work, evaluate};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/eval").join(name)
+    ternion_test_support::fixture("eval").join(name)
 }
 
 fn model() -> Model {

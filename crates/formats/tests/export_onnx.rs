@@ -1,16 +1,13 @@
 //! What the exporter writes: a folder that stands alone, in one piece or not at all.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ternion_core::ErrorKind;
 use ternion_formats::Checkpoint;
 use ternion_formats::convert::{Embedding, Options, Target, convert};
 use ternion_formats::onnx::{Host, Size, Summary, fast};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
+use ternion_test_support::fixture;
 
 fn entries(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(folder)

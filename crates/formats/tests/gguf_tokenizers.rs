@@ -2,7 +2,7 @@
 //! that leaves things out.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -49,7 +49,7 @@ struct Case {
 }
 
 fn fixture() -> Fixture {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gguf-tokenizers/cases.json");
+    let path = ternion_test_support::fixture("gguf-tokenizers/cases.json");
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 

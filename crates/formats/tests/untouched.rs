@@ -6,10 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ternion_core::ErrorKind;
 use ternion_formats::Checkpoint;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
+use ternion_test_support::fixture;
 
 fn open_within(path: &Path, memory: u64) -> ternion_core::Result<Checkpoint> {
     Checkpoint::open_within(path, memory, &mut |_, _| {})

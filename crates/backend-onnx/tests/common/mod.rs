@@ -11,10 +11,7 @@ use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::Checkpoint;
 use ternion_formats::convert::{Options, convert};
 use ternion_formats::onnx::{Host, Summary};
-
-pub(crate) fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
-}
+pub(crate) use ternion_test_support::fixtures;
 
 /// The library, or `None` where there is none and the test is skipped. `cargo xtask test` installs it.
 pub(crate) fn library() -> Option<Library> {
@@ -38,7 +35,7 @@ pub(crate) fn skipped(reason: &str) {
 /// The checkpoints in `fixtures/`, and those in the folder that `TERNION_ORACLE` names.
 pub(crate) fn checkpoints() -> Vec<PathBuf> {
     let mut roots = vec![fixtures()];
-    roots.extend(std::env::var_os("TERNION_ORACLE").map(PathBuf::from));
+    roots.extend(ternion_test_support::oracle());
     let mut found: Vec<PathBuf> = roots
         .iter()
         .flat_map(|root| std::fs::read_dir(root).unwrap_or_else(|e| panic!("{}: {e}", root.display())))

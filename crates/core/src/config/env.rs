@@ -288,7 +288,11 @@ mod tests {
             ("TERNION_RELOAD__MODE", "later", "reload.mode"),
             ("TERNION_RELOAD__POL_MS", "50", "unknown key `reload.pol_ms`; did you mean `poll_ms`?"),
             ("TERNION_MODEL__B__THREADS", "2", "unknown key `model`; did you mean `models`?"),
-            ("TERNION_LAYERS__METRICS", "true", "unknown key `layers`; known: default_model, models, reload"),
+            (
+                "TERNION_LAYERS__METRICS",
+                "true",
+                "unknown key `layers`; known: default_model, max_tokens, models, reload",
+            ),
             ("TERNION__MODELS__B__THREADS", "2", "unknown key `_models`; did you mean `models`?"),
             ("TERNION_MODELS__B__THREDS", "2", "unknown key `models.b.threds`; did you mean `threads`?"),
             ("TERNION_MODELS__B__THREADS", "nonsense", "models.b.threads"),

@@ -4,7 +4,6 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -17,6 +16,7 @@ use ternion_core::{
     text::{Tokenizer, TokenizerParts},
 };
 use ternion_engine::{CausalLm, Engine, EngineOptions, SequenceId, SequenceInput};
+pub(crate) use ternion_test_support::fixture;
 
 pub(crate) const VOCAB: usize = 520;
 
@@ -250,10 +250,6 @@ impl CausalLm for Toy {
         self.faults.check("free");
         self.sequences.remove(&sequence);
     }
-}
-
-pub(crate) fn fixture(name: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
 }
 
 /// A byte-level BPE tokenizer with a chat template.

@@ -5,17 +5,13 @@
 pub(crate) mod gguf;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use ternion_core::{Error, ErrorKind};
 use ternion_formats::Checkpoint;
-
-/// The folder of a fixture.
-pub(crate) fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
+pub(crate) use ternion_test_support::fixture;
 
 /// A tensor as it will be written.
 #[derive(Clone)]

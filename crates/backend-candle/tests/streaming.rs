@@ -25,7 +25,7 @@ fn decoder(path: &Path, resident: Option<u64>, head: HeadPrecision) -> Decoder {
 
 fn feed(model: &mut Decoder, id: SequenceId, tokens: &[u32], wanted: LogitsWanted) -> Result<Vec<f32>> {
     let mut logits = Vec::new();
-    model.forward(&[SequenceInput { sequence: id, tokens, logits: wanted }], &mut logits)?;
+    model.forward(&[SequenceInput::new(id, tokens, wanted)], &mut logits)?;
     Ok(logits)
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn run() -> Result<()> {
     };
     let mut model = LlamaCpp::start(model, Some(hook), Some(embed.clone()), 32, sizes)?;
     let sequence = model.new_sequence()?;
-    let input = SequenceInput { sequence, tokens: &[TOKEN], logits: LogitsWanted::Last };
+    let input = SequenceInput::new(sequence, &[TOKEN], LogitsWanted::Last);
     let mut logits = Vec::new();
     model.forward(&[input], &mut logits)?;
     let difference = difference(&logits, &expected);

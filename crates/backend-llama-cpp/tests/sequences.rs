@@ -33,7 +33,7 @@ fn prompt(seed: u32, length: u32) -> Vec<u32> {
 
 fn feed(model: &mut LlamaCpp, sequence: SequenceId, tokens: &[u32]) -> Vec<f32> {
     let mut logits = Vec::new();
-    model.forward(&[SequenceInput { sequence, tokens, logits: LogitsWanted::Last }], &mut logits).unwrap();
+    model.forward(&[SequenceInput::new(sequence, tokens, LogitsWanted::Last)], &mut logits).unwrap();
     assert_eq!(logits.len(), model.vocab_size());
     logits
 }
@@ -78,7 +78,7 @@ fn sequences_of_one_call_are_as_alone() {
     let batch: Vec<SequenceInput<'_>> = prompts
         .iter()
         .zip(sequences)
-        .map(|(tokens, sequence)| SequenceInput { sequence, tokens, logits: LogitsWanted::Last })
+        .map(|(tokens, sequence)| SequenceInput::new(sequence, tokens, LogitsWanted::Last))
         .collect();
     let mut logits = Vec::new();
     model.forward(&batch, &mut logits).unwrap();
@@ -95,7 +95,7 @@ fn rows_are_those_that_were_asked_for() {
     let rows = |model: &mut LlamaCpp, wanted| {
         let sequence = model.new_sequence().unwrap();
         let mut logits = Vec::new();
-        model.forward(&[SequenceInput { sequence, tokens: &tokens, logits: wanted }], &mut logits).unwrap();
+        model.forward(&[SequenceInput::new(sequence, &tokens, wanted)], &mut logits).unwrap();
         model.free(sequence);
         logits
     };
@@ -147,7 +147,7 @@ fn a_full_cache_is_an_error_that_leaves_everything_as_it_was() {
     feed(&mut model, b, &prompt(2, 40));
     let tokens = prompt(3, 50);
     let mut logits = vec![1.0];
-    let input = SequenceInput { sequence: b, tokens: &tokens, logits: LogitsWanted::Last };
+    let input = SequenceInput::new(b, &tokens, LogitsWanted::Last);
     let error = model.forward(&[input], &mut logits).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");
     assert!(logits.is_empty());
@@ -162,7 +162,7 @@ fn what_is_out_of_range_is_an_error() {
     let sequence = model.new_sequence().unwrap();
     let mut logits = Vec::new();
     let mut refused = |sequence, tokens: &[u32]| {
-        let input = SequenceInput { sequence, tokens, logits: LogitsWanted::Last };
+        let input = SequenceInput::new(sequence, tokens, LogitsWanted::Last);
         model.forward(&[input], &mut logits).unwrap_err()
     };
     assert!(refused(sequence, &[]).to_string().contains("without tokens"));
@@ -172,7 +172,7 @@ fn what_is_out_of_range_is_an_error() {
     assert!(refused(SequenceId(u32::MAX), &[1]).to_string().contains("does not exist"));
     assert_eq!(refused(sequence, &[1; 129]).kind(), ErrorKind::ContextOverflow);
 
-    let input = SequenceInput { sequence, tokens: &[1], logits: LogitsWanted::None };
+    let input = SequenceInput::new(sequence, &[1], LogitsWanted::None);
     assert!(model.forward(&[input, input], &mut logits).unwrap_err().to_string().contains("twice"));
     assert!(model.fork(SequenceId(9), 0).is_err());
     model.truncate(SequenceId(9), 0).unwrap();

@@ -90,11 +90,11 @@ fn a_damaged_graph_is_an_error_or_a_decoder() {
                 let sequence = model.new_sequence().unwrap();
                 if model.vocab_size() == 320 {
                     let mut logits = Vec::new();
-                    let input = ternion_engine::SequenceInput {
+                    let input = ternion_engine::SequenceInput::new(
                         sequence,
-                        tokens: &[1, 2, 3],
-                        logits: ternion_engine::LogitsWanted::Last,
-                    };
+                        &[1, 2, 3],
+                        ternion_engine::LogitsWanted::Last,
+                    );
                     if model.forward(&[input], &mut logits).is_ok() {
                         assert_eq!(logits.len(), 320);
                     }
@@ -208,11 +208,8 @@ fn every_attribute_is_bounded() {
             let outcome = try_open(&library, &file.path, options).and_then(|mut model| {
                 // An attribute that only some inputs need is missed when it is needed.
                 let sequence = model.new_sequence()?;
-                let input = ternion_engine::SequenceInput {
-                    sequence,
-                    tokens: &[1],
-                    logits: ternion_engine::LogitsWanted::Last,
-                };
+                let input =
+                    ternion_engine::SequenceInput::new(sequence, &[1], ternion_engine::LogitsWanted::Last);
                 model.forward(&[input], &mut Vec::new())
             });
             let error = outcome.err().unwrap_or_else(|| panic!("{operator} {name} {what}: accepted"));

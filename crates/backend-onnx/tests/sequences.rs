@@ -72,10 +72,12 @@ fn sequences_side_by_side_do_not_disturb_each_other() {
             let wishes = [LogitsWanted::From(0), LogitsWanted::Last, LogitsWanted::None];
             let bounds = |i: usize| (step * (i + 2), (step + 1) * (i + 2));
             let batch: Vec<_> = (0..3)
-                .map(|i| SequenceInput {
-                    sequence: sequences[i],
-                    tokens: &strict[i].ids[bounds(i).0..bounds(i).1],
-                    logits: wishes[(step + i) % 3],
+                .map(|i| {
+                    SequenceInput::new(
+                        sequences[i],
+                        &strict[i].ids[bounds(i).0..bounds(i).1],
+                        wishes[(step + i) % 3],
+                    )
                 })
                 .collect();
             model.forward(&batch, &mut logits).unwrap();
@@ -104,7 +106,7 @@ fn a_batch_that_is_refused_changes_nothing() {
         model.truncate(a, 3).unwrap();
         let vocab = model.vocab_size() as u32;
         let mut logits = Vec::new();
-        let input = |sequence, tokens| SequenceInput { sequence, tokens, logits: LogitsWanted::Last };
+        let input = |sequence, tokens| SequenceInput::new(sequence, tokens, LogitsWanted::Last);
         let (good, bad, none) = ([4u32], [vocab], []);
         for batch in [
             vec![input(a, &good[..]), input(b, &bad[..])],

@@ -227,14 +227,12 @@ fn sentencepiece(prepend: &str, model: &str) -> Value {
 }
 
 fn sentencepiece_parts(prepend: &str, model: &str) -> TokenizerParts {
-    TokenizerParts {
-        special_tokens: [("bos_token", "<s>"), ("eos_token", "</s>")]
-            .map(|(k, v)| (k.into(), v.into()))
-            .into(),
-        add_bos_token: Some(true),
-        chat_template: Some("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}".into()),
-        ..TokenizerParts::new(sentencepiece(prepend, model).to_string())
-    }
+    let specials = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(k, v)| (k.into(), v.into()));
+    let mut parts = TokenizerParts::new(sentencepiece(prepend, model).to_string())
+        .with_chat_template("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
+        .with_special_tokens(specials.into());
+    parts.add_bos_token = Some(true);
+    parts
 }
 
 #[test]
@@ -263,12 +261,9 @@ fn special_tokens_in_normalized_text_are_found_as_in_the_whole() {
         token["normalized"] = true.into();
     }
     let template = "{% for m in messages %}{{ bos_token if loop.first else ' ' ~ bos_token }}{{ m.content }} {{ eos_token }}{% endfor %}";
-    let tokenizer = Tokenizer::from_parts(TokenizerParts {
-        tokenizer_json: json.to_string().into_bytes(),
-        chat_template: Some(template.to_owned()),
-        ..sentencepiece_parts("never", "BPE")
-    })
-    .unwrap();
+    let mut parts = sentencepiece_parts("never", "BPE").with_chat_template(template);
+    parts.tokenizer_json = json.to_string().into_bytes();
+    let tokenizer = Tokenizer::from_parts(parts).unwrap();
     let encode = |texts: &[&str]| {
         let messages: Vec<_> = texts.iter().map(|text| Message::user(*text)).collect();
         tokenizer.encode_chat(&messages, true).unwrap()

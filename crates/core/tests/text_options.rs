@@ -32,11 +32,11 @@ static TOKENIZER_JSON: LazyLock<Vec<u8>> =
     LazyLock::new(|| fs::read(fixtures().join("nano-packed/tokenizer.json")).unwrap());
 
 fn with_template(source: &str, special_tokens: BTreeMap<String, String>) -> Tokenizer {
-    Tokenizer::from_parts(TokenizerParts {
-        chat_template: Some(source.to_owned()),
-        special_tokens,
-        ..TokenizerParts::new(TOKENIZER_JSON.clone())
-    })
+    Tokenizer::from_parts(
+        TokenizerParts::new(TOKENIZER_JSON.clone())
+            .with_chat_template(source)
+            .with_special_tokens(special_tokens),
+    )
     .unwrap()
 }
 

@@ -28,11 +28,11 @@ static TOKENIZER_JSON: LazyLock<Vec<u8>> =
     LazyLock::new(|| fs::read(fixtures().join("nano-packed/tokenizer.json")).unwrap());
 
 fn with_template(source: &str, special_tokens: BTreeMap<String, String>) -> Result<Tokenizer> {
-    Tokenizer::from_parts(TokenizerParts {
-        chat_template: Some(source.to_owned()),
-        special_tokens,
-        ..TokenizerParts::new(TOKENIZER_JSON.clone())
-    })
+    Tokenizer::from_parts(
+        TokenizerParts::new(TOKENIZER_JSON.clone())
+            .with_chat_template(source)
+            .with_special_tokens(special_tokens),
+    )
 }
 
 fn render(source: &str, messages: &[Message]) -> Result<String> {
@@ -277,7 +277,7 @@ fn all_of_jinja_works_on_values_of_every_type() {
             continue;
         }
         let parts = tokenizer.clone();
-        let ours = Tokenizer::from_parts(TokenizerParts { chat_template: Some(source.clone()), ..parts })
+        let ours = Tokenizer::from_parts(parts.with_chat_template(source.clone()))
             .and_then(|tokenizer| tokenizer.render_chat(&[Message::user("hi")], true));
         if ours.as_ref().ok().map(String::as_str) == expected.as_str() {
             continue;

@@ -5,6 +5,7 @@ use ternion_core::{Error, ErrorKind, Result};
 
 /// One sequence's part of a batch.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Span {
     /// The sequence.
     pub sequence: SequenceId,

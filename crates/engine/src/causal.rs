@@ -22,6 +22,7 @@ pub enum LogitsWanted {
 
 /// Tokens to append to one sequence.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct SequenceInput<'a> {
     /// The sequence.
     pub sequence: SequenceId,
@@ -31,7 +32,12 @@ pub struct SequenceInput<'a> {
     pub logits: LogitsWanted,
 }
 
-impl SequenceInput<'_> {
+impl<'a> SequenceInput<'a> {
+    /// `tokens` for a sequence, with the logits that are wanted of them.
+    pub fn new(sequence: SequenceId, tokens: &'a [u32], logits: LogitsWanted) -> Self {
+        Self { sequence, tokens, logits }
+    }
+
     /// How many rows of logits this input asks for.
     pub fn rows(&self) -> usize {
         match self.logits {

@@ -40,7 +40,7 @@ impl Guarded {
     pub(crate) fn check(&mut self) -> Result<()> {
         self.panicked = false;
         let sequence = self.new_sequence()?;
-        let input = SequenceInput { sequence, tokens: &[0], logits: LogitsWanted::Last };
+        let input = SequenceInput::new(sequence, &[0], LogitsWanted::Last);
         let mut logits = Vec::new();
         let fed = self.forward(&[input], &mut logits);
         self.free(sequence);

@@ -116,7 +116,7 @@ impl Worker {
                 // The other jobs take all rows of this step. The first job always gets at least one.
                 continue;
             }
-            let input = SequenceInput { sequence: active.sequence, tokens, logits };
+            let input = SequenceInput::new(active.sequence, tokens, logits);
             if share > 1 {
                 rows = rows.saturating_sub(input.rows());
             }

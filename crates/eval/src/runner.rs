@@ -23,6 +23,7 @@ pub type OnProgress = Box<dyn Fn(&Progress) + Send + Sync>;
 /// How a task is run. None of it changes the results, but for the rounding of backends without the capability
 /// `batch_invariant`, which can turn an item whose best answers are almost equally probable.
 #[derive(Default)]
+#[non_exhaustive]
 pub struct RunOptions {
     /// Write a record of each item here as it ends, and take over those that are there.
     pub records: Option<PathBuf>,

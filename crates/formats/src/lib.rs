@@ -10,6 +10,7 @@
 //! was found and what was expected.
 #![deny(unsafe_code)]
 
+mod bpe;
 mod bytes;
 mod checkpoint;
 mod config;

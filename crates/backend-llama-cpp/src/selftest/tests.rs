@@ -81,10 +81,8 @@ impl Tiny {
     /// One step with each of these tokens in a sequence of its own.
     fn check(&self, model: &mut LlamaCpp, tokens: &[u32]) {
         let sequences: Vec<SequenceId> = tokens.iter().map(|_| model.new_sequence().unwrap()).collect();
-        let input = |(sequence, token): (&SequenceId, _)| SequenceInput {
-            sequence: *sequence,
-            tokens: std::slice::from_ref(token),
-            logits: LogitsWanted::Last,
+        let input = |(sequence, token): (&SequenceId, _)| {
+            SequenceInput::new(*sequence, std::slice::from_ref(token), LogitsWanted::Last)
         };
         let batch: Vec<SequenceInput<'_>> = sequences.iter().zip(tokens).map(input).collect();
         let mut logits = Vec::new();
@@ -153,7 +151,7 @@ fn a_panic_in_a_callback_fails_the_step_alone() {
         let mut model = tiny.load(threads, &guard).unwrap();
         for callback in ["a matrix product", "a squared ReLU", "the change of llama.cpp's graph"] {
             let sequence = model.new_sequence().unwrap();
-            let input = |token| SequenceInput { sequence, tokens: token, logits: LogitsWanted::Last };
+            let input = |token| SequenceInput::new(sequence, token, LogitsWanted::Last);
             let mut logits = vec![1.0];
             model.forward(&[input(&[1])], &mut logits).unwrap();
             guard.inject(Some(callback));
@@ -177,7 +175,7 @@ fn a_kernel_that_panics_does_not_end_the_process() {
     tiny.layers[1].up.input_norm = Some(Random(3).norm(HIDDEN - 1));
     let mut model = tiny.load(2, &Arc::default()).unwrap();
     let sequence = model.new_sequence().unwrap();
-    let input = SequenceInput { sequence, tokens: &[1], logits: LogitsWanted::Last };
+    let input = SequenceInput::new(sequence, &[1], LogitsWanted::Last);
     let error = model.forward(&[input], &mut Vec::new()).unwrap_err().to_string();
     assert!(error.contains("a matrix product panicked: lengths of the normalisation"), "{error}");
 }

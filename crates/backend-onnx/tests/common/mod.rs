@@ -108,7 +108,7 @@ pub(crate) fn open(library: &Library, path: &Path, threads: usize) -> Decoder {
 /// Appends tokens to a sequence and returns the logits of all of them.
 pub(crate) fn feed(model: &mut dyn CausalLm, sequence: SequenceId, tokens: &[u32]) -> Vec<f32> {
     let mut logits = Vec::new();
-    let input = SequenceInput { sequence, tokens, logits: LogitsWanted::From(0) };
+    let input = SequenceInput::new(sequence, tokens, LogitsWanted::From(0));
     model.forward(&[input], &mut logits).unwrap();
     assert_eq!(logits.len(), tokens.len() * model.vocab_size());
     logits

@@ -56,18 +56,17 @@ async fn measure(
 ) -> Outcome<Evaluation> {
     let bar = app.output.evaluation();
     let shown = bar.clone();
-    let options = RunOptions {
-        records,
-        concurrency: args.concurrency,
-        cancel: app.interrupts.renew(),
-        progress: Some(Box::new(move |p| {
-            shown.set(p.done as u64, p.total as u64);
-            if p.done == p.resumed {
-                shown.begin_here();
-            }
-            shown.message(p.so_far.clone());
-        })),
-    };
+    let mut options = RunOptions::default();
+    options.records = records;
+    options.concurrency = args.concurrency;
+    options.cancel = app.interrupts.renew();
+    options.progress = Some(Box::new(move |p| {
+        shown.set(p.done as u64, p.total as u64);
+        if p.done == p.resumed {
+            shown.begin_here();
+        }
+        shown.message(p.so_far.clone());
+    }));
     let run = evaluate(model, task, options).await;
     bar.clear();
     app.interrupts.idle();

@@ -19,6 +19,7 @@ const MAX_TEMPLATES: usize = 64;
 /// What [`Tokenizer::from_parts`](crate::text::Tokenizer::from_parts) needs. Formats without these files (GGUF) fill
 /// it from their own metadata.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct TokenizerParts {
     /// The bytes of a `tokenizer.json`.
     pub tokenizer_json: Vec<u8>,
@@ -77,6 +78,18 @@ impl TokenizerParts {
             flag(&config, "split_special_tokens").with("file", path.display())?.unwrap_or(false);
         parts.chat_template = parts.template(folder, &config)?;
         Ok(parts)
+    }
+
+    /// The same parts with this chat template.
+    pub fn with_chat_template(mut self, source: impl Into<String>) -> Self {
+        self.chat_template = Some(source.into());
+        self
+    }
+
+    /// The same parts with these special tokens, by their names in templates.
+    pub fn with_special_tokens(mut self, tokens: BTreeMap<String, String>) -> Self {
+        self.special_tokens = tokens;
+        self
     }
 
     /// The same parts for a model whose embedding has `entries` entries.

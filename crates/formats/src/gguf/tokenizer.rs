@@ -11,6 +11,7 @@ use super::special::SpecialIds;
 use super::vocabulary::Vocabulary;
 use super::{File, PreTokenizer, keys, pre_tokenizer, token_type};
 use crate::CheckpointOptions;
+use crate::bpe::{self, BpeOptions};
 use crate::json::shorten;
 use crate::synth::CHAT_TEMPLATE;
 
@@ -153,6 +154,7 @@ fn byte_level(file: &File, tokens: &Vocabulary<'_>, rule: &PreTokenizer) -> Resu
         }
         merges.push(json!([left, right]));
     }
+    let options = BpeOptions { ignore_merges: rule.ignore_merges, ..BpeOptions::default() };
     Ok(json!({
         "version": "1.0",
         "truncation": null,
@@ -161,19 +163,8 @@ fn byte_level(file: &File, tokens: &Vocabulary<'_>, rule: &PreTokenizer) -> Resu
         "normalizer": null,
         "pre_tokenizer": rule.json(),
         "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": null,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": rule.ignore_merges,
-            "vocab": vocab,
-            "merges": merges
-        }
+        "decoder": bpe::byte_level_decoder(),
+        "model": bpe::model(json!(vocab), json!(merges), options)
     }))
 }
 
@@ -230,6 +221,12 @@ fn sentence_piece(file: &File, tokens: &Vocabulary<'_>, ids: SpecialIds) -> Resu
         normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
+    let options = BpeOptions {
+        unk_token: ids.unk.map(|id| tokens.texts[id as usize]),
+        fuse_unk: true,
+        byte_fallback: tokens.texts.contains(&"<0x0A>"),
+        ..BpeOptions::default()
+    };
     Ok(json!({
         "version": "1.0",
         "truncation": null,
@@ -239,18 +236,7 @@ fn sentence_piece(file: &File, tokens: &Vocabulary<'_>, ids: SpecialIds) -> Resu
         "pre_tokenizer": null,
         "post_processor": null,
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": ids.unk.map(|id| tokens.texts[id as usize]),
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": true,
-            "byte_fallback": tokens.texts.contains(&"<0x0A>"),
-            "ignore_merges": false,
-            "vocab": tokens.all(),
-            "merges": merges
-        }
+        "model": bpe::model(json!(tokens.all()), json!(merges), options)
     }))
 }
 

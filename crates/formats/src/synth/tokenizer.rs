@@ -1,6 +1,7 @@
 //! A byte-level BPE tokenizer of any size that is made up rather than learned: all bytes, merges of letters in the order
 //! of their frequency in English, and the special tokens of the 2B4T.
 
+use crate::bpe::{self, BpeOptions};
 use serde_json::{Map, Value, json};
 
 use super::Shape;
@@ -127,19 +128,8 @@ pub(super) fn tokenizer(shape: &Shape) -> Value {
                 &bos: {"id": bos, "ids": [special_id(shape, BOS)], "tokens": [bos]}
             }
         },
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": null,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": false,
-            "vocab": vocab,
-            "merges": merges
-        }
+        "decoder": bpe::byte_level_decoder(),
+        "model": bpe::model(json!(vocab), json!(merges), BpeOptions::default())
     })
 }
 

@@ -4,7 +4,7 @@
 
 use std::{ffi::OsString, path::Path};
 
-use ternion_core::config::{Config, Format};
+use ternion_core::config::{Config, Format, ReloadMode};
 
 const NO_ENVIRONMENT: [(OsString, OsString); 0] = [];
 
@@ -77,4 +77,14 @@ fn paths_are_relative_to_folders_that_are_not_utf8_too() {
         let config = Config::load_with_env(odd.join(name), NO_ENVIRONMENT).unwrap();
         assert_eq!(config.models["m"].path, Some(odd.join("model")), "{name}");
     }
+}
+
+#[test]
+fn names_of_the_first_edition_are_still_read() {
+    let text = "reload.mode = 'after'\n[models.m]\nbackend = 'echo'\ncontext = 50\n";
+    let config = Config::from_str(text, Format::Toml).unwrap();
+    assert_eq!(config.models["m"].context_length, Some(50));
+    assert_eq!(config.reload.mode, ReloadMode::UnloadThenLoad);
+    let both = Config::from_str("[models.m]\ncontext = 5\ncontext_length = 6\n", Format::Toml).unwrap_err();
+    assert!(both.to_string().contains("unknown key `models.m.context`"), "{both}");
 }

@@ -93,7 +93,6 @@ pub struct ModelConfig {
     /// Tokens that prompt and answer may have together, at least 2. Left out: as many as the model was made for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2))]
-    #[serde(alias = "context")]
     pub context_length: Option<usize>,
     /// The most tokens of an answer where a request does not say, at least 1. Left out: the configuration's own
     /// `max_tokens`.
@@ -330,7 +329,8 @@ impl Config {
         self.models.iter().try_for_each(|(name, model)| model.validate(name))
     }
 
-    fn from_value(value: serde_json::Value) -> Result<Self> {
+    fn from_value(mut value: serde_json::Value) -> Result<Self> {
+        rename_old_keys(&mut value);
         let config: Self = parse::strict(value, "")?;
         config.validate()?;
         Ok(config)
@@ -393,6 +393,19 @@ impl ModelConfig {
         validate::sampling(&self.sampling, usize::MAX).map_err(|e| {
             Error::new(ErrorKind::InvalidConfig, format!("models.{name}.sampling.{}", e.message()))
         })
+    }
+}
+
+/// Gives keys of the first edition their new names.
+fn rename_old_keys(value: &mut serde_json::Value) {
+    let models = value.get_mut("models").and_then(serde_json::Value::as_object_mut);
+    for model in models.into_iter().flat_map(serde_json::Map::values_mut) {
+        if let Some(model) = model.as_object_mut()
+            && !model.contains_key("context_length")
+            && let Some(length) = model.remove("context")
+        {
+            model.insert("context_length".to_owned(), length);
+        }
     }
 }
 

@@ -35,6 +35,7 @@
 //! * `llama-cpp`: llama.cpp, for ternary checkpoints and for all GGUF models that it knows. Building it takes CMake, a C++
 //!   compiler and libclang.
 //! * `onnx`: ONNX Runtime, whose native library is loaded at run time, for decoders in .onnx files.
+//! * `openai`: remote models behind OpenAI's HTTP API, such as vLLM, llama-server or another Ternion.
 #![forbid(unsafe_code)]
 
 use std::{path::Path, sync::Arc};
@@ -71,6 +72,8 @@ pub fn registry() -> Registry {
     ternion_backend_llama_cpp::register(&mut registry);
     #[cfg(feature = "onnx")]
     ternion_backend_onnx::register(&mut registry);
+    #[cfg(feature = "openai")]
+    ternion_backend_openai::register(&mut registry);
     registry
 }
 

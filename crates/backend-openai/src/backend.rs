@@ -1,0 +1,177 @@
+//! From a configuration to a model on a server: asks what the server is, tries what it can do.
+
+use std::{path::Path, sync::Arc};
+
+use async_trait::async_trait;
+use ternion_core::{
+    Error, LlmBackend, ModelInfo, Result, ResultExt,
+    blocking::blocking,
+    config::ModelConfig,
+    registry::{BackendFactory, Progress},
+    text::{Tokenizer, TokenizerParts},
+};
+
+use crate::{
+    Dialect, OpenAiOptions,
+    admission::Admission,
+    body::Common,
+    client::Client,
+    facts::{self, Facts},
+    model::RemoteModel,
+    probe::{self, Abilities, Scoring, Tokenizing},
+    prompt::Preparation,
+};
+
+/// Requests on their way at the same time, where neither the configuration nor the server says how many.
+const SEQUENCES: usize = 256;
+/// Requests that may wait beyond those.
+const QUEUED: usize = 64;
+
+/// Connects to models for the backend `openai`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenAiFactory;
+
+#[async_trait]
+impl BackendFactory for OpenAiFactory {
+    fn name(&self) -> &'static str {
+        "openai"
+    }
+
+    fn description(&self) -> &'static str {
+        "a remote model behind OpenAI's HTTP API"
+    }
+
+    async fn load(
+        &self,
+        name: &str,
+        config: &ModelConfig,
+        _progress: Progress,
+    ) -> Result<Arc<dyn LlmBackend>> {
+        connect(name, config).await.during("load")
+    }
+}
+
+async fn connect(name: &str, config: &ModelConfig) -> Result<Arc<dyn LlmBackend>> {
+    let options: OpenAiOptions = config.parse_options()?;
+    options.validate(config)?;
+    let (client, tokenizer, options) = blocking("the setup of the client", move || {
+        let client = Client::new(&options)?;
+        let tokenizer = options.tokenizer.as_deref().map(tokenizer).transpose()?;
+        Ok((client, tokenizer, options))
+    })
+    .await?;
+
+    let facts = facts::find(&client, &options).await.with("server", client.address())?;
+    let common = Common { model: facts.model.clone(), dialect: facts.dialect };
+    let abilities = if options.probe {
+        let ids =
+            tokenizer.as_ref().and_then(|t| t.encode("One, two", false).ok()).filter(|ids| ids.len() > 1);
+        let tried = probe::find(&client, &common, ids).await;
+        tried.with("model", &facts.model).with("server", client.address())?
+    } else {
+        Abilities::untried()
+    };
+    if facts.listed == Some(false) {
+        tracing::warn!(model = name, server_model = facts.model, "the server does not list this model");
+    }
+    if let Some(tokenizer) = &tokenizer {
+        check_tokenizer(tokenizer, &facts, &client, &common, abilities).await?;
+    }
+
+    let preparation = Preparation { tokenizer, rendering: options.rendering, abilities };
+    let info = describe(name, config, &facts, &preparation)?;
+    tracing::info!(
+        model = name,
+        server = client.address(),
+        server_model = facts.model,
+        dialect = facts.dialect.as_str(),
+        capabilities = ?info.capabilities,
+        "connected"
+    );
+    Ok(Arc::new(RemoteModel {
+        admission: Admission::new(&info.limits),
+        info: Arc::new(info),
+        client: Arc::new(client),
+        common,
+        preparation,
+        sampling: config.sampling.clone(),
+        token_ids: options.token_ids,
+    }))
+}
+
+fn tokenizer(folder: &Path) -> Result<Arc<Tokenizer>> {
+    let tokenizer = Tokenizer::from_parts(TokenizerParts::from_folder(folder)?)
+        .map_err(|error| error.with("options.tokenizer", folder.display()))?;
+    for warning in tokenizer.warnings() {
+        tracing::warn!(folder = %folder.display(), "{warning}");
+    }
+    Ok(Arc::new(tokenizer))
+}
+
+/// A tokenizer of another model would give answers that look almost right.
+async fn check_tokenizer(
+    tokenizer: &Tokenizer,
+    facts: &Facts,
+    client: &Client,
+    common: &Common,
+    abilities: Abilities,
+) -> Result<()> {
+    const SAMPLE: &str = "The quick brown fox: 1234 naïve tokens\n  {\"é\": [42]}";
+    if facts.vocab_size > 0 && tokenizer.vocab_size() > facts.vocab_size {
+        return Err(Error::invalid_config(format!(
+            "options.tokenizer: has {} tokens, and the server's model has {}",
+            tokenizer.vocab_size(),
+            facts.vocab_size
+        )));
+    }
+    if abilities.tokenizing == Tokenizing::None {
+        return Ok(());
+    }
+    let here = tokenizer.encode(SAMPLE, false)?;
+    let there = probe::tokenize(client, common, SAMPLE, false).await?;
+    if here == there {
+        return Ok(());
+    }
+    Err(Error::invalid_config(format!(
+        "options.tokenizer: is that of another model: it makes {here:?} of a text of which the server makes {there:?}"
+    )))
+}
+
+fn describe(name: &str, config: &ModelConfig, facts: &Facts, preparation: &Preparation) -> Result<ModelInfo> {
+    let (tokenizer, able) = (&preparation.tokenizer, &preparation.abilities);
+    let mut info = ModelInfo::new(name, "openai");
+    info.format = match facts.dialect {
+        Dialect::OpenAi | Dialect::Auto => "remote".to_owned(),
+        dialect => format!("remote ({})", dialect.as_str()),
+    };
+    info.parameters = facts.parameters;
+    info.defaults = facts.defaults.clone();
+    let limits = &mut info.limits;
+    limits.context_length = match (config.context, facts.context_length) {
+        (Some(wanted), known) if known > 0 && wanted > known => {
+            return Err(Error::invalid_config(format!(
+                "context: {wanted} is out of range; the server's context has {known} tokens"
+            )));
+        }
+        (wanted, known) => wanted.unwrap_or(known),
+    };
+    limits.vocab_size = match (facts.vocab_size, tokenizer) {
+        (0, Some(tokenizer)) => tokenizer.vocab_size(),
+        (known, _) => known,
+    };
+    let slots = if facts.sequences > 0 { facts.sequences } else { SEQUENCES };
+    limits.max_sequences = config.max_sequences.unwrap_or(slots);
+    limits.max_queued = config.max_queued.unwrap_or(QUEUED);
+    info.end_tokens = tokenizer.iter().filter_map(|tokenizer| tokenizer.eos_id()).collect();
+
+    let renders = preparation.renders();
+    let chat = if renders { able.completions } else { able.chat };
+    let can = &mut info.capabilities;
+    can.generate = true;
+    can.chat = chat.works;
+    can.score = able.scoring != Scoring::None;
+    // Of every kind of prompt that is taken.
+    can.logprobs = [chat, able.completions].iter().all(|endpoint| endpoint.logprobs || !endpoint.works);
+    can.seed = able.seed;
+    Ok(info)
+}

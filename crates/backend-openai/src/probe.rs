@@ -1,0 +1,302 @@
+//! What a server can do, found out by trying: some requests of a few tokens when a model is loaded.
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use ternion_core::{Error, ErrorKind, Message, Result};
+
+use crate::{
+    Dialect,
+    body::{Common, Input, base, logprobs},
+    client::Client,
+    score,
+    sse::{Events, Next},
+    wire::Seen,
+};
+
+/// Where the ids of an answer's tokens come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum IdSource {
+    /// The server does not give them.
+    #[default]
+    None,
+    /// From the field `token_ids`, which the field `return_token_ids` asks for.
+    Field,
+    /// From log-probabilities.
+    Logprobs,
+}
+
+/// What one endpoint can do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// It answers.
+    pub(crate) works: bool,
+    pub(crate) ids: IdSource,
+    /// Log-probabilities come with token ids.
+    pub(crate) logprobs: bool,
+}
+
+/// How given tokens are scored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Scoring {
+    #[default]
+    None,
+    /// By `prompt_logprobs`.
+    PromptLogprobs,
+    /// By `echo` with `logprobs`; whether the alternatives come with ids.
+    Echo { with_ids: bool },
+}
+
+/// How texts become tokens on the server's side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Tokenizing {
+    #[default]
+    None,
+    /// `/tokenize`, of texts.
+    Texts,
+    /// `/tokenize`, also of conversations.
+    Chats,
+}
+
+/// What a server can do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Abilities {
+    pub(crate) chat: Endpoint,
+    pub(crate) completions: Endpoint,
+    /// Completions take token ids as prompt.
+    pub(crate) token_prompts: bool,
+    pub(crate) scoring: Scoring,
+    pub(crate) tokenizing: Tokenizing,
+    /// The same seed gives the same text.
+    pub(crate) seed: bool,
+}
+
+impl Abilities {
+    /// What is taken for granted where nothing is tried.
+    pub(crate) fn untried() -> Self {
+        let chat = Endpoint { works: true, ..Endpoint::default() };
+        Self { chat, ..Self::default() }
+    }
+}
+
+/// Tries a server. `ids` are some tokens of the model, where they are known.
+///
+/// # Errors
+/// Those of a server that answers neither completions nor chats, or that is not to be reached.
+pub(crate) async fn find(client: &Client, common: &Common, ids: Option<Vec<u32>>) -> Result<Abilities> {
+    let probe = Probe { client, common };
+    let text = Input::Text("One, two,".to_owned());
+    let (completions, seen, refused) = probe.endpoint(&text).await?;
+    let chat_input = Input::Chat(vec![Message::user("Hi")]);
+    let (chat, _, chat_refused) = probe.endpoint(&chat_input).await?;
+    if !completions.works && !chat.works {
+        // The refusal of chats says more: it is what most servers are made for.
+        return Err(chat_refused.or(refused).unwrap_or_else(|| Error::backend("the server gives no answer")));
+    }
+    let tokenized = able(tokenize(client, common, "One, two", false).await)?.filter(|ids| ids.len() > 1);
+    let tokenizing = match (&tokenized, common.dialect) {
+        (None, _) => Tokenizing::None,
+        (Some(_), _) => {
+            let counted =
+                able(count_chat(client, common, &json!([{"role": "user", "content": "Hi"}])).await)?;
+            if counted.is_some_and(|count| count > 0) { Tokenizing::Chats } else { Tokenizing::Texts }
+        }
+    };
+    let mut abilities = Abilities { chat, completions, tokenizing, ..Abilities::default() };
+    if completions.works {
+        let ids = ids.or(tokenized).or_else(|| (!seen.is_empty()).then_some(seen)).unwrap_or_else(|| vec![1]);
+        let ids: Vec<u32> = ids.iter().copied().cycle().take(3).collect();
+        let answer = able(probe.answer(probe.body(&Input::Tokens(ids.clone()), 1)).await)?;
+        abilities.token_prompts = answer.is_some();
+        if abilities.token_prompts {
+            abilities.scoring = probe.scoring(&ids).await?;
+        }
+    }
+    abilities.seed = probe.seed(if completions.works { &text } else { &chat_input }).await?;
+    tracing::debug!(model = common.model, ?abilities, "tried");
+    Ok(abilities)
+}
+
+/// `None` for what a server refuses; other errors stay errors.
+fn able<T>(outcome: Result<T>) -> Result<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_refusal(&error) => {
+            tracing::debug!(%error, "the server cannot do this");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an error says that the server cannot do something, rather than that it cannot do anything.
+fn is_refusal(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::InvalidRequest
+            | ErrorKind::Unsupported
+            | ErrorKind::NotFound
+            | ErrorKind::ContextOverflow
+            | ErrorKind::Backend
+    )
+}
+
+struct Probe<'a> {
+    client: &'a Client,
+    common: &'a Common,
+}
+
+/// A short answer.
+struct Answer {
+    text: String,
+    tokens: Vec<Seen>,
+}
+
+impl Probe<'_> {
+    fn body(&self, input: &Input, max_tokens: usize) -> Map<String, Value> {
+        let mut body = base(self.common, input);
+        body.insert("max_tokens".into(), max_tokens.into());
+        if self.common.dialect == Dialect::OpenAi && matches!(input, Input::Chat(_)) {
+            body.remove("max_tokens");
+            body.insert("max_completion_tokens".into(), max_tokens.into());
+        }
+        body.insert("temperature".into(), 0.into());
+        body.insert("stream".into(), true.into());
+        body
+    }
+
+    async fn answer(&self, body: Map<String, Value>) -> Result<Answer> {
+        let chat = body.contains_key("messages");
+        let url = self.client.api(if chat { "chat/completions" } else { "completions" });
+        let body = Bytes::from(Value::Object(body).to_string());
+        let response = self.client.open(&url, &body, &mut self.client.waits()).await?;
+        let mut events = Events::new(response.bytes_stream(), self.client.first_byte(), self.client.idle);
+        let mut answer = Answer { text: String::new(), tokens: Vec::new() };
+        loop {
+            match events.next().await {
+                Ok(Next::Done) => return Ok(answer),
+                Ok(Next::Chunk(chunk)) => {
+                    for choice in chunk.choices.iter().flatten() {
+                        answer.tokens.extend(choice.tokens().unwrap_or_default());
+                        answer.text += choice.text.as_deref().unwrap_or_default();
+                        answer.text += &choice.delta.as_ref().map(|d| d.content()).unwrap_or_default();
+                    }
+                }
+                Err(failure) => return Err(self.client.told(failure.error, &url)),
+            }
+        }
+    }
+
+    /// What an endpoint can do, ids of some tokens, and the refusal if it does not work.
+    async fn endpoint(&self, input: &Input) -> Result<(Endpoint, Vec<u32>, Option<Error>)> {
+        let chat = matches!(input, Input::Chat(_));
+        let mut endpoint = Endpoint::default();
+        let mut body = self.body(input, 1);
+        logprobs(&mut body, self.common.dialect, chat, 1);
+        if let Some(answer) = able(self.answer(body).await)? {
+            endpoint.works = true;
+            endpoint.logprobs = answer.tokens.iter().any(|seen| seen.logprob.is_some());
+            if endpoint.logprobs {
+                endpoint.ids = IdSource::Logprobs;
+            }
+            let ids = answer.tokens.iter().map(|seen| seen.id).collect();
+            if let Some(found) = self.ids(input).await? {
+                endpoint.ids = IdSource::Field;
+                return Ok((endpoint, found, None));
+            }
+            return Ok((endpoint, ids, None));
+        }
+        match self.answer(self.body(input, 1)).await {
+            Ok(_) => {
+                endpoint.works = true;
+                let found = self.ids(input).await?;
+                endpoint.ids = if found.is_some() { IdSource::Field } else { IdSource::None };
+                Ok((endpoint, found.unwrap_or_default(), None))
+            }
+            Err(error) if is_refusal(&error) => Ok((endpoint, Vec::new(), Some(error))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The ids that the field `token_ids` gives, if it does.
+    async fn ids(&self, input: &Input) -> Result<Option<Vec<u32>>> {
+        if !self.common.dialect.has_vllm_sampling() {
+            return Ok(None);
+        }
+        let mut body = self.body(input, 1);
+        body.insert("return_token_ids".into(), true.into());
+        let answer = able(self.answer(body).await)?;
+        let ids = answer.map(|answer| answer.tokens.iter().map(|seen| seen.id).collect::<Vec<_>>());
+        Ok(ids.filter(|ids| !ids.is_empty()))
+    }
+
+    async fn scoring(&self, ids: &[u32]) -> Result<Scoring> {
+        let url = self.client.api("completions");
+        for scoring in
+            [Scoring::PromptLogprobs, Scoring::Echo { with_ids: true }, Scoring::Echo { with_ids: false }]
+        {
+            // Only vLLM and what follows it can write tokens as ids.
+            if scoring == (Scoring::Echo { with_ids: true }) && !self.common.dialect.has_vllm_sampling() {
+                continue;
+            }
+            let body = score::body(self.common, scoring, ids, 1);
+            let Some(response) = able(self.client.post(&url, &body).await)? else { continue };
+            if score::read(&response, scoring, ids, 1, 1).is_ok() {
+                return Ok(scoring);
+            }
+        }
+        Ok(Scoring::None)
+    }
+
+    /// Whether a seed decides the text of a hot answer.
+    async fn seed(&self, input: &Input) -> Result<bool> {
+        let mut texts = Vec::new();
+        for _ in 0..2 {
+            let mut body = self.body(input, 12);
+            body.insert("temperature".into(), 1.5.into());
+            body.insert("seed".into(), 11.into());
+            match able(self.answer(body).await)? {
+                Some(answer) => texts.push(answer.text),
+                None => return Ok(false),
+            }
+        }
+        Ok(texts[0] == texts[1])
+    }
+}
+
+/// The server's tokens of a text. The body has the names of vLLM and of llama-server.
+///
+/// # Errors
+/// Those of the server; [`Unsupported`](ErrorKind::Unsupported) for a response of another form.
+pub(crate) async fn tokenize(
+    client: &Client,
+    common: &Common,
+    text: &str,
+    add_special: bool,
+) -> Result<Vec<u32>> {
+    let body = json!({
+        "model": common.model, "prompt": text, "content": text, "parse_special": true,
+        "add_special_tokens": add_special, "add_special": add_special,
+    });
+    let response = client.post(&client.outside("tokenize"), &body).await?;
+    let tokens = response.get("tokens").and_then(Value::as_array);
+    let ids = tokens.and_then(|all| all.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect());
+    ids.ok_or_else(|| Error::unsupported("the server's /tokenize gives no token ids"))
+}
+
+/// How many tokens the server makes of a conversation.
+///
+/// # Errors
+/// As [`tokenize`].
+pub(crate) async fn count_chat(client: &Client, common: &Common, messages: &Value) -> Result<usize> {
+    if common.dialect == Dialect::LlamaServer {
+        let rendered = client.post(&client.outside("apply-template"), &json!({"messages": messages})).await?;
+        let prompt = rendered.get("prompt").and_then(Value::as_str);
+        let prompt =
+            prompt.ok_or_else(|| Error::unsupported("the server's /apply-template gives no prompt"))?;
+        return Ok(tokenize(client, common, prompt, true).await?.len());
+    }
+    let body = json!({"model": common.model, "messages": messages, "add_generation_prompt": true});
+    let response = client.post(&client.outside("tokenize"), &body).await?;
+    let count = response.get("tokens").and_then(Value::as_array).map(Vec::len);
+    count.ok_or_else(|| Error::unsupported("the server's /tokenize does not take conversations"))
+}

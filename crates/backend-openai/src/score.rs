@@ -1,0 +1,128 @@
+//! Scores of given tokens, from `prompt_logprobs` or from `echo` with `logprobs`.
+
+use serde_json::{Value, json};
+use ternion_core::{Error, Result, TokenLogprob, TokenScore};
+
+use crate::{
+    body::{Common, Input, base},
+    probe::Scoring,
+    wire::{Choice, Chunk, best, map},
+};
+
+/// The body of a request that scores `tokens`, with the `top` most probable ones at each place.
+pub(crate) fn body(common: &Common, scoring: Scoring, tokens: &[u32], top: usize) -> Value {
+    let mut body = base(common, &Input::Tokens(tokens.to_vec()));
+    // No server computes nothing at all, so one token is generated.
+    for (key, value) in [("max_tokens", json!(1)), ("temperature", json!(0)), ("stream", json!(false))] {
+        body.insert(key.into(), value);
+    }
+    if let Scoring::Echo { with_ids } = scoring {
+        body.insert("echo".into(), true.into());
+        // At least one, for the rank.
+        body.insert("logprobs".into(), top.max(1).into());
+        if with_ids {
+            body.insert("return_tokens_as_token_ids".into(), true.into());
+        }
+    } else {
+        body.insert("prompt_logprobs".into(), top.into());
+    }
+    Value::Object(body)
+}
+
+/// The scores of `tokens[start..]` in a response.
+///
+/// # Errors
+/// [`Backend`](ternion_core::ErrorKind::Backend) where the response does not have them.
+pub(crate) fn read(
+    response: &Value,
+    scoring: Scoring,
+    tokens: &[u32],
+    start: usize,
+    top: usize,
+) -> Result<Vec<TokenScore>> {
+    let chunk: Chunk = serde::Deserialize::deserialize(response)
+        .map_err(|error| Error::backend("the response with scores cannot be read").with_source(error))?;
+    let choice = chunk.choices.into_iter().flatten().next();
+    let choice = choice.ok_or_else(|| Error::backend("the response with scores has no choice"))?;
+    (start..tokens.len())
+        .map(|at| {
+            let found = match scoring {
+                Scoring::Echo { with_ids } => of_echo(&choice, tokens, at, top, with_ids),
+                _ => of_prompt(&choice, tokens, at, top),
+            };
+            found.ok_or_else(|| {
+                let token = tokens[at];
+                Error::backend(format!("the response has no score of the token {token} at index {at}"))
+            })
+        })
+        .collect()
+}
+
+fn of_prompt(choice: &Choice, tokens: &[u32], at: usize, top: usize) -> Option<TokenScore> {
+    let all = choice.prompt_logprobs.as_ref().filter(|all| all.len() == tokens.len())?;
+    let place = all.get(at)?.as_ref()?;
+    let own = place.get(&tokens[at].to_string())?;
+    let logprob = own.logprob? as f32;
+    let others = place
+        .iter()
+        .filter_map(|(id, found)| Some(TokenLogprob::new(id.parse().ok()?, found.logprob? as f32)));
+    let others: Vec<TokenLogprob> = others.collect();
+    let rank = match own.rank {
+        Some(rank) => rank.saturating_sub(1) as usize,
+        None => others.iter().filter(|other| other.logprob > logprob).count(),
+    };
+    Some(TokenScore::new(tokens[at], logprob, rank).with_top(best(others, top)))
+}
+
+/// The rank is exact up to the number of alternatives, and that number where the token is not among them.
+fn of_echo(choice: &Choice, tokens: &[u32], at: usize, top: usize, with_ids: bool) -> Option<TokenScore> {
+    let logprobs = choice.logprobs.as_ref()?;
+    let all = logprobs.token_logprobs.as_ref().filter(|all| all.len() >= tokens.len())?;
+    // The first token has none: that is how the prompt is told from the answer.
+    if all.first()?.is_some() {
+        return None;
+    }
+    let logprob = (*all.get(at)?)?;
+    let place = logprobs.top_logprobs.as_ref()?.get(at)?.as_ref()?;
+    let rank = place.values().flatten().filter(|other| **other > logprob).count();
+    let others = map(place);
+    if with_ids && others.is_empty() {
+        return None;
+    }
+    Some(TokenScore::new(tokens[at], logprob as f32, rank).with_top(best(others, top)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompt_logprobs_have_ranks_from_1() {
+        let response = json!({"choices": [{"text": "x", "prompt_logprobs": [
+            null,
+            {"5": {"logprob": -2.0, "rank": 3, "decoded_token": "a"}, "9": {"logprob": -0.5, "rank": 1}},
+            {"7": {"logprob": -0.25, "rank": 1, "decoded_token": "b"}}]}]});
+        let scores = read(&response, Scoring::PromptLogprobs, &[1, 5, 7], 1, 1).unwrap();
+        assert_eq!((scores[0].id, scores[0].logprob, scores[0].rank), (5, -2.0, 2));
+        assert_eq!(scores[0].top, [TokenLogprob::new(9, -0.5)]);
+        assert_eq!((scores[1].rank, scores[1].top.len()), (0, 1));
+        assert_eq!(read(&response, Scoring::PromptLogprobs, &[1, 5, 7], 2, 0).unwrap()[0].top, []);
+        // Of other tokens there is no score, and none is made up.
+        assert!(read(&response, Scoring::PromptLogprobs, &[1, 6, 7], 1, 1).is_err());
+    }
+
+    #[test]
+    fn echo_has_the_prompt_before_the_answer() {
+        let response = json!({"choices": [{"text": "a b c d", "logprobs": {
+            "tokens": ["token_id:1", "token_id:5", "token_id:7", "token_id:2"],
+            "token_logprobs": [null, -2.0, -0.25, -0.1],
+            "top_logprobs": [null, {"token_id:9": -0.5, "token_id:5": -2.0}, {"token_id:7": -0.25}, {"token_id:2": -0.1}]}}]});
+        let scores = read(&response, Scoring::Echo { with_ids: true }, &[1, 5, 7], 1, 2).unwrap();
+        assert_eq!((scores[0].rank, scores[1].rank), (1, 0));
+        assert_eq!(scores[0].top, [TokenLogprob::new(9, -0.5), TokenLogprob::new(5, -2.0)]);
+        // A server that ignores `echo` gives the answer's tokens alone, all with a log-probability.
+        let ignored = json!({"choices": [{"logprobs": {"token_logprobs": [-1.0, -1.0, -1.0],
+                             "top_logprobs": [{"a": -1.0}, {"a": -1.0}, {"a": -1.0}]}}]});
+        assert!(read(&ignored, Scoring::Echo { with_ids: false }, &[1, 5, 7], 1, 0).is_err());
+    }
+}

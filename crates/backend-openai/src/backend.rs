@@ -41,13 +41,17 @@ impl BackendFactory for OpenAiFactory {
         "a remote model behind OpenAI's HTTP API"
     }
 
+    fn options_schema(&self) -> Option<serde_json::Value> {
+        Some(schemars::schema_for!(OpenAiOptions).to_value())
+    }
+
     async fn load(
         &self,
         name: &str,
         config: &ModelConfig,
         _progress: Progress,
     ) -> Result<Arc<dyn LlmBackend>> {
-        connect(name, config).await.during("load")
+        connect(name, config).await.with_operation("load")
     }
 }
 
@@ -147,10 +151,10 @@ fn describe(name: &str, config: &ModelConfig, facts: &Facts, preparation: &Prepa
     info.parameters = facts.parameters;
     info.defaults = facts.defaults.clone();
     let limits = &mut info.limits;
-    limits.context_length = match (config.context, facts.context_length) {
+    limits.context_length = match (config.context_length, facts.context_length) {
         (Some(wanted), known) if known > 0 && wanted > known => {
             return Err(Error::invalid_config(format!(
-                "context: {wanted} is out of range; the server's context has {known} tokens"
+                "context_length: {wanted} is out of range; the server's context has {known} tokens"
             )));
         }
         (wanted, known) => wanted.unwrap_or(known),

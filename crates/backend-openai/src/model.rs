@@ -190,11 +190,11 @@ impl LlmBackend for RemoteModel {
     }
 
     async fn validate(&self, request: &GenerateRequest) -> Result<()> {
-        self.outgoing(request).await.map(drop).during("generate")
+        self.outgoing(request).await.map(drop).with_operation("generate")
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
-        self.start(request).await.during("generate")
+        self.start(request).await.with_operation("generate")
     }
 
     async fn score(&self, request: ScoreRequest) -> Result<Score> {
@@ -204,7 +204,7 @@ impl LlmBackend for RemoteModel {
             () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the request was cancelled")),
             score = self.scored(&request) => score,
         }
-        .during("score")
+        .with_operation("score")
     }
 }
 

@@ -76,7 +76,7 @@ impl Job {
         if deliver(&sender, &mut pending).await
             && let Err(error) = end
         {
-            let error = client.told(error, &url).during("generate");
+            let error = client.told(error, &url).with_operation("generate");
             // A reader that is gone needs no error.
             let _ = sender.send(Err(error)).await;
         }
@@ -149,7 +149,7 @@ impl Stream for Answering {
         let next = next.unwrap_or_else(|| {
             // Only a runtime that shuts down, or a panic, leaves an answer without its end.
             Err(Error::new(ternion_core::ErrorKind::Closed, "the task that reads the answer has stopped"))
-                .during("generate")
+                .with_operation("generate")
         });
         self.ended = matches!(next, Err(_) | Ok(Event::Done(_)));
         Poll::Ready(Some(next))

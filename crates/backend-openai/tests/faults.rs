@@ -216,7 +216,7 @@ async fn a_server_that_is_not_there_is_told_so() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     for error in [load(&config).await.err().unwrap(), ask(&*model).await.unwrap_err()] {
         assert_eq!(error.kind(), ErrorKind::Backend, "{error}");
-        assert!(error.is_retryable() && error.kind().falls_over(), "{error}");
+        assert!(error.is_retryable() && error.kind().should_fail_over(), "{error}");
         assert!(
             error.message().contains("cannot connect") && error.to_string().contains("refused"),
             "{error}"

@@ -66,7 +66,8 @@ async fn connect(name: &str, config: &ModelConfig) -> Result<Arc<dyn LlmBackend>
     .await?;
 
     let facts = facts::find(&client, &options).await.with("server", client.address())?;
-    let common = Common { model: facts.model.clone(), dialect: facts.dialect };
+    let common =
+        Common { model: facts.model.clone(), dialect: facts.dialect, context_length: facts.context_length };
     let abilities = if options.probe {
         let ids =
             tokenizer.as_ref().and_then(|t| t.encode("One, two", false).ok()).filter(|ids| ids.len() > 1);

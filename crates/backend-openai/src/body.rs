@@ -5,6 +5,9 @@ use ternion_core::{ChatOptions, Error, GenerateParams, Message, Result, Sampling
 
 use crate::{Dialect, probe::IdSource};
 
+/// Tokens that llama-server's penalties count where its context is not known.
+const UNKNOWN_CONTEXT: usize = 1 << 16;
+
 /// What a request is about, for the endpoint that takes it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Input {
@@ -30,6 +33,8 @@ impl Input {
 pub(crate) struct Common {
     pub(crate) model: String,
     pub(crate) dialect: Dialect,
+    /// 0: not known.
+    pub(crate) context_length: usize,
 }
 
 /// What a request needs besides its parameters.
@@ -68,7 +73,7 @@ pub(crate) fn generation(common: &Common, input: &Input, wanted: &Wanted<'_>) ->
         let key = if chat && dialect == Dialect::OpenAi { "max_completion_tokens" } else { "max_tokens" };
         body.insert(key.into(), most.into());
     }
-    sampling(&mut body, dialect, wanted)?;
+    sampling(&mut body, common, wanted)?;
     if wanted.params.ignore_eos {
         if dialect == Dialect::OpenAi {
             return Err(unable("ignore_eos", dialect));
@@ -100,12 +105,8 @@ pub(crate) fn base(common: &Common, input: &Input) -> Map<String, Value> {
 
 /// Asks for log-probabilities and for what gives token ids.
 fn tokens(body: &mut Map<String, Value>, common: &Common, input: &Input, wanted: &Wanted<'_>) {
-    match wanted.ids {
-        IdSource::None => {}
-        IdSource::Field => {
-            body.insert("return_token_ids".into(), true.into());
-        }
-        IdSource::Logprobs => {}
+    if wanted.ids == IdSource::Field {
+        body.insert("return_token_ids".into(), true.into());
     }
     if wanted.params.logprobs || wanted.ids == IdSource::Logprobs {
         logprobs(body, common.dialect, matches!(input, Input::Chat(_)), wanted.params.top_logprobs);
@@ -127,8 +128,8 @@ pub(crate) fn logprobs(body: &mut Map<String, Value>, dialect: Dialect, chat: bo
     }
 }
 
-fn sampling(body: &mut Map<String, Value>, dialect: Dialect, wanted: &Wanted<'_>) -> Result<()> {
-    let sampling = wanted.sampling;
+fn sampling(body: &mut Map<String, Value>, common: &Common, wanted: &Wanted<'_>) -> Result<()> {
+    let (sampling, dialect) = (wanted.sampling, common.dialect);
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
             body.insert(key.into(), value);
@@ -161,7 +162,14 @@ fn sampling(body: &mut Map<String, Value>, dialect: Dialect, wanted: &Wanted<'_>
             put("top_k", sampling.top_k.map(bounded));
             put("min_p", sampling.min_p.map(Value::from));
             put("repeat_penalty", sampling.repetition_penalty.map(Value::from));
-            put("repeat_last_n", sampling.repetition_penalty.map(|_| Value::from(-1)));
+            // Penalties count this many of the last tokens, for which the server allocates memory; its default is 64.
+            let penalties = [
+                sampling.repetition_penalty.is_some_and(|p| p != 1.0),
+                sampling.presence_penalty.is_some_and(|p| p != 0.0),
+                sampling.frequency_penalty.is_some_and(|p| p != 0.0),
+            ];
+            let known = if common.context_length > 0 { common.context_length } else { UNKNOWN_CONTEXT };
+            put("repeat_last_n", penalties.contains(&true).then(|| known.into()));
             // The order that `Sampling` promises; the server's own has the temperature last.
             put("samplers", Some(json!(["penalties", "temperature", "top_k", "top_p", "min_p"])));
         }
@@ -230,7 +238,7 @@ mod tests {
     ) -> Result<Value> {
         let mut params = GenerateParams::new("x");
         change(&mut params);
-        let common = Common { model: "m".to_owned(), dialect };
+        let common = Common { model: "m".to_owned(), dialect, context_length: 512 };
         let wanted =
             Wanted { params: &params, sampling, max_tokens: Some(3), ids: IdSource::None, seed: Some(7) };
         generation(&common, &Input::Text("x".to_owned()), &wanted)
@@ -259,7 +267,7 @@ mod tests {
         assert_eq!(vllm["stop_token_ids"], json!([9]));
         let llama = body(Dialect::LlamaServer, &sampling, |p| p.logprobs = true).unwrap();
         assert_eq!((&llama["top_k"], &llama["logprobs"]), (&json!(0), &json!(1)));
-        assert_eq!((&llama["repeat_penalty"], &llama["repeat_last_n"]), (&json!(1.5), &json!(-1)));
+        assert_eq!((&llama["repeat_penalty"], &llama["repeat_last_n"]), (&json!(1.5), &json!(512)));
         let huge = Sampling::default().with_top_k(usize::MAX);
         assert_eq!(body(Dialect::LlamaServer, &huge, |_| {}).unwrap()["top_k"], i32::MAX);
     }

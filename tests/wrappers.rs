@@ -23,7 +23,7 @@ use ternion_conformance::Suite;
 /// A model with a context that the checks fill soon, and a short queue; `more` are further keys.
 fn model(name: &str, backend: &str, more: &str) -> String {
     let path = if backend == "echo" { "" } else { "path = 'FIXTURES/nano-packed'\nthreads = 1\n" };
-    let context = if more.contains("context =") { "" } else { "context = 256\n" };
+    let context = if more.contains("context_length =") { "" } else { "context_length = 256\n" };
     format!(
         "[models.{name}]\nbackend = \"{backend}\"\n{path}max_sequences = 3\nmax_queued = 4\n{context}{more}"
     )
@@ -118,7 +118,7 @@ async fn limited_policy(kind: &str) -> Result<Arc<dyn LlmBackend>> {
 
 /// A policy around a handle whose model is another than the one that the policy was made for.
 async fn policy_around_swapped() -> Result<Arc<dyn LlmBackend>> {
-    let models = Models::new(config(&model("model", "candle", "context = 128\n")))?;
+    let models = Models::new(config(&model("model", "candle", "context_length = 128\n")))?;
     let handle: Arc<dyn LlmBackend> = Arc::new(models.get("model").await?);
     let layer = ContextLayer::new(handle, "truncate".parse()?)?;
     models.reload_with(config(&model("model", "candle", "prefill_chunk = 32\n"))).await?;

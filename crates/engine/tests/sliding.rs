@@ -60,6 +60,7 @@ async fn a_sliding_window_goes_on_past_the_context_as_new_requests_would() {
                     }
                     Event::Context(ContextStep::Report(r)) => report = Some(r),
                     Event::Done(DoneEvent { finish_reason, .. }) => break finish_reason,
+                    Event::Text(_) => {}
                     Event::Prefill(_) => assert!(ids.is_empty(), "only of the prompt"),
                     other => panic!("unexpected {other:?}"),
                 }

@@ -7,8 +7,9 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ternion_kernels::{
-    Attention, CompactBits, CompactMatrix, DenseRef, Isa, Quantized, Team, TernaryLayout, TernaryRef,
-    attention, dense_matmul, for_each_mut,
+    ActivationType, Attention, CompactBits, CompactMatrix, DenseRef, GroupedInput, GroupedKind,
+    GroupedMatrix, GroupedProduct, Isa, Quantized, Team, TernaryLayout, TernaryRef, WeightsError, attention,
+    dense_matmul, for_each_mut, grouped_matmul, grouped_matmul_f32,
     kv::{BLOCK, Int8Block, KvBlocks},
     matmul_with,
 };
@@ -206,5 +207,61 @@ fn attend(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, ternary, decode, attend);
+/// Weights with a scale for each 128 columns, more than the caches hold, in the shapes of a Qwen3 of 1.7B: one token and a
+/// chunk of a prompt.
+fn grouped(c: &mut Criterion) {
+    let (rows, cols) = (6144, 2048);
+    for kind in [GroupedKind::Ternary, GroupedKind::Binary] {
+        let matrices: Vec<GroupedMatrix> = (0..24)
+            .map(|seed| {
+                GroupedMatrix::new(kind, [rows, cols], 128, |row, words, scales| {
+                    let count = words.len();
+                    for (i, word) in words.iter_mut().enumerate() {
+                        let noise = ((row * count + i) as u32 ^ seed).wrapping_mul(2_654_435_761);
+                        // Without the code 3.
+                        *word = noise & !(noise >> 1 & 0x5555_5555);
+                    }
+                    scales.fill(0.5);
+                    Ok::<(), WeightsError>(())
+                })
+                .unwrap()
+            })
+            .collect();
+        for tokens in [1, 128] {
+            let x = activations(tokens, cols);
+            let mut out = vec![0.0; tokens * rows];
+            let matrices = &matrices[..if tokens == 1 { 24 } else { 2 }];
+            let mut group = c.benchmark_group(format!("grouped/{kind:?}/{tokens}"));
+            if tokens == 1 {
+                group.throughput(Throughput::Bytes(matrices.iter().map(|m| m.bytes() as u64).sum()));
+            } else {
+                group.throughput(Throughput::Elements((matrices.len() * tokens * rows * cols) as u64));
+            }
+            for threads in thread_counts() {
+                let team = team(threads);
+                for activations in [ActivationType::F32, ActivationType::Int8, ActivationType::Int8x2] {
+                    let mut input = GroupedInput::default();
+                    group.bench_function(BenchmarkId::new(activations.name(), threads), |b| {
+                        team.install(|| {
+                            b.iter(|| {
+                                for weights in matrices {
+                                    let products = [GroupedProduct { weights, offset: 0 }];
+                                    if activations == ActivationType::F32 {
+                                        grouped_matmul_f32(&products, &x, &mut out, rows);
+                                    } else {
+                                        input.quantize(&x, weights, activations);
+                                        grouped_matmul(&products, &input, &mut out, rows);
+                                    }
+                                }
+                            });
+                        });
+                    });
+                }
+            }
+            group.finish();
+        }
+    }
+}
+
+criterion_group!(benches, ternary, decode, attend, grouped);
 criterion_main!(benches);

@@ -3,6 +3,8 @@
 //! * [`matmul`]: W1.58A8 products of packed ternary weights with int8 activations, exact in int32. The weights are read
 //!   where they lie in a mapped file, in the packed layout of Hugging Face transformers or in I2_S of GGUF; nothing is
 //!   repacked.
+//! * [`grouped_matmul`]: products of ternary or binary weights with a scale for each group of a row ([`GroupedMatrix`]), with
+//!   activations in int8 ([`GroupedInput`]) or in f32 ([`grouped_matmul_f32`]).
 //! * [`Quantized`]: activations as the products take them.
 //! * [`kv`]: how the KV cache lays out keys and values in blocks, for those who write them and for [`attention`].
 //! * [`CompactMatrix`]: a copy of plain weights in 8 or 4 bits.
@@ -35,6 +37,7 @@ mod dense;
 #[cfg(test)]
 mod every_isa;
 mod float;
+mod grouped;
 mod isa;
 pub mod kv;
 mod lanes;
@@ -54,6 +57,10 @@ pub use attention::{Attention, attention, attention_with};
 pub use compact::{CompactBits, CompactMatrix};
 pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
 pub use float::{add, relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};
+pub use grouped::{
+    ActivationType, GroupedInput, GroupedKind, GroupedMatrix, GroupedProduct, grouped_matmul,
+    grouped_matmul_f32, grouped_matmul_with,
+};
 pub use isa::Isa;
 pub use leading::leading;
 pub use master::{pack_quantized, quantize_master};

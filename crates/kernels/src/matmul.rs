@@ -289,9 +289,9 @@ pub(crate) fn has_room(length: usize, tokens: usize, stride: usize, rows: usize)
 }
 
 /// The output, which several threads write to in different places.
-struct SharedOut<T> {
-    at: *mut T,
-    stride: usize,
+pub(crate) struct SharedOut<T> {
+    pub(crate) at: *mut T,
+    pub(crate) stride: usize,
 }
 
 impl<T> SharedOut<T> {
@@ -306,7 +306,7 @@ impl<T> SharedOut<T> {
 
     /// # Safety
     /// `index` lies within the output, and no other thread writes there.
-    unsafe fn set(&self, index: usize, value: T) {
+    pub(crate) unsafe fn set(&self, index: usize, value: T) {
         // SAFETY: The caller's promise.
         unsafe { self.at.add(index).write(value) };
     }

@@ -37,6 +37,24 @@ impl Line {
     /// Zeros.
     pub(crate) const EMPTY: Self = Self([0; Self::BYTES]);
 
+    /// Its 32-bit words, the lowest byte first.
+    #[inline(always)]
+    pub(crate) fn words(&self) -> [u32; Self::BYTES / 4] {
+        let words = self.0.as_chunks::<4>().0;
+        std::array::from_fn(|i| u32::from_le_bytes(words[i].map(i8::cast_unsigned)))
+    }
+
+    /// One of the [`words`](Self::words).
+    #[inline(always)]
+    pub(crate) fn word(&self, index: usize) -> u32 {
+        u32::from_le_bytes(self.0.as_chunks::<4>().0[index].map(i8::cast_unsigned))
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_word(&mut self, index: usize, word: u32) {
+        self.0.as_chunks_mut::<4>().0[index] = word.to_le_bytes().map(u8::cast_signed);
+    }
+
     pub(crate) fn bytes(lines: &[Self]) -> &[i8] {
         // SAFETY: A line is its bytes and nothing else, and the slice has these lines one behind the other.
         unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }

@@ -4,6 +4,8 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod compact;
 pub(crate) mod compact_avx2;
+pub(crate) mod grouped_avx2;
+pub(crate) mod grouped_avx512;
 pub(crate) mod vector;
 
 /// How far ahead of its use a stream of codes from memory is asked for; the hardware's own prefetching ends at each page.

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ternion_engine::kv::KvType;
 use ternion_formats::{Activation, CheckpointOptions, I2sLayout};
-use ternion_kernels::CompactBits;
+use ternion_kernels::{ActivationType, CompactBits};
 
 /// The table `options` of a model that runs on the backend `candle`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -16,6 +16,12 @@ pub struct CandleOptions {
     /// How keys and values are stored. Left out: `f32`, or what fits where there is a `memory_limit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_type: Option<KvType>,
+    /// How activations are represented in products with weights that have a scale for each group of a row (Qwen3 in ternary and
+    /// binary forms), whose models are trained without rounding activations: `f32` as they are, `int8` in 8 bits with a scale for
+    /// each quarter of a group, `int8x2` as the sum of two of these. Left out: `int8x2`, whose logits are those of `f32` but for
+    /// less than float rounding does elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activations: Option<ActivationType>,
     /// The activation of the feed-forward network. Left out: what the checkpoint states, else what its other facts tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,

@@ -5,11 +5,16 @@
 //! weights, so that the choice among them is the exact one.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ternion_core::Result;
-use ternion_formats::DenseTensor;
-use ternion_kernels::{CompactBits, CompactMatrix, dense_matmul, for_each_mut, leading};
+use ternion_formats::{DenseTensor, Table};
+use ternion_kernels::{
+    ActivationType, CompactBits, CompactMatrix, GroupedInput, GroupedMatrix, GroupedProduct, dense_matmul,
+    for_each_mut, leading,
+};
 
+use crate::ops::grouped_products;
 use crate::residency::{Place, Placement, head_rows};
 use crate::stream::Stream;
 
@@ -19,7 +24,7 @@ const RESCORED: usize = 64;
 /// A head `[vocab_size, hidden]`.
 pub(crate) struct Head {
     /// All rows, to read single ones of.
-    exact: DenseTensor,
+    exact: Table,
     rows: Rows,
 }
 
@@ -27,6 +32,8 @@ enum Rows {
     /// Parts in order, each with its first row; one where all of them are in memory.
     Exact(Vec<(usize, DenseTensor, Place)>),
     Copy(CompactMatrix),
+    /// Grouped weights, which take fewer bits than any copy.
+    Grouped(Arc<GroupedMatrix>, ActivationType),
 }
 
 impl Head {
@@ -35,10 +42,18 @@ impl Head {
     /// # Errors
     /// Where weights that stay in memory cannot be read, or there is no memory.
     pub(crate) fn new(
-        weights: DenseTensor,
+        weights: Table,
         copy: Option<CompactBits>,
+        activations: ActivationType,
         placement: &mut Placement,
     ) -> Result<Self> {
+        let weights = match weights {
+            Table::Grouped(matrix) => {
+                let rows = Rows::Grouped(Arc::clone(&matrix), activations);
+                return Ok(Self { exact: Table::Grouped(matrix), rows });
+            }
+            Table::Dense(weights) => weights,
+        };
         let (vocab, width) = (weights.shape[0], weights.shape[1]);
         let rows = if let Some(bits) = copy {
             Rows::Copy(CompactMatrix::new(bits, vocab, width, |rows: Range<usize>, out: &mut [f32]| {
@@ -56,7 +71,7 @@ impl Head {
             };
             Rows::Exact((0..vocab).step_by(step).map(part).collect::<Result<_>>()?)
         };
-        Ok(Self { exact: weights, rows })
+        Ok(Self { exact: Table::Dense(weights), rows })
     }
 
     /// Logits `[rows, vocab_size]` of normalised hidden states `[rows, hidden]`. `None` if a part could not be streamed.
@@ -69,12 +84,18 @@ impl Head {
         logits: &mut [f32],
         stream: Option<&Stream>,
     ) -> Result<Option<()>> {
-        let (vocab, width) = (self.exact.shape[0], self.exact.shape[1]);
+        let [vocab, width] = self.exact.shape();
         let parts = match &self.rows {
             Rows::Copy(copy) => {
                 copy.matmul(hidden, logits, vocab);
                 let mut rows = logits.chunks_exact_mut(vocab).zip(hidden.chunks_exact(width));
                 return rows.try_for_each(|(logits, hidden)| self.rescore(hidden, logits)).map(Some);
+            }
+            Rows::Grouped(weights, activations) => {
+                let product = [GroupedProduct { weights, offset: 0 }];
+                let input = &mut GroupedInput::default();
+                grouped_products(&product, hidden, *activations, input, logits, vocab);
+                return Ok(Some(()));
             }
             Rows::Exact(parts) => parts,
         };
@@ -101,9 +122,10 @@ impl Head {
         let ids = leading(logits, RESCORED);
         let mut exact: Vec<_> = ids.iter().map(|id| (*id as usize, Ok(0.0))).collect();
         for_each_mut(&mut exact, |_, (id, logit)| {
-            *logit = self.exact.row(*id).bytes.loaded().map(|bytes| {
+            let Table::Dense(exact) = &self.exact else { return };
+            *logit = exact.row(*id).bytes.loaded().map(|bytes| {
                 let mut logit = [0.0];
-                dense_matmul(self.exact.dtype.view(&bytes), 1, hidden.len(), hidden, &mut logit, 1);
+                dense_matmul(exact.dtype.view(&bytes), 1, hidden.len(), hidden, &mut logit, 1);
                 logit[0]
             });
         });
@@ -131,7 +153,9 @@ mod tests {
         let logits = |copy| {
             let mut logits = vec![0.0; rows * vocab];
             let mut placement = Placement::new(Budget::new(None));
-            let head = Head::new(weights.clone(), copy, &mut placement).unwrap();
+            let head =
+                Head::new(Table::Dense(weights.clone()), copy, ActivationType::default(), &mut placement)
+                    .unwrap();
             head.forward(&hidden, &mut logits, None).unwrap().unwrap();
             logits
         };

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
 use ternion_engine::batch::Span;
 use ternion_engine::kv::KvCache;
-use ternion_formats::{Activation, LayerTensors};
-use ternion_kernels::{self as kernels, Attention};
+use ternion_formats::{Activation, LayerTensors, RmsNorm};
+use ternion_kernels::{self as kernels, ActivationType, Attention};
 
 use crate::ops::{self, Input, Projections, sized};
 use crate::residency::Place;
@@ -17,6 +17,8 @@ use crate::stream::Stream;
 /// The sub-norms are part of the projections behind them.
 pub(crate) struct Layer {
     qkv: Projections,
+    /// Norms of each head of queries and keys.
+    head_norms: Option<(RmsNorm, RmsNorm)>,
     o: Projections,
     gate_up: Projections,
     activation: Activation,
@@ -29,17 +31,19 @@ impl Layer {
         places: [Place; 7],
         stream: Option<&Arc<Stream>>,
         activation: Activation,
+        activations: ActivationType,
     ) -> Self {
         let t = tensors;
         let [q, k, v, o, gate, up, down] = places;
         let input = Some(t.input_norm);
         let post_attention = Some(t.post_attention_norm);
         Self {
-            qkv: Projections::new(input, vec![(t.q, q), (t.k, k), (t.v, v)], stream),
-            o: Projections::new(t.attn_sub_norm, vec![(t.o, o)], stream),
-            gate_up: Projections::new(post_attention, vec![(t.gate, gate), (t.up, up)], stream),
+            qkv: Projections::new(input, vec![(t.q, q), (t.k, k), (t.v, v)], stream, activations),
+            head_norms: t.q_norm.zip(t.k_norm),
+            o: Projections::new(t.attn_sub_norm, vec![(t.o, o)], stream, activations),
+            gate_up: Projections::new(post_attention, vec![(t.gate, gate), (t.up, up)], stream, activations),
             activation,
-            down: Projections::new(t.ffn_sub_norm, vec![(t.down, down)], stream),
+            down: Projections::new(t.ffn_sub_norm, vec![(t.down, down)], stream, activations),
         }
     }
 }
@@ -107,6 +111,9 @@ impl Layers<'_> {
             bail!("layer {index}: {} rows of queries, keys and values", layer.qkv.rows());
         }
         layer.qkv.forward(h, input, qkv)?;
+        if let Some((q, k)) = &layer.head_norms {
+            kernels::norm_heads(&self.shape, qkv, (&q.weight, q.eps), (&k.weight, k.eps));
+        }
         kernels::rotate(&self.shape, qkv, self.angles, q, k, v);
         for span in self.spans {
             let (start, end) = (span.start, span.start + span.count);

@@ -10,8 +10,8 @@ use ternion_engine::{
     batch::{self, Span},
     kv::{KvCache, KvType},
 };
-use ternion_formats::{Checkpoint, DenseTensor, FileWatch, ModelSpec, RmsNorm};
-use ternion_kernels::{Attention, Team};
+use ternion_formats::{Checkpoint, FileWatch, ModelSpec, RmsNorm, RopeSpec, Table};
+use ternion_kernels::{ActivationType, Attention, Team};
 
 use crate::{
     HeadPrecision,
@@ -39,6 +39,8 @@ pub struct DecoderOptions {
     pub resident_weights: Option<u64>,
     /// How keys and values are stored.
     pub kv_type: KvType,
+    /// How activations are represented in products with weights that have a scale for each group of a row.
+    pub activations: ActivationType,
 }
 
 impl DecoderOptions {
@@ -51,6 +53,7 @@ impl DecoderOptions {
             head: HeadPrecision::Exact,
             resident_weights: None,
             kv_type: KvType::F32,
+            activations: ActivationType::default(),
         }
     }
 }
@@ -59,12 +62,13 @@ impl DecoderOptions {
 pub struct Decoder {
     options: DecoderOptions,
     vocab_size: usize,
-    embed: DenseTensor,
+    embed: Table,
     layers: Vec<Layer>,
     final_norm: RmsNorm,
     head: Head,
     /// Angle per position of each pair of dimensions, `[head_dim / 2]`.
     frequencies: Vec<f32>,
+    rope: RopeSpec,
     attention: Attention,
     cache: KvCache,
     scratch: Scratch,
@@ -112,7 +116,8 @@ impl Decoder {
         let places =
             checkpoint.layers.iter_mut().map(|layer| placement.layer(layer)).collect::<Result<Vec<_>>>()?;
         let head_begins = placement.len();
-        let head = team.install(|| Head::new(head, options.head.copy(), &mut placement))?;
+        let head =
+            team.install(|| Head::new(head, options.head.copy(), options.activations, &mut placement))?;
         let stream = match placement.into_pieces() {
             none if none.is_empty() => None,
             pieces => Some(Arc::new(Stream::start(pieces, head_begins)?)),
@@ -121,6 +126,7 @@ impl Decoder {
             options,
             vocab_size: spec.vocab_size,
             frequencies: spec.rope.frequencies(spec.head_dim),
+            rope: spec.rope.clone(),
             attention: Attention {
                 heads: spec.heads,
                 kv_heads: spec.kv_heads,
@@ -133,7 +139,11 @@ impl Decoder {
             layers: {
                 let activation = spec.activation;
                 let layers = checkpoint.layers.into_iter().zip(places);
-                layers.map(|(layer, places)| Layer::new(layer, places, stream.as_ref(), activation)).collect()
+                layers
+                    .map(|(layer, places)| {
+                        Layer::new(layer, places, stream.as_ref(), activation, options.activations)
+                    })
+                    .collect()
             },
             head,
             embed: checkpoint.embed,
@@ -160,23 +170,22 @@ impl Decoder {
     /// The rows of the embedding for all tokens, `[T, hidden]`.
     fn embedded(&self, batch: &[SequenceInput<'_>], spans: &[Span]) -> Result<Vec<f32>> {
         let tokens: usize = spans.iter().map(|s| s.count).sum();
-        let hidden = self.embed.shape[1];
+        let hidden = self.embed.shape()[1];
         let mut rows = vec![0.0; tokens * hidden];
         let ids = batch.iter().flat_map(|input| input.tokens);
         for (&id, out) in ids.zip(rows.chunks_exact_mut(hidden)) {
-            let row = self.embed.row(id as usize);
-            row.dtype.view(&row.bytes.loaded()?).row(0, out);
+            self.embed.row(id as usize, out)?;
         }
         Ok(rows)
     }
 
     /// The hidden states after the last layer, `[T, hidden]`.
     fn hidden_states(&mut self, rows: Vec<f32>, spans: &[Span]) -> candle_core::Result<Tensor> {
-        let hidden = self.embed.shape[1];
+        let hidden = self.embed.shape()[1];
         let h = Tensor::from_vec(rows, ((), hidden), &Device::Cpu)?;
         let positions = spans.iter().flat_map(|s| s.past..s.past + s.count);
-        let angle = |position: usize| self.frequencies.iter().map(move |f| position as f32 * f);
-        let (sin, cos): (Vec<f32>, Vec<f32>) = positions.flat_map(angle).map(f32::sin_cos).unzip();
+        let rotation = |position| self.rope.rotation(&self.frequencies, position);
+        let (cos, sin): (Vec<f32>, Vec<f32>) = positions.flat_map(rotation).unzip();
         h.apply_op1_no_bwd(&Layers {
             layers: &self.layers,
             cache: RefCell::new(&mut self.cache),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 use ternion_formats::{Activation, Linear, RmsNorm, TernaryTensor, Weights};
-use ternion_kernels as kernels;
+use ternion_kernels::{self as kernels, ActivationType};
 
 use crate::residency::Place;
 use crate::stream::Stream;
@@ -23,6 +23,7 @@ pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a
 pub(crate) struct Input {
     normed: Vec<f32>,
     quantized: kernels::Quantized,
+    grouped: kernels::GroupedInput,
 }
 
 /// Projections of the same input: `[T, K]` to `[T, sum of their rows]`.
@@ -34,6 +35,8 @@ pub(crate) struct Projections {
     parts: Vec<(Linear, Place)>,
     rows: usize,
     stream: Option<Arc<Stream>>,
+    /// How those with grouped weights take the input.
+    activations: ActivationType,
 }
 
 impl Projections {
@@ -41,9 +44,10 @@ impl Projections {
         norm: Option<RmsNorm>,
         parts: Vec<(Linear, Place)>,
         stream: Option<&Arc<Stream>>,
+        activations: ActivationType,
     ) -> Self {
         let rows = parts.iter().map(|(part, _)| part.rows()).sum();
-        Self { norm, parts, rows, stream: stream.cloned() }
+        Self { norm, parts, rows, stream: stream.cloned(), activations }
     }
 
     /// Elements of a token's output.
@@ -63,7 +67,10 @@ impl Projections {
                 // The decoder asks the stream for the cause.
                 bail!("{} could not be read", part.name)
             }),
-            _ => compute(part.bytes()),
+            _ => match part.bytes() {
+                Some(bytes) => compute(bytes),
+                None => bail!("{} has no bytes of a file", part.name),
+            },
         }
     }
 
@@ -131,7 +138,7 @@ impl Projections {
         if self.parts.iter().any(|(part, _)| takes_int8(part)) {
             self.quantize(x, cols, input);
         }
-        let Input { normed, quantized } = input;
+        let Input { normed, quantized, grouped } = input;
         let x = match &self.norm {
             Some(norm) if !self.parts.iter().all(|(part, _)| takes_int8(part)) => {
                 normalize(x, norm, normed);
@@ -141,6 +148,7 @@ impl Projections {
         };
         // Those that take the input as it is and are in memory are computed together.
         let mut together = Vec::with_capacity(self.parts.len());
+        let mut groups: Vec<kernels::GroupedProduct<'_>> = Vec::new();
         let mut offset = 0;
         for (part, place) in &self.parts {
             let mut own = Vec::new();
@@ -154,6 +162,7 @@ impl Projections {
                     kernels::dense_matmul(dense.dtype.view(bytes), part.rows(), cols, input, out, self.rows);
                     Ok(())
                 })?,
+                Weights::Grouped(weights) => groups.push(kernels::GroupedProduct { weights, offset }),
                 Weights::Ternary(ternary) if part.input_norm.is_none() && *place == Place::Here => {
                     let weights = view(ternary)?;
                     together.push(kernels::Product { weights, scale: ternary.scale, offset });
@@ -176,10 +185,32 @@ impl Projections {
             }
             offset += part.rows();
         }
+        grouped_products(&groups, x, self.activations, grouped, out, self.rows);
         if !together.is_empty() {
             kernels::matmul_all(&together, quantized, out, self.rows);
         }
         Ok(())
+    }
+}
+
+/// Products with grouped weights; those that round the input alike are computed together.
+pub(crate) fn grouped_products(
+    products: &[kernels::GroupedProduct<'_>],
+    x: &[f32],
+    activations: ActivationType,
+    input: &mut kernels::GroupedInput,
+    out: &mut [f32],
+    stride: usize,
+) {
+    if activations == ActivationType::F32 {
+        return kernels::grouped_matmul_f32(products, x, out, stride);
+    }
+    let alike = |a: &kernels::GroupedProduct<'_>, b: &kernels::GroupedProduct<'_>| {
+        (a.weights.kind(), a.weights.group()) == (b.weights.kind(), b.weights.group())
+    };
+    for products in products.chunk_by(alike) {
+        input.quantize(x, products[0].weights, activations);
+        kernels::grouped_matmul(products, input, out, stride);
     }
 }
 

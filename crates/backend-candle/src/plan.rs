@@ -18,7 +18,7 @@ use ternion_core::{
     Error, ErrorKind, MemoryPlan, ProcessMemory, Result, config::ByteSize, config::ModelConfig,
 };
 use ternion_engine::kv::{BLOCK, KvType};
-use ternion_formats::{Checkpoint, LayerTensors, ModelSpec};
+use ternion_formats::{Checkpoint, LayerTensors, ModelSpec, Table};
 use ternion_kernels::CompactBits;
 
 use crate::residency::{Budget, Division};
@@ -106,6 +106,7 @@ pub(crate) fn sizes(
     let mut wanted = DecoderOptions::new(&checkpoint.spec);
     wanted.head = options.head;
     wanted.kv_type = options.kv_type.unwrap_or(wanted.kv_type);
+    wanted.activations = options.activations.unwrap_or(wanted.activations);
     wanted.context_length = config.context_length.unwrap_or(wanted.context_length);
     wanted.max_sequences = config.max_sequences.unwrap_or(wanted.max_sequences);
     wanted.prefill_chunk = config.prefill_chunk.unwrap_or(wanted.prefill_chunk);
@@ -209,8 +210,8 @@ impl Planner<'_> {
     /// Whether any weights lie in a file in a form that can be computed with.
     fn streams(&self) -> bool {
         let linears = self.checkpoint.layers.iter().flat_map(LayerTensors::linears);
-        linears.map(ternion_formats::Linear::bytes).any(ternion_formats::SharedBytes::is_mapped)
-            || self.checkpoint.head_or_embed().bytes.is_mapped()
+        linears.filter_map(ternion_formats::Linear::bytes).any(ternion_formats::SharedBytes::is_mapped)
+            || self.checkpoint.head_or_embed().is_mapped()
     }
 
     fn finish(&self, options: DecoderOptions, wanted: &DecoderOptions) -> Sizes {
@@ -250,17 +251,20 @@ impl Planner<'_> {
         plan.prefill_chunk = options.prefill_chunk;
         plan.kv_type = options.kv_type.to_string();
 
-        let copy = options.head.copy();
+        // Grouped weights take fewer bits than a copy would.
+        let is_grouped = matches!(checkpoint.head_or_embed(), Table::Grouped(_));
+        let copy = options.head.copy().filter(|_| !is_grouped);
         let exact = copy.is_none();
         let division = Division::of(checkpoint, Budget::new(options.resident_weights), exact);
         plan.streamed_bytes = division.streamed;
         plan.add("ternary weights", division.ternary);
+        plan.add("weights of groups", division.grouped);
         plan.add("plain weights", division.dense);
         plan.add(if checkpoint.head.is_some() { "head" } else { "embedding and head" }, division.head);
-        let separate = checkpoint.head.is_some() && !checkpoint.embed.bytes.is_mapped();
+        let separate = checkpoint.head.is_some() && !checkpoint.embed.is_mapped();
         // Without a limit all of an embedding is looked at when it is opened; with one, rows are read as they are needed.
         let looked_at = checkpoint.head.is_some() && self.limit.is_none() && exact;
-        plan.add("embedding", if separate || looked_at { checkpoint.embed.bytes.len() as u64 } else { 0 });
+        plan.add("embedding", if separate || looked_at { checkpoint.embed.size() as u64 } else { 0 });
         if let Some(bits) = copy {
             let name = if bits == CompactBits::Eight { "head in int8" } else { "head in int4" };
             plan.add(name, bits.bytes(spec.vocab_size, spec.hidden_size) as u64);

@@ -5,7 +5,7 @@
 //! others are streamed. Weights that had to be converted when they were loaded have no place in a file and always stay.
 
 use ternion_core::Result;
-use ternion_formats::{Checkpoint, DenseTensor, LayerTensors, SharedBytes, Weights};
+use ternion_formats::{Checkpoint, DenseTensor, LayerTensors, SharedBytes, Table, Weights};
 
 use crate::stream::Source;
 
@@ -74,10 +74,11 @@ impl Placement {
         let LayerTensors { q, k, v, o, gate, up, down, .. } = layer;
         let mut places = [Place::Here; 7];
         for (place, linear) in places.iter_mut().zip([q, k, v, o, gate, up, down]) {
-            *place = self.place(match &mut linear.weights {
-                Weights::Ternary(ternary) => &mut ternary.codes,
-                Weights::Dense(dense) => &mut dense.bytes,
-            })?;
+            *place = match &mut linear.weights {
+                Weights::Ternary(ternary) => self.place(&mut ternary.codes)?,
+                Weights::Dense(dense) => self.place(&mut dense.bytes)?,
+                Weights::Grouped(_) => Place::Here,
+            };
         }
         Ok(places)
     }
@@ -108,6 +109,8 @@ pub(crate) fn head_rows(head: &DenseTensor) -> usize {
 pub(crate) struct Division {
     /// Ternary projections that stay.
     pub(crate) ternary: u64,
+    /// Projections with grouped weights, all of which stay.
+    pub(crate) grouped: u64,
     /// Plain projections that stay.
     pub(crate) dense: u64,
     /// The part of the head that stays.
@@ -125,21 +128,30 @@ impl Division {
     pub(crate) fn of(checkpoint: &Checkpoint, mut budget: Budget, with_head: bool) -> Self {
         let mut division = Self::default();
         for linear in checkpoint.layers.iter().flat_map(LayerTensors::linears) {
-            let kept = division.count(linear.bytes(), &mut budget);
+            let kept = match linear.bytes() {
+                Some(bytes) => division.count(bytes, &mut budget),
+                None => linear.size() as u64,
+            };
             match linear.weights {
+                Weights::Grouped(_) => division.grouped += kept,
                 Weights::Ternary(_) => division.ternary += kept,
                 Weights::Dense(_) => division.dense += kept,
             }
         }
-        if with_head {
-            let head = checkpoint.head_or_embed();
-            let step = head_rows(head);
-            for first in (0..head.shape[0]).step_by(step) {
-                let rows = head.rows(first..head.shape[0].min(first + step));
-                division.head += division.count(&rows.bytes, &mut budget);
-            }
+        match checkpoint.head_or_embed() {
+            Table::Grouped(matrix) => division.head = matrix.bytes() as u64,
+            Table::Dense(head) if with_head => division.dense_head(head, &mut budget),
+            Table::Dense(_) => {}
         }
         division
+    }
+
+    fn dense_head(&mut self, head: &DenseTensor, budget: &mut Budget) {
+        let step = head_rows(head);
+        for first in (0..head.shape[0]).step_by(step) {
+            let rows = head.rows(first..head.shape[0].min(first + step));
+            self.head += self.count(&rows.bytes, budget);
+        }
     }
 
     /// Counts weights; returns how many bytes of them stay.

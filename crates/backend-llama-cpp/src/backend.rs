@@ -12,7 +12,7 @@ use ternion_engine::{CausalLm, Engine, EngineOptions};
 use ternion_formats::Access;
 
 use crate::{
-    LlamaCpp, LlamaCppOptions, ModelOptions, gguf,
+    Arithmetic, LlamaCpp, LlamaCppOptions, ModelOptions, gguf,
     preflight::{self, Loader},
 };
 
@@ -49,6 +49,13 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
 
     let checkpoint = || load_checkpoint(path, name, &options, progress);
     let Loaded { model, tokenizer, mut engine } = match preflight::loader(path)? {
+        Loader::Ternion if options.llama_cpp.arithmetic == Some(Arithmetic::LlamaCpp) => {
+            let message = "options.arithmetic: llama-cpp is for GGUF files that llama.cpp can compute; `ternion` expected";
+            return Err(Error::invalid_config(message).with("path", path.display()));
+        }
+        Loader::TernionOrLlamaCpp(file) if options.llama_cpp.arithmetic == Some(Arithmetic::LlamaCpp) => {
+            load_gguf(&file, name, &options, progress)?
+        }
         Loader::Ternion => checkpoint()?,
         Loader::LlamaCpp(file) => load_gguf(&file, name, &options, progress)?,
         Loader::TernionOrLlamaCpp(file) => match checkpoint() {

@@ -4,6 +4,7 @@ use llama_cpp_sys_2 as sys;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ternion_formats::{Activation, CheckpointOptions, I2sLayout};
+use ternion_kernels::ActivationType;
 
 /// The table `options` of a model that runs on the backend `llama-cpp`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -23,6 +24,13 @@ pub struct LlamaCppOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 32))]
     pub cache_tokens: Option<usize>,
+    /// How activations are represented in products with weights that have a scale for each group of a row: `f32`, `int8` or
+    /// `int8x2`. Left out: `int8x2`. See the backend `candle`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activations: Option<ActivationType>,
+    /// Who computes a GGUF model that llama.cpp could compute as well. Left out: `ternion`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arithmetic: Option<Arithmetic>,
     /// The activation of the feed-forward network. Left out: what the checkpoint states, else what its other facts tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,
@@ -61,6 +69,18 @@ impl LlamaCppOptions {
         options.pre_tokenizer.clone_from(&self.pre_tokenizer);
         options
     }
+}
+
+/// Who computes the products of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub enum Arithmetic {
+    /// Ternion's kernels, in the graph of llama.cpp.
+    #[serde(rename = "ternion")]
+    Ternion,
+    /// llama.cpp, which reads the file itself and rounds activations in its own way.
+    #[serde(rename = "llama-cpp")]
+    LlamaCpp,
 }
 
 /// The element type of a KV cache.

@@ -39,7 +39,7 @@ mod selftest;
 mod source;
 
 pub use backend::factory;
-pub use config::{KvType, LlamaCppOptions};
+pub use config::{Arithmetic, KvType, LlamaCppOptions};
 pub use model::{LlamaCpp, ModelOptions};
 
 use ternion_core::registry::Registry;

@@ -2,7 +2,7 @@
 
 use ternion_core::{Error, ErrorKind, Result, ResultExt};
 use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput, batch};
-use ternion_formats::{Checkpoint, DenseTensor, FileWatch};
+use ternion_formats::{Checkpoint, FileWatch, Table};
 
 use crate::{
     KvType, LlamaCppOptions,
@@ -74,7 +74,7 @@ pub struct LlamaCpp {
     context: Context,
     batch: Batch,
     /// Where rows of the embedding are looked up; `None` where llama.cpp does it.
-    embed: Option<DenseTensor>,
+    embed: Option<Table>,
     context_length: usize,
     prefill_chunk: usize,
     /// Tokens of each sequence; `None` for one that does not exist.
@@ -102,7 +102,9 @@ impl LlamaCpp {
         let (context_length, sizes) = sizes(&shape, options, KvType::F32)?;
         runtime::start_hooked()?;
         let watch = checkpoint.watch()?;
-        let (model, hook) = Parts::from(checkpoint).load()?;
+        let mut parts = Parts::from(checkpoint);
+        parts.activations = options.llama_cpp.activations.unwrap_or(parts.activations);
+        let (model, hook) = parts.load()?;
         let mut this = Self::start(model, Some(hook), Some(checkpoint.embed.clone()), context_length, sizes)?;
         this.prefill_chunk = options.prefill_chunk;
         this.watch = watch;
@@ -128,14 +130,14 @@ impl LlamaCpp {
     pub(crate) fn start(
         model: Model,
         hook: Option<Hook>,
-        embed: Option<DenseTensor>,
+        embed: Option<Table>,
         context_length: usize,
         sizes: ContextSizes,
     ) -> Result<Self> {
         let context = Context::new(model, hook, sizes)?;
         let input = match &embed {
             None => Input::Tokens(Vec::new()),
-            Some(embed) => Input::Embeddings { rows: Vec::new(), width: embed.shape[1] },
+            Some(embed) => Input::Embeddings { rows: Vec::new(), width: embed.shape()[1] },
         };
         let lengths = vec![None; sizes.sequences];
         let (batch, prefill_chunk) = (Batch::new(input), context.sizes().batch);
@@ -170,7 +172,7 @@ impl LlamaCpp {
                     (Input::Embeddings { rows, width }, Some(embed)) => {
                         let start = rows.len();
                         rows.resize(start + *width, 0.0);
-                        embed.view().row(token as usize, &mut rows[start..]);
+                        embed.row(token as usize, &mut rows[start..])?;
                     }
                     (Input::Tokens(ids), _) => ids.push(token as i32),
                     (Input::Embeddings { .. }, None) => {

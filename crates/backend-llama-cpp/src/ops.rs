@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use llama_cpp_sys_2 as sys;
 use ternion_core::{Error, Result};
 use ternion_formats::{Linear, Weights};
-use ternion_kernels as kernels;
+use ternion_kernels::{self as kernels, ActivationType};
 
 use crate::guard::Guard;
 
@@ -67,6 +67,8 @@ impl CustomOp {
 /// A product with weights of the checkpoint. Its address must not change once [`Product::op`] has been called.
 pub(crate) struct Product {
     linear: Linear,
+    /// How weights with a scale for each group take the input.
+    activations: ActivationType,
     /// The number of the graph that is computed, see [`Hook`](crate::hook::Hook).
     graph: AtomicU64,
     guard: Arc<Guard>,
@@ -81,8 +83,8 @@ struct InputId {
 }
 
 impl Product {
-    pub(crate) fn new(linear: Linear, guard: &Arc<Guard>) -> Self {
-        Self { linear, graph: AtomicU64::new(0), guard: Arc::clone(guard) }
+    pub(crate) fn new(linear: Linear, activations: ActivationType, guard: &Arc<Guard>) -> Self {
+        Self { linear, activations, graph: AtomicU64::new(0), guard: Arc::clone(guard) }
     }
 
     /// The operation that computes this product.
@@ -112,7 +114,7 @@ impl Product {
     unsafe fn run(&self, x: &[f32], id: InputId, tokens: usize, out: *mut f32, part: (usize, usize)) {
         let (rows, cols) = (self.linear.rows(), self.linear.cols());
         assert_eq!(tokens.checked_mul(cols), Some(x.len()), "the input of `{}`", self.linear.name);
-        SCRATCH.with_borrow_mut(|Scratch { normed, quantized, holds }| {
+        SCRATCH.with_borrow_mut(|Scratch { normed, quantized, holds, grouped, holds_grouped }| {
             let (x, id) = match &self.linear.input_norm {
                 None => (x, Some(id)),
                 Some(norm) => {
@@ -126,6 +128,21 @@ impl Product {
                 Weights::Dense(dense) => unsafe {
                     kernels::dense_matmul_part(dense.view(), (rows, cols), x, out, rows, part);
                 },
+                // SAFETY: As above.
+                Weights::Grouped(weights) if self.activations == ActivationType::F32 => unsafe {
+                    kernels::grouped_matmul_f32_part(weights, x, out, rows, part);
+                },
+                Weights::Grouped(weights) => {
+                    let wanted = id.map(|id| (id, self.activations));
+                    if wanted.is_none() || *holds_grouped != wanted || !grouped.fits(weights) {
+                        *holds_grouped = None;
+                        grouped.quantize(x, weights, self.activations);
+                        *holds_grouped = wanted;
+                    }
+                    assert_eq!(grouped.tokens(), tokens, "the quantised input of `{}`", self.linear.name);
+                    // SAFETY: As above, with as many tokens in `grouped`.
+                    unsafe { kernels::grouped_matmul_part(weights, grouped, out, rows, part) };
+                }
                 Weights::Ternary(ternary) => {
                     if id.is_none() || *holds != id {
                         // After a panic, the buffer holds no input.
@@ -156,6 +173,9 @@ struct Scratch {
     quantized: kernels::Quantized,
     /// The input whose values are in `quantized`; `None` if it is the input of no further product.
     holds: Option<InputId>,
+    grouped: kernels::GroupedInput,
+    /// The input whose values are in `grouped`, and in which form.
+    holds_grouped: Option<(InputId, ActivationType)>,
 }
 
 thread_local! {

@@ -7,8 +7,8 @@
 use ternion_core::{Error, Result};
 use ternion_engine::{CausalLm, LogitsWanted, SequenceInput};
 use ternion_formats::{
-    Activation, DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, RopeScaling, RopeSpec, TernaryTensor,
-    Weights,
+    Activation, DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, RopeScaling, RopeSpec, Table,
+    TernaryTensor, Weights,
 };
 use ternion_kernels as kernels;
 
@@ -51,7 +51,8 @@ pub(crate) fn run() -> Result<()> {
         activation: Activation::Relu2,
         layers: &layers,
         final_norm: &final_norm,
-        head: &embed,
+        head: Table::Dense(embed.clone()),
+        activations: kernels::ActivationType::default(),
     };
     let (model, hook) = parts.load()?;
     let sizes = ContextSizes {
@@ -62,7 +63,7 @@ pub(crate) fn run() -> Result<()> {
         kv_type: KvType::F32,
         flash_attention: false,
     };
-    let mut model = LlamaCpp::start(model, Some(hook), Some(embed.clone()), 32, sizes)?;
+    let mut model = LlamaCpp::start(model, Some(hook), Some(Table::Dense(embed.clone())), 32, sizes)?;
     let sequence = model.new_sequence()?;
     let input = SequenceInput::new(sequence, &[TOKEN], LogitsWanted::Last);
     let mut logits = Vec::new();
@@ -129,6 +130,9 @@ fn norm(x: &[f32], norm: Option<&RmsNorm>) -> Vec<f32> {
 fn project(linear: &Linear, x: &[f32]) -> Vec<f32> {
     let ternary = match &linear.weights {
         Weights::Ternary(ternary) => ternary,
+        Weights::Grouped(matrix) => {
+            return Table::Grouped(matrix.clone()).to_f32().chunks(x.len()).map(|row| dot(row, x)).collect();
+        }
         Weights::Dense(dense) => return dense.to_f32().chunks(x.len()).map(|row| dot(row, x)).collect(),
     };
     let scale = 127.0 / x.iter().fold(1e-5f32, |most, x| most.max(x.abs()));
@@ -186,6 +190,8 @@ impl Random {
             q: self.linear(HEADS * HEAD_DIM, HIDDEN),
             k: self.linear(KV_HEADS * HEAD_DIM, HIDDEN),
             v: self.linear(KV_HEADS * HEAD_DIM, HIDDEN),
+            q_norm: None,
+            k_norm: None,
             attn_sub_norm: Some(self.norm(HEADS * HEAD_DIM)),
             o: self.linear(HIDDEN, HEADS * HEAD_DIM),
             post_attention_norm: self.norm(HIDDEN),

@@ -4,8 +4,9 @@
 //! are filled in; the weights stay placeholders, whose memory is reserved and never touched, so that it takes no room. Their
 //! type is one that takes little address space and that the width can be divided into; no element of it is ever read.
 //!
-//! Two of llama.cpp's architectures serve: `bitnet`, which has the sub-norms, and `exaone`, which is Llama with the rotary
-//! embedding that rotates the halves of a head against each other, as checkpoints store their rows.
+//! Three of llama.cpp's architectures serve: `bitnet`, which has the sub-norms, `qwen3`, which has norms of heads, and `exaone`,
+//! which is Llama with the rotary embedding that rotates the halves of a head against each other, as checkpoints store their
+//! rows.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_void};
@@ -15,8 +16,9 @@ use std::sync::Arc;
 use llama_cpp_sys_2 as sys;
 use ternion_core::{Error, ErrorKind, Result};
 use ternion_formats::{
-    Activation, Checkpoint, DenseTensor, LayerTensors, Linear, RmsNorm, RopeScaling, RopeSpec, Weights,
+    Activation, Checkpoint, LayerTensors, Linear, RmsNorm, RopeScaling, RopeSpec, Table, Weights,
 };
+use ternion_kernels::ActivationType;
 
 use crate::{ffi::Model, guard::Guard, hook::Hook, ops::Product};
 
@@ -37,7 +39,9 @@ pub(crate) struct Parts<'a> {
     pub(crate) activation: Activation,
     pub(crate) layers: &'a [LayerTensors],
     pub(crate) final_norm: &'a RmsNorm,
-    pub(crate) head: &'a DenseTensor,
+    pub(crate) head: Table,
+    /// How weights with a scale for each group take their input.
+    pub(crate) activations: ActivationType,
 }
 
 impl<'a> From<&'a Checkpoint> for Parts<'a> {
@@ -56,7 +60,8 @@ impl<'a> From<&'a Checkpoint> for Parts<'a> {
             activation: spec.activation,
             layers: &checkpoint.layers,
             final_norm: &checkpoint.final_norm,
-            head: checkpoint.head_or_embed(),
+            head: checkpoint.head_or_embed().clone(),
+            activations: ActivationType::default(),
         }
     }
 }
@@ -66,8 +71,16 @@ impl Parts<'_> {
         self.layers.iter().any(|layer| layer.attn_sub_norm.is_some() || layer.ffn_sub_norm.is_some())
     }
 
+    fn head_norms(&self) -> bool {
+        self.layers.iter().any(|layer| layer.q_norm.is_some())
+    }
+
     fn architecture(&self) -> &'static str {
-        if self.sub_norms() { "bitnet" } else { "exaone" }
+        match (self.sub_norms(), self.head_norms()) {
+            (true, _) => "bitnet",
+            (false, true) => "qwen3",
+            (false, false) => "exaone",
+        }
     }
 
     /// The model in llama.cpp, and what makes its graphs right. `self` may be dropped after it: what the weights lie in is
@@ -127,6 +140,20 @@ impl Parts<'_> {
         if norms.into_iter().any(|norm| norm.eps != self.rms_eps) {
             return unsupported("the norms differ in their epsilon; llama.cpp has one for all".to_owned());
         }
+        if self.head_norms() {
+            if self.sub_norms() || self.layers.iter().any(|l| l.q_norm.is_none() || l.k_norm.is_none()) {
+                let message = "norms of heads in some of the layers or together with sub-norms";
+                return unsupported(message.to_owned());
+            }
+            if matches!(self.rope.scaling, RopeScaling::Llama3 { .. } | RopeScaling::Factors(_))
+                || matches!(self.rope.scaling, RopeScaling::Yarn { truncate: false, .. })
+            {
+                let message = "rotary frequencies that are scaled one by one, together with norms of heads";
+                return unsupported(message.to_owned());
+            }
+        } else if self.rope.attention_factor() != 1.0 {
+            return unsupported("YaRN in a model without norms of heads".to_owned());
+        }
         if self.sub_norms() {
             if self.layers.iter().any(|l| l.attn_sub_norm.is_none() || l.ffn_sub_norm.is_none()) {
                 return unsupported("only some of the sub-norms exist; llama.cpp has all or none".to_owned());
@@ -155,6 +182,10 @@ impl Parts<'_> {
             };
             add("attn_norm", &layer.input_norm);
             add("ffn_norm", &layer.post_attention_norm);
+            if let (Some(q), Some(k)) = (&layer.q_norm, &layer.k_norm) {
+                add("attn_q_norm", q);
+                add("attn_k_norm", k);
+            }
             if let Some(norm) = &layer.attn_sub_norm {
                 add("attn_sub_norm", norm);
             }
@@ -167,7 +198,9 @@ impl Parts<'_> {
             RopeSpec { theta: self.rope.theta, scaling: RopeScaling::None }.frequencies(self.head_dim);
         let scaled = self.rope.frequencies(self.head_dim);
         let factors = plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled).collect();
-        contents.insert("rope_freqs.weight".to_owned(), factors);
+        if !self.head_norms() {
+            contents.insert("rope_freqs.weight".to_owned(), factors);
+        }
         contents
     }
 
@@ -177,21 +210,30 @@ impl Parts<'_> {
         let mut placeholders = BTreeMap::new();
         let head = Linear {
             name: "lm_head".to_owned(),
-            weights: Weights::Dense(self.head.clone()),
+            weights: match &self.head {
+                Table::Dense(dense) => Weights::Dense(dense.clone()),
+                Table::Grouped(matrix) => Weights::Grouped(Arc::clone(matrix)),
+            },
             input_norm: None,
         };
         let shape = [self.vocab_size, self.hidden_size];
         if self.sub_norms() {
-            placeholders.insert("token_embd.weight".to_owned(), (Some(Product::new(head, guard)), shape));
+            placeholders.insert(
+                "token_embd.weight".to_owned(),
+                (Some(Product::new(head, self.activations, guard)), shape),
+            );
         } else {
             placeholders.insert("token_embd.weight".to_owned(), (None, shape));
-            placeholders.insert("output.weight".to_owned(), (Some(Product::new(head, guard)), shape));
+            placeholders.insert(
+                "output.weight".to_owned(),
+                (Some(Product::new(head, self.activations, guard)), shape),
+            );
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
             for (name, linear) in names.into_iter().zip(layer.linears()) {
                 let shape = [linear.rows(), linear.cols()];
-                let product = Product::new(linear.clone(), guard);
+                let product = Product::new(linear.clone(), self.activations, guard);
                 placeholders.insert(format!("blk.{i}.{name}.weight"), (Some(product), shape));
             }
         }
@@ -220,9 +262,26 @@ impl Parts<'_> {
         }
         metadata.float(&format!("{architecture}.attention.layer_norm_rms_epsilon"), self.rms_eps);
         metadata.float(&format!("{architecture}.rope.freq_base"), self.rope.theta);
-        if let (RopeScaling::Linear { factor }, true) = (&self.rope.scaling, self.sub_norms()) {
-            metadata.string(&format!("{architecture}.rope.scaling.type"), "linear");
-            metadata.float(&format!("{architecture}.rope.scaling.factor"), *factor);
+        let scaling = |key: &str| format!("{architecture}.rope.scaling.{key}");
+        match self.rope.scaling {
+            // Elsewhere the frequencies are divided by factors of their own.
+            RopeScaling::Linear { factor } if self.sub_norms() || self.head_norms() => {
+                metadata.string(&scaling("type"), "linear");
+                metadata.float(&scaling("factor"), factor);
+            }
+            RopeScaling::Yarn {
+                factor, original_context, beta_fast, beta_slow, attention_factor, ..
+            } => {
+                metadata.string(&scaling("type"), "yarn");
+                metadata.float(&scaling("factor"), factor);
+                metadata.integer(&scaling("original_context_length"), original_context);
+                metadata.float(&scaling("yarn_beta_fast"), beta_fast);
+                metadata.float(&scaling("yarn_beta_slow"), beta_slow);
+                // llama.cpp multiplies it by the one that follows from the factor.
+                let implied = 1.0 + 0.1 * factor.max(1.0).ln();
+                metadata.float(&scaling("attn_factor"), attention_factor / implied);
+            }
+            _ => {}
         }
         for (name, (_, [_, cols])) in placeholders {
             metadata.tensor_type(name, placeholder_type(*cols), *cols);
@@ -359,6 +418,8 @@ impl Source {
                 out.fill(if kind == "bias" { 0.0 } else { 1.0 });
                 self.neutral.push(std::ptr::from_ref(tensor));
             }
+            // That of rerankers, which the graph of a language model does not have.
+            (None, _) if name.starts_with("cls.") => out.fill(0.0),
             (None, _) => return Err("it has no place in the model".into()),
         }
         Ok(())

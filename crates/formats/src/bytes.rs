@@ -211,7 +211,7 @@ impl SharedBytes {
         failed.map(|()| same)
     }
 
-    fn is_untouched(&self) -> bool {
+    pub(crate) fn is_untouched(&self) -> bool {
         matches!(&*self.owner, Owner::Mapped(mapped) if mapped.untouched)
     }
 }

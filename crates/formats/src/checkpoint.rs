@@ -13,7 +13,7 @@ use ternion_core::{Error, ErrorKind, Result, ResultExt, SamplingDefaults};
 use crate::locate::{gguf_file, warn_of_others};
 use crate::notes::Notes;
 use crate::{
-    CheckpointOptions, DenseTensor, FileWatch, LayerTensors, Linear, ModelSpec, RmsNorm, SharedBytes, gguf,
+    CheckpointOptions, FileWatch, LayerTensors, Linear, ModelSpec, RmsNorm, SharedBytes, Table, gguf,
     huggingface,
 };
 
@@ -84,13 +84,13 @@ pub struct Checkpoint {
     /// The facts that an engine needs.
     pub spec: ModelSpec,
     /// The embedding: `[vocab_size, hidden_size]`.
-    pub embed: DenseTensor,
+    pub embed: Table,
     /// The decoder layers, first to last.
     pub layers: Vec<LayerTensors>,
     /// The norm before the head: `[hidden_size]`.
     pub final_norm: RmsNorm,
     /// The head: `[vocab_size, hidden_size]`. `None`: it is the embedding.
-    pub head: Option<DenseTensor>,
+    pub head: Option<Table>,
     /// The sampling that the model's authors ask for.
     pub sampling: SamplingDefaults,
     /// The format, for people: `safetensors (packed 1.58-bit)`.
@@ -291,12 +291,13 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`FileWatch::of`].
     pub fn watch(&self) -> Result<FileWatch> {
-        let linears = self.layers.iter().flat_map(LayerTensors::linears).map(Linear::bytes);
-        FileWatch::of(linears.chain([&self.embed.bytes, &self.head_or_embed().bytes]))
+        let linears = self.layers.iter().flat_map(LayerTensors::linears).filter_map(Linear::bytes);
+        let tables = [&self.embed, self.head_or_embed()].into_iter().filter_map(Table::bytes);
+        FileWatch::of(linears.chain(tables))
     }
 
     /// The matrix that turns hidden states into logits: the head, or the embedding where they are tied.
-    pub fn head_or_embed(&self) -> &DenseTensor {
+    pub fn head_or_embed(&self) -> &Table {
         self.head.as_ref().unwrap_or(&self.embed)
     }
 }

@@ -21,6 +21,9 @@ const MAX_CONTEXT: u64 = 1 << 28;
 
 /// The context length of transformers' BitNet and Llama classes.
 const DEFAULT_CONTEXT: usize = 2048;
+/// That of its Qwen3 class, and the width of a head there.
+const QWEN3_CONTEXT: usize = 32768;
+const QWEN3_HEAD: usize = 128;
 
 /// A vocabulary of this size is that of Llama 3 or a later model, whose rotary base is not 10000.
 const LARGE_VOCAB: usize = 100_000;
@@ -58,25 +61,71 @@ impl Signs {
     }
 }
 
+/// How MLX has quantised matrices: `scale * code + bias` for each group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MlxQuantization {
+    pub(crate) bits: usize,
+    pub(crate) group: usize,
+}
+
+impl MlxQuantization {
+    /// Its object, which MLX writes under one or two names.
+    pub(crate) fn read(config: &Object) -> Result<Option<Self>> {
+        for key in ["quantization", "quantization_config"] {
+            let Some(object) = config.object(key)? else { continue };
+            if object.value("bits").is_none() || object.value("quant_method").is_some() {
+                continue;
+            }
+            if let Some(mode) = object.string("mode")?.filter(|mode| *mode != "affine") {
+                return Err(object.unsupported("mode", &format!("`{mode}`"), "affine"));
+            }
+            if let Some(module) = object.key_of_object() {
+                return Err(object.unsupported(module, &"an object", "one quantisation for all modules"));
+            }
+            let bits = object.required_integer("bits", 1..=64)?;
+            if bits > 2 {
+                return Err(object.unsupported("bits", &bits, "2 (ternary) and 1 (binary)"));
+            }
+            let group = object.required_integer("group_size", 1..=MAX_WIDTH)?;
+            if !matches!(group, 64 | 128 | 256) {
+                return Err(object.unsupported("group_size", &group, "64, 128, 256"));
+            }
+            return Ok(Some(Self { bits, group }));
+        }
+        Ok(None)
+    }
+}
+
+/// Model types of hybrids that PrismML and others publish in ternary form.
+const HYBRIDS: [&str; 5] = ["qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_next", "qwen35"];
+
 /// Reads the specification, the end-of-text tokens included as far as this file names them. What it leaves open is
 /// concluded from `signs`, or is transformers' default.
 pub(crate) fn read(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<ModelSpec> {
-    let architecture = config.required_string("model_type", "`bitnet` or `llama`")?.to_owned();
+    let architecture = config.required_string("model_type", "`bitnet`, `llama` or `qwen3`")?.to_owned();
     let family = family(config, &architecture, signs, notes)?;
+    if let Some(key) = config.key_with_prefix("prism") {
+        let needed = "none: weights that are rotated need the same rotation of their inputs";
+        return Err(config.unsupported(&key, &"there", needed));
+    }
+    if family == Family::Qwen3 {
+        attends_to_all(config)?;
+    }
     let hidden_size = config.required_integer("hidden_size", 1..=MAX_WIDTH)?;
     let intermediate_size = config.required_integer("intermediate_size", 1..=MAX_WIDTH)?;
     let layers = config.required_integer("num_hidden_layers", 1..=MAX_LAYERS)?;
     let heads = config.required_integer("num_attention_heads", 1..=MAX_WIDTH)?;
-    let head_dim = head_dim(config, hidden_size, heads)?;
+    let head_dim = head_dim(config, family, hidden_size, heads, notes)?;
     let kv_heads = kv_heads(config, heads, head_dim, signs, notes)?;
     let vocab_size = config.required_integer("vocab_size", 1..=MAX_VOCAB)?;
     let context_length = if let Some(length) = config.integer("max_position_embeddings", 1..=MAX_CONTEXT)? {
         length
     } else {
+        let context = if family == Family::Qwen3 { QWEN3_CONTEXT } else { DEFAULT_CONTEXT };
         notes.assume(format!(
-                "context of {DEFAULT_CONTEXT} tokens: config.json has no `max_position_embeddings`; transformers' default"
-            ));
-        DEFAULT_CONTEXT
+            "context of {context} tokens: config.json has no `max_position_embeddings`; transformers' default"
+        ));
+        context
     };
     for key in ["attention_bias", "mlp_bias"] {
         if config.boolean(key)? == Some(true) {
@@ -86,17 +135,17 @@ pub(crate) fn read(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<
     let rms_eps = if let Some(eps) = config.number("rms_norm_eps", 0.0..=1.0)? {
         eps
     } else {
-        let eps = if family == Family::Llama { 1e-6 } else { 1e-5 };
+        let eps = if family.is_bitnet() { 1e-5 } else { 1e-6 };
         notes.assume(format!(
             "RMS norm epsilon {eps:e}: config.json has no `rms_norm_eps`; transformers' default"
         ));
         eps
     };
-    let sub_norms = notes.options.sub_norms.unwrap_or(family != Family::Llama);
+    let sub_norms = notes.options.sub_norms.unwrap_or(family.is_bitnet());
     Ok(ModelSpec {
         architecture,
         // Without sub-norms it is a Llama, whatever it calls itself.
-        family: if sub_norms { family } else { Family::Llama },
+        family: if sub_norms || !family.is_bitnet() { family } else { Family::Llama },
         hidden_size,
         intermediate_size,
         layers,
@@ -108,6 +157,7 @@ pub(crate) fn read(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<
         rms_eps,
         rope: rope(config, family, context_length, vocab_size, notes)?,
         activation: activation(config, family, notes)?,
+        qk_norm: family == Family::Qwen3,
         sub_norms,
         tied: tied(config, signs, notes)?,
         bos: config.token_ids("bos_token_id")?.and_then(|ids| ids.first().copied()),
@@ -119,6 +169,7 @@ pub(crate) fn read(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<
 fn family(config: &Object, architecture: &str, signs: &Signs, notes: &mut Notes) -> Result<Family> {
     match architecture {
         "bitnet" => Ok(Family::BitNet),
+        "qwen3" => Ok(Family::Qwen3),
         // The 1bitLLM checkpoints say `llama` and differ from it by a class of their own and its bit widths.
         "llama" => {
             let own_class = config.strings("architectures")?.iter().any(|name| name == "BitnetForCausalLM");
@@ -133,7 +184,11 @@ fn family(config: &Object, architecture: &str, signs: &Signs, notes: &mut Notes)
             }
             Ok(Family::OneBitLlm)
         }
-        other => Err(config.unsupported("model_type", &format!("`{other}`"), "bitnet, llama")),
+        other if HYBRIDS.contains(&other) => {
+            let needed = "bitnet, llama, qwen3; a hybrid needs gated DeltaNet layers with a recurrent state";
+            Err(config.unsupported("model_type", &format!("`{other}`"), needed))
+        }
+        other => Err(config.unsupported("model_type", &format!("`{other}`"), "bitnet, llama, qwen3")),
     }
 }
 
@@ -189,9 +244,32 @@ fn tied(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<bool> {
     Ok(!signs.has_head)
 }
 
-fn head_dim(config: &Object, hidden_size: usize, heads: usize) -> Result<usize> {
+/// Sliding windows are not computed.
+fn attends_to_all(config: &Object) -> Result<()> {
+    if config.boolean("use_sliding_window")? == Some(true) {
+        return Err(config.unsupported("use_sliding_window", &true, "false"));
+    }
+    match config.strings("layer_types")?.iter().find(|kind| *kind != "full_attention") {
+        Some(other) => Err(config.unsupported("layer_types", &format!("`{other}`"), "full_attention")),
+        None => Ok(()),
+    }
+}
+
+fn head_dim(
+    config: &Object,
+    family: Family,
+    hidden_size: usize,
+    heads: usize,
+    notes: &mut Notes,
+) -> Result<usize> {
     let head_dim = match config.integer("head_dim", 1..=MAX_WIDTH)? {
         Some(head_dim) => head_dim,
+        None if family == Family::Qwen3 => {
+            notes.assume(format!(
+                "heads of {QWEN3_HEAD} elements: config.json has no `head_dim`; transformers' default for Qwen3"
+            ));
+            QWEN3_HEAD
+        }
         None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
             let expected = format!("a divisor of `hidden_size` ({hidden_size}), or `head_dim` beside it");
@@ -284,14 +362,15 @@ fn rope(
     if config.boolean("rope_interleaved")? == Some(true) {
         return Err(config.unsupported("rope_interleaved", &true, "false"));
     }
-    let scaling = object.map_or(Ok(RopeScaling::None), |o| rope_scaling(&o, context_length))?;
+    let original = config.integer("original_max_position_embeddings", 1..=MAX_CONTEXT)?;
+    let scaling = object.map_or(Ok(RopeScaling::None), |o| rope_scaling(&o, original, context_length))?;
     Ok(RopeSpec { theta, scaling })
 }
 
 fn default_theta(family: Family, vocab_size: usize, notes: &mut Notes) -> f32 {
     let theta = if family == Family::BitNet { 500_000.0 } else { 10_000.0 };
     let message = format!("rotary base {theta}: config.json has no `rope_theta`; transformers' default");
-    if family == Family::Llama && vocab_size >= LARGE_VOCAB {
+    if !family.is_bitnet() && vocab_size >= LARGE_VOCAB {
         notes.warn(format!(
             "{message}, but models with a vocabulary of {vocab_size} have larger ones; the option `rope_theta` decides"
         ));
@@ -301,14 +380,22 @@ fn default_theta(family: Family, vocab_size: usize, notes: &mut Notes) -> f32 {
     theta
 }
 
-fn rope_scaling(scaling: &Object, context_length: usize) -> Result<RopeScaling> {
+/// `original`: the context before scaling, where the configuration states it outside of `scaling`; that wins, as in
+/// transformers.
+fn rope_scaling(scaling: &Object, original: Option<usize>, context_length: usize) -> Result<RopeScaling> {
     let key = if scaling.value("rope_type").is_some() { "rope_type" } else { "type" };
     let factor = |key: &str| {
         let found = scaling.number(key, f32::MIN_POSITIVE..=1e6)?;
         found.ok_or_else(|| scaling.invalid(key, &"missing", "a positive number"))
     };
+    let original_context = || -> Result<usize> {
+        let inner = scaling.integer("original_max_position_embeddings", 1..=MAX_CONTEXT)?;
+        Ok(original.or(inner).unwrap_or(context_length))
+    };
     match scaling.string(key)? {
         None | Some("default") => Ok(RopeScaling::None),
+        Some("dynamic") => Ok(RopeScaling::Dynamic { factor: factor("factor")? }),
+        Some("yarn") => yarn(scaling, original_context()?, context_length),
         Some("linear") => Ok(RopeScaling::Linear { factor: factor("factor")? }),
         Some("llama3") => {
             let (low, high) = (factor("low_freq_factor")?, factor("high_freq_factor")?);
@@ -316,27 +403,58 @@ fn rope_scaling(scaling: &Object, context_length: usize) -> Result<RopeScaling> 
                 let expected = format!("less than `high_freq_factor` ({high})");
                 return Err(scaling.invalid("low_freq_factor", &low, &expected));
             }
-            let original = scaling.integer("original_max_position_embeddings", 1..=MAX_CONTEXT)?;
             Ok(RopeScaling::Llama3 {
                 factor: factor("factor")?,
                 low_freq_factor: low,
                 high_freq_factor: high,
-                original_context: original.unwrap_or(context_length),
+                original_context: original_context()?,
             })
         }
-        Some(other) => Err(scaling.unsupported(key, &format!("`{other}`"), "default, linear, llama3")),
+        Some(other) => {
+            Err(scaling.unsupported(key, &format!("`{other}`"), "default, linear, dynamic, yarn, llama3"))
+        }
     }
 }
 
+fn yarn(scaling: &Object, original_context: usize, context_length: usize) -> Result<RopeScaling> {
+    let positive = |key: &str| scaling.number(key, f32::MIN_POSITIVE..=1e6);
+    let factor = positive("factor")?.unwrap_or(context_length as f32 / original_context as f32);
+    // 0 counts as left out for these, as in transformers.
+    let optional = |key: &str| Ok(scaling.number(key, 0.0..=1e6)?.filter(|x| *x != 0.0));
+    let (mscale, all): (Option<f32>, Option<f32>) = (optional("mscale")?, optional("mscale_all_dim")?);
+    let magnitude = |mscale: f32| crate::spec::yarn_magnitude(factor, mscale);
+    let attention_factor = match (scaling.number("attention_factor", 0.0..=1e6)?, mscale, all) {
+        (Some(stated), ..) => stated,
+        (None, Some(mscale), Some(all)) => (magnitude(mscale) / magnitude(all)) as f32,
+        _ => magnitude(1.0) as f32,
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_context,
+        beta_fast: optional("beta_fast")?.unwrap_or(32.0),
+        beta_slow: optional("beta_slow")?.unwrap_or(1.0),
+        truncate: scaling.boolean("truncate")?.unwrap_or(true),
+        attention_factor,
+    })
+}
+
 fn quantization(config: &Object, family: Family, notes: &mut Notes) -> Result<Option<Quantization>> {
-    let Some(quantization) = config.object("quantization_config")? else {
+    let quantization = if MlxQuantization::read(config)?.is_some() {
+        if family.is_bitnet() {
+            return Err(config.unsupported("quantization", &"of MLX", "llama and qwen3 in MLX's form"));
+        }
+        None
+    } else {
+        config.object("quantization_config")?
+    };
+    let Some(quantization) = quantization else {
         // A BitNet's projections are ternary whether or not it is said; float weights of one are masters.
-        if family != Family::Llama {
+        if family.is_bitnet() {
             notes.assume(format!(
                 "projections are ternary and their inputs int8: config.json has no `quantization_config`; the family {family}"
             ));
         }
-        return Ok((family != Family::Llama).then(|| Quantization {
+        return Ok(family.is_bitnet().then(|| Quantization {
             scale_use: ScaleUse::Divides,
             online: true,
             input_norm_eps: None,

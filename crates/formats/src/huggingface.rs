@@ -9,13 +9,13 @@ use serde::Deserialize;
 use ternion_core::{Error, Result};
 
 use crate::checkpoint::{Means, Progress};
-use crate::config::Signs;
+use crate::config::{MlxQuantization, Signs};
 use crate::json::{Entries, Object, cause, read_capped, show};
 use crate::layers::{self, Reader};
 use crate::locate::{self, Content};
 use crate::notes::Notes;
 use crate::safetensors::{self, RawTensor};
-use crate::{Checkpoint, CheckpointOptions, DenseTensor, Family, Weights, config, generation};
+use crate::{Checkpoint, CheckpointOptions, Family, Table, Weights, config, generation};
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
@@ -52,15 +52,18 @@ pub(crate) fn open(
     spec.bos = spec.bos.filter(|&id| (id as usize) < spec.vocab_size);
 
     let keep_scale = spec.family == Family::BitNet && config.value("quantization_config").is_none();
-    let mut reader = Reader::new(&spec, tensors, &weights, notes, means, progress).keep_scale(keep_scale);
+    let mlx = MlxQuantization::read(&config)?;
+    let mut reader =
+        Reader::new(&spec, tensors, &weights, notes, means, progress).keep_scale(keep_scale).mlx(mlx);
     let embed = reader.embedding()?;
     let layers = (0..spec.layers).map(|i| reader.layer(i)).collect::<Result<Vec<_>>>()?;
     let final_norm = reader.final_norm()?;
     let head = reader.head(&embed)?;
     let packed = reader.found_packed();
+    let grouped = reader.found_grouped();
     reader.finish()?;
 
-    let format = describe(packed, layers_are_dense(&layers), &embed);
+    let format = describe(packed, grouped, layers_are_dense(&layers), &embed);
     let name = name_of(path, &folder);
     Ok(Checkpoint {
         spec,
@@ -84,8 +87,14 @@ fn layers_are_dense(layers: &[crate::LayerTensors]) -> bool {
     layers.iter().flat_map(crate::LayerTensors::linears).all(|l| matches!(l.weights, Weights::Dense(_)))
 }
 
-fn describe(packed: bool, dense: bool, embed: &DenseTensor) -> String {
-    let dtype = embed.dtype.name().to_lowercase();
+fn describe(packed: bool, [mlx, unpacked]: [bool; 2], dense: bool, embed: &Table) -> String {
+    if mlx {
+        return "safetensors (MLX)".to_owned();
+    }
+    if unpacked {
+        return "safetensors (unpacked weights of groups, packed at load)".to_owned();
+    }
+    let dtype = embed.type_name().to_lowercase();
     match (packed, dense) {
         (true, _) => "safetensors (packed 1.58-bit)".to_owned(),
         (false, true) => format!("safetensors ({dtype}, dense)"),

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use crate::{Checkpoint, DenseTensor, Linear, RmsNorm, Weights};
+use crate::tensors::kind_name;
+use crate::{Checkpoint, DenseTensor, Linear, RmsNorm, Table, Weights};
+use ternion_kernels::GroupedMatrix;
 
 /// What a checkpoint is: its tensors and sums over them. Serialises to JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -26,7 +28,7 @@ pub struct Report {
     pub context_length: usize,
     /// Parameters, ternary and dense together; a tied head counts once.
     pub parameters: u64,
-    /// Parameters that are ternary.
+    /// Parameters that are ternary or binary.
     pub ternary_parameters: u64,
     /// Bytes of weights that stay in the mapped files.
     pub mapped_bytes: u64,
@@ -44,9 +46,9 @@ pub struct Report {
 pub struct TensorReport {
     /// Its name, without `.weight`.
     pub name: String,
-    /// `ternary`, `dense` or `norm`.
+    /// `ternary`, `binary`, `dense` or `norm`.
     pub kind: &'static str,
-    /// How an element is stored: `2-bit`, `BF16`, `F16` or `F32`.
+    /// How an element is stored: `2-bit`, `1-bit`, `BF16`, `F16` or `F32`.
     pub dtype: &'static str,
     /// Dimensions of the matrix or vector, not of its packed bytes.
     pub shape: Vec<usize>,
@@ -57,6 +59,9 @@ pub struct TensorReport {
     /// What the integer product of a ternary matrix is multiplied by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale: Option<f32>,
+    /// Columns that share a scale, where there are several in a row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<usize>,
 }
 
 impl TensorReport {
@@ -69,6 +74,30 @@ impl TensorReport {
             bytes: tensor.bytes.len() as u64,
             mapped: tensor.bytes.is_mapped(),
             scale: None,
+            group: None,
+        }
+    }
+
+    fn grouped(name: &str, matrix: &GroupedMatrix) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: match matrix.kind() {
+                ternion_kernels::GroupedKind::Ternary => "ternary",
+                ternion_kernels::GroupedKind::Binary => "binary",
+            },
+            dtype: kind_name(matrix),
+            shape: vec![matrix.rows(), matrix.cols()],
+            bytes: matrix.bytes() as u64,
+            mapped: false,
+            scale: None,
+            group: Some(matrix.group()),
+        }
+    }
+
+    fn table(name: &str, table: &Table) -> Self {
+        match table {
+            Table::Dense(tensor) => Self::dense(name, tensor),
+            Table::Grouped(matrix) => Self::grouped(name, matrix),
         }
     }
 
@@ -82,12 +111,14 @@ impl TensorReport {
             bytes: 4 * width as u64,
             mapped: false,
             scale: None,
+            group: None,
         }
     }
 
     fn linear(linear: &Linear) -> Self {
         match &linear.weights {
             Weights::Dense(tensor) => Self::dense(&linear.name, tensor),
+            Weights::Grouped(matrix) => Self::grouped(&linear.name, matrix),
             Weights::Ternary(tensor) => Self {
                 name: linear.name.clone(),
                 kind: "ternary",
@@ -96,6 +127,7 @@ impl TensorReport {
                 bytes: tensor.codes.len() as u64,
                 mapped: tensor.codes.is_mapped(),
                 scale: Some(tensor.scale),
+                group: None,
             },
         }
     }
@@ -109,13 +141,17 @@ impl TensorReport {
 impl Checkpoint {
     /// What this checkpoint consists of and what it takes.
     pub fn report(&self) -> Report {
-        let mut tensors = vec![TensorReport::dense("model.embed_tokens", &self.embed)];
+        let mut tensors = vec![TensorReport::table("model.embed_tokens", &self.embed)];
         for (index, layer) in self.layers.iter().enumerate() {
             let prefix = format!("model.layers.{index}");
             let mut norm = |name: &str, norm: &RmsNorm| {
                 tensors.push(TensorReport::norm(format!("{prefix}.{name}"), norm));
             };
             norm("input_layernorm", &layer.input_norm);
+            if let (Some(q), Some(k)) = (&layer.q_norm, &layer.k_norm) {
+                norm("self_attn.q_norm", q);
+                norm("self_attn.k_norm", k);
+            }
             if let Some(sub_norm) = &layer.attn_sub_norm {
                 norm("self_attn.attn_sub_norm", sub_norm);
             }
@@ -132,7 +168,7 @@ impl Checkpoint {
         }
         tensors.push(TensorReport::norm("model.norm".to_owned(), &self.final_norm));
         if let Some(head) = &self.head {
-            tensors.push(TensorReport::dense("lm_head", head));
+            tensors.push(TensorReport::table("lm_head", head));
         }
         let sum = |value: fn(&TensorReport) -> u64, of: fn(&TensorReport) -> bool| {
             tensors.iter().filter(|t| of(t)).map(value).sum()
@@ -147,7 +183,7 @@ impl Checkpoint {
             vocab_size: self.spec.vocab_size,
             context_length: self.spec.context_length,
             parameters: sum(TensorReport::parameters, |_| true),
-            ternary_parameters: sum(TensorReport::parameters, |t| t.kind == "ternary"),
+            ternary_parameters: sum(TensorReport::parameters, |t| matches!(t.kind, "ternary" | "binary")),
             mapped_bytes: sum(|t| t.bytes, |t| t.mapped),
             owned_bytes: sum(|t| t.bytes, |t| !t.mapped),
             kv_bytes_per_token: self.spec.kv_bytes_per_token(),

@@ -62,6 +62,11 @@ impl Object {
         self.map == other.map
     }
 
+    /// The first key that begins with `prefix`.
+    pub(crate) fn key_with_prefix(&self, prefix: &str) -> Option<String> {
+        self.map.keys().find(|key| key.starts_with(prefix)).cloned()
+    }
+
     /// The first key whose value is an object.
     pub(crate) fn key_of_object(&self) -> Option<&str> {
         self.map.iter().find(|(_, value)| value.is_object()).map(|(key, _)| key.as_str())

@@ -5,20 +5,22 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use ::safetensors::Dtype;
 use ternion_core::{Error, Result};
-use ternion_kernels::{MAX_COLS, TernaryLayout};
+use ternion_kernels::{GroupedKind, GroupedMatrix, MAX_COLS, TernaryLayout};
 
 use crate::checkpoint::{Means, Progress};
+use crate::config::MlxQuantization;
+use crate::grouped::{self, Mlx, Wrong};
 use crate::notes::Notes;
 use crate::safetensors::RawTensor;
 use crate::{
-    DenseTensor, DenseType, LayerTensors, Linear, ModelSpec, RmsNorm, ScaleUse, SharedBytes, TernaryTensor,
-    Weights, config,
+    DenseTensor, DenseType, Family, LayerTensors, Linear, ModelSpec, RmsNorm, ScaleUse, SharedBytes, Table,
+    TernaryTensor, Weights, config,
 };
 
-const EMBED: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";
 pub(crate) const HEAD: &str = "lm_head.weight";
 
@@ -53,6 +55,9 @@ pub(crate) struct Reader<'a> {
     done: u64,
     total: u64,
     packed: bool,
+    mlx: Option<MlxQuantization>,
+    /// Matrices of MLX, and floats that turned out to be grouped.
+    grouped: [bool; 2],
 }
 
 impl<'a> Reader<'a> {
@@ -76,7 +81,20 @@ impl<'a> Reader<'a> {
             done: 0,
             total,
             packed: false,
+            mlx: None,
+            grouped: [false; 2],
         }
+    }
+
+    /// How MLX has quantised matrices that have scales and biases beside them.
+    pub(crate) fn mlx(mut self, mlx: Option<MlxQuantization>) -> Self {
+        self.mlx = mlx;
+        self
+    }
+
+    /// Whether matrices of MLX have been taken, and whether floats that are grouped.
+    pub(crate) fn found_grouped(&self) -> [bool; 2] {
+        self.grouped
     }
 
     /// Lets float weights that are quantised already keep their scale.
@@ -90,8 +108,20 @@ impl<'a> Reader<'a> {
         self.packed
     }
 
-    pub(crate) fn embedding(&mut self) -> Result<DenseTensor> {
-        self.dense(EMBED, [self.spec.vocab_size, self.spec.hidden_size])
+    pub(crate) fn embedding(&mut self) -> Result<Table> {
+        self.table("model.embed_tokens")
+    }
+
+    /// An embedding or a head.
+    fn table(&mut self, module: &str) -> Result<Table> {
+        let (rows, cols) = (self.spec.vocab_size, self.spec.hidden_size);
+        if let Some(matrix) = self.mlx_matrix(module, rows, cols)? {
+            return Ok(Table::Grouped(matrix));
+        }
+        let name = format!("{module}.weight");
+        let tensor = self.take(&name)?;
+        let dense = finite_dense(&tensor, &name, &[rows, cols])?;
+        Ok(self.grouped_floats(&tensor, &name, &dense)?.map_or(Table::Dense(dense), Table::Grouped))
     }
 
     pub(crate) fn final_norm(&mut self) -> Result<RmsNorm> {
@@ -100,12 +130,12 @@ impl<'a> Reader<'a> {
 
     /// The head. Where the configuration ties it to the embedding and the file holds one all the same, a head of its
     /// own is used, as transformers does since version 5, unless it is a copy.
-    pub(crate) fn head(&mut self, embed: &DenseTensor) -> Result<Option<DenseTensor>> {
+    pub(crate) fn head(&mut self, embed: &Table) -> Result<Option<Table>> {
         if self.spec.tied && !self.tensors.contains_key(HEAD) {
             return Ok(None);
         }
-        let head = self.dense(HEAD, [self.spec.vocab_size, self.spec.hidden_size])?;
-        let copy = self.spec.tied && head.dtype == embed.dtype && head.bytes.same_as(&embed.bytes)?;
+        let head = self.table("lm_head")?;
+        let copy = self.spec.tied && same_table(&head, embed)?;
         if self.spec.tied && !copy {
             self.notes.warn(
                 "`tie_word_embeddings` in config.json says that the head is the embedding, but the file holds another head; \
@@ -126,6 +156,8 @@ impl<'a> Reader<'a> {
             q: self.linear(format!("{attn}.q_proj"), q_width, hidden)?,
             k: self.linear(format!("{attn}.k_proj"), kv_width, hidden)?,
             v: self.linear(format!("{attn}.v_proj"), kv_width, hidden)?,
+            q_norm: self.head_norm(&format!("{attn}.q_norm.weight"))?,
+            k_norm: self.head_norm(&format!("{attn}.k_norm.weight"))?,
             attn_sub_norm: self.sub_norm(&attn, ATTN_SUB_NORM, q_width)?,
             o: self.linear(format!("{attn}.o_proj"), hidden, q_width)?,
             post_attention_norm: self.norm(
@@ -175,9 +207,65 @@ impl<'a> Reader<'a> {
         Ok(tensor)
     }
 
-    fn dense<const N: usize>(&mut self, name: &str, shape: [usize; N]) -> Result<DenseTensor> {
-        let tensor = self.take(name)?;
-        finite_dense(&tensor, name, &shape)
+    /// The norm of each head of queries or keys.
+    fn head_norm(&mut self, name: &str) -> Result<Option<RmsNorm>> {
+        let (is_there, width, eps) = (self.spec.qk_norm, self.spec.head_dim, self.spec.rms_eps);
+        is_there.then(|| self.norm(name, width, eps)).transpose()
+    }
+
+    /// The matrix of a module that MLX has quantised; `None` where it has no scales.
+    fn mlx_matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<Option<Arc<GroupedMatrix>>> {
+        let Some(MlxQuantization { bits, group }) = self.mlx else { return Ok(None) };
+        let scales_name = format!("{module}.scales");
+        if !self.tensors.contains_key(&scales_name) {
+            return Ok(None);
+        }
+        let name = format!("{module}.weight");
+        let (weight, scales) = (self.take(&name)?, self.take(&scales_name)?);
+        let biases_name = format!("{module}.biases");
+        let biases = self.take(&biases_name)?;
+        if !cols.is_multiple_of(group) {
+            let message = format!("a row has {cols} columns, expected a multiple of the group ({group})");
+            return Err(weight.invalid(&name, message));
+        }
+        if weight.dtype != Dtype::U32 {
+            let message = format!("the element type is {:?}, expected U32, words of codes", weight.dtype);
+            return Err(weight.invalid(&name, message));
+        }
+        check_shape(&weight, &name, &[rows, cols * bits / 32])?;
+        check_shape(&scales, &scales_name, &[rows, cols / group])?;
+        check_shape(&biases, &biases_name, &[rows, cols / group])?;
+        let (scales, biases) = (scales.loaded()?.dense(&scales_name)?, biases.loaded()?.dense(&biases_name)?);
+        self.means.take(weight.bytes.len() as u64).map_err(|e| e.with("tensor", &name))?;
+        let mlx = Mlx { words: &weight.bytes, scales: &scales, biases: &biases, bits, group };
+        let matrix = mlx.matrix(rows, cols).map_err(|Wrong(e)| in_tensor(e, &weight, &name))?;
+        self.grouped[0] = true;
+        Ok(Some(Arc::new(matrix)))
+    }
+
+    /// The matrix that floats exactly are, where a family is not ternary by definition.
+    fn grouped_floats(
+        &mut self,
+        tensor: &RawTensor,
+        name: &str,
+        dense: &DenseTensor,
+    ) -> Result<Option<Arc<GroupedMatrix>>> {
+        if !matches!(self.spec.family, Family::Llama | Family::Qwen3) || self.spec.quantization.is_some() {
+            return Ok(None);
+        }
+        let Some(matrix) = grouped::of_floats(dense).map_err(|Wrong(e)| in_tensor(e, tensor, name))? else {
+            return Ok(None);
+        };
+        self.means.take(matrix.bytes() as u64).map_err(|e| e.with("tensor", name))?;
+        self.grouped[1] = true;
+        self.notes.assume(format!(
+            "{} weights stored as {} are exactly {}, with one scale for {} of a row; they are packed and computed as such",
+            if name.contains("layers.") { "projections'" } else { "the embedding's or head's" },
+            dense.dtype.name(),
+            if matrix.kind() == GroupedKind::Binary { "binary" } else { "ternary" },
+            matrix.group()
+        ));
+        Ok(Some(Arc::new(matrix)))
     }
 
     fn norm(&mut self, name: &str, width: usize, eps: f32) -> Result<RmsNorm> {
@@ -198,6 +286,9 @@ impl<'a> Reader<'a> {
 
     fn linear(&mut self, name: String, rows: usize, cols: usize) -> Result<Linear> {
         let spec = self.spec;
+        if let Some(matrix) = self.mlx_matrix(&name, rows, cols)? {
+            return Ok(Linear { name, weights: Weights::Grouped(matrix), input_norm: None });
+        }
         let weight_name = format!("{name}.weight");
         let weight = self.take(&weight_name)?;
         let quantization = spec.quantization.as_ref().filter(|q| !config::stays_dense(q, &name));
@@ -207,7 +298,11 @@ impl<'a> Reader<'a> {
                                `quantization_config`, or one that keeps this module dense";
                 return Err(weight.invalid(&weight_name, message));
             }
-            (_, None) => Weights::Dense(finite_dense(&weight, &weight_name, &[rows, cols])?),
+            (_, None) => {
+                let dense = finite_dense(&weight, &weight_name, &[rows, cols])?;
+                let grouped = self.grouped_floats(&weight, &weight_name, &dense)?;
+                grouped.map_or(Weights::Dense(dense), Weights::Grouped)
+            }
             (dtype, Some(quantization)) => {
                 check_ternary_shape(&weight, &weight_name, rows, cols)?;
                 let packed = dtype == Dtype::U8;
@@ -279,6 +374,20 @@ impl<'a> Reader<'a> {
             return Err(tensor.invalid(name, message));
         }
         Ok(scale)
+    }
+}
+
+/// An error about a part of a tensor, with the tensor's name.
+fn in_tensor(error: Error, tensor: &RawTensor, name: &str) -> Error {
+    error.with("tensor", name).with("file", tensor.file.display())
+}
+
+/// Whether both tables are the same.
+pub(crate) fn same_table(a: &Table, b: &Table) -> Result<bool> {
+    match (a, b) {
+        (Table::Dense(a), Table::Dense(b)) => Ok(a.dtype == b.dtype && a.bytes.same_as(&b.bytes)?),
+        (Table::Grouped(a), Table::Grouped(b)) => Ok(**a == **b),
+        _ => Ok(false),
     }
 }
 

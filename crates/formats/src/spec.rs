@@ -11,7 +11,7 @@ use ternion_kernels::kv::{self, KvType};
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ModelSpec {
-    /// The architecture as the checkpoint names it (`model_type`): `bitnet`, `llama`.
+    /// The architecture as the checkpoint names it (`model_type`): `bitnet`, `llama`, `qwen3`.
     pub architecture: String,
     /// Which family of decoders it is. For people; all that follows from it is in the other fields.
     pub family: Family,
@@ -37,6 +37,8 @@ pub struct ModelSpec {
     pub rope: RopeSpec,
     /// The feed-forward network's activation: `activation(gate) * up`.
     pub activation: Activation,
+    /// There is an RMS norm on each head of queries and keys, before they are rotated.
+    pub qk_norm: bool,
     /// There is an RMS norm on the concatenated heads before `o_proj` and one before `down_proj`.
     pub sub_norms: bool,
     /// The configuration says that the head is the embedding.
@@ -61,6 +63,13 @@ impl ModelSpec {
     }
 }
 
+impl Family {
+    /// Whether its models are ternary by definition, with int8 activations: float weights of one are masters.
+    pub(crate) fn is_bitnet(self) -> bool {
+        matches!(self, Self::BitNet | Self::OneBitLlm)
+    }
+}
+
 /// A family of decoders that is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -71,6 +80,8 @@ pub enum Family {
     OneBitLlm,
     /// The Llama architecture, ternary or dense: Llama3-8B-1.58, Falcon3-1.58, Falcon-E.
     Llama,
+    /// Qwen3, ternary, binary or dense: Ternary-Bonsai and Bonsai of the first generation.
+    Qwen3,
 }
 
 impl fmt::Display for Family {
@@ -79,6 +90,7 @@ impl fmt::Display for Family {
             Self::BitNet => "BitNet b1.58",
             Self::OneBitLlm => "1bitLLM BitNet b1.58",
             Self::Llama => "Llama",
+            Self::Qwen3 => "Qwen3",
         })
     }
 }
@@ -121,6 +133,28 @@ pub enum RopeScaling {
         /// At least 1.
         factor: f32,
     },
+    /// YaRN: long wavelengths are divided by `factor`, short ones kept, those between blended by the number of turns that a
+    /// dimension makes in the original context; cosines and sines are multiplied by `attention_factor`.
+    Yarn {
+        /// Positive.
+        factor: f32,
+        /// The context length before scaling.
+        original_context: usize,
+        /// Dimensions with more turns are kept.
+        beta_fast: f32,
+        /// Dimensions with fewer turns are divided.
+        beta_slow: f32,
+        /// Whether the bounds of the blended dimensions are rounded outwards to whole ones.
+        truncate: bool,
+        /// `0.1 ln(factor) + 1` unless the checkpoint says otherwise.
+        attention_factor: f32,
+    },
+    /// Dynamic NTK scaling: the base grows with a sequence that is longer than the context that the model was made for. There
+    /// is no change up to that, and none longer is computed.
+    Dynamic {
+        /// At least 1.
+        factor: f32,
+    },
     /// Llama 3.1: long wavelengths are divided by `factor`, short ones kept, those between blended.
     Llama3 {
         /// At least 1.
@@ -143,7 +177,8 @@ impl RopeSpec {
         let power = |i: usize| f64::from(self.theta).powf(f64::from((2 * i) as f32 / head_dim as f32)) as f32;
         let base = (0..head_dim / 2).map(|i| 1.0 / power(i));
         match &self.scaling {
-            RopeScaling::None => base.collect(),
+            RopeScaling::None | RopeScaling::Dynamic { .. } => base.collect(),
+            RopeScaling::Yarn { .. } => self.yarn(base.collect()),
             RopeScaling::Linear { factor } => base.map(|f| f / factor).collect(),
             RopeScaling::Factors(factors) => base.zip(factors).map(|(f, factor)| f / factor).collect(),
             &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
@@ -164,6 +199,59 @@ impl RopeSpec {
                 .collect()
             }
         }
+    }
+}
+
+/// What YaRN multiplies cosines and sines by.
+pub(crate) fn yarn_magnitude(factor: f32, mscale: f32) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * f64::from(mscale) * f64::from(factor).ln() + 1.0 }
+}
+
+impl RopeSpec {
+    /// What cosines and sines are multiplied by.
+    pub fn attention_factor(&self) -> f32 {
+        match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            _ => 1.0,
+        }
+    }
+
+    /// The cosines and sines of a position's angles, one for each of the [`frequencies`](Self::frequencies).
+    pub fn rotation(&self, frequencies: &[f32], position: usize) -> impl Iterator<Item = (f32, f32)> {
+        let factor = self.attention_factor();
+        frequencies.iter().map(move |frequency| {
+            let (sin, cos) = (position as f32 * frequency).sin_cos();
+            (cos * factor, sin * factor)
+        })
+    }
+
+    /// YaRN's frequencies from the plain ones, in transformers' order of operations.
+    fn yarn(&self, base: Vec<f32>) -> Vec<f32> {
+        let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } = self.scaling
+        else {
+            return base;
+        };
+        let dim = (2 * base.len()) as f64;
+        // The dimension that makes so many turns in the original context.
+        let dimension = |turns: f32| {
+            let wavelengths = original_context as f64 / (f64::from(turns) * 2.0 * std::f64::consts::PI);
+            dim * wavelengths.ln() / (2.0 * f64::from(self.theta).ln())
+        };
+        let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        let (low, width) = (low as f32, (high - low) as f32);
+        let blend = |(i, frequency): (usize, f32)| {
+            let kept = 1.0 - ((i as f32 - low) / width).clamp(0.0, 1.0);
+            let divided = 1.0 / (factor * (1.0 / frequency));
+            divided * (1.0 - kept) + frequency * kept
+        };
+        base.into_iter().enumerate().map(blend).collect()
     }
 }
 

@@ -2,9 +2,12 @@
 
 use std::ops::Range;
 
-use ternion_kernels::{DenseRef, TernaryLayout, TernaryRef, WeightsError};
+use std::sync::Arc;
 
-use crate::SharedBytes;
+use ternion_core::Result as CoreResult;
+use ternion_kernels::{DenseRef, GroupedMatrix, TernaryLayout, TernaryRef, WeightsError};
+
+use crate::{SharedBytes, grouped};
 
 /// The element type of a dense tensor, little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -164,6 +167,110 @@ pub enum Weights {
     Ternary(TernaryTensor),
     /// `y = x @ W^T`, shape `[rows, cols]`
     Dense(DenseTensor),
+    /// `y = x @ W^T`, with a scale for each group of a row. Repacked when it was loaded.
+    Grouped(Arc<GroupedMatrix>),
+}
+
+/// An embedding or a head, `[vocab_size, hidden_size]`.
+#[derive(Debug, Clone)]
+pub enum Table {
+    /// Plain weights.
+    Dense(DenseTensor),
+    /// Ternary or binary weights with a scale for each group of a row. Repacked when they were loaded.
+    Grouped(Arc<GroupedMatrix>),
+}
+
+impl Table {
+    /// `[rows, cols]`
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(dense) => [dense.shape[0], dense.shape[1]],
+            Self::Grouped(matrix) => [matrix.rows(), matrix.cols()],
+        }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    /// The plain weights, for a form that holds no others.
+    pub(crate) fn dense(&self) -> CoreResult<&DenseTensor> {
+        match self {
+            Self::Dense(dense) => Ok(dense),
+            Self::Grouped(_) => Err(not_written()),
+        }
+    }
+
+    /// The bytes of plain weights, which may lie in a file.
+    pub fn bytes(&self) -> Option<&SharedBytes> {
+        match self {
+            Self::Dense(dense) => Some(&dense.bytes),
+            Self::Grouped(_) => None,
+        }
+    }
+
+    /// How many bytes it takes.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.bytes.len(),
+            Self::Grouped(matrix) => matrix.bytes(),
+        }
+    }
+
+    /// Whether the weights lie in a mapped file rather than in memory of our own.
+    pub fn is_mapped(&self) -> bool {
+        self.bytes().is_some_and(SharedBytes::is_mapped)
+    }
+
+    /// The element type, for people.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Dense(dense) => dense.dtype.name(),
+            Self::Grouped(matrix) => kind_name(matrix),
+        }
+    }
+
+    /// Row `index` as floats.
+    ///
+    /// # Errors
+    /// [`Io`](ternion_core::ErrorKind::Io) where it cannot be read.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is not as long as one.
+    pub fn row(&self, index: usize, out: &mut [f32]) -> CoreResult<()> {
+        match self {
+            Self::Dense(dense) => dense.dtype.view(&dense.row(index).bytes.loaded()?).row(0, out),
+            Self::Grouped(matrix) => matrix.row(index, out),
+        }
+        Ok(())
+    }
+
+    /// As plain weights, which hold all values exactly: F16 or F32 where they are grouped.
+    pub fn to_dense(&self) -> DenseTensor {
+        match self {
+            Self::Dense(dense) => dense.clone(),
+            Self::Grouped(matrix) => grouped::to_dense(matrix),
+        }
+    }
+
+    /// All elements as single-precision floats.
+    pub fn to_f32(&self) -> Vec<f32> {
+        self.to_dense().to_f32()
+    }
+}
+
+/// An error about a form that has no scales for groups of a row.
+pub(crate) fn not_written() -> ternion_core::Error {
+    ternion_core::Error::unsupported("this form cannot hold weights with a scale for each group of a row")
+}
+
+/// How grouped weights are stored, for people.
+pub(crate) fn kind_name(matrix: &GroupedMatrix) -> &'static str {
+    match matrix.kind() {
+        ternion_kernels::GroupedKind::Ternary => "2-bit",
+        ternion_kernels::GroupedKind::Binary => "1-bit",
+    }
 }
 
 /// A projection without bias: what a decoder sees of a family's weights.
@@ -183,6 +290,7 @@ impl Linear {
         match &self.weights {
             Weights::Ternary(t) => t.rows,
             Weights::Dense(d) => d.shape[0],
+            Weights::Grouped(g) => g.rows(),
         }
     }
 
@@ -191,14 +299,25 @@ impl Linear {
         match &self.weights {
             Weights::Ternary(t) => t.cols,
             Weights::Dense(d) => d.shape[1],
+            Weights::Grouped(g) => g.cols(),
         }
     }
 
-    /// Bytes of the weights as they lie in memory.
-    pub fn bytes(&self) -> &SharedBytes {
+    /// The bytes of the weights, which may lie in a file. `None`: they were repacked when they were loaded.
+    pub fn bytes(&self) -> Option<&SharedBytes> {
         match &self.weights {
-            Weights::Ternary(t) => &t.codes,
-            Weights::Dense(d) => &d.bytes,
+            Weights::Ternary(t) => Some(&t.codes),
+            Weights::Dense(d) => Some(&d.bytes),
+            Weights::Grouped(_) => None,
+        }
+    }
+
+    /// How many bytes the weights take.
+    pub fn size(&self) -> usize {
+        match &self.weights {
+            Weights::Ternary(t) => t.codes.len(),
+            Weights::Dense(d) => d.bytes.len(),
+            Weights::Grouped(g) => g.bytes(),
         }
     }
 }
@@ -223,6 +342,10 @@ pub struct LayerTensors {
     pub k: Linear,
     /// `[kv_heads * head_dim, hidden_size]`
     pub v: Linear,
+    /// On each head of the queries, before they are rotated: `[head_dim]`.
+    pub q_norm: Option<RmsNorm>,
+    /// On each head of the keys, before they are rotated: `[head_dim]`. There with `q_norm` or not at all.
+    pub k_norm: Option<RmsNorm>,
     /// On the concatenated heads, before `o`: `[heads * head_dim]`.
     pub attn_sub_norm: Option<RmsNorm>,
     /// `[hidden_size, heads * head_dim]`
@@ -249,6 +372,8 @@ impl LayerTensors {
     pub fn norms(&self) -> impl Iterator<Item = &RmsNorm> {
         [
             Some(&self.input_norm),
+            self.q_norm.as_ref(),
+            self.k_norm.as_ref(),
             self.attn_sub_norm.as_ref(),
             Some(&self.post_attention_norm),
             self.ffn_sub_norm.as_ref(),

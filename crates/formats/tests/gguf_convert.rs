@@ -11,7 +11,7 @@ use ternion_core::ErrorKind::{InvalidModel, InvalidRequest};
 use ternion_core::{Message, Result};
 use ternion_formats::convert::{Embedding, Options, Target, convert};
 use ternion_formats::synth::{self, Shape};
-use ternion_formats::{Checkpoint, DenseTensor, Weights, gguf};
+use ternion_formats::{Checkpoint, Table, Weights, gguf};
 
 const FIXTURES: [&str; 5] = ["nano-packed", "nano-master", "tiny-packed", "llama-ternary", "1bitllm"];
 const GGUF: [Target; 3] = [Target::GgufI2s, Target::GgufTq1, Target::GgufTq2];
@@ -46,7 +46,7 @@ fn projections(checkpoint: &Checkpoint) -> Vec<(String, Vec<i8>, f32)> {
 fn assert_same(a: &Checkpoint, b: &Checkpoint) {
     assert_eq!(projections(a), projections(b));
     assert_eq!(a.embed.to_f32(), b.embed.to_f32());
-    assert_eq!(a.head.as_ref().map(DenseTensor::to_f32), b.head.as_ref().map(DenseTensor::to_f32));
+    assert_eq!(a.head.as_ref().map(Table::to_f32), b.head.as_ref().map(Table::to_f32));
     assert_eq!(a.final_norm, b.final_norm);
     for (a, b) in a.layers.iter().zip(&b.layers) {
         assert!(a.norms().eq(b.norms()));
@@ -198,7 +198,7 @@ fn a_large_quantised_embedding_is_decoded_whole() {
     gguf::decode(gguf::TensorType::Q8_0, &bytes, &mut expected).unwrap();
     let read = Checkpoint::open(&out).unwrap();
     assert!(read.embed.to_f32() == expected);
-    assert!(!read.embed.bytes.is_mapped() && read.report().owned_bytes > 4 * values.len() as u64);
+    assert!(!read.embed.is_mapped() && read.report().owned_bytes > 4 * values.len() as u64);
 }
 
 #[test]

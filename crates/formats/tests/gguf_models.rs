@@ -105,7 +105,7 @@ fn codes_stay_in_the_mapped_file() {
     let path = folder.path().join("x.gguf");
     std::fs::write(&path, official().bytes()).unwrap();
     let checkpoint = Checkpoint::open(&path).unwrap();
-    assert!(checkpoint.embed.bytes.is_mapped());
+    assert!(checkpoint.embed.is_mapped());
     assert!(
         checkpoint
             .layers

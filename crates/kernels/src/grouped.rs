@@ -19,12 +19,12 @@ use std::ops::Range;
 use half::f16;
 use rayon::prelude::*;
 
-pub use exact::grouped_matmul_f32;
+pub use exact::{grouped_matmul_f32, grouped_matmul_f32_part};
 pub use input::{ActivationType, GroupedInput};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use input::{Tile, shifts};
 pub(crate) use product::Task;
-pub use product::{GroupedProduct, grouped_matmul, grouped_matmul_with};
+pub use product::{GroupedProduct, grouped_matmul, grouped_matmul_part, grouped_matmul_with};
 
 use crate::WeightsError;
 use crate::quantize::Line;
@@ -68,7 +68,7 @@ impl GroupedKind {
 }
 
 /// A matrix `[rows, cols]` of ternary or binary weights with a scale for each `group` columns of a row.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct GroupedMatrix {
     kind: GroupedKind,
     rows: usize,
@@ -80,7 +80,7 @@ pub struct GroupedMatrix {
     scales: Scales,
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 enum Scales {
     F16(Vec<u16>),
     F32(Vec<f32>),

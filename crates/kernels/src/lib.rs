@@ -59,7 +59,7 @@ pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
 pub use float::{add, relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};
 pub use grouped::{
     ActivationType, GroupedInput, GroupedKind, GroupedMatrix, GroupedProduct, grouped_matmul,
-    grouped_matmul_f32, grouped_matmul_with,
+    grouped_matmul_f32, grouped_matmul_f32_part, grouped_matmul_part, grouped_matmul_with,
 };
 pub use isa::Isa;
 pub use leading::leading;
@@ -69,7 +69,7 @@ pub use matmul::{
     matmul_with,
 };
 pub use quantize::Quantized;
-pub use rotary::rotate;
+pub use rotary::{norm_heads, rotate};
 pub use stream::read_through;
 pub use team::{Team, for_each_mut};
 pub use ternary::{MAX_COLS, TernaryLayout, TernaryRef, WeightsError, find_invalid_code, pack, unpack};

@@ -27,7 +27,7 @@ pub struct Quantized {
 
 /// A cache line. A vector that lies across two of them takes two loads, and products of several tokens by the same weights
 /// have hardly less loads than products: without the alignment they take half as long again.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [i8; Line::BYTES]);
 

@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use crate::{Attention, isa::multiversion, team};
+use crate::{Attention, float::norm_token, isa::multiversion, team};
 
 /// Takes apart the products of query, key and value, `[tokens, heads + 2 * kv_heads, head_dim]`, and rotates queries and
 /// keys: dimension `i` with `i + head_dim / 2`, as transformers' `rotate_half`, by the angle whose cosine and sine are
@@ -41,6 +41,28 @@ pub fn rotate(
     });
 }
 
+/// Normalises each head of the queries and keys in products of query, key and value, `[tokens, heads + 2 * kv_heads, head_dim]`:
+/// `weight * (x / sqrt(mean(x^2) + eps))`, with a weight of `head_dim` elements and an epsilon for queries and for keys.
+///
+/// # Panics
+/// As [`rotate`], and if a weight has another length.
+pub fn norm_heads(shape: &Attention, qkv: &mut [f32], q: (&[f32], f32), k: (&[f32], f32)) {
+    let Attention { heads, kv_heads, head_dim, .. } = *shape;
+    let (width, kv_width) = shape.widths();
+    let row = width + 2 * kv_width;
+    assert!(qkv.len().is_multiple_of(row), "shape of the products");
+    assert!(q.0.len() == head_dim && k.0.len() == head_dim, "a weight for each element of a head");
+    let mut tokens: Vec<_> = qkv.chunks_exact_mut(row).collect();
+    team::for_each_mut(&mut tokens, |_, token| {
+        let mut head = vec![0.0; head_dim];
+        for (i, x) in token.chunks_exact_mut(head_dim).take(heads + kv_heads).enumerate() {
+            let (weight, eps) = if i < heads { q } else { k };
+            head.copy_from_slice(x);
+            norm_token(&head, weight, eps, x);
+        }
+    });
+}
+
 multiversion! {
     pub(crate) fn head(from: &[f32], cos: &[f32], sin: &[f32], to: &mut [f32]) = head_body;
 }
@@ -71,6 +93,23 @@ mod tests {
         assert_eq!(q[8..], [16.0, -19.0, 18.0, 17.0, 20.0, -23.0, 22.0, 21.0]);
         assert_eq!(k, [8.0, 9.0, 10.0, 11.0, 24.0, -27.0, 26.0, 25.0]);
         assert_eq!(v, [12.0, 13.0, 14.0, 15.0, 28.0, 29.0, 30.0, 31.0]);
+    }
+
+    #[test]
+    fn heads_are_normalised_one_by_one_and_values_stay() {
+        let shape = Attention { heads: 2, kv_heads: 1, head_dim: 4, past: 0, scale: 1.0 };
+        let mut qkv: Vec<f32> = (0..32).map(|i| (i % 7) as f32 - 2.0).collect();
+        let before = qkv.clone();
+        let (q, k) = ([1.0, 2.0, 3.0, 4.0], [0.5; 4]);
+        norm_heads(&shape, &mut qkv, (&q, 1e-6), (&k, 1e-2));
+        for (i, (found, x)) in qkv.chunks_exact(4).zip(before.chunks_exact(4)).enumerate() {
+            let (weight, eps) = if i % 4 < 2 { (&q, 1e-6) } else { (&k, 1e-2) };
+            let mean = x.iter().map(|x| x * x).sum::<f32>() / 4.0;
+            for n in 0..4 {
+                let expected = if i % 4 == 3 { x[n] } else { weight[n] * x[n] / (mean + eps).sqrt() };
+                assert!((found[n] - expected).abs() < 1e-5, "head {i}: {found:?}");
+            }
+        }
     }
 
     #[test]

@@ -64,7 +64,8 @@ impl Tiny {
             activation: self.activation,
             layers: &self.layers,
             final_norm: &self.final_norm,
-            head: &self.embed,
+            head: Table::Dense(self.embed.clone()),
+            activations: kernels::ActivationType::default(),
         };
         let (model, hook) = parts.load_with(Arc::clone(guard))?;
         let sizes = ContextSizes {
@@ -75,7 +76,7 @@ impl Tiny {
             kv_type: KvType::F32,
             flash_attention: false,
         };
-        LlamaCpp::start(model, Some(hook), Some(self.embed.clone()), 32, sizes)
+        LlamaCpp::start(model, Some(hook), Some(Table::Dense(self.embed.clone())), 32, sizes)
     }
 
     /// One step with each of these tokens in a sequence of its own.

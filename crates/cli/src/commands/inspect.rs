@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use ternion::config::ModelConfig;
 use ternion::engine::kv::KvType;
 use ternion::formats::{Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse, gguf_file};
 use ternion::{ErrorKind, MemoryPlan};
+use ternion_kernels::ActivationType;
 
 use super::{blocking, overview};
 use crate::App;
@@ -41,19 +43,21 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
     let report = checkpoint.report();
     let (tokenizer, of_tokenizer) = tokenizer(&checkpoint);
     let warnings: Vec<String> = checkpoint.warnings.iter().cloned().chain(of_tokenizer).collect();
-    let kv_type = kv_type(selected.model()?);
+    let kv_type = named::<KvType>(selected.model()?, "kv_type");
+    let activations = named::<ActivationType>(selected.model()?, "activations");
     if app.output.json {
         return app.output.object(&as_json(
             &checkpoint,
             &report,
-            kv_type,
+            (kv_type, activations),
             args.tensors,
             &tokenizer,
             &warnings,
             plan.ok().as_ref(),
         ));
     }
-    app.output.line(as_text(&checkpoint, &report, kv_type, args.tensors, &tokenizer).trim_end())?;
+    app.output
+        .line(as_text(&checkpoint, &report, (kv_type, activations), args.tensors, &tokenizer).trim_end())?;
     app.output.line(&match plan {
         Ok(plan) => format!("\n{}", memory_table(&plan)),
         Err(error) => format!("\nmemory       no plan: {error}"),
@@ -64,9 +68,9 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
     Ok(())
 }
 
-/// How keys and values are stored by configuration. What only another engine knows counts as the default.
-fn kv_type(model: &ModelConfig) -> KvType {
-    let named = model.options.get("kv_type").cloned();
+/// An option of the configuration. What only another engine knows counts as the default.
+fn named<T: Default + DeserializeOwned>(model: &ModelConfig, option: &str) -> T {
+    let named = model.options.get(option).cloned();
     named.and_then(|name| serde_json::from_value(name).ok()).unwrap_or_default()
 }
 
@@ -119,7 +123,7 @@ fn groups(report: &Report) -> BTreeMap<(&'static str, &'static str), Group> {
 fn as_text(
     checkpoint: &Checkpoint,
     report: &Report,
-    kv_type: KvType,
+    (kv_type, activations): (KvType, ActivationType),
     all: bool,
     tokenizer: &Value,
 ) -> String {
@@ -150,10 +154,15 @@ fn as_text(
         ),
     );
     row("context", format!("{} tokens", spec.context_length));
-    row("activation", format!("{}{}", spec.activation, if spec.sub_norms { ", with sub-norms" } else { "" }));
+    let norms = match (spec.sub_norms, spec.qk_norm) {
+        (true, _) => ", with sub-norms",
+        (false, true) => ", with norms of the heads of queries and keys",
+        _ => "",
+    };
+    row("activation", format!("{}{norms}", spec.activation));
     row("rope", format!("theta {}{}", spec.rope.theta, rope_scaling(spec)));
     row("head", if checkpoint.head.is_some() { "its own".into() } else { "the embedding".into() });
-    row("ternary", quantization(spec));
+    row("ternary", groups_of(report, activations).unwrap_or_else(|| quantization(spec)));
     row("ends with", format!("{:?}", spec.eos));
     let s = &checkpoint.sampling;
     row(
@@ -248,7 +257,7 @@ fn list(text: &mut String, report: &Report) {
 fn as_json(
     checkpoint: &Checkpoint,
     report: &Report,
-    kv_type: KvType,
+    (kv_type, activations): (KvType, ActivationType),
     all: bool,
     tokenizer: &Value,
     warnings: &[String],
@@ -281,6 +290,8 @@ fn as_json(
         "context_length": spec.context_length,
         "activation": spec.activation.to_string(),
         "sub_norms": spec.sub_norms,
+        "qk_norm": spec.qk_norm,
+        "activations": groups_of(report, activations).map(|_| activations),
         "rms_eps": spec.rms_eps,
         "rope_theta": spec.rope.theta,
         "rope_scaling": rope_scaling(spec).trim_start_matches(", "),
@@ -324,11 +335,31 @@ fn rope_scaling(spec: &ModelSpec) -> String {
     match &spec.rope.scaling {
         RopeScaling::None => String::new(),
         RopeScaling::Linear { factor } => format!(", linear scaling by {factor}"),
+        RopeScaling::Dynamic { factor } => {
+            format!(", dynamic scaling by {factor}, which changes nothing up to the context")
+        }
+        RopeScaling::Yarn { factor, original_context, .. } => {
+            format!(", YaRN by {factor} from {original_context} positions")
+        }
         RopeScaling::Factors(_) => ", each frequency divided by a factor of its own".into(),
         RopeScaling::Llama3 { factor, original_context, .. } => {
             format!(", Llama 3 scaling by {factor} from {original_context} positions")
         }
     }
+}
+
+/// What is said of weights with a scale for each group of a row, where there are any.
+fn groups_of(report: &Report, activations: ActivationType) -> Option<String> {
+    let mut widths: Vec<usize> = report.tensors.iter().filter_map(|tensor| tensor.group).collect();
+    widths.sort_unstable();
+    widths.dedup();
+    let widths: Vec<String> = widths.iter().map(usize::to_string).collect();
+    let how = match activations {
+        ActivationType::F32 => "inputs stay floats",
+        ActivationType::Int8 => "inputs are rounded to int8, with a scale for each quarter of a group",
+        _ => "inputs are rounded to sums of two int8 values (int8x2)",
+    };
+    (!widths.is_empty()).then(|| format!("a scale for each {} weights of a row; {how}", widths.join(" or ")))
 }
 
 fn quantization(spec: &ModelSpec) -> String {

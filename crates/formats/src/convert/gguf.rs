@@ -12,6 +12,7 @@ use crate::checkpoint::Progress;
 use crate::gguf::rows::{Heads, codes_of};
 use crate::gguf::ternary::{encode_i2s, encode_tq};
 use crate::gguf::{self, I2S_TRAILER, TensorType, Writer, keys};
+use crate::tensors::not_written as no_groups;
 use crate::{Checkpoint, DenseTensor, DenseType, LayerTensors, Linear, RopeScaling, TernaryTensor, Weights};
 
 /// A tensor and where its data comes from.
@@ -39,7 +40,7 @@ impl<'a> Plan<'a> {
     pub(super) fn new(checkpoint: &'a Checkpoint, ternary: TensorType, options: &Options) -> Result<Self> {
         let mut plan = Self { writer: metadata::metadata(checkpoint, ternary)?, tensors: Vec::new() };
         let embedding = options.embedding.map(super::Embedding::kind);
-        plan.matrix(keys::EMBED, &checkpoint.embed, embedding, checkpoint)?;
+        plan.matrix(keys::EMBED, checkpoint.embed.dense()?, embedding, checkpoint)?;
         if let RopeScaling::Factors(_) | RopeScaling::Llama3 { .. } = checkpoint.spec.rope.scaling {
             plan.floats(keys::ROPE_FACTORS.to_owned(), rope_factors(checkpoint))?;
         }
@@ -48,7 +49,7 @@ impl<'a> Plan<'a> {
         }
         plan.floats(keys::FINAL_NORM.to_owned(), checkpoint.final_norm.weight.clone())?;
         if let Some(head) = &checkpoint.head {
-            plan.matrix(keys::HEAD, head, embedding, checkpoint)?;
+            plan.matrix(keys::HEAD, head.dense()?, embedding, checkpoint)?;
         }
         Ok(plan)
     }
@@ -126,6 +127,7 @@ impl<'a> Plan<'a> {
             Weights::Dense(tensor) => {
                 self.add(name, type_of(tensor.dtype), &dims, Content::Dense(tensor, heads))
             }
+            Weights::Grouped(_) => Err(no_groups().with("tensor", &linear.name)),
             Weights::Ternary(tensor) => {
                 self.add(name, ternary, &dims, Content::Ternary(tensor, heads))?;
                 if ternary == TensorType::I2S {

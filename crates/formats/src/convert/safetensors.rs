@@ -12,6 +12,7 @@ use super::{Options, PIECE, not_written};
 use crate::checkpoint::Progress;
 use crate::gguf::rows::{codes_of, pack_quarters};
 use crate::gguf::{self, TensorType};
+use crate::tensors::not_written as no_groups;
 use crate::{
     Activation, Checkpoint, DenseTensor, DenseType, Family, Linear, ModelSpec, RmsNorm, RopeScaling,
     TernaryTensor, Weights,
@@ -76,7 +77,7 @@ fn plan<'a>(checkpoint: &'a Checkpoint, options: &Options) -> Result<Vec<Planned
         }
     };
     let mut plan = Plan(Vec::new());
-    plan.dense("model.embed_tokens.weight".into(), &checkpoint.embed, dtype);
+    plan.dense("model.embed_tokens.weight".into(), checkpoint.embed.dense()?, dtype);
     for (index, layer) in checkpoint.layers.iter().enumerate() {
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         plan.norm(name("input_layernorm"), Some(&layer.input_norm));
@@ -89,7 +90,7 @@ fn plan<'a>(checkpoint: &'a Checkpoint, options: &Options) -> Result<Vec<Planned
     }
     plan.norm("model.norm.weight".into(), Some(&checkpoint.final_norm));
     if let Some(head) = &checkpoint.head {
-        plan.dense("lm_head.weight".into(), head, dtype);
+        plan.dense("lm_head.weight".into(), head.dense()?, dtype);
     }
     Ok(plan.0)
 }
@@ -126,6 +127,7 @@ impl<'a> Plan<'a> {
         self.norm(format!("{}.rms_norm.weight", linear.name), linear.input_norm.as_ref());
         match &linear.weights {
             Weights::Dense(tensor) => self.dense(name, tensor, None),
+            Weights::Grouped(_) => return Err(no_groups().with("tensor", name)),
             Weights::Ternary(tensor) => {
                 if !tensor.rows.is_multiple_of(4) {
                     let message =
@@ -221,6 +223,7 @@ fn config(checkpoint: &Checkpoint) -> Result<Value> {
         Family::BitNet => ("bitnet", "BitNetForCausalLM"),
         Family::OneBitLlm => ("llama", "BitnetForCausalLM"),
         Family::Llama => ("llama", "LlamaForCausalLM"),
+        Family::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
     };
     let mut config = json!({
         "architectures": [class],
@@ -249,7 +252,7 @@ fn config(checkpoint: &Checkpoint) -> Result<Value> {
     }
     let linears = || checkpoint.layers.iter().flat_map(crate::LayerTensors::linears);
     // A BitNet needs it even if all of its projections are dense: without it they would be read as masters.
-    if spec.family != Family::Llama || linears().any(|linear| matches!(linear.weights, Weights::Ternary(_))) {
+    if spec.family.is_bitnet() || linears().any(|linear| matches!(linear.weights, Weights::Ternary(_))) {
         let dense: Vec<&str> = linears()
             .filter(|linear| matches!(linear.weights, Weights::Dense(_)))
             .map(|linear| linear.name.as_str())
@@ -280,6 +283,18 @@ fn rope_scaling(spec: &ModelSpec) -> Result<Value> {
             "high_freq_factor": shortest(*high_freq_factor),
             "original_max_position_embeddings": original_context
         }),
+        RopeScaling::Dynamic { factor } => json!({"rope_type": "dynamic", "factor": shortest(*factor)}),
+        &RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, attention_factor } => {
+            json!({
+                "rope_type": "yarn",
+                "factor": shortest(factor),
+                "original_max_position_embeddings": original_context,
+                "beta_fast": shortest(beta_fast),
+                "beta_slow": shortest(beta_slow),
+                "truncate": truncate,
+                "attention_factor": shortest(attention_factor)
+            })
+        }
         RopeScaling::Factors(_) => {
             return Err(Error::unsupported(
                 "config.json cannot describe rotary frequencies with factors of their own; supported: GGUF",

@@ -33,7 +33,6 @@ pub(super) enum Size {
 }
 
 const BITNET: &str = "bitnet.cpp";
-const PRISM: &str = "PrismML's fork of llama.cpp";
 const ANGEL: &str = "Tencent's fork of llama.cpp (AngelSlim)";
 const IK: &str = "ik_llama.cpp";
 const OLD: &str = "llama.cpp before 2025";
@@ -55,7 +54,6 @@ const TYPES: &[(u32, &str, &str, Size)] = &[
     (38, "TL1", BITNET, Size::Trailed(4, 1, 32)),
     (38, "TL1", BITNET, Size::Bits(190, 230)),
     (39, "TL2", BITNET, Size::Bits(160, 190)),
-    (42, "Q2_0 (groups of 128)", PRISM, Size::Blocks(128, 34)),
     (42, "STQ1_0", ANGEL, Size::Blocks(256, 42)),
     (43, "STQ1_0", ANGEL, Size::Blocks(256, 42)),
     (133, "Q6_0", IK, Size::Unknown),
@@ -66,9 +64,7 @@ const TYPES: &[(u32, &str, &str, Size)] = &[
     (139, "IQ4_K", IK, Size::Unknown),
     (140, "IQ5_K", IK, Size::Unknown),
     (141, "IQ6_K", IK, Size::Unknown),
-    (142, "PQ2_0", PRISM, Size::Blocks(128, 34)),
     (142, "IQ2_TN", IK, Size::Unknown),
-    (143, "PTQ1_0", PRISM, Size::Blocks(128, 28)),
     (143, "IQ1_TN", IK, Size::Unknown),
     (144, "IQ4_KS", IK, Size::Unknown),
     (145, "IQ2_KS", IK, Size::Unknown),
@@ -106,7 +102,7 @@ impl Foreign {
         let Self { name, program, .. } = self;
         Error::unsupported(format!(
             "the element type is {name}, which {program} writes and runs; Ternion and llama.cpp do not; supported: I2_S, \
-             TQ1_0, TQ2_0 and safetensors of the same model"
+             TQ1_0, TQ2_0, Q2_0, PQ2_0, PTQ1_0, Q1_0 and safetensors of the same model"
         ))
     }
 }

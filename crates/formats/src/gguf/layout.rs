@@ -135,6 +135,9 @@ fn foreign_type(
     let last = entries.len() - 1;
     let decide = || members.iter().filter(|&&i| i != last || members.len() == 1);
     let fits = |size: Size| decide().all(|&i| size.fits(&entries[i].dims, rooms[i], alignment));
+    if id == TensorType::Q2_0G128.id() && fits(Size::Blocks(128, 34)) {
+        return Some(TensorType::Q2_0G128);
+    }
     match Foreign::candidates(id).find(|(_, size)| fits(*size)) {
         Some((foreign, _)) => Some(TensorType::Foreign(foreign)),
         None if TensorType::from_id(id).is_none() => Some(TensorType::Foreign(Foreign::unknown(id))),
@@ -170,15 +173,15 @@ mod tests {
             (39, (252 / 3 * 5 + 4 * 2) * 128 / 8 + 32, "TL2 of bitnet.cpp"),
             (39, elements / 32 * 17, "MXFP4"),
             (42, elements / 64 * 18, "Q2_0"),
-            (42, elements / 128 * 34, "Q2_0 (groups of 128) of PrismML's fork of llama.cpp"),
+            (42, elements / 128 * 34, "Q2_0 (groups of 128)"),
             (42, elements / 256 * 42, "STQ1_0 of Tencent's fork of llama.cpp (AngelSlim)"),
             (43, elements / 256 * 42, "STQ1_0 of Tencent's fork of llama.cpp (AngelSlim)"),
             (36, elements / 4 + 32, "I2_S"),
             (36, elements / 32 * 18, "IQ4_NL_4_4 of llama.cpp before 2025"),
             (35, elements / 256 * 66, "TQ2_0"),
             (35, elements / 64 * 16, "IQ2_BN of ik_llama.cpp"),
-            (142, elements / 128 * 34, "PQ2_0 of PrismML's fork of llama.cpp"),
-            (143, elements / 128 * 28, "PTQ1_0 of PrismML's fork of llama.cpp"),
+            (142, elements / 128 * 34, "PQ2_0"),
+            (143, elements / 128 * 28, "PTQ1_0"),
             (135, elements / 4 + 4 * 128, "IQ2_BN of ik_llama.cpp"),
             (31, elements / 32 * 18, "Q4_0_4_4 of llama.cpp before 2025"),
             (77, 999, "unknown type 77"),

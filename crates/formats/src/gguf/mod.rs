@@ -9,6 +9,7 @@
 mod dense;
 mod file;
 mod foreign;
+pub(crate) mod grouped;
 pub(crate) mod keys;
 mod kquants;
 mod layout;

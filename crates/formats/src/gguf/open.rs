@@ -7,18 +7,21 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use ternion_core::{Error, Result};
+use ternion_kernels::GroupedMatrix;
 
 use super::projections::ordered;
 use super::rows::Heads;
-use super::{File, TensorInfo, TensorType, dense, keys, spec, support};
+use super::{File, TensorInfo, TensorType, dense, grouped, keys, spec, support};
 use crate::checkpoint::{Means, Progress};
+use crate::grouped::{Wrong, of_floats};
 use crate::notes::Notes;
 use crate::{
     Checkpoint, CheckpointOptions, DenseTensor, DenseType, LayerTensors, Linear, ModelSpec, RmsNorm,
-    RopeScaling, SharedBytes, generation, layers,
+    RopeScaling, SharedBytes, Table, generation, layers,
 };
 
 const GENERATION: &str = "generation_config.json";
@@ -60,21 +63,21 @@ fn read(file: &File, notes: &mut Notes, means: Means, progress: &mut Progress<'_
     };
 
     let mut reader = Reader::new(file, &spec, notes, means, progress);
-    let embed = reader.dense(keys::EMBED, &[spec.vocab_size, spec.hidden_size], None)?;
+    let embed = reader.table(keys::EMBED)?;
     let head = reader.head(&embed)?;
     let rope_factors = reader.rope_factors()?;
     let layers = (0..spec.layers).map(|i| reader.layer(i)).collect::<Result<Vec<_>>>()?;
     let final_norm = reader.norm(keys::FINAL_NORM, spec.hidden_size)?;
-    let Found { ternary, floats, keep_dense } = reader.finish()?;
+    let Found { ternary, grouped, floats, keep_dense } = reader.finish()?;
 
     spec.tied = head.is_none();
     if let Some(factors) = rope_factors {
         spec.rope.scaling = RopeScaling::Factors(factors);
     }
-    let format = match (ternary, floats) {
+    let format = match (ternary.or(grouped), floats) {
         (Some(kind), _) => format!("GGUF ({kind})"),
         (None, Some(kind)) => format!("GGUF ({kind}, quantised at load)"),
-        (None, None) => format!("GGUF (dense {})", embed.dtype.name()),
+        (None, None) => format!("GGUF (dense {})", embed.type_name()),
     };
     match spec.quantization.as_mut().filter(|_| ternary.or(floats).is_some()) {
         Some(quantization) => {
@@ -108,6 +111,8 @@ fn read(file: &File, notes: &mut Notes, means: Means, progress: &mut Progress<'_
 pub(super) struct Found {
     /// The type of the ternary tensors.
     pub(super) ternary: Option<TensorType>,
+    /// The type of tensors with a scale for each group.
+    pub(super) grouped: Option<TensorType>,
     /// The type of float tensors that were packed.
     pub(super) floats: Option<TensorType>,
     /// The modules that stay dense.
@@ -232,6 +237,12 @@ impl<'a> Reader<'a> {
         Ok(RmsNorm { weight: self.values(name, &[width])?, eps: self.spec.rms_eps })
     }
 
+    /// The norm of each head of queries or keys.
+    fn head_norm(&mut self, name: &str) -> Result<Option<RmsNorm>> {
+        let (is_there, width) = (self.spec.qk_norm, self.spec.head_dim);
+        is_there.then(|| self.norm(name, width)).transpose()
+    }
+
     fn sub_norm(&mut self, name: &str, width: usize) -> Result<Option<RmsNorm>> {
         if !self.spec.sub_norms {
             return Ok(None);
@@ -242,13 +253,63 @@ impl<'a> Reader<'a> {
         self.norm(name, width).map(Some)
     }
 
+    /// An embedding or a head.
+    fn table(&mut self, name: &str) -> Result<Table> {
+        let shape = [self.spec.vocab_size, self.spec.hidden_size];
+        let kind = self.left.get(name).map(|tensor| tensor.kind);
+        if kind.is_some_and(|kind| kind.is_grouped() || matches!(kind, TensorType::Tq1_0 | TensorType::Tq2_0))
+        {
+            return self.grouped(name, shape, None).map(Table::Grouped);
+        }
+        let dense = self.dense(name, &shape, None)?;
+        Ok(self.grouped_floats(name, &dense)?.map_or(Table::Dense(dense), Table::Grouped))
+    }
+
+    /// A matrix with a scale for each group.
+    pub(super) fn grouped(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        heads: Option<Heads>,
+    ) -> Result<Arc<GroupedMatrix>> {
+        let (tensor, bytes) = self.take(name, &shape)?;
+        let kind = tensor.kind;
+        self.own(name, bytes.len())?;
+        let in_file = |row| heads.map_or(row, |heads| heads.in_file(row));
+        let matrix = grouped::matrix(kind, &bytes, shape, in_file);
+        let matrix =
+            matrix.map_err(|Wrong(e)| e.with("tensor", name).with("file", self.file.path().display()))?;
+        self.found.grouped.get_or_insert(kind);
+        Ok(Arc::new(matrix))
+    }
+
+    /// The matrix that floats exactly are, where the family is not ternary by definition.
+    pub(super) fn grouped_floats(
+        &mut self,
+        name: &str,
+        dense: &DenseTensor,
+    ) -> Result<Option<Arc<GroupedMatrix>>> {
+        if self.spec.family.is_bitnet() || self.spec.sub_norms {
+            return Ok(None);
+        }
+        let in_tensor = |Wrong(e): Wrong| e.with("tensor", name).with("file", self.file.path().display());
+        let Some(matrix) = of_floats(dense).map_err(in_tensor)? else { return Ok(None) };
+        self.own(name, matrix.bytes())?;
+        self.notes.assume(format!(
+            "weights stored as floats are exactly ternary or binary, with one scale for {} of a row; they are packed and \
+             computed as such",
+            matrix.group()
+        ));
+        Ok(Some(Arc::new(matrix)))
+    }
+
     /// The head, unless it is a copy of the embedding.
-    fn head(&mut self, embed: &DenseTensor) -> Result<Option<DenseTensor>> {
+    fn head(&mut self, embed: &Table) -> Result<Option<Table>> {
         if !self.left.contains_key(keys::HEAD) {
             return Ok(None);
         }
-        let head = self.dense(keys::HEAD, &[self.spec.vocab_size, self.spec.hidden_size], None)?;
-        let copy = head.dtype == embed.dtype && head.bytes.same_as(&embed.bytes)?;
+        let head = self.table(keys::HEAD)?;
+        let copy = layers::same_table(&head, embed)?;
         Ok((!copy).then_some(head))
     }
 
@@ -290,6 +351,8 @@ impl<'a> Reader<'a> {
             q,
             k,
             v,
+            q_norm: self.head_norm(&name("attn_q_norm"))?,
+            k_norm: self.head_norm(&name("attn_k_norm"))?,
             attn_sub_norm: self.sub_norm(&name("attn_sub_norm"), q_width)?,
             o,
             post_attention_norm: self.norm(&name("ffn_norm"), hidden)?,

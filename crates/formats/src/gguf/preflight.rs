@@ -192,6 +192,9 @@ fn types(file: &File) -> Result<()> {
         // Of ggml's types these are no weights: intermediate forms, and integers.
         let error = match tensor.kind {
             TensorType::Foreign(foreign) => foreign.error(),
+            kind if kind.is_of_forks() => Error::unsupported(format!(
+                "the element type is {kind}, which llama.cpp does not have; the backend `candle` computes with it"
+            )),
             kind @ (TensorType::I2S
             | TensorType::Q8_1
             | TensorType::Q8K

@@ -1,22 +1,34 @@
 //! The projections of a GGUF file: ternary tensors in any of their types, and floats.
 
 use rayon::prelude::*;
-use ternion_core::Result;
+use ternion_core::{ErrorKind, Result};
 use ternion_kernels::{MAX_COLS, TernaryLayout};
 
 use super::open::Reader;
 use super::rows::{Heads, pack_i2s, pack_quarters};
 use super::ternary::{decode_i2s_as, decode_tq, shared_scale};
 use super::{I2S_GROUP, TensorType};
-use crate::{DenseTensor, Family, I2sLayout, Linear, SharedBytes, TernaryTensor, Weights, layers};
+use crate::{DenseTensor, I2sLayout, Linear, SharedBytes, TernaryTensor, Weights, layers};
 
 impl Reader<'_> {
     pub(super) fn linear(&mut self, part: &str, module: String, shape: [usize; 2]) -> Result<Linear> {
         let name = format!("{part}.weight");
         let rotated = part.ends_with(".attn_q") || part.ends_with(".attn_k");
         let heads = (self.spec.architecture == "llama" && rotated).then_some(Heads(self.spec.head_dim));
-        let is_ternary = self.left.get(name.as_str()).is_some_and(|t| t.kind.is_ternary());
-        let weights = if is_ternary {
+        let kind = self.left.get(name.as_str()).map(|tensor| tensor.kind);
+        let is_ternary = kind.is_some_and(TensorType::is_ternary);
+        let weights = if kind.is_some_and(TensorType::is_grouped) {
+            Weights::Grouped(self.grouped(&name, shape, heads)?)
+        } else if is_ternary && self.has_block_scales(&name)? {
+            let part_scale = format!("{part}.scale");
+            if self.left.contains_key(part_scale.as_str()) {
+                return Err(self.error(
+                    &part_scale,
+                    "the tensor has scales of its own for each block, expected none beside it",
+                ));
+            }
+            Weights::Grouped(self.grouped(&name, shape, heads)?)
+        } else if is_ternary {
             Weights::Ternary(self.ternary(&name, part, shape, heads)?)
         } else {
             self.floats(&name, &module, shape, heads)?
@@ -36,8 +48,11 @@ impl Reader<'_> {
         let kind = self.left.get(name).map(|tensor| tensor.kind);
         let dense = self.dense(name, &shape, heads)?;
         let [rows, cols] = shape;
-        let is_bitnet = self.spec.architecture != "llama" || self.spec.family != Family::Llama;
+        let is_bitnet = self.spec.architecture.starts_with("bitnet") || self.spec.family.is_bitnet();
         let Some(kind) = kind.filter(|_| is_bitnet) else {
+            if let Some(matrix) = self.grouped_floats(name, &dense)? {
+                return Ok(Weights::Grouped(matrix));
+            }
             self.found.keep_dense.push(module.to_owned());
             return Ok(Weights::Dense(dense));
         };
@@ -80,6 +95,15 @@ impl Reader<'_> {
             cols,
             scale: self.scale(name, name.strip_suffix(".weight").unwrap_or(name), scale)?,
         }))
+    }
+
+    /// Whether a TQ1_0 or TQ2_0 tensor has several scales.
+    fn has_block_scales(&self, name: &str) -> Result<bool> {
+        let Some(tensor) = self.left.get(name).filter(|tensor| tensor.kind != TensorType::I2S) else {
+            return Ok(false);
+        };
+        let bytes = self.file.data(tensor).loaded()?;
+        Ok(shared_scale(tensor.kind, &bytes).is_err_and(|e| e.kind() == ErrorKind::Unsupported))
     }
 
     fn check_ternary(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<()> {

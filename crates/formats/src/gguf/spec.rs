@@ -20,10 +20,19 @@ const MAX_CONTEXT: u64 = 1 << 28;
 pub(super) fn read(file: &File, notes: &mut Notes) -> Result<ModelSpec> {
     let architecture = file.architecture()?.to_owned();
     let keys = Keys::new(&architecture);
+    refuse_rotated(file)?;
     let is_bitnet = match architecture.as_str() {
-        "llama" => false,
+        "llama" | "qwen3" => false,
         "bitnet-b1.58" | "bitnet-25" | "bitnet" => true,
-        _ => return Err(file.unsupported(keys::ARCHITECTURE, "bitnet-b1.58, bitnet-25, bitnet, llama")),
+        other => {
+            let known = "bitnet-b1.58, bitnet-25, bitnet, llama, qwen3";
+            let known = if HYBRIDS.contains(&other) {
+                format!("{known}; a hybrid needs gated DeltaNet layers with a recurrent state")
+            } else {
+                known.to_owned()
+            };
+            return Err(file.unsupported(keys::ARCHITECTURE, &known));
+        }
     };
     let size = |key: &str, max: u64| file.required_integer(&keys.of(key), 1..=max).map(|n| n as usize);
     let hidden_size = size("embedding_length", MAX_WIDTH)?;
@@ -53,6 +62,7 @@ pub(super) fn read(file: &File, notes: &mut Notes) -> Result<ModelSpec> {
     let activation = activation(file, &keys, is_bitnet || sub_norms, &facts, notes)?;
     Ok(ModelSpec {
         family: match activation {
+            _ if architecture == "qwen3" => Family::Qwen3,
             _ if !sub_norms => Family::Llama,
             Activation::Relu2 => Family::BitNet,
             Activation::Silu => Family::OneBitLlm,
@@ -68,8 +78,9 @@ pub(super) fn read(file: &File, notes: &mut Notes) -> Result<ModelSpec> {
         rms_eps: file.number(&keys.of("attention.layer_norm_rms_epsilon"), 0.0..=1.0)?.ok_or_else(|| {
             file.invalid(&keys.of("attention.layer_norm_rms_epsilon"), "a float from 0.0 to 1.0")
         })?,
-        rope: rope(file, &keys, &facts, activation, notes)?,
+        rope: rope(file, &keys, &facts, activation, context_length, notes)?,
         activation,
+        qk_norm: architecture == "qwen3",
         sub_norms,
         tied: file.tensor(keys::HEAD).is_none(),
         bos: SpecialIds::read(file, vocab_size)?.bos,
@@ -82,6 +93,22 @@ pub(super) fn read(file: &File, notes: &mut Notes) -> Result<ModelSpec> {
         }),
         architecture,
     })
+}
+
+/// Architectures with a recurrent state beside attention.
+const HYBRIDS: [&str; 3] = ["qwen35", "qwen35moe", "qwen3next"];
+
+/// Keys of PrismML say how weights are transformed; without the same transformation of their inputs the model writes fluent
+/// nonsense.
+fn refuse_rotated(file: &File) -> Result<()> {
+    match file.metadata().find(|(key, _)| key.starts_with("prism.")) {
+        None => Ok(()),
+        Some((key, _)) => Err(Error::unsupported(format!(
+            "`{key}` says that the weights are transformed (`prism.hadamard.*`: rotated by Hadamard matrices), which needs the \
+             same transformation of their inputs; supported: files without `prism.` keys"
+        ))
+        .with("file", file.path().display())),
+    }
 }
 
 /// The activation, which llama.cpp's converters do not write.
@@ -175,6 +202,7 @@ fn rope(
     keys: &Keys,
     facts: &Facts,
     activation: Activation,
+    context_length: usize,
     notes: &mut Notes,
 ) -> Result<RopeSpec> {
     let theta = match notes.options.rope_theta.or(facts.rope_theta) {
@@ -191,17 +219,44 @@ fn rope(
     let key = keys.of("rope.scaling.type");
     let scaling = match file.string(&key)? {
         Some("none") => RopeScaling::None,
+        Some("yarn") => return Ok(RopeSpec { theta, scaling: yarn(file, keys, factor, context_length)? }),
         None | Some("linear") if factor == 1.0 => RopeScaling::None,
         None | Some("linear") => RopeScaling::Linear { factor },
-        Some(_) => return Err(file.unsupported(&key, "none, linear")),
+        Some(_) => return Err(file.unsupported(&key, "none, linear, yarn")),
     };
     Ok(RopeSpec { theta, scaling })
+}
+
+/// YaRN with the keys and defaults of llama.cpp.
+fn yarn(file: &File, keys: &Keys, factor: f32, context_length: usize) -> Result<RopeScaling> {
+    let number = |key: &str| file.number(&keys.of(&format!("rope.scaling.{key}")), 0.0..=1e6);
+    let original = keys.of("rope.scaling.original_context_length");
+    let original = file.integer(&original, 1..=MAX_CONTEXT)?.map_or(context_length, |n| n as usize);
+    for (key, plain) in [("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)] {
+        if number(key)?.is_some_and(|x| x != plain) {
+            let key = keys.of(&format!("rope.scaling.{key}"));
+            return Err(file.unsupported(&key, &plain.to_string()));
+        }
+    }
+    let stated = match number("yarn_attn_factor")? {
+        Some(factor) => Some(factor),
+        None => number("attn_factor")?,
+    };
+    let attention_factor = crate::spec::yarn_magnitude(factor, 1.0) as f32 * stated.unwrap_or(1.0);
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_context: original,
+        beta_fast: number("yarn_beta_fast")?.unwrap_or(32.0),
+        beta_slow: number("yarn_beta_slow")?.unwrap_or(1.0),
+        truncate: true,
+        attention_factor,
+    })
 }
 
 /// The rotary base of a file that does not state it. Converters leave it out where the model's `config.json` does, which
 /// then means transformers' default: 500000 for BitNet, 10000 for Llama and so for llama.cpp.
 fn default_theta(keys: &Keys, facts: &Facts, activation: Activation, notes: &mut Notes) -> f32 {
-    let is_2b4t = keys.architecture() != "llama" && activation == Activation::Relu2;
+    let is_2b4t = keys.architecture().starts_with("bitnet") && activation == Activation::Relu2;
     let theta = if is_2b4t { 500_000.0 } else { 10_000.0 };
     let key = keys.of("rope.freq_base");
     if is_2b4t {

@@ -10,7 +10,8 @@ use super::{File, TensorType, keys, preflight};
 fn is_ours_alone(file: &File) -> bool {
     // llama.cpp's graph of the architecture computes SiLU, whatever the model needs.
     let is_bitnet = file.architecture().is_ok_and(|name| name.starts_with("bitnet"));
-    is_bitnet || file.tensors().iter().any(|tensor| tensor.kind == TensorType::I2S)
+    let is_ours = |kind: TensorType| kind == TensorType::I2S || kind.is_of_forks();
+    is_bitnet || file.tensors().iter().any(|tensor| is_ours(tensor.kind))
 }
 
 /// Who reads a file for the backend `llama-cpp`.
@@ -31,8 +32,9 @@ impl Reader {
         if is_ours_alone(file) {
             return Self::Checkpoint;
         }
-        let is_ternary = file.tensors().iter().any(|tensor| tensor.kind.is_ternary());
-        let is_known = file.string(keys::ARCHITECTURE).ok().flatten() == Some("llama");
+        let is_ternary = file.tensors().iter().any(|t| t.kind.is_ternary() || t.kind.is_grouped());
+        let architecture = file.string(keys::ARCHITECTURE).ok().flatten();
+        let is_known = matches!(architecture, Some("llama" | "qwen3"));
         if is_ternary && is_known { Self::CheckpointOrLlamaCpp } else { Self::LlamaCpp }
     }
 }

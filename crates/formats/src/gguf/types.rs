@@ -1,7 +1,7 @@
 //! The element types of GGUF tensors: their ids, and how many bytes a tensor of them takes.
 //!
 //! The ids and sizes are ggml's (`ggml.h`, `ggml-common.h`), except for [`TensorType::I2S`], which bitnet.cpp added under an
-//! id that ggml had given up.
+//! id that ggml had given up, and for those of PrismML's fork of llama.cpp (PQ2_0, PTQ1_0, Q2_0 in groups of 128).
 
 use std::fmt;
 
@@ -26,12 +26,14 @@ macro_rules! tensor_types {
         #[allow(missing_docs, reason = "the names are ggml's")]
         pub enum TensorType {
             $($name,)*
+            /// Q2_0 as PrismML's fork of llama.cpp first had it: the same id, groups of 128.
+            Q2_0G128,
             /// A type of another program. Its size is not known, and nothing here computes with it.
             Foreign(Foreign),
         }
 
         impl TensorType {
-            /// All types that are known, without the foreign ones.
+            /// All types that have an id of their own.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
             /// The type that llama.cpp, or bitnet.cpp for I2_S, has under this id. Forks use some of the ids for
@@ -47,6 +49,7 @@ macro_rules! tensor_types {
             pub fn id(self) -> u32 {
                 match self {
                     $(Self::$name => $id,)*
+                    Self::Q2_0G128 => Self::Q2_0.id(),
                     Self::Foreign(foreign) => foreign.id,
                 }
             }
@@ -55,6 +58,7 @@ macro_rules! tensor_types {
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => $text,)*
+                    Self::Q2_0G128 => "Q2_0 (groups of 128)",
                     Self::Foreign(foreign) => foreign.name,
                 }
             }
@@ -63,6 +67,7 @@ macro_rules! tensor_types {
             pub fn block_len(self) -> usize {
                 match self {
                     $(Self::$name => $block,)*
+                    Self::Q2_0G128 => 128,
                     Self::Foreign(_) => 1,
                 }
             }
@@ -71,6 +76,7 @@ macro_rules! tensor_types {
             pub fn block_bytes(self) -> usize {
                 match self {
                     $(Self::$name => $bytes,)*
+                    Self::Q2_0G128 => 34,
                     Self::Foreign(_) => 0,
                 }
             }
@@ -115,12 +121,24 @@ tensor_types! {
     Nvfp4 = 40, "NVFP4", 64, 36;
     Q1_0 = 41, "Q1_0", 128, 18;
     Q2_0 = 42, "Q2_0", 64, 18;
+    Pq2_0 = 142, "PQ2_0", 128, 34;
+    Ptq1_0 = 143, "PTQ1_0", 128, 28;
 }
 
 impl TensorType {
-    /// Whether an element is one of three values.
+    /// Whether an element is one of three values, with one scale for the tensor (or, in TQ1_0 and TQ2_0, for each block).
     pub fn is_ternary(self) -> bool {
         matches!(self, Self::I2S | Self::Tq1_0 | Self::Tq2_0)
+    }
+
+    /// Whether an element is one of three or two values, with a scale for each group of a row.
+    pub fn is_grouped(self) -> bool {
+        matches!(self, Self::Q2_0 | Self::Q2_0G128 | Self::Pq2_0 | Self::Ptq1_0 | Self::Q1_0)
+    }
+
+    /// Whether llama.cpp has no such type, but Ternion computes with it.
+    pub(crate) fn is_of_forks(self) -> bool {
+        matches!(self, Self::Q2_0G128 | Self::Pq2_0 | Self::Ptq1_0)
     }
 
     /// Bytes that a row of `len` elements takes; `None` where that is no whole number of blocks, or not known.

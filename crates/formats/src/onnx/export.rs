@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ternion_core::Result;
+use ternion_core::{Error, Result};
 
 use super::graph::Builder;
 use super::{fast, portable};
@@ -63,16 +63,22 @@ pub(crate) fn write(
     options: &Options,
     progress: &mut Progress<'_>,
 ) -> Result<()> {
+    if checkpoint.spec.qk_norm {
+        return Err(Error::unsupported(format!(
+            "models of the family {} are not written as ONNX; supported: BitNet, Llama",
+            checkpoint.spec.family
+        )));
+    }
     let weights: usize =
-        checkpoint.layers.iter().flat_map(crate::LayerTensors::linears).map(|l| l.bytes().len()).sum();
+        checkpoint.layers.iter().flat_map(crate::LayerTensors::linears).map(crate::Linear::size).sum();
     let head = checkpoint.head_or_embed();
     let total = weights
         + match (options.variant, options.head) {
             (Variant::Fast, _) => {
-                checkpoint.embed.bytes.len() + checkpoint.head.as_ref().map_or(0, |h| h.bytes.len())
+                checkpoint.embed.size() + checkpoint.head.as_ref().map_or(0, crate::Table::size)
             }
-            (Variant::Portable, Head::Bits8) => checkpoint.embed.bytes.len() + head.elements() * 9 / 8,
-            (Variant::Portable, Head::Full) => checkpoint.embed.bytes.len() + head.elements() * 4,
+            (Variant::Portable, Head::Bits8) => checkpoint.embed.size() + head.elements() * 9 / 8,
+            (Variant::Portable, Head::Full) => checkpoint.embed.size() + head.elements() * 4,
         };
     // The estimate leaves padding and small tensors out; nobody should see more than all.
     let mut report = |written: u64| progress(written.min(total as u64), total as u64);

@@ -28,6 +28,7 @@ use ternion_kernels::TernaryLayout;
 use super::Element;
 use super::graph::{Builder, Dim, Operator, onnx};
 use super::proto::Attribute;
+use crate::tensors::not_written;
 use crate::{Activation, Checkpoint, DenseTensor, Linear, RmsNorm, Weights};
 
 /// The domain of the operators.
@@ -85,7 +86,12 @@ pub(super) fn build(checkpoint: &Checkpoint, b: &mut Builder, progress: &mut dyn
     b.input(ROWS, Element::I64, &[Dim::Named("rows")]);
     b.output(LOGITS, Element::F32, &[Dim::Named("rows"), Dim::Known(spec.vocab_size)]);
 
-    dense_tensor(b, "embedding", &checkpoint.embed)?;
+    if spec.rope.attention_factor() != 1.0 {
+        return Err(Error::unsupported(
+            "the fast variant has no factor of cosines and sines (YaRN); the portable one has",
+        ));
+    }
+    dense_tensor(b, "embedding", checkpoint.embed.dense()?)?;
     b.floats("frequencies", &[spec.head_dim / 2], &spec.rope.frequencies(spec.head_dim))?;
     let rotations = b.node("rotations", own(ROTATIONS), &[POSITIONS, "frequencies"], Vec::new());
     let mut h = b.node("embedded", own(EMBEDDING), &[IDS, "embedding"], Vec::new());
@@ -117,7 +123,7 @@ pub(super) fn build(checkpoint: &Checkpoint, b: &mut Builder, progress: &mut dyn
     let rows = b.node("rows", onnx("Gather"), &[&h, ROWS], vec![Attribute::int("axis", 0)]);
     let head = match &checkpoint.head {
         Some(head) => {
-            dense_tensor(b, "head", head)?;
+            dense_tensor(b, "head", head.dense()?)?;
             "head"
         }
         None => "embedding",
@@ -159,6 +165,7 @@ fn projections(
         let name = if parts.len() == 1 { name.to_owned() } else { format!("{name}.{i}") };
         outputs.push(match &part.weights {
             Weights::Ternary(_) => ternary(b, &name, &normed, part.input_norm.as_ref(), &[part])?,
+            Weights::Grouped(_) => return Err(not_written().with("tensor", &part.name)),
             Weights::Dense(dense) => {
                 let weights = format!("{name}.weight");
                 dense_tensor(b, &weights, dense)?;

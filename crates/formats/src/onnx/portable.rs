@@ -24,6 +24,7 @@ use super::bits::{self, BYTE_BLOCK, TERNARY_BLOCK, TERNARY_BYTES, TERNARY_COLUMN
 use super::graph::{Builder, Dim, Operator, onnx};
 use super::proto::Attribute;
 use super::{Element, Head};
+use crate::tensors::not_written;
 use crate::{Activation, Checkpoint, DenseTensor, DenseType, Linear, ModelSpec, RmsNorm, Weights};
 
 /// The oldest ONNX Runtime, 1.x, that has `MatMulNBits` for two bits, and `RMSNormalization`.
@@ -53,7 +54,7 @@ pub(super) fn build(
     let mut decoder = Decoder { b, spec };
     decoder.interface()?;
     decoder.shared()?;
-    let mut h = decoder.embedding(&checkpoint.embed)?;
+    let mut h = decoder.embedding(checkpoint.embed.dense()?)?;
     for (index, layer) in checkpoint.layers.iter().enumerate() {
         let name = |part: &str| format!("layers.{index}.{part}");
         let normed = decoder.norm(&name("input_norm"), &h, &layer.input_norm)?;
@@ -74,7 +75,7 @@ pub(super) fn build(
         h = decoder.plain(&name("residual"), "Add", &[&h, &down]);
         progress(decoder.b.written());
     }
-    decoder.head(&h, &checkpoint.final_norm, checkpoint.head_or_embed(), head)?;
+    decoder.head(&h, &checkpoint.final_norm, checkpoint.head_or_embed().dense()?, head)?;
     progress(decoder.b.written());
     Ok(())
 }
@@ -114,10 +115,9 @@ impl Decoder<'_> {
     fn shared(&mut self) -> Result<()> {
         let spec = self.spec;
         let frequencies = spec.rope.frequencies(spec.head_dim);
-        let angles = || (0..spec.context_length).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+        let rotations = |p| spec.rope.rotation(&frequencies, p);
         let shape = [spec.context_length, spec.head_dim / 2];
-        let cosines: Vec<f32> = angles().map(f32::cos).collect();
-        let sines: Vec<f32> = angles().map(f32::sin).collect();
+        let (cosines, sines): (Vec<f32>, Vec<f32>) = (0..spec.context_length).flat_map(rotations).unzip();
         let b = &mut *self.b;
         b.floats("cos_cache", &shape, &cosines)?;
         b.floats("sin_cache", &shape, &sines)?;
@@ -227,6 +227,7 @@ impl Decoder<'_> {
             outputs.push(match &part.weights {
                 Weights::Ternary(_) => self.ternary(&name, &normed, &[part])?,
                 Weights::Dense(dense) => self.dense(&name, &normed, dense)?,
+                Weights::Grouped(_) => return Err(not_written().with("tensor", &part.name)),
             });
         }
         if let [only] = &mut *outputs {

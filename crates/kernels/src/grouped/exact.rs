@@ -1,6 +1,6 @@
 //! Products of grouped weights with activations in single precision: the reference for those in int8.
 
-use super::product::by_blocks;
+use super::product::{Write, by_blocks, one_part};
 use super::{Block, GroupedKind, GroupedMatrix, GroupedProduct, MAX_GROUP, ROWS};
 use crate::isa::multiversion;
 use crate::lanes::{self, LANES, Lanes};
@@ -29,6 +29,32 @@ pub fn grouped_matmul_f32(products: &[GroupedProduct<'_>], x: &[f32], out: &mut 
         multiply(weights, block, x, &mut totals);
         totals.iter().enumerate().for_each(|(token, totals)| write(token, totals));
     });
+}
+
+/// Computes a part of a [`grouped_matmul_f32`] with one matrix on the calling thread, as
+/// [`grouped_matmul_part`](super::grouped_matmul_part) does.
+///
+/// # Safety
+/// As there.
+///
+/// # Panics
+/// As there, and if `x` is no whole number of tokens.
+pub unsafe fn grouped_matmul_f32_part(
+    weights: &GroupedMatrix,
+    x: &[f32],
+    out: *mut f32,
+    stride: usize,
+    part: (usize, usize),
+) {
+    assert!(x.len().is_multiple_of(weights.cols), "{} activations in rows of {}", x.len(), weights.cols);
+    let tokens = x.len() / weights.cols;
+    let work = |weights: &GroupedMatrix, block, write: &Write<'_>| {
+        let mut totals = vec![[0.0; ROWS]; tokens];
+        multiply(weights, block, x, &mut totals);
+        totals.iter().enumerate().for_each(|(token, totals)| write(token, totals));
+    };
+    // SAFETY: The caller's promise.
+    unsafe { one_part(weights, tokens, out, stride, part, work) };
 }
 
 multiversion! {

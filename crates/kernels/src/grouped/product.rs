@@ -50,30 +50,96 @@ pub fn grouped_matmul_with(
     for product in products {
         assert!(x.fits(product.weights), "activations for {:?}", product.weights);
     }
+    let work = |weights: &GroupedMatrix, block, write: &Write<'_>| multiply(isa, weights, block, x, write);
+    by_blocks(products, x.tokens(), out, stride, work);
+}
+
+/// Computes the part `part` of `of` of a [`grouped_matmul`] with one matrix on the calling thread; the parts together are the
+/// whole.
+///
+/// # Safety
+/// `out` is valid for writes of `(x.tokens() - 1) * stride + weights.rows()` floats, and what other threads write there
+/// meanwhile are other parts of the same product, or what lies between the rows of two tokens.
+///
+/// # Panics
+/// If `x` [does not fit](GroupedInput::fits) the weights, `stride` is less than their rows, or `part` is not below `of`.
+pub unsafe fn grouped_matmul_part(
+    weights: &GroupedMatrix,
+    x: &GroupedInput,
+    out: *mut f32,
+    stride: usize,
+    part: (usize, usize),
+) {
+    assert!(x.fits(weights), "activations for {weights:?}");
+    let isa = Isa::detect();
+    let work = |weights: &GroupedMatrix, block, write: &Write<'_>| multiply(isa, weights, block, x, write);
+    // SAFETY: The caller's promise.
+    unsafe { one_part(weights, x.tokens(), out, stride, part, work) };
+}
+
+/// Writes the sums of a token.
+pub(super) type Write<'a> = dyn Fn(usize, &[f32; ROWS]) + 'a;
+
+/// One block times all activations.
+fn multiply(isa: Isa, weights: &GroupedMatrix, block: usize, x: &GroupedInput, write: &Write<'_>) {
+    // The first of a token's two terms waits for the second.
+    let mut first = [0.0; ROWS];
+    let task = Task { weights, block, x };
     let terms = x.terms();
-    by_blocks(products, x.tokens(), out, stride, |weights, block, write| {
-        // The first of a token's two terms waits for the second.
-        let mut first = [0.0; ROWS];
-        let task = Task { weights, block, x };
-        let mut sink = |row: usize, sums: [f32; ROWS]| {
-            if terms == 1 {
-                write(row, &sums);
-            } else if row.is_multiple_of(2) {
-                first = sums;
-            } else {
-                write(row / 2, &std::array::from_fn(|i| first[i] + sums[i]));
-            }
-        };
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: The CPU has these instructions, as was asserted.
-            Isa::Avx512Vnni => unsafe { crate::x86::grouped_avx512::run(&task, &mut sink) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: As above.
-            Isa::Avx2 => unsafe { crate::x86::grouped_avx2::run(&task, &mut sink) },
-            _ => scalar(&task, &mut sink),
+    let mut sink = |row: usize, sums: [f32; ROWS]| {
+        if terms == 1 {
+            write(row, &sums);
+        } else if row.is_multiple_of(2) {
+            first = sums;
+        } else {
+            write(row / 2, &std::array::from_fn(|i| first[i] + sums[i]));
         }
-    });
+    };
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: The callers have made sure that the CPU has these instructions.
+        Isa::Avx512Vnni => unsafe { crate::x86::grouped_avx512::run(&task, &mut sink) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: As above.
+        Isa::Avx2 => unsafe { crate::x86::grouped_avx2::run(&task, &mut sink) },
+        _ => scalar(&task, &mut sink),
+    }
+}
+
+/// Calls `work` for the blocks of a part of a product.
+///
+/// # Safety
+/// As [`grouped_matmul_part`].
+pub(super) unsafe fn one_part(
+    weights: &GroupedMatrix,
+    tokens: usize,
+    out: *mut f32,
+    stride: usize,
+    (part, of): (usize, usize),
+    work: impl Fn(&GroupedMatrix, usize, &Write<'_>),
+) {
+    let rows = weights.rows;
+    assert!(part < of && stride >= rows, "part {part} of {of}, {rows} rows in a stride of {stride}");
+    let (blocks, out) = (weights.blocks(), SharedOut { at: out, stride });
+    for block in blocks * part / of..blocks * (part + 1) / of {
+        // SAFETY: The caller promises the length, and that the rows of this part are nobody else's.
+        let write = |token: usize, sums: &[f32; ROWS]| unsafe {
+            assert!(token < tokens);
+            write_rows(&out, token * stride, weights.rows_of(block), sums);
+        };
+        work(weights, block, &write);
+    }
+}
+
+/// Writes sums to the rows of a token that begins at `token`.
+///
+/// # Safety
+/// The rows lie within the output, and no other thread writes there.
+unsafe fn write_rows(out: &SharedOut<f32>, token: usize, rows: std::ops::Range<usize>, sums: &[f32; ROWS]) {
+    for (row, sum) in rows.zip(sums) {
+        // SAFETY: The caller's promise.
+        unsafe { out.set(token + row, *sum) };
+    }
 }
 
 /// Calls `work` for all blocks of all products, divided over the threads. It is given a way to write the sums of a token.
@@ -82,7 +148,7 @@ pub(super) fn by_blocks(
     tokens: usize,
     out: &mut [f32],
     stride: usize,
-    work: impl Fn(&GroupedMatrix, usize, &dyn Fn(usize, &[f32; ROWS])) + Sync,
+    work: impl Fn(&GroupedMatrix, usize, &Write<'_>) + Sync,
 ) {
     let mut end = 0;
     for product in products {
@@ -99,10 +165,8 @@ pub(super) fn by_blocks(
             let rows = product.weights.rows_of(block);
             let write = |token: usize, sums: &[f32; ROWS]| {
                 assert!(token < tokens);
-                for (row, sum) in rows.clone().zip(sums) {
-                    // SAFETY: The length was checked, and each block has rows of its own and belongs to one task.
-                    unsafe { out.set(token * out.stride + product.offset + row, *sum) };
-                }
+                // SAFETY: The length was checked, and each block has rows of its own and belongs to one task.
+                unsafe { write_rows(&out, token * out.stride + product.offset, rows.clone(), sums) };
             };
             work(product.weights, block, &write);
         }

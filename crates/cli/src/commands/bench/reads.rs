@@ -26,8 +26,8 @@ impl Reads {
     pub(super) fn of(checkpoint: &Checkpoint, config: &ModelConfig, plan: Option<&MemoryPlan>) -> Self {
         let linears = checkpoint.layers.iter().flat_map(LayerTensors::linears);
         Self {
-            linears: linears.map(|linear| linear.bytes().len() as u64).sum(),
-            head: head_copy(plan).unwrap_or(checkpoint.head_or_embed().bytes.len() as u64),
+            linears: linears.map(|linear| linear.size() as u64).sum(),
+            head: head_copy(plan).unwrap_or(checkpoint.head_or_embed().size() as u64),
             kv_position: kv_type(config, plan)
                 .map(|kv_type| checkpoint.spec.kv_layout().bytes_per_position(kv_type)),
         }
@@ -70,7 +70,7 @@ mod tests {
         let checkpoint = checkpoint();
         let config = ModelConfig::default();
         let exact = Reads::of(&checkpoint, &config, None);
-        assert_eq!(exact.head, checkpoint.head_or_embed().bytes.len() as u64);
+        assert_eq!(exact.head, checkpoint.head_or_embed().size() as u64);
         let mut plan = MemoryPlan::new();
         plan.add("embedding and head", exact.head);
         assert_eq!(Reads::of(&checkpoint, &config, Some(&plan)), exact);

@@ -312,6 +312,11 @@ impl Linear {
         }
     }
 
+    /// Whether the weights lie in a mapped file rather than in memory of our own.
+    pub fn is_mapped(&self) -> bool {
+        self.bytes().is_some_and(SharedBytes::is_mapped)
+    }
+
     /// How many bytes the weights take.
     pub fn size(&self) -> usize {
         match &self.weights {

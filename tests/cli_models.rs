@@ -366,24 +366,31 @@ fn what_is_assumed_is_shown_and_can_be_set() {
 /// Whether it can be run or not.
 #[test]
 fn any_gguf_file_can_be_inspected() {
-    let path = fixture_arg("gguf-ternary/qwen3.gguf");
+    let other = tempfile::tempdir().unwrap();
+    let path = other.path().join("qwen2.gguf");
+    let mut bytes = std::fs::read(fixture("gguf-ternary/qwen3.gguf")).unwrap();
+    while let Some(at) = bytes.windows(5).position(|name| name == b"qwen3") {
+        bytes[at + 4] = b'2';
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let path = path.to_string_lossy().into_owned();
     let text = stdout(&success(ternion(&["inspect", "--model", &path, "--tensors"])));
     for words in [
-        "architecture qwen3",
+        "architecture qwen2",
         "context      128 tokens",
         "tokenizer    gpt2, pre-tokenizer llama-bpe",
         "runs with    the backend llama-cpp (cargo feature `llama-cpp`)",
         "7 TQ2_0",
-        "qwen3.block_count",
+        "qwen2.block_count",
         "blk.0.attn_q_norm.weight",
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }
     let facts = json(ternion(&["inspect", "--json", "--model", &path]));
-    assert_eq!((&facts["architecture"], &facts["context_length"]), (&json!("qwen3"), &json!(128)));
+    assert_eq!((&facts["architecture"], &facts["context_length"]), (&json!("qwen2"), &json!(128)));
     assert_eq!(facts["llama_cpp_error"], Value::Null);
     assert!(facts["candle_error"].as_str().unwrap().contains("not supported"), "{facts}");
-    failure(ternion(&["generate", "hi", "--model", &path]), 3, &["qwen3", "`llama-cpp`", "cargo feature"]);
+    failure(ternion(&["generate", "hi", "--model", &path]), 3, &["qwen2", "`llama-cpp`", "cargo feature"]);
 
     // With a tensor of a type that nobody knows.
     let folder = tempfile::tempdir().unwrap();

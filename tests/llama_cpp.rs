@@ -292,8 +292,7 @@ async fn ternary_gguf_files_run_in_the_same_arithmetic() {
     assert!(strict >= 30, "only {strict} strict cases");
 }
 
-/// Ternary files of what Ternion's reader does not take: another architecture, another scale in each block. The golden
-/// logits have llama.cpp's rounding of activations to 8 bits in them; a cache of f16 would add its own.
+/// Ternary files that llama.cpp computes as well: of Qwen3, and with another scale in each block. The golden logits have llama.cpp's rounding of activations to 8 bits in them; a cache of f16 would add its own.
 #[tokio::test]
 async fn ternary_gguf_files_of_other_models_run_in_llama_cpps_arithmetic() {
     let golden: Value =
@@ -301,9 +300,11 @@ async fn ternary_gguf_files_of_other_models_run_in_llama_cpps_arithmetic() {
     let prompt = ids(&golden["input_ids"]);
     for (name, architecture) in [("qwen3", "qwen3"), ("llama-scales", "llama")] {
         let expected: Vec<Vec<f32>> = serde_json::from_value(golden[name].clone()).unwrap();
-        let model =
-            load(&fixture("gguf-ternary").join(format!("{name}.gguf")), |c| option(c, "kv_type", "f32"))
-                .await;
+        let model = load(&fixture("gguf-ternary").join(format!("{name}.gguf")), |c| {
+            option(c, "kv_type", "f32");
+            option(c, "arithmetic", "llama-cpp");
+        })
+        .await;
         let info = model.info();
         assert_eq!((&*info.architecture, info.limits.context_length), (architecture, 128));
         assert!(info.format.contains("TQ2_0"), "{}", info.format);
@@ -312,6 +313,16 @@ async fn ternary_gguf_files_of_other_models_run_in_llama_cpps_arithmetic() {
         println!("{name}: difference {difference:.2e}");
         // The logits have a deviation of 1.6.
         assert!(difference <= 0.01, "{name}: {difference}");
+
+        // Ternion's arithmetic, which does not round that much, is near, and the same in both engines.
+        let path = fixture("gguf-ternary").join(format!("{name}.gguf"));
+        let ours = load(&path, |_| {}).await.logits(LogitsRequest::new(prompt.clone())).await.unwrap();
+        let candle = load(&path, |c| c.backend = "candle".into()).await;
+        let candle = candle.logits(LogitsRequest::new(prompt.clone())).await.unwrap();
+        let (near, same) =
+            (largest_difference(&ours, &expected.concat()), largest_difference(&ours, &candle));
+        println!("{name}: {near:.2e} from llama.cpp's, {same:.2e} from candle's");
+        assert!(near <= 0.1 && same <= TOLERANCE, "{name}: {near} {same}");
     }
 }
 

@@ -497,7 +497,9 @@ pub(crate) struct SynthArgs {
     /// The folder to write, or the file for GGUF.
     #[arg(long, value_name = "PATH")]
     pub(crate) out: PathBuf,
-    /// The format: safetensors, gguf-i2s, gguf-tq1, gguf-tq2, onnx (for any ONNX Runtime) or onnx-fast (our own operators).
+    /// The format: safetensors, gguf-i2s, gguf-tq1, gguf-tq2, onnx (for any ONNX Runtime) or onnx-fast (our own operators); for
+    /// weights with a scale for each group of a row safetensors (as floats), mlx, gguf-q2, gguf-q2-g128, gguf-pq2, gguf-ptq1 or, where
+    /// they are binary, gguf-q1.
     #[arg(long, default_value = "safetensors")]
     pub(crate) format: Target,
     /// Chooses the weights.
@@ -513,7 +515,9 @@ pub(crate) struct ConvertArgs {
     /// The checkpoint: a folder, a .gguf file or a .safetensors file. The same as --model.
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     source: Option<PathBuf>,
-    /// The format: safetensors, gguf-i2s, gguf-tq1, gguf-tq2, onnx (for any ONNX Runtime) or onnx-fast (our own operators).
+    /// The format: safetensors, gguf-i2s, gguf-tq1, gguf-tq2, onnx (for any ONNX Runtime) or onnx-fast (our own operators); for
+    /// weights with a scale for each group of a row safetensors (as floats), mlx, gguf-q2, gguf-q2-g128, gguf-pq2, gguf-ptq1 or, where
+    /// they are binary, gguf-q1.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: Target,
     /// The folder to write, or the file for GGUF.
@@ -522,6 +526,9 @@ pub(crate) struct ConvertArgs {
     /// The type of the embedding: f16, bf16, f32, for GGUF also q8_0 and q6_k, for onnx q8_0 alone. Default: the source's.
     #[arg(long, value_name = "TYPE")]
     pub(crate) embedding: Option<Embedding>,
+    /// Round scales of groups that the format cannot hold, such as two of 128 in one of 256, and say what is lost.
+    #[arg(long)]
+    pub(crate) lossy: bool,
     /// Replace what is there, if it is a file (for GGUF) or a checkpoint's folder.
     #[arg(long)]
     pub(crate) force: bool,

@@ -66,14 +66,14 @@ fn what_is_not_implemented_is_named_with_what_is() {
     assert_says(
         &changed("model_type", json!("gpt2")),
         Unsupported,
-        &["config.json", "model_type", "gpt2", "bitnet, llama"],
+        &["config.json", "model_type", "gpt2", "bitnet, llama, qwen3"],
     );
     assert_says(&changed("hidden_act", json!("gelu")), Unsupported, &["hidden_act", "gelu", "relu2, silu"]);
     assert_says(&changed("attention_bias", json!(true)), Unsupported, &["attention_bias", "true"]);
     assert_says(
-        &changed("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
+        &changed("rope_scaling", json!({"rope_type": "longrope", "factor": 4.0})),
         Unsupported,
-        &["rope_scaling.rope_type", "yarn", "default, linear, llama3"],
+        &["rope_scaling.rope_type", "longrope", "default, linear, dynamic, yarn, llama3"],
     );
     for (key, value) in [("quant_method", "awq"), ("linear_class", "nf4"), ("quantization_mode", "sometimes")]
     {

@@ -298,9 +298,9 @@ fn sizes_of_models() {
     );
     model_refused(
         i2s,
-        |r| r.set(&key("rope.scaling.type"), "yarn"),
+        |r| r.set(&key("rope.scaling.type"), "longrope"),
         Unsupported,
-        &["rope.scaling.type", "yarn"],
+        &["rope.scaling.type", "longrope", "none, linear, yarn"],
     );
     model_refused(i2s, |r| r.set(&key("rope.freq_base"), f32::NAN), InvalidModel, &["rope.freq_base", "NaN"]);
     model_refused(i2s, |r| r.set(&key("expert_count"), 8u32), Unsupported, &["expert_count"]);

@@ -67,7 +67,7 @@ fn packed_codes_go_into_the_data_file_unchanged() {
     convert(&checkpoint, &path, &Options::new(Target::OnnxFast), &mut |_, _| {}).unwrap();
     let data = std::fs::read(path.join("model.onnx.data")).unwrap();
     for linear in checkpoint.layers.iter().flat_map(ternion_formats::LayerTensors::linears) {
-        let codes = &linear.bytes()[..];
+        let codes = &linear.bytes().unwrap()[..];
         let found = data.chunks(4096).enumerate().any(|(page, _)| data[page * 4096..].starts_with(codes));
         assert!(found, "{}", linear.name);
     }

@@ -19,7 +19,7 @@ const GGUF: [Target; 3] = [Target::GgufI2s, Target::GgufTq1, Target::GgufTq2];
 fn to(checkpoint: &Checkpoint, out: &Path, target: Target, embedding: Option<Embedding>) -> Result<()> {
     let mut options = Options::new(target);
     options.embedding = embedding;
-    convert(checkpoint, out, &options, &mut |_, _| {})
+    convert(checkpoint, out, &options, &mut |_, _| {}).map(drop)
 }
 
 fn converted(checkpoint: &Checkpoint, folder: &Path, target: Target) -> Checkpoint {
@@ -37,7 +37,7 @@ fn projections(checkpoint: &Checkpoint) -> Vec<(String, Vec<i8>, f32)> {
     linears
         .map(|linear| match &linear.weights {
             Weights::Ternary(tensor) => (linear.name.clone(), common::trits(tensor), tensor.scale),
-            Weights::Dense(_) => panic!("{} is dense", linear.name),
+            _ => panic!("{} is dense", linear.name),
         })
         .collect()
 }

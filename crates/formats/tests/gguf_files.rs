@@ -250,9 +250,16 @@ fn types_of_other_programs_are_told() {
 
 #[test]
 fn an_error_names_the_engine_that_runs_the_file() {
-    let path = fixture("gguf-ternary").join("qwen3.gguf");
+    // An architecture that Ternion does not know.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    let mut bytes = fs::read(fixture("gguf-ternary").join("qwen3.gguf")).unwrap();
+    while let Some(at) = bytes.windows(5).position(|name| name == b"qwen3") {
+        bytes[at + 4] = b'2';
+    }
+    fs::write(&path, bytes).unwrap();
     let error = Checkpoint::open(&path).unwrap_err();
-    assert_says(&error, Unsupported, &["qwen3", "backend `llama-cpp` (cargo feature `llama-cpp`)"]);
+    assert_says(&error, Unsupported, &["qwen2", "backend `llama-cpp` (cargo feature `llama-cpp`)"]);
     let overview = Overview::of(&File::open(&path).unwrap());
     assert_eq!(overview.llama_cpp_error, None);
     assert_eq!(
@@ -263,9 +270,9 @@ fn an_error_names_the_engine_that_runs_the_file() {
     assert!(overview.types.iter().any(|t| t.name == "TQ2_0" && t.tensors == 7));
     // llama.cpp's graph of this architecture computes another activation, so it is not named.
     let mut raw = Raw::fixture("tiny-packed", Target::GgufTq2);
-    raw.set("bitnet.rope.scaling.type", "yarn");
+    raw.set("bitnet.rope.scaling.type", "longrope");
     let error = raw.open_error();
-    assert_says(&error, Unsupported, &["yarn"]);
+    assert_says(&error, Unsupported, &["longrope"]);
     assert!(!error.to_string().contains("llama-cpp"), "{error}");
 }
 

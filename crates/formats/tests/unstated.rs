@@ -57,7 +57,7 @@ fn linears(checkpoint: &Checkpoint) -> Vec<(Vec<i8>, f32)> {
     let linears = checkpoint.layers.iter().flat_map(LayerTensors::linears);
     let ternary = linears.map(|linear| match &linear.weights {
         Weights::Ternary(tensor) => (trits(tensor), tensor.scale),
-        Weights::Dense(_) => panic!("{} is dense", linear.name),
+        _ => panic!("{} is dense", linear.name),
     });
     ternary.collect()
 }

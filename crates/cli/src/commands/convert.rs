@@ -23,15 +23,19 @@ pub(crate) fn run(app: &App, args: &ConvertArgs) -> Outcome {
         let mut options = Options::new(args.to);
         options.embedding = args.embedding;
         options.overwrite = args.force;
-        app.interrupts.writing(&args.out, || {
+        options.lossy = args.lossy;
+        let converted = app.interrupts.writing(&args.out, || {
             convert::convert(&checkpoint, &args.out, &options, &mut |done, total| bar.set(done, total))
         })?;
-        Ok::<_, Failure>(checkpoint)
+        Ok::<_, Failure>((checkpoint, converted))
     });
     bar.clear();
-    let source = result?;
+    let (source, converted) = result?;
     for warning in &source.warnings {
         app.output.notice(&format!("warning: {warning}"));
+    }
+    if let Some(lost) = converted.lost {
+        app.output.notice(&format!("warning: lost: {lost}"));
     }
     let size = size_of(&args.out);
     if app.output.json {
@@ -42,6 +46,9 @@ pub(crate) fn run(app: &App, args: &ConvertArgs) -> Outcome {
             "format": args.to.to_string(),
             "embedding": args.embedding.map(|embedding| embedding.to_string()),
             "bytes": size,
+            "lost": converted.lost.map(|lost| {
+                serde_json::json!({"groups": lost.groups, "of": lost.of, "largest": lost.largest})
+            }),
         }));
     }
     app.output.notice(&format!(

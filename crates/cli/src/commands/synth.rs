@@ -72,7 +72,7 @@ fn write_gguf(app: &App, shape: &Shape, args: &SynthArgs) -> Outcome {
             let mut checkpoint = Checkpoint::open(&folder)?;
             checkpoint.name.clone_from(&args.shape);
             app.interrupts.writing(&args.out, || {
-                convert(&checkpoint, &args.out, &options, &mut |done, total| bar.set(done, total))
+                convert(&checkpoint, &args.out, &options, &mut |done, total| bar.set(done, total)).map(drop)
             })
         });
         bar.clear();

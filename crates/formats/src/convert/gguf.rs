@@ -4,16 +4,21 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use half::f16;
 use rayon::prelude::*;
 use ternion_core::{Error, Result};
+use ternion_kernels::{GroupedKind, GroupedMatrix};
 
+use super::grouped::{Form, Lost, Rewrite};
 use super::{Options, PIECE, metadata, not_written};
 use crate::checkpoint::Progress;
+use crate::gguf::grouped::encode as encode_groups;
 use crate::gguf::rows::{Heads, codes_of};
 use crate::gguf::ternary::{encode_i2s, encode_tq};
 use crate::gguf::{self, I2S_TRAILER, TensorType, Writer, keys};
-use crate::tensors::not_written as no_groups;
-use crate::{Checkpoint, DenseTensor, DenseType, LayerTensors, Linear, RopeScaling, TernaryTensor, Weights};
+use crate::{
+    Checkpoint, DenseTensor, DenseType, LayerTensors, Linear, RopeScaling, Table, TernaryTensor, Weights,
+};
 
 /// A tensor and where its data comes from.
 struct Planned<'a> {
@@ -27,6 +32,10 @@ enum Content<'a> {
     Raw(crate::SharedBytes),
     Dense(&'a DenseTensor, Option<Heads>),
     Ternary(&'a TernaryTensor, Option<Heads>),
+    /// Rewritten for the type.
+    Grouped(&'a GroupedMatrix, Option<Heads>, Form),
+    /// Widened to floats, of which the type is one.
+    Widened(&'a GroupedMatrix),
     Floats(Vec<f32>),
 }
 
@@ -34,13 +43,25 @@ enum Content<'a> {
 pub(super) struct Plan<'a> {
     writer: Writer,
     tensors: Vec<Planned<'a>>,
+    rewrite: Rewrite,
+}
+
+/// How a type holds matrices with scales of groups.
+fn form(kind: TensorType) -> Result<Form> {
+    let weights = match kind {
+        TensorType::I2S => return Err(crate::tensors::not_written()),
+        TensorType::Q1_0 => GroupedKind::Binary,
+        _ => GroupedKind::Ternary,
+    };
+    Ok(Form { name: kind.name(), kind: weights, group: kind.block_len(), halves: true })
 }
 
 impl<'a> Plan<'a> {
     pub(super) fn new(checkpoint: &'a Checkpoint, ternary: TensorType, options: &Options) -> Result<Self> {
-        let mut plan = Self { writer: metadata::metadata(checkpoint, ternary)?, tensors: Vec::new() };
+        let writer = metadata::metadata(checkpoint, ternary)?;
+        let mut plan = Self { writer, tensors: Vec::new(), rewrite: Rewrite::new(options.lossy) };
         let embedding = options.embedding.map(super::Embedding::kind);
-        plan.matrix(keys::EMBED, checkpoint.embed.dense()?, embedding, checkpoint)?;
+        plan.table(keys::EMBED, &checkpoint.embed, embedding, checkpoint, ternary)?;
         if let RopeScaling::Factors(_) | RopeScaling::Llama3 { .. } = checkpoint.spec.rope.scaling {
             plan.floats(keys::ROPE_FACTORS.to_owned(), rope_factors(checkpoint))?;
         }
@@ -49,7 +70,7 @@ impl<'a> Plan<'a> {
         }
         plan.floats(keys::FINAL_NORM.to_owned(), checkpoint.final_norm.weight.clone())?;
         if let Some(head) = &checkpoint.head {
-            plan.matrix(keys::HEAD, head.dense()?, embedding, checkpoint)?;
+            plan.table(keys::HEAD, head, embedding, checkpoint, ternary)?;
         }
         Ok(plan)
     }
@@ -65,7 +86,30 @@ impl<'a> Plan<'a> {
         self.add(name, TensorType::F32, &[values.len()], Content::Floats(values))
     }
 
-    /// The embedding or the head. What is quantised already and is to stay so is copied.
+    /// The embedding or the head.
+    fn table(
+        &mut self,
+        name: &str,
+        table: &'a Table,
+        wanted: Option<TensorType>,
+        checkpoint: &Checkpoint,
+        ternary: TensorType,
+    ) -> Result<()> {
+        let matrix = match table {
+            Table::Dense(tensor) => return self.matrix(name, tensor, wanted, checkpoint),
+            Table::Grouped(matrix) => matrix,
+        };
+        let dims = [matrix.cols(), matrix.rows()];
+        match wanted {
+            Some(kind) => self.add(name.to_owned(), kind, &dims, Content::Widened(matrix)),
+            None => {
+                let form = form(ternary).map_err(|e| e.with("tensor", name))?;
+                self.add(name.to_owned(), ternary, &dims, Content::Grouped(matrix, None, form))
+            }
+        }
+    }
+
+    /// Plain weights of the embedding or the head. What is quantised already and is to stay so is copied.
     fn matrix(
         &mut self,
         name: &str,
@@ -96,6 +140,10 @@ impl<'a> Plan<'a> {
         let name = |part: &str| format!("blk.{index}.{part}.weight");
         self.floats(name("attn_norm"), layer.input_norm.weight.clone())?;
         self.floats(name("ffn_norm"), layer.post_attention_norm.weight.clone())?;
+        if let (Some(q), Some(k)) = (&layer.q_norm, &layer.k_norm) {
+            self.floats(name("attn_q_norm"), q.weight.clone())?;
+            self.floats(name("attn_k_norm"), k.weight.clone())?;
+        }
         if let Some(norm) = &layer.attn_sub_norm {
             self.floats(name("attn_sub_norm"), norm.weight.clone())?;
         }
@@ -104,7 +152,8 @@ impl<'a> Plan<'a> {
         }
         for ((part, _), linear) in keys::PROJECTIONS.into_iter().zip(layer.linears()) {
             // Only the Llama architecture has its rows in another order.
-            let rotated = matches!(part, "attn_q" | "attn_k") && layer.attn_sub_norm.is_none();
+            let is_llama = layer.attn_sub_norm.is_none() && layer.q_norm.is_none();
+            let rotated = matches!(part, "attn_q" | "attn_k") && is_llama;
             let heads = rotated.then_some(Heads(checkpoint.spec.head_dim));
             self.linear(&format!("blk.{index}.{part}"), linear, heads, ternary)?;
         }
@@ -127,7 +176,15 @@ impl<'a> Plan<'a> {
             Weights::Dense(tensor) => {
                 self.add(name, type_of(tensor.dtype), &dims, Content::Dense(tensor, heads))
             }
-            Weights::Grouped(_) => Err(no_groups().with("tensor", &linear.name)),
+            Weights::Grouped(matrix) => {
+                let form = form(ternary).map_err(|e| e.with("tensor", &linear.name))?;
+                self.add(name, ternary, &dims, Content::Grouped(matrix, heads, form))
+            }
+            Weights::Ternary(_) if ternary.is_grouped() => Err(Error::unsupported(format!(
+                "the projection has one scale and rounds its input to int8, which {ternary} does not stand for; supported: \
+                 gguf-i2s, gguf-tq1, gguf-tq2, safetensors"
+            ))
+            .with("tensor", &linear.name)),
             Weights::Ternary(tensor) => {
                 self.add(name, ternary, &dims, Content::Ternary(tensor, heads))?;
                 if ternary == TensorType::I2S {
@@ -139,7 +196,8 @@ impl<'a> Plan<'a> {
         }
     }
 
-    pub(super) fn write(self, path: &Path, progress: &mut Progress<'_>) -> Result<()> {
+    /// Writes the file; returns what was lost.
+    pub(super) fn write(self, path: &Path, progress: &mut Progress<'_>) -> Result<Option<Lost>> {
         let total = self.writer.data_bytes();
         let file = File::create(path).map_err(|e| not_written(path, e))?;
         let mut out = self.writer.begin(BufWriter::new(file)).map_err(|e| not_written(path, e))?;
@@ -149,7 +207,7 @@ impl<'a> Plan<'a> {
             let mut wrong = None;
             let result = out.tensor(&tensor.name, |out| {
                 let mut out = Progressing { out, done: &mut done, total, progress };
-                tensor.write(&mut out).unwrap_or_else(|e| {
+                tensor.write(&self.rewrite, &mut out).unwrap_or_else(|e| {
                     wrong = Some(e);
                     Err(io::Error::other("a tensor could not be encoded"))
                 })
@@ -162,13 +220,27 @@ impl<'a> Plan<'a> {
         let file = out.finish().and_then(|out| out.into_inner().map_err(io::IntoInnerError::into_error));
         file.and_then(|file| file.sync_all()).map_err(|e| not_written(path, e))?;
         progress(total, total);
-        Ok(())
+        Ok(self.rewrite.lost())
     }
 }
 
 impl Planned<'_> {
-    fn write(&self, out: &mut dyn Write) -> Result<io::Result<()>> {
+    fn write(&self, rewrite: &Rewrite, out: &mut dyn Write) -> Result<io::Result<()>> {
         match &self.content {
+            Content::Grouped(matrix, heads, form) => {
+                self.rows(matrix.rows(), matrix.cols(), out, |row, bytes| {
+                    let row = heads.map_or(row, |heads| heads.in_model(row));
+                    let (words, scales) = rewrite.row(matrix, row, *form)?;
+                    let scales: Vec<f16> = scales.iter().map(|scale| f16::from_f32(*scale)).collect();
+                    encode_groups(self.kind, &words, &scales, bytes);
+                    Ok(())
+                })
+            }
+            Content::Widened(matrix) => self.rows(matrix.rows(), matrix.cols(), out, |row, bytes| {
+                let mut values = vec![0.0; matrix.cols()];
+                matrix.row(row, &mut values);
+                gguf::encode(self.kind, &values, bytes)
+            }),
             Content::Raw(bytes) => Ok(bytes.chunks(PIECE).try_for_each(|piece| out.write_all(piece))),
             Content::Floats(values) => {
                 let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -12,6 +12,8 @@ fn file_type(ternary: TensorType) -> u32 {
     match ternary {
         TensorType::Tq1_0 => 36,
         TensorType::Tq2_0 => 37,
+        TensorType::Q1_0 => 40,
+        TensorType::Q2_0 | TensorType::Q2_0G128 | TensorType::Pq2_0 | TensorType::Ptq1_0 => 41,
         _ => 40,
     }
 }
@@ -20,6 +22,7 @@ fn file_type(ternary: TensorType) -> u32 {
 /// `bitnet-b1.58` for squared ReLU. I2_S, which only bitnet.cpp reads, goes with the latter.
 fn architecture(spec: &ModelSpec, ternary: TensorType) -> Result<&'static str> {
     match (spec.sub_norms, spec.activation) {
+        (false, Activation::Silu) if spec.qk_norm => Ok("qwen3"),
         (true, Activation::Relu2) if ternary == TensorType::I2S => Ok("bitnet-b1.58"),
         (true, _) => Ok("bitnet"),
         (false, Activation::Silu) => Ok("llama"),
@@ -58,7 +61,29 @@ pub(super) fn metadata(checkpoint: &Checkpoint, ternary: TensorType) -> Result<W
     }
     out.set(keys.of("attention.layer_norm_rms_epsilon"), spec.rms_eps);
     out.set(keys.of("rope.freq_base"), spec.rope.theta);
+    let scaling = |key: &str| keys.of(&format!("rope.scaling.{key}"));
     match spec.rope.scaling {
+        RopeScaling::Yarn { truncate: false, .. } => {
+            return Err(Error::unsupported(
+                "GGUF has no YaRN whose bounds are not rounded; supported: safetensors",
+            ));
+        }
+        RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor, .. } => {
+            out.set(scaling("type"), "yarn");
+            out.set(scaling("factor"), factor);
+            out.set(scaling("original_context_length"), original_context as u32);
+            out.set(scaling("yarn_beta_fast"), beta_fast);
+            out.set(scaling("yarn_beta_slow"), beta_slow);
+            let implied = crate::spec::yarn_magnitude(factor, 1.0) as f32;
+            if attention_factor != implied {
+                out.set(scaling("attn_factor"), attention_factor / implied);
+            }
+        }
+        RopeScaling::Factors(_) | RopeScaling::Llama3 { .. } if spec.qk_norm => {
+            return Err(Error::unsupported(
+                "GGUF of the architecture qwen3 has no place for rotary factors; supported: safetensors",
+            ));
+        }
         RopeScaling::Linear { factor } => {
             out.set(keys.of("rope.scaling.type"), "linear");
             out.set(keys.of("rope.scaling.factor"), factor);

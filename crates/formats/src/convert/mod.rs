@@ -1,9 +1,12 @@
-//! From any checkpoint to any format: packed safetensors, GGUF with I2_S, TQ1_0 or TQ2_0, or ONNX.
+//! From any checkpoint to any format: packed safetensors, GGUF with I2_S, TQ1_0 or TQ2_0, or ONNX; and where weights have a scale for
+//! each group of a row GGUF with Q2_0, PQ2_0, PTQ1_0 or Q1_0, MLX, or plain floats in safetensors.
 //!
-//! Trits and scales come out bit by bit as they went in, whatever the layouts. What is written appears under its name only
+//! Trits and scales come out bit by bit as they went in, whatever the layouts. A form that cannot hold them is refused, unless
+//! [`Options::lossy`] allows it to round. What is written appears under its name only
 //! when it is whole and on the disk.
 
 mod gguf;
+mod grouped;
 mod metadata;
 pub(crate) mod safetensors;
 mod vocabulary;
@@ -14,6 +17,8 @@ use std::path::Path;
 use std::str::FromStr;
 
 use ternion_core::{Error, ErrorKind, Result, ResultExt};
+
+pub use grouped::Lost;
 
 use crate::Checkpoint;
 use crate::checkpoint::Progress;
@@ -28,7 +33,8 @@ const PIECE: usize = 8 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Target {
-    /// A folder as Hugging Face has it, with ternary weights of two bits in a `model.safetensors`.
+    /// A folder as Hugging Face has it, with ternary weights of two bits in a `model.safetensors`; those with a scale for each
+    /// group of a row as plain floats.
     Safetensors,
     /// A GGUF file as Microsoft's official one: I2_S. Rows in a multiple of 128.
     GgufI2s,
@@ -36,6 +42,18 @@ pub enum Target {
     GgufTq1,
     /// A GGUF file with llama.cpp's TQ2_0, 2.06 bits a weight. Rows in a multiple of 256.
     GgufTq2,
+    /// A GGUF file with llama.cpp's Q2_0: groups of 64.
+    GgufQ2,
+    /// A GGUF file with Q2_0 in groups of 128, as PrismML's fork of llama.cpp first had it under the same id.
+    GgufQ2G128,
+    /// A GGUF file with PQ2_0 of PrismML's fork of llama.cpp: groups of 128.
+    GgufPq2,
+    /// A GGUF file with PTQ1_0 of that fork: groups of 128 in 1.75 bits a weight.
+    GgufPtq1,
+    /// A GGUF file with llama.cpp's Q1_0: binary weights in groups of 128.
+    GgufQ1,
+    /// A folder as MLX has it, with 2 bits a weight, or 1 where all weights are binary.
+    Mlx,
     /// A folder with an ONNX file of the operators of the ONNX standard and of ONNX Runtime: runs in any of 1.24 or newer.
     Onnx,
     /// A folder with an ONNX file of our own operators ([`fast`](crate::onnx::fast)): runs in `ternion-backend-onnx` alone,
@@ -45,18 +63,39 @@ pub enum Target {
 
 impl Target {
     /// All of them with their names.
-    pub const ALL: [(&'static str, Self); 6] = [
+    pub const ALL: [(&'static str, Self); 12] = [
         ("safetensors", Self::Safetensors),
         ("gguf-i2s", Self::GgufI2s),
         ("gguf-tq1", Self::GgufTq1),
         ("gguf-tq2", Self::GgufTq2),
+        ("gguf-q2", Self::GgufQ2),
+        ("gguf-q2-g128", Self::GgufQ2G128),
+        ("gguf-pq2", Self::GgufPq2),
+        ("gguf-ptq1", Self::GgufPtq1),
+        ("gguf-q1", Self::GgufQ1),
+        ("mlx", Self::Mlx),
         ("onnx", Self::Onnx),
         ("onnx-fast", Self::OnnxFast),
     ];
 
     /// Whether it is a file rather than a folder.
     fn is_file(self) -> bool {
-        matches!(self, Self::GgufI2s | Self::GgufTq1 | Self::GgufTq2)
+        self.element_type().is_some()
+    }
+
+    /// The type of ternary or binary tensors in a GGUF file.
+    fn element_type(self) -> Option<TensorType> {
+        match self {
+            Self::GgufI2s => Some(TensorType::I2S),
+            Self::GgufTq1 => Some(TensorType::Tq1_0),
+            Self::GgufTq2 => Some(TensorType::Tq2_0),
+            Self::GgufQ2 => Some(TensorType::Q2_0),
+            Self::GgufQ2G128 => Some(TensorType::Q2_0G128),
+            Self::GgufPq2 => Some(TensorType::Pq2_0),
+            Self::GgufPtq1 => Some(TensorType::Ptq1_0),
+            Self::GgufQ1 => Some(TensorType::Q1_0),
+            Self::Safetensors | Self::Mlx | Self::Onnx | Self::OnnxFast => None,
+        }
     }
 }
 
@@ -129,6 +168,8 @@ pub struct Options {
     pub target: Target,
     /// The type of the embedding; `None` keeps the source's.
     pub embedding: Option<Embedding>,
+    /// Whether scales of groups may be rounded to what the format holds. Otherwise a format that cannot hold them is refused.
+    pub lossy: bool,
     /// Whether a file or a checkpoint's folder that is in the place of the output is replaced.
     pub overwrite: bool,
 }
@@ -136,8 +177,16 @@ pub struct Options {
 impl Options {
     /// To `target`, keeping the type of the embedding, never replacing anything.
     pub fn new(target: Target) -> Self {
-        Self { target, embedding: None, overwrite: false }
+        Self { target, embedding: None, lossy: false, overwrite: false }
     }
+}
+
+/// What has been written.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Converted {
+    /// What the format could not hold; `None` unless [`Options::lossy`] allows it.
+    pub lost: Option<Lost>,
 }
 
 /// Converts `checkpoint` to `out`: a file for GGUF, a folder for the others. `progress` is told the bytes that have
@@ -152,36 +201,38 @@ pub fn convert(
     out: &Path,
     options: &Options,
     progress: &mut Progress<'_>,
-) -> Result<()> {
+) -> Result<Converted> {
     write(checkpoint, out, options, progress).with_operation("convert")
 }
 
-fn write(checkpoint: &Checkpoint, out: &Path, options: &Options, progress: &mut Progress<'_>) -> Result<()> {
+fn write(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    options: &Options,
+    progress: &mut Progress<'_>,
+) -> Result<Converted> {
     check_output(out, options)?;
-    let ternary = match options.target {
-        Target::GgufI2s => TensorType::I2S,
-        Target::GgufTq1 => TensorType::Tq1_0,
-        Target::GgufTq2 => TensorType::Tq2_0,
-        Target::Safetensors => {
-            let unfinished = Unfinished::folder(out)?;
-            safetensors::write(checkpoint, unfinished.path(), options, progress)?;
-            return unfinished.finish();
-        }
-        Target::Onnx | Target::OnnxFast => {
-            let onnx = onnx_options(options)?;
-            let unfinished = Unfinished::folder(out)?;
+    let Some(ternary) = options.target.element_type() else {
+        let onnx = match options.target {
+            Target::Onnx | Target::OnnxFast => Some(onnx_options(options)?),
+            _ => None,
+        };
+        let unfinished = Unfinished::folder(out)?;
+        if let Some(onnx) = onnx {
             onnx::write(checkpoint, unfinished.path(), &onnx, progress)?;
-            safetensors::beside(checkpoint, unfinished.path())?;
-            return unfinished.finish();
+            safetensors::beside(checkpoint, None, unfinished.path())?;
+        } else {
+            safetensors::write(checkpoint, unfinished.path(), options, progress)?;
         }
+        return unfinished.finish().map(|()| Converted::default());
     };
     let plan = gguf::Plan::new(checkpoint, ternary, options)?;
     if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
     }
     let unfinished = Unfinished::file(out)?;
-    plan.write(unfinished.path(), progress)?;
-    unfinished.finish()
+    let lost = plan.write(unfinished.path(), progress)?;
+    unfinished.finish().map(|()| Converted { lost })
 }
 
 fn onnx_options(options: &Options) -> Result<onnx::Options> {

@@ -7,15 +7,16 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use ternion_core::{Error, ErrorKind, Result};
+use ternion_kernels::{GroupedKind, GroupedMatrix};
 
+use super::grouped::{Form, Rewrite};
 use super::{Options, PIECE, not_written};
 use crate::checkpoint::Progress;
 use crate::gguf::rows::{codes_of, pack_quarters};
 use crate::gguf::{self, TensorType};
-use crate::tensors::not_written as no_groups;
 use crate::{
-    Activation, Checkpoint, DenseTensor, DenseType, Family, Linear, ModelSpec, RmsNorm, RopeScaling,
-    TernaryTensor, Weights,
+    Activation, Checkpoint, DenseTensor, DenseType, Family, LayerTensors, Linear, ModelSpec, RmsNorm,
+    RopeScaling, Table, TernaryTensor, Weights,
 };
 
 const TOKENIZER_FILES: [&str; 6] = [
@@ -42,6 +43,47 @@ enum Content<'a> {
     Ternary(&'a TernaryTensor),
     Floats(&'a [f32]),
     Scale(f32),
+    /// Weights of groups, widened to this type.
+    Widened(&'a GroupedMatrix, DenseType),
+    /// The words of such, as MLX has them.
+    Words(&'a GroupedMatrix, Form),
+    /// Their scales times a factor, in this type.
+    Scales(&'a GroupedMatrix, Form, f32, DenseType),
+}
+
+/// How MLX holds all matrices of a model.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mlx {
+    form: Form,
+    /// The type of scales and biases.
+    dtype: DenseType,
+}
+
+impl Mlx {
+    fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        let linears = checkpoint.layers.iter().flat_map(LayerTensors::linears);
+        let of_linears = linears.filter_map(|linear| match &linear.weights {
+            Weights::Grouped(matrix) => Some(matrix),
+            _ => None,
+        });
+        let tables = [Some(&checkpoint.embed), checkpoint.head.as_ref()].into_iter().flatten();
+        let of_tables = tables.filter_map(|table| match table {
+            Table::Grouped(matrix) => Some(matrix),
+            Table::Dense(_) => None,
+        });
+        let all: Vec<_> = of_linears.chain(of_tables).collect();
+        let Some(group) = all.iter().map(|matrix| matrix.group()).min() else {
+            return Err(Error::unsupported(
+                "the model has no weights with a scale for each group of a row, which MLX's form stands for; supported: \
+                 safetensors, gguf-i2s, gguf-tq1, gguf-tq2",
+            ));
+        };
+        let is_binary = all.iter().all(|matrix| matrix.kind() == GroupedKind::Binary);
+        let halves = all.iter().all(|matrix| matrix.has_f16_scales());
+        let kind = if is_binary { GroupedKind::Binary } else { GroupedKind::Ternary };
+        let form = Form { name: "MLX", kind, group: group.min(128), halves };
+        Ok(Self { form, dtype: if halves { DenseType::F16 } else { DenseType::F32 } })
+    }
 }
 
 /// Fills the folder.
@@ -51,19 +93,27 @@ pub(super) fn write(
     options: &Options,
     progress: &mut Progress<'_>,
 ) -> Result<()> {
-    let tensors = plan(checkpoint, options)?;
-    beside(checkpoint, folder)?;
+    let mlx = (options.target == super::Target::Mlx).then(|| Mlx::of(checkpoint)).transpose()?;
+    let tensors = plan(checkpoint, options, mlx)?;
+    beside(checkpoint, mlx, folder)?;
     weights(&folder.join("model.safetensors"), &tensors, progress)
 }
 
 /// Configuration and tokenizer: what stands beside the weights.
-pub(crate) fn beside(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
-    write_json(&folder.join("config.json"), &config(checkpoint)?)?;
+pub(super) fn beside(checkpoint: &Checkpoint, mlx: Option<Mlx>, folder: &Path) -> Result<()> {
+    let mut config = config(checkpoint)?;
+    if let Some(Mlx { form, .. }) = mlx {
+        let bits = if form.kind == GroupedKind::Binary { 1 } else { 2 };
+        let quantization = json!({"group_size": form.group, "bits": bits, "mode": "affine"});
+        config["quantization"] = quantization.clone();
+        config["quantization_config"] = quantization;
+    }
+    write_json(&folder.join("config.json"), &config)?;
     write_json(&folder.join("generation_config.json"), &generation_config(checkpoint))?;
     tokenizer(checkpoint, folder)
 }
 
-fn plan<'a>(checkpoint: &'a Checkpoint, options: &Options) -> Result<Vec<Planned<'a>>> {
+fn plan<'a>(checkpoint: &'a Checkpoint, options: &Options, mlx: Option<Mlx>) -> Result<Vec<Planned<'a>>> {
     let wanted = options.embedding.map(super::Embedding::kind);
     let dtype = match wanted {
         None => None,
@@ -76,11 +126,13 @@ fn plan<'a>(checkpoint: &'a Checkpoint, options: &Options) -> Result<Vec<Planned
             )));
         }
     };
-    let mut plan = Plan(Vec::new());
-    plan.dense("model.embed_tokens.weight".into(), checkpoint.embed.dense()?, dtype);
+    let mut plan = Plan { tensors: Vec::new(), mlx };
+    plan.table("model.embed_tokens", &checkpoint.embed, dtype);
     for (index, layer) in checkpoint.layers.iter().enumerate() {
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         plan.norm(name("input_layernorm"), Some(&layer.input_norm));
+        plan.norm(name("self_attn.q_norm"), layer.q_norm.as_ref());
+        plan.norm(name("self_attn.k_norm"), layer.k_norm.as_ref());
         plan.norm(name("self_attn.attn_sub_norm"), layer.attn_sub_norm.as_ref());
         plan.norm(name("post_attention_layernorm"), Some(&layer.post_attention_norm));
         plan.norm(name("mlp.ffn_sub_norm"), layer.ffn_sub_norm.as_ref());
@@ -90,12 +142,15 @@ fn plan<'a>(checkpoint: &'a Checkpoint, options: &Options) -> Result<Vec<Planned
     }
     plan.norm("model.norm.weight".into(), Some(&checkpoint.final_norm));
     if let Some(head) = &checkpoint.head {
-        plan.dense("lm_head.weight".into(), head.dense()?, dtype);
+        plan.table("lm_head", head, dtype);
     }
-    Ok(plan.0)
+    Ok(plan.tensors)
 }
 
-struct Plan<'a>(Vec<Planned<'a>>);
+struct Plan<'a> {
+    tensors: Vec<Planned<'a>>,
+    mlx: Option<Mlx>,
+}
 
 impl<'a> Plan<'a> {
     fn add(
@@ -106,13 +161,42 @@ impl<'a> Plan<'a> {
         bytes: usize,
         content: Content<'a>,
     ) {
-        self.0.push(Planned { name, dtype, shape, bytes, content });
+        self.tensors.push(Planned { name, dtype, shape, bytes, content });
     }
 
     fn dense(&mut self, name: String, tensor: &'a DenseTensor, dtype: Option<DenseType>) {
         let dtype = dtype.unwrap_or(tensor.dtype);
         let bytes = tensor.elements() * dtype.size();
         self.add(name, dtype.name(), tensor.shape.clone(), bytes, Content::Dense(tensor, dtype));
+    }
+
+    /// An embedding or a head.
+    fn table(&mut self, module: &str, table: &'a Table, dtype: Option<DenseType>) {
+        match table {
+            Table::Dense(tensor) => self.dense(format!("{module}.weight"), tensor, dtype),
+            Table::Grouped(matrix) => self.grouped(module, matrix, dtype),
+        }
+    }
+
+    fn grouped(&mut self, module: &str, matrix: &'a GroupedMatrix, dtype: Option<DenseType>) {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let name = format!("{module}.weight");
+        let Some(Mlx { form, dtype: scales }) = self.mlx.filter(|_| dtype.is_none()) else {
+            let own = if matrix.has_f16_scales() { DenseType::F16 } else { DenseType::F32 };
+            let dtype = dtype.unwrap_or(own);
+            let bytes = rows * cols * dtype.size();
+            return self.add(name, dtype.name(), vec![rows, cols], bytes, Content::Widened(matrix, dtype));
+        };
+        let words = cols / form.kind.word();
+        self.add(name, "U32", vec![rows, words], rows * words * 4, Content::Words(matrix, form));
+        // MLX's weights are scale * code + bias.
+        let factor = if form.kind == GroupedKind::Binary { 2.0 } else { 1.0 };
+        for (part, factor) in [("scales", factor), ("biases", -1.0)] {
+            let groups = cols / form.group;
+            let content = Content::Scales(matrix, form, factor, scales);
+            let bytes = rows * groups * scales.size();
+            self.add(format!("{module}.{part}"), scales.name(), vec![rows, groups], bytes, content);
+        }
     }
 
     fn norm(&mut self, name: String, norm: Option<&'a RmsNorm>) {
@@ -127,7 +211,11 @@ impl<'a> Plan<'a> {
         self.norm(format!("{}.rms_norm.weight", linear.name), linear.input_norm.as_ref());
         match &linear.weights {
             Weights::Dense(tensor) => self.dense(name, tensor, None),
-            Weights::Grouped(_) => return Err(no_groups().with("tensor", name)),
+            Weights::Grouped(matrix) => self.grouped(&linear.name, matrix, None),
+            Weights::Ternary(_) if self.mlx.is_some() => {
+                let message = "the projection has one scale and rounds its input to int8, which MLX's form does not stand for";
+                return Err(Error::unsupported(message).with("tensor", name));
+            }
             Weights::Ternary(tensor) => {
                 if !tensor.rows.is_multiple_of(4) {
                     let message =
@@ -199,6 +287,32 @@ impl Planned<'_> {
                 }
                 Ok(())
             }
+            Content::Widened(matrix, dtype) => {
+                let kind = dense_type(*dtype);
+                by_rows(matrix.rows(), matrix.cols() * dtype.size(), out, path, |row, bytes| {
+                    let mut values = vec![0.0; matrix.cols()];
+                    matrix.row(row, &mut values);
+                    gguf::encode(kind, &values, bytes)
+                })
+            }
+            Content::Words(matrix, form) => {
+                let rewrite = Rewrite::new(false);
+                by_rows(matrix.rows(), matrix.cols() / form.kind.word() * 4, out, path, |row, bytes| {
+                    let (words, _) = rewrite.row(matrix, row, *form)?;
+                    for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+                        *bytes = word.to_le_bytes();
+                    }
+                    Ok(())
+                })
+            }
+            Content::Scales(matrix, form, factor, dtype) => {
+                let (rewrite, kind) = (Rewrite::new(false), dense_type(*dtype));
+                by_rows(matrix.rows(), matrix.cols() / form.group * dtype.size(), out, path, |row, bytes| {
+                    let (_, scales) = rewrite.row(matrix, row, *form)?;
+                    let scales: Vec<f32> = scales.iter().map(|scale| scale * factor).collect();
+                    gguf::encode(kind, &scales, bytes)
+                })
+            }
             Content::Ternary(tensor) => {
                 let packed =
                     pack_quarters(tensor.rows, tensor.cols, |row, codes| codes_of(tensor, row, codes));
@@ -206,6 +320,24 @@ impl Planned<'_> {
             }
         }
     }
+}
+
+/// Makes rows of `width` bytes on all threads and writes them, a piece at a time.
+fn by_rows(
+    rows: usize,
+    width: usize,
+    out: &mut impl Write,
+    path: &Path,
+    encode: impl Fn(usize, &mut [u8]) -> Result<()> + Sync,
+) -> Result<()> {
+    let step = (PIECE / width).clamp(1, rows);
+    let mut piece = vec![0; step * width];
+    for first in (0..rows).step_by(step) {
+        let piece = &mut piece[..step.min(rows - first) * width];
+        piece.par_chunks_exact_mut(width).enumerate().try_for_each(|(i, bytes)| encode(first + i, bytes))?;
+        out.write_all(piece).map_err(|e| not_written(path, e))?;
+    }
+    Ok(())
 }
 
 fn dense_type(dtype: DenseType) -> TensorType {
@@ -254,7 +386,7 @@ fn config(checkpoint: &Checkpoint) -> Result<Value> {
     // A BitNet needs it even if all of its projections are dense: without it they would be read as masters.
     if spec.family.is_bitnet() || linears().any(|linear| matches!(linear.weights, Weights::Ternary(_))) {
         let dense: Vec<&str> = linears()
-            .filter(|linear| matches!(linear.weights, Weights::Dense(_)))
+            .filter(|linear| !matches!(linear.weights, Weights::Ternary(_)))
             .map(|linear| linear.name.as_str())
             .collect();
         let mut quantization = json!({

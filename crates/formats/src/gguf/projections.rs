@@ -8,7 +8,7 @@ use super::open::Reader;
 use super::rows::{Heads, pack_i2s, pack_quarters};
 use super::ternary::{decode_i2s_as, decode_tq, shared_scale};
 use super::{I2S_GROUP, TensorType};
-use crate::{DenseTensor, I2sLayout, Linear, SharedBytes, TernaryTensor, Weights, layers};
+use crate::{DenseTensor, Family, I2sLayout, Linear, SharedBytes, TernaryTensor, Weights, layers};
 
 impl Reader<'_> {
     pub(super) fn linear(&mut self, part: &str, module: String, shape: [usize; 2]) -> Result<Linear> {
@@ -19,7 +19,7 @@ impl Reader<'_> {
         let is_ternary = kind.is_some_and(TensorType::is_ternary);
         let weights = if kind.is_some_and(TensorType::is_grouped) {
             Weights::Grouped(self.grouped(&name, shape, heads)?)
-        } else if is_ternary && self.has_block_scales(&name)? {
+        } else if is_ternary && kind != Some(TensorType::I2S) && self.takes_groups(&name)? {
             let part_scale = format!("{part}.scale");
             if self.left.contains_key(part_scale.as_str()) {
                 return Err(self.error(
@@ -97,11 +97,13 @@ impl Reader<'_> {
         }))
     }
 
-    /// Whether a TQ1_0 or TQ2_0 tensor has several scales.
-    fn has_block_scales(&self, name: &str) -> Result<bool> {
-        let Some(tensor) = self.left.get(name).filter(|tensor| tensor.kind != TensorType::I2S) else {
-            return Ok(false);
-        };
+    /// Whether a TQ1_0 or TQ2_0 tensor is one with a scale for each group: of a family whose inputs are not rounded to int8, or
+    /// with several scales.
+    fn takes_groups(&self, name: &str) -> Result<bool> {
+        if self.spec.family == Family::Qwen3 {
+            return Ok(true);
+        }
+        let Some(tensor) = self.left.get(name) else { return Ok(false) };
         let bytes = self.file.data(tensor).loaded()?;
         Ok(shared_scale(tensor.kind, &bytes).is_err_and(|e| e.kind() == ErrorKind::Unsupported))
     }

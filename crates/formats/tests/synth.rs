@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ternion_core::ErrorKind;
 use ternion_formats::synth::{Shape, write};
-use ternion_formats::{Activation, Checkpoint, Weights};
+use ternion_formats::{Activation, Checkpoint, Family, Weights};
 
 fn make(dir: &Path, seed: u64) {
     write(dir, &Shape::named("nano").unwrap(), seed, &mut |_, _| {}).unwrap();
@@ -39,6 +39,33 @@ fn it_opens_and_is_plausible() {
         }
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary folder is left");
+}
+
+#[test]
+fn qwen3_opens_and_is_plausible() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, tied) in [("bonsai-1.7b", true), ("bonsai-8b", false)] {
+        let mut shape = Shape::named(name).unwrap();
+        assert_eq!((shape.head_dim(), shape.vocab_size), (128, 151_936));
+        (shape.hidden_size, shape.intermediate_size, shape.layers, shape.vocab_size) = (256, 384, 2, 512);
+        (shape.heads, shape.kv_heads) = (4, 2);
+        let dir = folder.path().join(name);
+        write(&dir, &shape, 7, &mut |_, _| {}).unwrap();
+        let checkpoint = Checkpoint::open(&dir).unwrap();
+        assert_eq!((checkpoint.spec.family, checkpoint.head.is_none()), (Family::Qwen3, tied));
+        let factor = checkpoint.spec.rope.attention_factor();
+        assert!((factor - 1.138_629_4).abs() < 1e-6, "{factor}");
+        for linear in checkpoint.layers.iter().flat_map(ternion_formats::LayerTensors::linears) {
+            let Weights::Grouped(matrix) = &linear.weights else { panic!("{}", linear.name) };
+            let mut row = vec![0.0; matrix.cols()];
+            matrix.row(0, &mut row);
+            let power = row.iter().map(|x| x * x).sum::<f32>();
+            assert!((0.6..1.6).contains(&power), "{}: {power}", linear.name);
+        }
+    }
+    let wrong = Shape { intermediate_size: 100, ..Shape::named("bonsai-4b").unwrap() };
+    let error = write(&folder.path().join("wrong"), &wrong, 0, &mut |_, _| {}).unwrap_err();
+    assert!(error.to_string().contains("`intermediate_size` is 100"), "{error}");
 }
 
 #[test]

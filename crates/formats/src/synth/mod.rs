@@ -14,13 +14,13 @@ use std::path::Path;
 use serde_json::{Value, json};
 use ternion_core::{Error, ErrorKind, Result, ResultExt};
 
-pub use shape::Shape;
+pub use shape::{Shape, ShapeFamily};
 pub(crate) use tokenizer::CHAT_TEMPLATE;
 
 use crate::checkpoint::Progress;
 use crate::unfinished::Unfinished;
 
-/// Writes a packed BitNet checkpoint of this shape to the folder `dir`, which must not exist or be empty.
+/// Writes a checkpoint of this shape, in its family's form, to the folder `dir`, which must not exist or be empty.
 ///
 /// The bytes depend on the shape and the seed alone. The folder appears under its name only when it is complete;
 /// `progress` is told the bytes of weights that have been written and their sum.
@@ -74,8 +74,11 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     fs::write(path, text).map_err(|e| Error::io(path, e))
 }
 
-/// The keys of the 2B4T's `config.json`.
+/// The keys of the 2B4T's `config.json`, or those of Ternary-Bonsai's.
 fn config(shape: &Shape) -> Value {
+    if let ShapeFamily::Qwen3 { tied } = shape.family {
+        return qwen3(shape, tied);
+    }
     json!({
         "architectures": ["BitNetForCausalLM"],
         "bos_token_id": tokenizer::special_id(shape, tokenizer::BOS),
@@ -100,6 +103,37 @@ fn config(shape: &Shape) -> Value {
             "linear_class": "autobitlinear",
             "quantization_mode": "offline"
         }
+    })
+}
+
+fn qwen3(shape: &Shape, tied: bool) -> Value {
+    let quantization = json!({"group_size": shape::GROUP, "bits": 2, "mode": "affine"});
+    json!({
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": false,
+        "bos_token_id": tokenizer::special_id(shape, tokenizer::BOS),
+        "eos_token_id": tokenizer::special_id(shape, tokenizer::END_OF_TEXT),
+        "head_dim": shape.head_dim(),
+        "hidden_act": "silu",
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "max_position_embeddings": shape.context_length,
+        "model_type": "qwen3",
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.kv_heads,
+        "quantization": quantization,
+        "quantization_config": quantization,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": {
+            "factor": 4.0,
+            "original_max_position_embeddings": shape.context_length.div_ceil(4),
+            "rope_theta": 1_000_000.0,
+            "rope_type": "yarn"
+        },
+        "tie_word_embeddings": tied,
+        "use_cache": true,
+        "vocab_size": shape.vocab_size
     })
 }
 

@@ -4,7 +4,7 @@ use ternion_core::{Error, Result};
 
 use super::tokenizer::{MAX_VOCAB, MIN_VOCAB};
 
-/// The sizes of a BitNet model. The width of a head is `hidden_size / heads`.
+/// The sizes of a model: a BitNet, or a Qwen3 with ternary weights in groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
     /// Width of the residual stream.
@@ -21,6 +21,23 @@ pub struct Shape {
     pub vocab_size: usize,
     /// Positions.
     pub context_length: usize,
+    /// Width of a head; `None`: `hidden_size / heads`.
+    pub head_dim: Option<usize>,
+    /// Which family it is of, and in which form it is written.
+    pub family: ShapeFamily,
+}
+
+/// The families that are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ShapeFamily {
+    /// BitNet b1.58 2B4T's graph, in packed safetensors; the head is the embedding.
+    BitNet,
+    /// Qwen3 with ternary weights and a scale for each 128 of a row, in MLX's form, with YaRN by 4.
+    Qwen3 {
+        /// Whether the head is the embedding.
+        tied: bool,
+    },
 }
 
 /// Name, then the fields in their order.
@@ -35,15 +52,33 @@ const NAMED: [(&str, [usize; 7]); 5] = [
     ("nano", [128, 256, 2, 2, 1, 320, 4096]),
 ];
 
+/// The same of Ternary-Bonsai, whose heads have 128 elements, and whether the head is the embedding.
+const BONSAI: [(&str, [usize; 7], bool); 3] = [
+    ("bonsai-1.7b", [2048, 6144, 28, 16, 8, 151_936, 32_768], true),
+    ("bonsai-4b", [2560, 9728, 36, 32, 8, 151_936, 32_768], true),
+    ("bonsai-8b", [4096, 12_288, 36, 32, 8, 151_936, 65_536], false),
+];
+
+/// Columns that share a scale.
+pub(super) const GROUP: usize = 128;
+
 impl Shape {
     /// The shape of this name.
     ///
     /// # Errors
     /// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest), listing the known names.
     pub fn named(name: &str) -> Result<Self> {
-        let found = NAMED.iter().find(|(known, _)| *known == name);
-        let Some((_, [hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size, context_length])) =
-            found
+        let bitnets = NAMED.iter().map(|(known, sizes)| (*known, sizes, None, ShapeFamily::BitNet));
+        let bonsais = BONSAI
+            .iter()
+            .map(|(known, sizes, tied)| (*known, sizes, Some(GROUP), ShapeFamily::Qwen3 { tied: *tied }));
+        let found = bitnets.chain(bonsais).find(|(known, ..)| *known == name);
+        let Some((
+            _,
+            [hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size, context_length],
+            head_dim,
+            family,
+        )) = found
         else {
             let known = Self::names().collect::<Vec<_>>().join(", ");
             return Err(Error::invalid_request(format!("unknown shape `{name}`; known: {known}")));
@@ -56,17 +91,19 @@ impl Shape {
             kv_heads: *kv_heads,
             vocab_size: *vocab_size,
             context_length: *context_length,
+            head_dim,
+            family,
         })
     }
 
     /// All names, the largest model first after the default.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        NAMED.iter().map(|(name, _)| *name)
+        NAMED.iter().map(|(name, _)| *name).chain(BONSAI.iter().map(|(name, ..)| *name))
     }
 
     /// Width of a head.
     pub fn head_dim(&self) -> usize {
-        self.hidden_size / self.heads
+        self.head_dim.unwrap_or(self.hidden_size / self.heads)
     }
 
     /// Checks what a reader of the checkpoint will check, before anything is written.
@@ -90,8 +127,26 @@ impl Shape {
             let expected = format!("from {MIN_VOCAB} (all bytes and the special tokens) to {MAX_VOCAB}");
             return wrong("vocab_size", self.vocab_size, &expected);
         }
-        if !self.hidden_size.is_multiple_of(2 * self.heads) {
-            return wrong("heads", self.heads, "heads of an even width that add up to `hidden_size`");
+        match self.head_dim {
+            None if !self.hidden_size.is_multiple_of(2 * self.heads) => {
+                return wrong("heads", self.heads, "heads of an even width that add up to `hidden_size`");
+            }
+            Some(width) if width == 0 || width % 2 != 0 || width > 1 << 12 => {
+                return wrong("head_dim", width, "an even width of at most 4096");
+            }
+            _ => {}
+        }
+        if let ShapeFamily::Qwen3 { .. } = self.family {
+            let inputs = [
+                ("hidden_size", self.hidden_size),
+                ("intermediate_size", self.intermediate_size),
+                ("heads", self.heads * self.head_dim()),
+            ];
+            for (field, cols) in inputs {
+                if cols % GROUP != 0 {
+                    return wrong(field, cols, &format!("inputs of a projection in a multiple of {GROUP}"));
+                }
+            }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return wrong("kv_heads", self.kv_heads, "a divisor of `heads`");

@@ -20,6 +20,7 @@ fn model(folder: &Path) {
         kv_heads: 2,
         vocab_size: 32_000,
         context_length: 2048,
+        ..Shape::named("bitnet-2b4t").unwrap()
     };
     write(&folder.join("model"), &shape, 1, &mut |_, _| {}).unwrap();
 }

@@ -187,7 +187,7 @@ async fn greedy_continuations_are_those_of_transformers() {
             let mut request = GenerateRequest::new(case.ids.clone())
                 .with_max_tokens(expected.len())
                 .with_sampling(Sampling::greedy());
-            request.ignore_eos = true;
+            request.params.ignore_eos = true;
             let found = model.generate(request).await.unwrap().collect().await.unwrap().tokens;
             assert_eq!(found, expected, "{} {}", forms[0].display(), case.name);
             answers += 1;

@@ -362,8 +362,7 @@ fn rope(
     if config.boolean("rope_interleaved")? == Some(true) {
         return Err(config.unsupported("rope_interleaved", &true, "false"));
     }
-    let original = config.integer("original_max_position_embeddings", 1..=MAX_CONTEXT)?;
-    let scaling = object.map_or(Ok(RopeScaling::None), |o| rope_scaling(&o, original, context_length))?;
+    let scaling = object.map_or(Ok(RopeScaling::None), |o| rope_scaling(&o, context_length))?;
     Ok(RopeSpec { theta, scaling })
 }
 
@@ -380,9 +379,7 @@ fn default_theta(family: Family, vocab_size: usize, notes: &mut Notes) -> f32 {
     theta
 }
 
-/// `original`: the context before scaling, where the configuration states it outside of `scaling`; that wins, as in
-/// transformers.
-fn rope_scaling(scaling: &Object, original: Option<usize>, context_length: usize) -> Result<RopeScaling> {
+fn rope_scaling(scaling: &Object, context_length: usize) -> Result<RopeScaling> {
     let key = if scaling.value("rope_type").is_some() { "rope_type" } else { "type" };
     let factor = |key: &str| {
         let found = scaling.number(key, f32::MIN_POSITIVE..=1e6)?;
@@ -390,7 +387,7 @@ fn rope_scaling(scaling: &Object, original: Option<usize>, context_length: usize
     };
     let original_context = || -> Result<usize> {
         let inner = scaling.integer("original_max_position_embeddings", 1..=MAX_CONTEXT)?;
-        Ok(original.or(inner).unwrap_or(context_length))
+        Ok(inner.unwrap_or(context_length))
     };
     match scaling.string(key)? {
         None | Some("default") => Ok(RopeScaling::None),

@@ -298,11 +298,6 @@ fn yarn_is_read_as_by_transformers() {
     let folder = model.write();
     let rope = Checkpoint::open(folder.path()).unwrap().spec.rope;
     assert!(matches!(rope.scaling, RopeScaling::Yarn { factor: 2.0, original_context: 128, .. }));
-    // The one at the top wins.
-    model.config["original_max_position_embeddings"] = 32.into();
-    let folder = model.write();
-    let rope = Checkpoint::open(folder.path()).unwrap().spec.rope;
-    assert!(matches!(rope.scaling, RopeScaling::Yarn { original_context: 32, .. }));
 }
 
 #[test]

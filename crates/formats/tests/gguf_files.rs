@@ -219,10 +219,7 @@ fn dense_tensors_may_have_any_type() {
 fn types_of_other_programs_are_told() {
     for (id, len, bytes, trailer, words) in [
         (38, 4, 1, 32, ["TL1", "bitnet.cpp"]),
-        (42, 128, 34, 0, ["Q2_0 (groups of 128)", "PrismML"]),
         (42, 256, 42, 0, ["STQ1_0", "AngelSlim"]),
-        (142, 128, 34, 0, ["PQ2_0", "PrismML"]),
-        (143, 128, 28, 0, ["PTQ1_0", "PrismML"]),
         (135, 64, 17, 0, ["IQ2_BN", "ik_llama.cpp"]),
         (31, 32, 18, 0, ["Q4_0_4_4", "llama.cpp before 2025"]),
         (99, 64, 16, 0, ["id 99", "none that is known"]),
@@ -241,6 +238,17 @@ fn types_of_other_programs_are_told() {
         assert_eq!(overview.architecture.as_deref(), Some("llama"));
         assert!(overview.llama_cpp_error.is_some_and(|error| error.contains(words[0])));
         assert!(overview.types.iter().any(|t| t.tensors == 7 && t.bytes > 0), "{:?}", overview.types);
+    }
+    // Types that Ternion computes with and llama.cpp does not.
+    for (id, bytes, name) in [(42, 34, "Q2_0 (groups of 128)"), (142, 34, "PQ2_0"), (143, 28, "PTQ1_0")] {
+        let mut raw = Raw::read(&fixture("gguf").join("llama-tq.gguf"));
+        for tensor in raw.tensors.iter_mut().filter(|t| t.dims.len() == 2 && t.name.starts_with(b"blk")) {
+            let elements = tensor.dims.iter().product::<u64>() as usize;
+            (tensor.kind, tensor.data) = (id, vec![0x55; elements / 128 * bytes]);
+        }
+        assert!(raw.open().unwrap().format.contains(name), "{name}");
+        let error = ternion_formats::gguf::preflight(&raw.parse().unwrap()).unwrap_err();
+        assert_says(&error, Unsupported, &[name, "llama.cpp does not have", "candle"]);
     }
     // Sizes that nothing explains are damage still.
     let mut raw = Raw::read(&fixture("gguf").join("llama-tq.gguf"));

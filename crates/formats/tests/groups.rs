@@ -122,7 +122,7 @@ fn what_a_form_cannot_hold_is_refused_or_counted() {
     assert_says(&error, Unsupported, &["row 0, group 0", "TQ2_0", "--lossy", "token_embd.weight"]);
     assert!(!out.exists());
     let lost = to(&narrow, &out, Target::GgufTq2, true).unwrap().lost.unwrap();
-    assert!(lost.groups > 900 && lost.of == 1024 && lost.largest > 0.2 && lost.largest < 1.0, "{lost:?}");
+    assert!(lost.groups > 900 && lost.of == 1024 && lost.largest > 0.2 && lost.largest < 1.2, "{lost:?}");
 
     // One scale and int8 inputs are another arithmetic.
     let bitnet = Checkpoint::open(fixture("tiny-packed")).unwrap();
@@ -301,7 +301,7 @@ fn yarn_is_read_as_by_transformers() {
 }
 
 #[test]
-fn a_model_of_no_bytes_is_an_error() {
+fn a_file_that_is_cut_short_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.gguf");
     let bytes = fs::read(ternary()).unwrap();

@@ -138,7 +138,7 @@ impl Rewrite {
         let largest = used.map(|(own, _)| ((scale - own) / own).abs()).fold(0.0, f32::max);
         let why = format_args!("its {} columns have the scales {own:?}", form.group);
         self.lose(place, form, why, largest)?;
-        Ok(scale)
+        Ok(if form.halves { f16::from_f32(scale).to_f32() } else { scale })
     }
 
     fn lose(

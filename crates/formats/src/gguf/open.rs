@@ -20,7 +20,7 @@ use crate::checkpoint::{Means, Progress};
 use crate::grouped::{Wrong, of_floats};
 use crate::notes::Notes;
 use crate::{
-    Checkpoint, CheckpointOptions, DenseTensor, DenseType, LayerTensors, Linear, ModelSpec, RmsNorm,
+    Checkpoint, CheckpointOptions, DenseTensor, DenseType, Family, LayerTensors, Linear, ModelSpec, RmsNorm,
     RopeScaling, SharedBytes, Table, generation, layers,
 };
 
@@ -283,13 +283,13 @@ impl<'a> Reader<'a> {
         Ok(Arc::new(matrix))
     }
 
-    /// The matrix that floats exactly are, where the family is not ternary by definition.
+    /// The matrix that floats exactly are, in a family whose inputs are not rounded to int8.
     pub(super) fn grouped_floats(
         &mut self,
         name: &str,
         dense: &DenseTensor,
     ) -> Result<Option<Arc<GroupedMatrix>>> {
-        if self.spec.family.is_bitnet() || self.spec.sub_norms {
+        if self.spec.family != Family::Qwen3 {
             return Ok(None);
         }
         let in_tensor = |Wrong(e): Wrong| e.with("tensor", name).with("file", self.file.path().display());

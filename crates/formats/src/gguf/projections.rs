@@ -19,14 +19,7 @@ impl Reader<'_> {
         let is_ternary = kind.is_some_and(TensorType::is_ternary);
         let weights = if kind.is_some_and(TensorType::is_grouped) {
             Weights::Grouped(self.grouped(&name, shape, heads)?)
-        } else if is_ternary && kind != Some(TensorType::I2S) && self.takes_groups(&name)? {
-            let part_scale = format!("{part}.scale");
-            if self.left.contains_key(part_scale.as_str()) {
-                return Err(self.error(
-                    &part_scale,
-                    "the tensor has scales of its own for each block, expected none beside it",
-                ));
-            }
+        } else if is_ternary && kind != Some(TensorType::I2S) && self.takes_groups(&name, part)? {
             Weights::Grouped(self.grouped(&name, shape, heads)?)
         } else if is_ternary {
             Weights::Ternary(self.ternary(&name, part, shape, heads)?)
@@ -99,7 +92,11 @@ impl Reader<'_> {
 
     /// Whether a TQ1_0 or TQ2_0 tensor is one with a scale for each group: of a family whose inputs are not rounded to int8, or
     /// with several scales.
-    fn takes_groups(&self, name: &str) -> Result<bool> {
+    /// One with a scale beside it is as Ternion writes those that have one scale.
+    fn takes_groups(&self, name: &str, part: &str) -> Result<bool> {
+        if self.left.contains_key(format!("{part}.scale").as_str()) {
+            return Ok(false);
+        }
         if self.spec.family == Family::Qwen3 {
             return Ok(true);
         }

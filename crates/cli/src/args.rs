@@ -13,6 +13,7 @@ use ternion_conformance::compare::Tolerances;
 
 use crate::args_bench::BenchArgs;
 use crate::args_eval::EvalArgs;
+use crate::args_serve::ServeArgs;
 
 /// Chat with, inspect, verify and measure ternary language models on plain CPUs.
 #[derive(Debug, Parser)]
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Measure how good the answers are (GSM8K, MMLU, perplexity), of one model or of two in comparison.
     Eval(EvalArgs),
+    /// Serve models by OpenAI's HTTP API, with a page to chat on.
+    Serve(ServeArgs),
     /// Print the JSON schema of the configuration.
     Schema,
 }

@@ -48,6 +48,8 @@ pub(crate) struct Interrupts {
     leftovers: Arc<Mutex<Vec<PathBuf>>>,
     terminal: Arc<Mutex<Option<Terminal>>>,
     ended_by: Arc<OnceLock<Signal>>,
+    /// The work ends in order by itself after a signal, in at most this time.
+    patience: Arc<OnceLock<Duration>>,
 }
 
 impl Interrupts {
@@ -78,8 +80,9 @@ impl Interrupts {
         self.current().cancel();
         if ends {
             let interrupts = self.clone();
+            let grace = self.patience.get().copied().unwrap_or(GRACE);
             std::thread::spawn(move || {
-                std::thread::sleep(GRACE);
+                std::thread::sleep(grace);
                 interrupts.end(signal);
             });
         }
@@ -97,6 +100,17 @@ impl Interrupts {
     /// The signal that ends the process as soon as the current work has stopped.
     pub(crate) fn ended_by(&self) -> Option<Signal> {
         self.ended_by.get().copied()
+    }
+
+    /// Gives the work this time to end after SIGTERM. A server that ends in order has done what it was told to do, so the exit code
+    /// is then that of the command.
+    pub(crate) fn end_in_order_within(&self, patience: Duration) {
+        let _ = self.patience.set(patience);
+    }
+
+    /// The signal that the exit code tells of.
+    pub(crate) fn exit_signal(&self) -> Option<Signal> {
+        self.ended_by().filter(|_| self.patience.get().is_none())
     }
 
     /// A new token for the next piece of work.

@@ -7,6 +7,7 @@
 mod args;
 mod args_bench;
 mod args_eval;
+mod args_serve;
 mod commands;
 mod failure;
 mod input;
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return show(&error),
     };
-    log_to_stderr(cli.output.verbose);
+    log_to_stderr(&cli);
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
             Ok(()) => run(&app, cli.command).await,
             closed => closed,
         };
-        (result, app.interrupts.ended_by())
+        (result, app.interrupts.exit_signal())
     });
     // A load that Ctrl-C has left behind is not waited for.
     runtime.shutdown_background();
@@ -104,13 +105,22 @@ async fn run(app: &App, command: Command) -> Outcome {
         Command::Convert(args) => commands::convert::run(app, &args),
         Command::Bench(args) => commands::bench::run(app, &args).await,
         Command::Eval(args) => commands::eval::run(app, &args).await,
+        Command::Serve(args) => commands::serve::run(app, &args).await,
         Command::Schema => commands::schema::run(app),
     }
 }
 
-fn log_to_stderr(verbose: u8) {
+fn log_to_stderr(cli: &Cli) {
     // ONNX Runtime warns of what files are made like on purpose.
-    let level = ["warn,ort=error", "info", "debug", "trace"][usize::from(verbose.min(3))];
+    let level = match (&cli.command, cli.output.verbose) {
+        // A server writes its access log and what happens to its models.
+        (Command::Serve(_), 0) if !cli.output.quiet => "warn,ort=error,ternion=info,ternion_server=info",
+        (_, 0) => "warn,ort=error",
+        (_, 1) => "info",
+        (_, 2) => "debug",
+        _ => "trace",
+    };
+    let verbose = cli.output.verbose;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

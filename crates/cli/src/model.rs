@@ -27,6 +27,8 @@ pub(crate) struct Selected {
     pub(crate) name: String,
     /// It is the small model of the source tree, which nobody asked for.
     pub(crate) is_default: bool,
+    /// The configuration file that it comes from.
+    pub(crate) file: Option<PathBuf>,
 }
 
 impl Selected {
@@ -120,7 +122,7 @@ impl Selected {
             let config = Config::load(path).map_err(|e| hint_checkpoint_config(e, path))?;
             let (name, _) = config.model(args.name.as_deref()).with("file", path.display())?;
             let name = name.to_owned();
-            return Ok(Self { config, name, is_default: false });
+            return Ok(Self { config, name, is_default: false, file: Some(path.to_owned()) });
         }
         if let Some(name) = &args.name {
             return Err(Failure::usage(format!(
@@ -145,7 +147,7 @@ impl Selected {
         let mut config = Config::default();
         config.default_model = Some(name.clone());
         config.models.insert(name.clone(), model);
-        Self { config, name, is_default: false }
+        Self { config, name, is_default: false, file: None }
     }
 }
 

@@ -38,8 +38,11 @@ impl Output {
 
     /// Fails where a command would compute something only to find standard output closed.
     pub(crate) fn can_print(&self, command: &Command) -> Outcome {
-        let prints =
-            self.json || !matches!(command, Command::Convert(_) | Command::Synth(_) | Command::Logits(_));
+        let prints = self.json
+            || !matches!(
+                command,
+                Command::Convert(_) | Command::Synth(_) | Command::Logits(_) | Command::Serve(_)
+            );
         if prints {
             drop(open_stdout()?);
         }

@@ -17,6 +17,7 @@ pub(crate) mod logits;
 pub(crate) mod long;
 mod overview;
 pub(crate) mod schema;
+pub(crate) mod serve;
 pub(crate) mod synth;
 pub(crate) mod verify;
 

@@ -56,6 +56,11 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// What it was compiled from.
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+
     /// All text that a rendered chat may have besides the messages.
     pub(super) fn texts(&self) -> impl Iterator<Item = &str> + Clone {
         std::iter::once(self.source.as_str()).chain(self.special_tokens.values().map(String::as_str))

@@ -344,6 +344,11 @@ impl Tokenizer {
         self.template.is_some()
     }
 
+    /// The source of the chat template.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.template.as_ref().map(ChatTemplate::source)
+    }
+
     pub(super) fn stages(&self) -> &[Stage] {
         &self.stages
     }

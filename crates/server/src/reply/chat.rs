@@ -1,0 +1,289 @@
+//! `chat.completion` and `chat.completion.chunk`.
+
+use serde::Serialize;
+use ternion::{Event, FinishReason, TextEvent, TokenEvent, context::ContextStep};
+
+use super::{
+    common::{StopReason, Timings, Totals, UsageBody, finish_reason, finite},
+    sse::{Chunks, chunk},
+};
+use crate::{choices::ChoiceEvent, token_text::TokenTexts};
+
+/// What every document of one answer repeats.
+#[derive(Debug, Clone)]
+pub(crate) struct Head {
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+}
+
+#[derive(Serialize)]
+struct Document<'a, C> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: C,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<UsageBody>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<Timings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<&'a ternion::context::ContextReport>,
+}
+
+#[derive(Serialize)]
+struct Choice {
+    index: usize,
+    message: Message,
+    logprobs: Option<Logprobs>,
+    finish_reason: &'static str,
+    stop_reason: Option<StopReason>,
+}
+
+#[derive(Serialize)]
+struct Message {
+    role: &'static str,
+    content: String,
+    refusal: Option<()>,
+}
+
+#[derive(Serialize)]
+struct ChunkChoice {
+    index: usize,
+    delta: Delta,
+    logprobs: Option<Logprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<StopReason>,
+}
+
+#[derive(Default, Serialize)]
+struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Logprobs {
+    content: Vec<TokenLogprob>,
+    refusal: Option<()>,
+}
+
+#[derive(Debug, Serialize)]
+struct TokenLogprob {
+    token: String,
+    logprob: f64,
+    bytes: Vec<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_logprobs: Option<Vec<TokenLogprob>>,
+}
+
+/// Tokens whose text has not come yet, with what they are shown as.
+struct Tokens {
+    texts: TokenTexts,
+    wanted: bool,
+    pending: Vec<TokenEvent>,
+}
+
+impl Tokens {
+    fn new(texts: TokenTexts, wanted: bool) -> Self {
+        Self { texts, wanted, pending: Vec::new() }
+    }
+
+    fn push(&mut self, token: TokenEvent) {
+        if self.wanted {
+            self.pending.push(token);
+        }
+    }
+
+    /// The log-probabilities of the tokens so far.
+    fn take(&mut self) -> Option<Logprobs> {
+        self.wanted.then(|| {
+            let content = std::mem::take(&mut self.pending);
+            Logprobs { content: content.iter().map(|token| self.show(token)).collect(), refusal: None }
+        })
+    }
+
+    /// Those at the end. The token that ends an answer is no part of it, nor are those of a stop string.
+    fn take_last(&mut self, reason: &FinishReason) -> Option<Logprobs> {
+        match reason {
+            FinishReason::EndOfSequence | FinishReason::StopToken(_) => drop(self.pending.pop()),
+            FinishReason::StopString(_) => self.pending.clear(),
+            _ => {}
+        }
+        self.take().filter(|logprobs| !logprobs.content.is_empty())
+    }
+
+    fn show(&self, token: &TokenEvent) -> TokenLogprob {
+        let one = |id, logprob, top_logprobs| {
+            let shown = self.texts.get(id);
+            TokenLogprob { token: shown.text, logprob: finite(logprob), bytes: shown.bytes, top_logprobs }
+        };
+        let top = token.top_logprobs.iter().map(|top| one(top.id, top.logprob, None)).collect();
+        one(token.id, token.logprob.unwrap_or(f32::NEG_INFINITY), Some(top))
+    }
+}
+
+/// Puts whole answers together.
+pub(crate) struct Collected {
+    choices: Vec<Partial>,
+    totals: Totals,
+}
+
+struct Partial {
+    text: String,
+    logprobs: Vec<TokenLogprob>,
+    tokens: Tokens,
+    reason: FinishReason,
+}
+
+impl Collected {
+    pub(crate) fn new(count: usize, texts: &TokenTexts, logprobs: bool) -> Self {
+        let one = || Partial {
+            text: String::new(),
+            logprobs: Vec::new(),
+            tokens: Tokens::new(texts.clone(), logprobs),
+            reason: FinishReason::default(),
+        };
+        Self { choices: (0..count).map(|_| one()).collect(), totals: Totals::default() }
+    }
+
+    pub(crate) fn event(&mut self, index: usize, event: ChoiceEvent) {
+        let ChoiceEvent::Generated(event) = event else { return };
+        let choice = &mut self.choices[index];
+        match event {
+            Event::Context(ContextStep::Report(report)) => self.totals.context = Some(report),
+            Event::Token(token) => choice.tokens.push(token),
+            Event::Text(TextEvent { text, .. }) => {
+                choice.text.push_str(&text);
+                choice.logprobs.extend(choice.tokens.take().into_iter().flat_map(|taken| taken.content));
+            }
+            Event::Done(done) => {
+                let last = choice.tokens.take_last(&done.finish_reason);
+                choice.logprobs.extend(last.into_iter().flat_map(|taken| taken.content));
+                self.totals.add(&done, index == 0);
+                choice.reason = done.finish_reason;
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn into_json(self, head: &Head) -> String {
+        let choices: Vec<Choice> = self
+            .choices
+            .into_iter()
+            .enumerate()
+            .map(|(index, choice)| Choice {
+                index,
+                message: Message { role: "assistant", content: choice.text, refusal: None },
+                logprobs: choice
+                    .tokens
+                    .wanted
+                    .then_some(Logprobs { content: choice.logprobs, refusal: None }),
+                finish_reason: finish_reason(&choice.reason),
+                stop_reason: StopReason::of(&choice.reason),
+            })
+            .collect();
+        chunk(&Document {
+            id: &head.id,
+            object: "chat.completion",
+            created: head.created,
+            model: &head.model,
+            choices,
+            usage: Some(self.totals.usage),
+            timings: self.totals.timings,
+            context: self.totals.context.as_ref(),
+        })
+    }
+}
+
+/// The chunks of a stream.
+pub(crate) struct ChatChunks {
+    head: Head,
+    choices: Vec<Tokens>,
+    totals: Totals,
+    include_usage: bool,
+}
+
+impl ChatChunks {
+    pub(crate) fn new(
+        head: Head,
+        count: usize,
+        texts: &TokenTexts,
+        logprobs: bool,
+        include_usage: bool,
+    ) -> Self {
+        let choices = (0..count).map(|_| Tokens::new(texts.clone(), logprobs)).collect();
+        Self { head, choices, totals: Totals::default(), include_usage }
+    }
+
+    fn one(&self, choice: ChunkChoice) -> String {
+        self.document([choice], None)
+    }
+
+    fn document<const N: usize>(&self, choices: [ChunkChoice; N], totals: Option<&Totals>) -> String {
+        chunk(&Document {
+            id: &self.head.id,
+            object: "chat.completion.chunk",
+            created: self.head.created,
+            model: &self.head.model,
+            // Arrays of any length have no serde form.
+            choices: &choices[..],
+            usage: totals.map(|totals| totals.usage),
+            timings: totals.and_then(|totals| totals.timings),
+            context: totals.and_then(|totals| totals.context.as_ref()),
+        })
+    }
+}
+
+impl Chunks for ChatChunks {
+    fn begin(&mut self) -> Vec<String> {
+        let first = |index| {
+            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+            self.one(ChunkChoice { index, delta, logprobs: None, finish_reason: None, stop_reason: None })
+        };
+        (0..self.choices.len()).map(first).collect()
+    }
+
+    fn event(&mut self, index: usize, event: ChoiceEvent) -> Vec<String> {
+        let ChoiceEvent::Generated(event) = event else { return Vec::new() };
+        match event {
+            Event::Context(ContextStep::Report(report)) => self.totals.context = Some(report),
+            Event::Token(token) => self.choices[index].push(token),
+            Event::Text(TextEvent { text, .. }) => {
+                let logprobs = self.choices[index].take();
+                let delta = Delta { role: None, content: Some(text) };
+                return vec![self.one(ChunkChoice {
+                    index,
+                    delta,
+                    logprobs,
+                    finish_reason: None,
+                    stop_reason: None,
+                })];
+            }
+            Event::Done(done) => {
+                self.totals.add(&done, index == 0);
+                let logprobs = self.choices[index].take_last(&done.finish_reason);
+                let (reason, stop_reason) =
+                    (finish_reason(&done.finish_reason), StopReason::of(&done.finish_reason));
+                let delta = Delta::default();
+                return vec![self.one(ChunkChoice {
+                    index,
+                    delta,
+                    logprobs,
+                    finish_reason: Some(reason),
+                    stop_reason,
+                })];
+            }
+            _ => {}
+        }
+        Vec::new()
+    }
+
+    fn end(&mut self) -> Vec<String> {
+        if self.include_usage { vec![self.document([], Some(&self.totals))] } else { Vec::new() }
+    }
+}

@@ -1,0 +1,19 @@
+//! The requests of OpenAI's API, and what they become: [`GenerateParams`](ternion::GenerateParams).
+//!
+//! Every field is optional and may be `null`. Unknown fields are ignored, unknown values of known fields are an error.
+
+mod body;
+mod chat;
+mod common;
+mod completion;
+mod format;
+mod prompt;
+mod schema;
+mod tokens;
+
+pub(crate) use body::JsonBody;
+pub(crate) use chat::ChatRequest;
+pub(crate) use common::Delivery;
+pub(crate) use completion::{Completion, CompletionRequest};
+pub(crate) use prompt::Prompts;
+pub(crate) use tokens::{DetokenizeRequest, Input, TokenizeRequest};

@@ -54,3 +54,9 @@ mod token_text;
 
 pub use listen::{Bound, Server};
 pub use options::{ApiKeys, ServerOptions, Tls};
+
+/// Reads the body of a request, for a fuzz target.
+#[doc(hidden)]
+pub fn check_request(bytes: &[u8]) {
+    request::check(bytes);
+}

@@ -192,7 +192,7 @@ fn is_loopback(address: IpAddr) -> bool {
 }
 
 fn not_bound(error: std::io::Error, what: &str) -> Error {
-    Error::new(ErrorKind::Io, format!("{what} cannot be used")).with_source(error).during("serve")
+    Error::new(ErrorKind::Io, format!("{what} cannot be used")).with_source(error).with_operation("serve")
 }
 
 /// The certificate with the cryptography of graviola, whatever provider other parts of the process use.
@@ -202,7 +202,7 @@ async fn rustls_config(tls: &crate::Tls) -> Result<axum_server::tls_rustls::Rust
     use std::sync::Arc;
 
     let bad = |path: &std::path::Path, what: &str, error: &dyn std::fmt::Display| {
-        Error::invalid_config(format!("{what}: {error}")).with("path", path.display()).during("serve")
+        Error::invalid_config(format!("{what}: {error}")).with("path", path.display()).with_operation("serve")
     };
     let certificates = CertificateDer::pem_file_iter(&tls.cert)
         .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)

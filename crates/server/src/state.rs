@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use metrics_exporter_prometheus::PrometheusHandle;
 use ternion::{
     CancellationToken, Error, LlmBackend,
-    layers::{LayerExt, Metrics},
+    layers::{LayerExt, MetricsLayer},
     models::{ModelHandle, Models},
 };
 
@@ -143,7 +143,7 @@ impl App {
         self.keep(name, handle.clone());
         let backend: Arc<dyn LlmBackend> = Arc::new(handle);
         // Where the configuration has this layer, it is there already.
-        let backend = if model.layers.metrics { backend } else { backend.layer(&Metrics::new()) };
+        let backend = if model.layers.metrics { backend } else { backend.layer(&MetricsLayer::new()) };
         Ok(Model { name: name.to_owned(), backend })
     }
 

@@ -45,7 +45,9 @@ pub(crate) async fn run(app: &App, args: &ServeArgs) -> Outcome {
         return Err(error.into());
     }
     let served = serving.await.map_err(|error| {
-        ternion::Error::new(ErrorKind::Backend, "the server has failed").with_source(error).during("serve")
+        ternion::Error::new(ErrorKind::Backend, "the server has failed")
+            .with_source(error)
+            .with_operation("serve")
     })?;
     drop(watch);
     Ok(served?)

@@ -17,3 +17,11 @@ pub(crate) use common::Delivery;
 pub(crate) use completion::{Completion, CompletionRequest};
 pub(crate) use prompt::Prompts;
 pub(crate) use tokens::{DetokenizeRequest, Input, TokenizeRequest};
+
+/// Reads bytes as each kind of request and makes all checks that need no model.
+pub(crate) fn check(bytes: &[u8]) {
+    let _ = body::parse::<ChatRequest>(bytes).and_then(|request| request.into_params(4096));
+    let _ = body::parse::<CompletionRequest>(bytes).and_then(CompletionRequest::check);
+    let _ = body::parse::<TokenizeRequest>(bytes).and_then(|request| request.into_input(4096));
+    let _ = body::parse::<DetokenizeRequest>(bytes);
+}

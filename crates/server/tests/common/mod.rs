@@ -54,7 +54,7 @@ pub(crate) fn config(text: &str) -> Config {
 /// The small real model.
 pub(crate) fn tiny() -> Config {
     config(&format!(
-        "default_model = \"tiny\"\n[models.tiny]\npath = {:?}\nthreads = 1\ncontext = 256\n",
+        "default_model = \"tiny\"\n[models.tiny]\npath = {:?}\nthreads = 1\ncontext_length = 256\n",
         fixture("ternion-tiny")
     ))
 }

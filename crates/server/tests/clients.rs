@@ -1,0 +1,112 @@
+//! Programs of others, unchanged: `openai` and `lm-eval` of PyPI, which `cargo xtask setup` installs, and `curl`.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
+
+mod common;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use common::Running;
+use serde_json::{Value, json};
+use ternion::{LlmBackend, ScoreRequest, config::ModelConfig};
+use ternion_server::ServerOptions;
+
+/// The project's Python, if it has these modules.
+fn python(modules: &str) -> Option<PathBuf> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools");
+    let python =
+        [tools.join("bin/python"), tools.join("Scripts/python.exe")].into_iter().find(|path| path.exists());
+    let found = python.filter(|python| {
+        let spec = format!(
+            "import importlib.util as u, sys; sys.exit(not all(u.find_spec(m) for m in {modules:?}.split()))"
+        );
+        std::process::Command::new(python).args(["-c", &spec]).status().is_ok_and(|status| status.success())
+    });
+    if found.is_none() {
+        // Past the test harness, which keeps the output of tests that pass.
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "skipped: no Python package {modules} in target/tools");
+    }
+    found
+}
+
+async fn run(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Output {
+    let mut command = std::process::Command::new(program);
+    command.args(args);
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+async fn script(python: &Path, name: &str, args: &[&str]) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(name);
+    let output = run(python, &[&[path.to_str().unwrap()], args].concat()).await;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{err}\n{out}");
+    serde_json::from_str(out.lines().last().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{error}: {out}\n{err}"))
+}
+
+/// The small model, and one that breaks in the middle of an answer.
+async fn server() -> Running {
+    let mut config = common::tiny();
+    let mut broken = ModelConfig::default();
+    broken.backend = "echo".to_owned();
+    broken.options = json!({ "fail": "backend", "fail_after": 2 }).as_object().unwrap().clone();
+    config.models.insert("broken".to_owned(), broken);
+    Running::start(config, ServerOptions::default()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client_openai_works_unchanged() {
+    let Some(python) = python("openai") else { return };
+    let server = server().await;
+    let said = script(&python, "openai_client.py", &[&server.url]).await;
+    assert_eq!(said["models"], json!(["tiny", "broken"]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lm_eval_gets_the_scores_of_the_library() {
+    let Some(python) = python("lm_eval aiohttp tenacity") else { return };
+    let server = server().await;
+    let model = server.models.get("tiny").await.unwrap();
+    let tokenizer = model.tokenizer().unwrap();
+    let pairs = [
+        ["How many days are in a week?", " Seven."],
+        ["How many days are in a week?", " A banana"],
+        ["What is 1 + 1?", " 2"],
+        ["The", " sun is hot, and the moon is cold."],
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("requests.json");
+    std::fs::write(&path, json!({ "pairs": pairs, "prompts": ["What is 1 + 1?"] }).to_string()).unwrap();
+    let said = script(&python, "lm_eval_client.py", &[&server.url, path.to_str().unwrap()]).await;
+
+    for (pair, found) in pairs.iter().zip(said["scores"].as_array().unwrap()) {
+        let [context, continuation] = pair;
+        // As the harness: both as one text, without special tokens.
+        let context = tokenizer.encode(context, false).unwrap();
+        let whole = tokenizer.encode(&format!("{}{continuation}", pair[0]), false).unwrap();
+        let score = model.score(ScoreRequest::new(whole, context.len())).await.unwrap();
+        let greedy = score.tokens.iter().all(|token| token.rank == 0);
+        let expected = score.total();
+        let difference = (found[0].as_f64().unwrap() - expected).abs();
+        assert!(difference < 1e-9, "{pair:?}: {found}, {expected} expected");
+        assert_eq!(found[1], json!(greedy), "{pair:?}");
+    }
+    assert!(said["texts"][0].is_string() && said["answers"][0].is_string(), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn curl_works_without_a_header() {
+    if std::process::Command::new("curl").arg("--version").output().is_err() {
+        return;
+    }
+    let server = server().await;
+    let url = format!("{}/v1/chat/completions", server.url);
+    let body =
+        r#"{"messages": [{"role": "user", "content": "How many days are in a week?"}], "stream": true}"#;
+    let output = run("curl", &["-sN", &url, "-d", body]).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+}

@@ -1,0 +1,89 @@
+"""The client `openai` of PyPI, unchanged, against the server at argv[1]: sync, async, streaming, raw ids, errors."""
+
+import asyncio
+import json
+import sys
+
+import openai
+
+url = sys.argv[1]
+client = openai.OpenAI(base_url=url + "/v1", api_key="any", max_retries=0)
+QUESTION = [{"role": "user", "content": "How many days are in a week?"}]
+
+
+def chat():
+    answer = client.chat.completions.create(model="tiny", messages=QUESTION, temperature=0, logprobs=True, top_logprobs=2)
+    choice = answer.choices[0]
+    assert choice.finish_reason == "stop" and choice.message.role == "assistant", answer
+    assert "seven" in choice.message.content.lower() or "7" in choice.message.content, answer
+    assert len(choice.logprobs.content[0].top_logprobs) == 2, answer
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens, answer
+    return choice.message.content
+
+
+def stream(expected):
+    text, usage = "", None
+    options = {"include_usage": True}
+    for chunk in client.chat.completions.create(model="tiny", messages=QUESTION, temperature=0, stream=True, stream_options=options):
+        usage = chunk.usage or usage
+        if chunk.choices:
+            text += chunk.choices[0].delta.content or ""
+    assert text == expected, (text, expected)
+    assert usage.completion_tokens > 0, usage
+    # The SDK's own accumulator is stricter about the form of chunks.
+    with client.chat.completions.stream(model="tiny", messages=QUESTION, temperature=0) as events:
+        final = events.get_final_completion()
+    assert final.choices[0].message.content == expected, final
+
+
+async def many():
+    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="any") as other:
+        calls = [other.chat.completions.create(model="tiny", messages=QUESTION, temperature=0, max_tokens=4) for _ in range(8)]
+        answers = await asyncio.gather(*calls)
+        assert len({answer.choices[0].message.content for answer in answers}) == 1, answers
+        events = await other.completions.create(model="tiny", prompt="One two", max_tokens=4, temperature=0, stream=True)
+        assert "".join([event.choices[0].text async for event in events if event.choices]), "no text"
+
+
+def completions():
+    text = client.completions.create(model="tiny", prompt="How many", max_tokens=4, temperature=0)
+    ids = [1264, 72, 101]
+    raw = client.completions.create(model="tiny", prompt=[ids, ids], max_tokens=1, temperature=0, echo=True, logprobs=1)
+    assert text.choices[0].text and len(raw.choices) == 2, (text, raw)
+    assert len(raw.choices[0].logprobs.token_logprobs) == len(ids) + 1, raw
+    assert raw.choices[0].logprobs.token_logprobs[0] is None, raw
+
+
+def errors():
+    for call, kind, code in [
+        (lambda: client.chat.completions.create(model="nothing", messages=QUESTION), openai.NotFoundError, "model_not_found"),
+        (lambda: client.chat.completions.create(model="tiny", messages=QUESTION, temperature=-1), openai.BadRequestError, "invalid_value"),
+        (lambda: client.completions.create(model="tiny", prompt="word " * 2000), openai.BadRequestError, "context_length_exceeded"),
+    ]:
+        try:
+            call()
+        except kind as error:
+            assert error.code == code and error.request_id, (error.code, error.request_id)
+        else:
+            raise AssertionError(f"{code}: no error")
+    try:
+        for _ in client.chat.completions.create(model="broken", messages=[{"role": "user", "content": "a b c d"}], stream=True):
+            pass
+    except openai.APIError as error:
+        assert error.code == "internal_error", error.code
+    else:
+        raise AssertionError("an error in a stream is not raised")
+
+
+def models():
+    listed = [model.id for model in client.models.list()]
+    assert listed[0] == "tiny" and client.models.retrieve("tiny").id == "tiny", listed
+    return listed
+
+
+expected = chat()
+stream(expected)
+asyncio.run(many())
+completions()
+errors()
+print(json.dumps({"openai": openai.__version__, "models": models()}))

@@ -1,6 +1,9 @@
 //! `GET /metrics`: what the facade `metrics` has counted, for Prometheus.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::{
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     extract::State,
@@ -15,6 +18,9 @@ use crate::state::App;
 
 /// Seconds, from the first token of a small model to the end of a long answer.
 const BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// How often samples of histograms are added up.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The recorder of this process. The facade has one for all; several servers in one process share it.
 ///
@@ -40,7 +46,20 @@ pub(crate) fn recorder() -> Result<PrometheusHandle> {
             "the process has a recorder of metrics already; `/metrics` of this server stays empty"
         );
     }
-    Ok(INSTALLED.get_or_init(|| handle).clone())
+    let handle = INSTALLED.get_or_init(|| handle).clone();
+    // Samples of histograms are kept until somebody adds them up, and it may be that nobody asks for the metrics.
+    let upkeep = handle.clone();
+    let add_up = move || {
+        loop {
+            std::thread::sleep(UPKEEP);
+            upkeep.run_upkeep();
+        }
+    };
+    let thread = std::thread::Builder::new().name("ternion-metrics".to_owned());
+    if let Err(error) = thread.spawn(add_up) {
+        tracing::warn!(%error, "metrics are added up only when they are asked for");
+    }
+    Ok(handle)
 }
 
 pub(crate) async fn get(State(app): State<App>) -> Response {

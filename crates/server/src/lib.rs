@@ -50,6 +50,8 @@ mod reply;
 mod request;
 mod router;
 mod state;
+#[cfg(feature = "tls")]
+mod tls;
 mod token_text;
 
 pub use listen::{Bound, Server};

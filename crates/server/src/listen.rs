@@ -142,21 +142,23 @@ impl Bound {
             None => {
                 let mut server = axum_server::from_tcp(self.listener)
                     .map_err(|e| not_bound(e, "the socket"))?
-                    .handle(handle);
+                    .handle(handle)
+                    .first_request_timeout(app.options().header_timeout);
                 bound_connections(server.http_builder(), &app);
                 server.serve(service).await
             }
             #[cfg(feature = "tls")]
             Some(tls) => {
-                let config = rustls_config(&tls).await?;
+                let config = crate::tls::config(&tls)?;
                 let mut server = axum_server::from_tcp_rustls(self.listener, config)
                     .map_err(|e| not_bound(e, "the socket"))?
-                    .handle(handle);
+                    .handle(handle)
+                    .first_request_timeout(app.options().header_timeout);
                 bound_connections(server.http_builder(), &app);
                 server.serve(service).await
             }
             #[cfg(not(feature = "tls"))]
-            Some(_) => return Err(Error::unsupported("TLS is not compiled in")),
+            Some(_) => return Err(Error::unsupported("TLS is not compiled in").with_operation("serve")),
         };
         ending.abort();
         served.map_err(|e| not_bound(e, "the server"))
@@ -193,29 +195,4 @@ fn is_loopback(address: IpAddr) -> bool {
 
 fn not_bound(error: std::io::Error, what: &str) -> Error {
     Error::new(ErrorKind::Io, format!("{what} cannot be used")).with_source(error).with_operation("serve")
-}
-
-/// The certificate with the cryptography of graviola, whatever provider other parts of the process use.
-#[cfg(feature = "tls")]
-async fn rustls_config(tls: &crate::Tls) -> Result<axum_server::tls_rustls::RustlsConfig> {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-    use std::sync::Arc;
-
-    let bad = |path: &std::path::Path, what: &str, error: &dyn std::fmt::Display| {
-        Error::invalid_config(format!("{what}: {error}")).with("path", path.display()).with_operation("serve")
-    };
-    let certificates = CertificateDer::pem_file_iter(&tls.cert)
-        .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
-        .map_err(|error| bad(&tls.cert, "no certificate in PEM", &error))?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key)
-        .map_err(|error| bad(&tls.key, "no private key in PEM", &error))?;
-    let mut config =
-        rustls::ServerConfig::builder_with_provider(Arc::new(rustls_graviola::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| bad(&tls.cert, "TLS cannot be set up", &error))?
-            .with_no_client_auth()
-            .with_single_cert(certificates, key)
-            .map_err(|error| bad(&tls.cert, "certificate and key cannot be used", &error))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(config)))
 }

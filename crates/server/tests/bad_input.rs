@@ -221,6 +221,11 @@ async fn slow_clients_are_cut_off() {
         }
     }
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    // A connection that says nothing.
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect(&address).await.unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut answer)).await;
+    assert!(matches!(read, Ok(Ok(0) | Err(_))) && begun.elapsed() < Duration::from_secs(3), "{read:?}");
     // A body that never ends.
     let head = format!("POST /v1/completions HTTP/1.1\r\nhost: {address}\r\ncontent-length: 100\r\n\r\n{{");
     let answer = raw(&address, head.as_bytes()).await;

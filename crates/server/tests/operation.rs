@@ -108,6 +108,7 @@ async fn every_answer_has_an_id() {
 
 #[tokio::test]
 async fn alive_is_told_apart_from_able_to_answer() {
+    common::install_provider();
     let models = Models::new(config(ECHO)).unwrap();
     let server = Server::new(models, ServerOptions::default()).unwrap();
     let bound = server.bind("127.0.0.1:0").unwrap();

@@ -25,6 +25,12 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name).canonicalize().unwrap()
 }
 
+/// The cryptography of the client, which it asks for even where it needs none.
+pub(crate) fn install_provider() {
+    // Fails where it is there already.
+    let _ = rustls_graviola::default_provider().install_default();
+}
+
 /// Models that answer without a model: `echo` at once, `slow` with a word each 50 ms, `broken` fails after two words, and `busy` has
 /// one place.
 pub(crate) const ECHO: &str = r#"
@@ -69,6 +75,7 @@ impl Running {
     }
 
     pub(crate) async fn start(config: Config, options: ServerOptions) -> Self {
+        install_provider();
         let models = Models::new(config).unwrap();
         let server = Server::new(models.clone(), options).unwrap();
         let bound = server.bind("127.0.0.1:0").unwrap();

@@ -32,6 +32,8 @@ pub(crate) struct Question {
     /// Where the text is made of the tokens on this side.
     pub(crate) decoder: Option<IncrementalDecoder>,
     pub(crate) seed: Option<u64>,
+    /// Whether the server's count of cached tokens is reported: without the capability there are none.
+    pub(crate) prefix_reuse: bool,
     pub(crate) served_by: ServedBy,
 }
 
@@ -298,6 +300,9 @@ impl Answer {
             self.usage.completion_tokens = self.seen;
         } else if self.first_token.is_none() && !self.counted {
             self.usage.completion_tokens = 0;
+        }
+        if !self.question.prefix_reuse {
+            self.usage.cached_tokens = 0;
         }
         let now = Instant::now();
         let sent = self.sent.unwrap_or(now);

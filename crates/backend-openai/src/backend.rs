@@ -178,5 +178,6 @@ fn describe(name: &str, config: &ModelConfig, facts: &Facts, preparation: &Prepa
     // Of every kind of prompt that is taken.
     can.logprobs = [chat, able.completions].iter().all(|endpoint| endpoint.logprobs || !endpoint.works);
     can.seed = able.seed;
+    can.prefix_reuse = able.prefix_reuse;
     Ok(info)
 }

@@ -108,6 +108,7 @@ impl RemoteModel {
             top_logprobs: params.top_logprobs,
             decoder: decoder.map(Tokenizer::decoder),
             seed: outgoing.seed,
+            prefix_reuse: self.info.capabilities.prefix_reuse,
             served_by: ServedBy::from(&*self.info),
         })
     }

@@ -10,7 +10,7 @@ use crate::{
     client::Client,
     score,
     sse::{Events, Next},
-    wire::Seen,
+    wire::{Delta, Seen},
 };
 
 /// Where the ids of an answer's tokens come from.
@@ -68,6 +68,8 @@ pub(crate) struct Abilities {
     pub(crate) tokenizing: Tokenizing,
     /// The same seed gives the same text.
     pub(crate) seed: bool,
+    /// A prompt that has come before is not computed again, and the server says so.
+    pub(crate) prefix_reuse: bool,
 }
 
 impl Abilities {
@@ -93,13 +95,11 @@ pub(crate) async fn find(client: &Client, common: &Common, ids: Option<Vec<u32>>
         return Err(chat_refused.or(refused).unwrap_or_else(|| Error::backend("the server gives no answer")));
     }
     let tokenized = able(tokenize(client, common, "One, two", false).await)?.filter(|ids| ids.len() > 1);
-    let tokenizing = match (&tokenized, common.dialect) {
-        (None, _) => Tokenizing::None,
-        (Some(_), _) => {
-            let counted =
-                able(count_chat(client, common, &json!([{"role": "user", "content": "Hi"}])).await)?;
-            if counted.is_some_and(|count| count > 0) { Tokenizing::Chats } else { Tokenizing::Texts }
-        }
+    let tokenizing = if tokenized.is_none() {
+        Tokenizing::None
+    } else {
+        let counted = able(count_chat(client, common, &json!([{"role": "user", "content": "Hi"}])).await)?;
+        if counted.is_some_and(|count| count > 0) { Tokenizing::Chats } else { Tokenizing::Texts }
     };
     let mut abilities = Abilities { chat, completions, tokenizing, ..Abilities::default() };
     if completions.works {
@@ -111,7 +111,10 @@ pub(crate) async fn find(client: &Client, common: &Common, ids: Option<Vec<u32>>
             abilities.scoring = probe.scoring(&ids).await?;
         }
     }
-    abilities.seed = probe.seed(if completions.works { &text } else { &chat_input }).await?;
+    // Longer than the blocks in which servers keep prompts.
+    let long = "The sun is up and the day is long, so we go to the sea and back home. ".repeat(4);
+    let long = if completions.works { Input::Text(long) } else { Input::Chat(vec![Message::user(long)]) };
+    (abilities.seed, abilities.prefix_reuse) = probe.repeated(&long).await?;
     tracing::debug!(model = common.model, ?abilities, "tried");
     Ok(abilities)
 }
@@ -149,6 +152,8 @@ struct Probe<'a> {
 struct Answer {
     text: String,
     tokens: Vec<Seen>,
+    /// Prompt tokens from the cache.
+    cached: usize,
 }
 
 impl Probe<'_> {
@@ -170,15 +175,18 @@ impl Probe<'_> {
         let body = Bytes::from(Value::Object(body).to_string());
         let response = self.client.open(&url, &body, &mut self.client.waits()).await?;
         let mut events = Events::new(response.bytes_stream(), self.client.first_byte(), self.client.idle);
-        let mut answer = Answer { text: String::new(), tokens: Vec::new() };
+        let mut answer = Answer { text: String::new(), tokens: Vec::new(), cached: 0 };
         loop {
             match events.next().await {
                 Ok(Next::Done) => return Ok(answer),
                 Ok(Next::Chunk(chunk)) => {
+                    let details = chunk.usage.and_then(|usage| usage.prompt_tokens_details);
+                    answer.cached =
+                        details.and_then(|details| details.cached_tokens).unwrap_or(answer.cached);
                     for choice in chunk.choices.iter().flatten() {
                         answer.tokens.extend(choice.tokens().unwrap_or_default());
                         answer.text += choice.text.as_deref().unwrap_or_default();
-                        answer.text += &choice.delta.as_ref().map(|d| d.content()).unwrap_or_default();
+                        answer.text += &choice.delta.as_ref().map(Delta::content).unwrap_or_default();
                     }
                 }
                 Err(failure) => return Err(self.client.told(failure.error, &url)),
@@ -247,19 +255,19 @@ impl Probe<'_> {
         Ok(Scoring::None)
     }
 
-    /// Whether a seed decides the text of a hot answer.
-    async fn seed(&self, input: &Input) -> Result<bool> {
-        let mut texts = Vec::new();
+    /// Whether a seed decides the text of a hot answer, and whether the second of two equal prompts is found in the cache.
+    async fn repeated(&self, input: &Input) -> Result<(bool, bool)> {
+        let (mut texts, mut cached) = (Vec::new(), 0);
         for _ in 0..2 {
             let mut body = self.body(input, 12);
             body.insert("temperature".into(), 1.5.into());
             body.insert("seed".into(), 11.into());
-            match able(self.answer(body).await)? {
-                Some(answer) => texts.push(answer.text),
-                None => return Ok(false),
-            }
+            body.insert("stream_options".into(), json!({"include_usage": true}));
+            let Some(answer) = able(self.answer(body).await)? else { return Ok((false, false)) };
+            texts.push(answer.text);
+            cached = answer.cached;
         }
-        Ok(texts[0] == texts[1])
+        Ok((texts[0] == texts[1], cached > 0))
     }
 }
 

@@ -86,12 +86,11 @@ impl Job {
     async fn answer(&mut self, sender: &Sender<Result<Event>>) -> Result<()> {
         self.place.start().await;
         loop {
-            let response = match self.response.take() {
-                Some(response) => response,
-                None => {
-                    self.answer.sent_now();
-                    self.client.open(&self.url, &self.body, &mut self.waits).await?
-                }
+            let response = if let Some(response) = self.response.take() {
+                response
+            } else {
+                self.answer.sent_now();
+                self.client.open(&self.url, &self.body, &mut self.waits).await?
             };
             let (first, idle) = (self.client.first_byte(), self.client.idle);
             let mut stream = Events::new(response.bytes_stream(), first, idle);

@@ -65,6 +65,9 @@ pub(crate) struct FunctionDelta {
     pub(crate) arguments: Option<Value>,
 }
 
+/// Tokens with their log-probabilities.
+pub(crate) type Alternatives = BTreeMap<String, Option<f64>>;
+
 /// Log-probabilities in both forms: lists of objects, and parallel lists.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -72,7 +75,7 @@ pub(crate) struct Logprobs {
     pub(crate) content: Option<Vec<TokenInfo>>,
     pub(crate) tokens: Option<Vec<String>>,
     pub(crate) token_logprobs: Option<Vec<Option<f64>>>,
-    pub(crate) top_logprobs: Option<Vec<Option<BTreeMap<String, Option<f64>>>>>,
+    pub(crate) top_logprobs: Option<Vec<Option<Alternatives>>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -151,7 +154,7 @@ impl Logprobs {
         let logprobs = self.token_logprobs.as_deref().unwrap_or_default();
         let tops = self.top_logprobs.as_deref().unwrap_or_default();
         let seen = tokens.iter().enumerate().map(|(at, token)| {
-            let top = tops.get(at).and_then(Option::as_ref).map(|top| map(top)).unwrap_or_default();
+            let top = tops.get(at).and_then(Option::as_ref).map(map).unwrap_or_default();
             let logprob = logprobs.get(at).copied().flatten().map(|logprob| logprob as f32);
             Some(Seen { id: token_id(token)?, logprob, top })
         });
@@ -172,7 +175,7 @@ impl TokenInfo {
 }
 
 /// The alternatives at one place, as far as they have ids.
-pub(crate) fn map(top: &BTreeMap<String, Option<f64>>) -> Vec<TokenLogprob> {
+pub(crate) fn map(top: &Alternatives) -> Vec<TokenLogprob> {
     top.iter()
         .filter_map(|(token, logprob)| Some(TokenLogprob::new(token_id(token)?, (*logprob)? as f32)))
         .collect()

@@ -257,7 +257,7 @@ async fn with_a_tokenizer_on_this_side_prompts_and_texts_are_made_here() {
     let model = load(&config).await.unwrap();
     let info = model.info();
     let can = &info.capabilities;
-    assert!(can.chat && can.score && can.logprobs && can.seed && !can.logits, "{can:?}");
+    assert!(can.chat && can.score && can.logprobs && can.seed && can.prefix_reuse && !can.logits, "{can:?}");
     assert_eq!((info.limits.context_length, info.limits.vocab_size), (32, tokenizer.vocab_size()));
 
     // The server has no template, so the conversation is rendered here, and special tokens in it stay text.

@@ -38,7 +38,7 @@ impl TokenTexts {
     }
 
     /// Shows all tokens as `token_id:N`.
-    pub(crate) fn as_ids(mut self, as_ids: bool) -> Self {
+    pub(crate) fn with_ids(mut self, as_ids: bool) -> Self {
         self.as_ids = as_ids;
         self
     }
@@ -68,7 +68,7 @@ impl TokenTexts {
         }
         match bytes_of(&name) {
             Some(bytes) if std::str::from_utf8(&bytes).is_err() => {
-                let hex = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect::<String>();
+                let hex = bytes.iter().fold(String::new(), |hex, byte| hex + &format!("\\x{byte:02x}"));
                 TokenText { text: format!("bytes:{hex}"), bytes }
             }
             _ => plain(text),

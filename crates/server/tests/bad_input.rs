@@ -212,7 +212,7 @@ async fn slow_clients_are_cut_off() {
     let begun = Instant::now();
     let mut stream = TcpStream::connect(&address).await.unwrap();
     let mut answer = [0; 64];
-    for byte in b"GET /health HTTP/1.1\r\nx-long: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa".iter() {
+    for byte in b"GET /health HTTP/1.1\r\nx-long: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" {
         if stream.write_all(&[*byte]).await.is_err() {
             break;
         }

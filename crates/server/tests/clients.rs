@@ -51,8 +51,8 @@ async fn script(python: &Path, name: &str, args: &[&str]) -> Value {
 async fn server() -> Running {
     let mut config = common::tiny();
     let mut broken = ModelConfig::default();
-    broken.backend = "echo".to_owned();
-    broken.options = json!({ "fail": "backend", "fail_after": 2 }).as_object().unwrap().clone();
+    "echo".clone_into(&mut broken.backend);
+    broken.options.extend(json!({ "fail": "backend", "fail_after": 2 }).as_object().unwrap().clone());
     config.models.insert("broken".to_owned(), broken);
     Running::start(config, ServerOptions::default()).await
 }

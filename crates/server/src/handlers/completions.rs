@@ -31,7 +31,7 @@ pub(crate) async fn post(
     let prompts = prompts(&model, &completion).await?;
     let jobs: Vec<Job> = prompts.iter().flat_map(|prompt| jobs(prompt, &completion)).collect();
     let style = Style {
-        texts: texts.as_ids(completion.tokens_as_ids),
+        texts: texts.with_ids(completion.tokens_as_ids),
         logprobs: completion.logprobs.is_some(),
         per_prompt: delivery.choices,
         echo: prompts.into_iter().filter_map(|prompt| prompt.echo).collect(),

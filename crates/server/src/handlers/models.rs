@@ -15,20 +15,18 @@ use crate::{error::ApiError, state::App};
 pub(crate) async fn list(State(app): State<App>) -> Response {
     let mut data: Vec<Value> = Vec::new();
     for (id, name) in names(&app) {
-        data.push(describe(&app, &id, &name).await);
+        data.push(describe(&app, &id, &name));
     }
     document(json!({ "object": "list", "data": data }).to_string())
 }
 
 pub(crate) async fn get(State(app): State<App>, Path(id): Path<String>) -> Result<Response, ApiError> {
-    match names(&app).into_iter().find(|(known, _)| *known == id) {
-        Some((id, name)) => Ok(document(describe(&app, &id, &name).await.to_string())),
-        None => {
-            let shown: String = id.chars().take(100).collect();
-            let message = format!("no model `{shown}`");
-            Err(ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model"))
-        }
-    }
+    let Some((id, name)) = names(&app).into_iter().find(|(known, _)| *known == id) else {
+        let shown: String = id.chars().take(100).collect();
+        let message = format!("no model `{shown}`");
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model"));
+    };
+    Ok(document(describe(&app, &id, &name).to_string()))
 }
 
 /// What clients may ask for, with the model of the configuration that it is: the default one first.
@@ -42,7 +40,7 @@ fn names(app: &App) -> Vec<(String, String)> {
 }
 
 /// A model that is not loaded yet tells nothing of itself: to list models loads none.
-async fn describe(app: &App, id: &str, name: &str) -> Value {
+fn describe(app: &App, id: &str, name: &str) -> Value {
     let mut entry = json!({
         "id": id,
         "object": "model",

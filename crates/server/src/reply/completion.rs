@@ -218,7 +218,7 @@ impl Collected {
             ChoiceEvent::Generated(Event::Done(done)) => {
                 append(partial.take_last(&done.finish_reason));
                 choice.text.push_str(&partial.echo());
-                self.totals.add(&done, index % partial.style.per_prompt == 0);
+                self.totals.add(&done, index.is_multiple_of(partial.style.per_prompt));
                 choice.finish_reason = Some(finish_reason(&done.finish_reason));
                 choice.stop_reason = StopReason::of(&done.finish_reason);
             }
@@ -294,7 +294,7 @@ impl Chunks for CompletionChunks {
                 choice.text = partial.echo();
                 choice.finish_reason = Some(finish_reason(&done.finish_reason));
                 choice.stop_reason = StopReason::of(&done.finish_reason);
-                self.totals.add(&done, index % partial.style.per_prompt == 0);
+                self.totals.add(&done, index.is_multiple_of(partial.style.per_prompt));
             }
             ChoiceEvent::Generated(Event::Context(ContextStep::Report(report))) => {
                 self.totals.context = Some(report);

@@ -69,7 +69,8 @@ async fn read(body: Body, limit: usize, time: Duration) -> Result<bytes::Bytes, 
 }
 
 fn is_length_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
+    std::error::Error::source(error)
+        .is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>)
 }
 
 fn too_large(limit: usize) -> ApiError {

@@ -60,8 +60,8 @@ pub(crate) fn config(text: &str) -> Config {
 /// The small real model.
 pub(crate) fn tiny() -> Config {
     config(&format!(
-        "default_model = \"tiny\"\n[models.tiny]\npath = {:?}\nthreads = 1\ncontext_length = 256\n",
-        fixture("ternion-tiny")
+        "default_model = \"tiny\"\n[models.tiny]\npath = '{}'\nthreads = 1\ncontext_length = 256\n",
+        fixture("ternion-tiny").display()
     ))
 }
 

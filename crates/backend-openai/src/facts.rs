@@ -1,5 +1,6 @@
 //! What a server tells about itself and its model, without generating anything.
 
+use serde::Deserialize as _;
 use serde_json::Value;
 use ternion_core::{Error, ErrorKind, Result, SamplingDefaults};
 
@@ -91,12 +92,14 @@ fn of_list(list: &Value, options: &OpenAiOptions) -> Result<Facts> {
         vocab_size: number("/meta/n_vocab") as usize,
         parameters: number("/meta/n_params"),
         sequences: 0,
-        // Those of OpenAI's API.
-        defaults: {
-            let mut defaults = SamplingDefaults::default();
-            defaults.temperature = 1.0;
-            defaults
-        },
+        // Those that Ternion's server tells; else those of OpenAI's API.
+        defaults: entry
+            .and_then(|model| SamplingDefaults::deserialize(model.pointer("/ternion/defaults")?).ok())
+            .unwrap_or_else(|| {
+                let mut defaults = SamplingDefaults::default();
+                defaults.temperature = 1.0;
+                defaults
+            }),
         listed: (!names.is_empty()).then_some(entry.is_some()),
         model: wanted,
     })
@@ -158,6 +161,19 @@ mod tests {
         let other = of_list(&json!({"data": [{"id": "m"}]}), &options(Some("x"))).unwrap();
         assert_eq!((other.dialect, other.context_length, other.listed), (Dialect::OpenAi, 0, Some(false)));
         assert_eq!(of_list(&Value::Null, &options(Some("x"))).unwrap().listed, None);
+    }
+
+    #[test]
+    fn the_defaults_of_another_ternion_are_its_own() {
+        let own = json!({"data": [{"id": "m", "owned_by": "ternion", "max_model_len": 256, "ternion": {"defaults":
+                         {"temperature": 0.5, "top_k": 50, "top_p": 0.75, "min_p": 0.0, "repetition_penalty": 1.0}}}]});
+        let facts = of_list(&own, &options(None)).unwrap();
+        assert_eq!(
+            (facts.dialect, facts.defaults.temperature, facts.defaults.top_k),
+            (Dialect::Ternion, 0.5, 50)
+        );
+        let vllm = json!({"data": [{"id": "m", "owned_by": "vllm"}]});
+        assert_eq!(of_list(&vllm, &options(None)).unwrap().defaults.temperature, 1.0);
     }
 
     #[test]

@@ -224,7 +224,7 @@ fn grouped(c: &mut Criterion) {
                     scales.fill(0.5);
                     Ok::<(), WeightsError>(())
                 })
-                .unwrap()
+                .expect("the codes are valid")
             })
             .collect();
         for tokens in [1, 128] {

@@ -64,6 +64,18 @@ fn a_configuration_bounds_answers_for_all_its_models() {
     }
 }
 
+/// All values of `$ref`.
+fn references<'a>(value: &'a serde_json::Value, found: &mut Vec<&'a str>) {
+    match value {
+        serde_json::Value::Object(map) => {
+            found.extend(map.get("$ref").and_then(|r| r.as_str()));
+            map.values().for_each(|v| references(v, found));
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|v| references(v, found)),
+        _ => {}
+    }
+}
+
 #[test]
 fn the_schema_has_the_options_of_every_backend() {
     let schema = ternion::registry().schema();
@@ -77,16 +89,6 @@ fn the_schema_has_the_options_of_every_backend() {
         assert_eq!(of(backend)["additionalProperties"], false, "{backend}");
     }
     // Every reference in it leads somewhere.
-    fn references<'a>(value: &'a serde_json::Value, found: &mut Vec<&'a str>) {
-        match value {
-            serde_json::Value::Object(map) => {
-                found.extend(map.get("$ref").and_then(|r| r.as_str()));
-                map.values().for_each(|v| references(v, found));
-            }
-            serde_json::Value::Array(items) => items.iter().for_each(|v| references(v, found)),
-            _ => {}
-        }
-    }
     let mut found = Vec::new();
     references(&schema, &mut found);
     for reference in found {

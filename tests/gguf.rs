@@ -170,7 +170,7 @@ fn tokens_of_the_official_tokenizer() {
         writeln!(stdout, "skipped: TERNION_ORACLE is not set").unwrap();
         return;
     };
-    let official = PathBuf::from(oracle).join("official");
+    let official = oracle.join("official");
     let folder = tempfile::tempdir().unwrap();
     // A small model with the official vocabulary.
     let mut shape = ternion::formats::synth::Shape::named("nano").unwrap();

@@ -88,8 +88,8 @@ fn chat(params: &GenerateParams, info: &ModelInfo) -> Result<()> {
     }
     let mut names: Vec<&str> = options.tools.iter().map(Tool::name).collect();
     names.sort_unstable();
-    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Error::invalid_request(format!("chat.tools: two tools have the name `{}`", pair[0])));
+    if let Some((name, _)) = names.iter().zip(&names[1.min(names.len())..]).find(|(a, b)| a == b) {
+        return Err(Error::invalid_request(format!("chat.tools: two tools have the name `{name}`")));
     }
     let chosen = match &options.tool_choice {
         ToolChoice::Auto | ToolChoice::None => return Ok(()),

@@ -1,11 +1,7 @@
 //! Tokens are the tokens of transformers, and nothing written in a message becomes a control token.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::{
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::{fs, io::Write, path::Path};
 
 use serde_json::{Value, json};
 use ternion_core::{
@@ -65,7 +61,7 @@ fn official_goldens() {
         writeln!(stdout, "skipped: TERNION_ORACLE is not set").unwrap();
         return;
     };
-    let folder = PathBuf::from(oracle).join("official");
+    let folder = oracle.join("official");
     let tokenizer = load(&folder);
     assert_eq!(tokenizer.vocab_size(), 128_256);
     assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(128_000), Some(128_009)));

@@ -111,7 +111,7 @@ fn codes_stay_in_the_mapped_file() {
             .layers
             .iter()
             .flat_map(ternion_formats::LayerTensors::linears)
-            .all(|linear| linear.is_mapped())
+            .all(ternion_formats::Linear::is_mapped)
     );
     let tokenizer = Tokenizer::from_parts(Checkpoint::tokenizer_parts_at(&path).unwrap()).unwrap();
     assert_eq!(tokenizer.token_id("<|eot_id|>"), Some(313));

@@ -160,13 +160,11 @@ impl Fake {
     pub fn config(&self) -> ModelConfig {
         let mut config = ModelConfig::default();
         "openai".clone_into(&mut config.backend);
-        config.options = json!({
+        let options = json!({
             "url": self.url, "probe": false, "connect_timeout_ms": 2000, "first_byte_timeout_ms": 400,
             "idle_timeout_ms": 400, "retry": {"attempts": 3, "min_delay_ms": 1, "max_delay_ms": 5},
-        })
-        .as_object()
-        .unwrap()
-        .clone();
+        });
+        config.options.clone_from(options.as_object().unwrap());
         config
     }
 
@@ -245,7 +243,7 @@ async fn respond(reply: Reply, open: &Arc<AtomicUsize>) -> Response<Body> {
                             return Some((Err(broken), (Vec::new().into_iter(), open)));
                         }
                         Step::Stall => std::future::pending().await,
-                    };
+                    }
                 }
             });
             Response::builder()

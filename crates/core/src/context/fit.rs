@@ -54,20 +54,13 @@ impl Fitted {
         let count = prepared.tokens(&tokenizer, prompt, chat)?.len();
         let outcome = if count <= limit {
             Outcome::Fits
+        } else if let ContextPolicy::Truncate(policy) = policy {
+            let (prompt, dropped) = truncate(&tokenizer, prompt.clone(), chat, *document, policy, limit)?;
+            let mut report = ContextReport::new("truncate", count, limit);
+            report.dropped = dropped;
+            Outcome::Truncated(prompt, report)
         } else {
-            match policy {
-                ContextPolicy::Truncate(policy) => {
-                    let (prompt, dropped) =
-                        truncate(&tokenizer, prompt.clone(), chat, *document, policy, limit)?;
-                    let mut report = ContextReport::new("truncate", count, limit);
-                    report.dropped = dropped;
-                    Outcome::Truncated(prompt, report)
-                }
-                _ => {
-                    let plan = Plan::make(&tokenizer, &asked, count)?;
-                    Outcome::Steps(Arc::new(plan))
-                }
-            }
+            Outcome::Steps(Arc::new(Plan::make(&tokenizer, &asked, count)?))
         };
         Ok(Self { tokenizer, asked, outcome })
     }

@@ -308,7 +308,7 @@ impl Tokenizer {
         })?;
         let mut written: HashMap<u32, usize> = HashMap::new();
         let splits =
-            self.inner.get_added_vocabulary().extract_and_normalize(self.inner.get_normalizer(), &*neutral);
+            self.inner.get_added_vocabulary().extract_and_normalize(self.inner.get_normalizer(), &neutral);
         for (_, _, tokens) in splits.get_splits(OffsetReferential::Original, OffsetType::Byte) {
             for token in tokens.iter().flatten() {
                 *written.entry(token.id).or_default() += 1;

@@ -100,12 +100,11 @@ impl<'a> Plan<'a> {
             Table::Grouped(matrix) => matrix,
         };
         let dims = [matrix.cols(), matrix.rows()];
-        match wanted {
-            Some(kind) => self.add(name.to_owned(), kind, &dims, Content::Widened(matrix)),
-            None => {
-                let form = form(ternary).map_err(|e| e.with("tensor", name))?;
-                self.add(name.to_owned(), ternary, &dims, Content::Grouped(matrix, None, form))
-            }
+        if let Some(kind) = wanted {
+            self.add(name.to_owned(), kind, &dims, Content::Widened(matrix))
+        } else {
+            let form = form(ternary).map_err(|e| e.with("tensor", name))?;
+            self.add(name.to_owned(), ternary, &dims, Content::Grouped(matrix, None, form))
         }
     }
 

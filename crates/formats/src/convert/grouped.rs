@@ -81,7 +81,7 @@ impl Rewrite {
                 words = words.iter().flat_map(|word| [*word & 0xffff, word >> 16].map(widened)).collect();
             }
             (GroupedKind::Ternary, GroupedKind::Binary) => {
-                words = narrowed(&words, &own, matrix.group(), row, form)?
+                words = narrowed(&words, &own, matrix.group(), row, form)?;
             }
             _ => {}
         }

@@ -12,8 +12,8 @@ fn file_type(ternary: TensorType) -> u32 {
     match ternary {
         TensorType::Tq1_0 => 36,
         TensorType::Tq2_0 => 37,
-        TensorType::Q1_0 => 40,
         TensorType::Q2_0 | TensorType::Q2_0G128 | TensorType::Pq2_0 | TensorType::Ptq1_0 => 41,
+        // Q1_0 and I2_S.
         _ => 40,
     }
 }

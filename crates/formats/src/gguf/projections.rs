@@ -17,9 +17,9 @@ impl Reader<'_> {
         let heads = (self.spec.architecture == "llama" && rotated).then_some(Heads(self.spec.head_dim));
         let kind = self.left.get(name.as_str()).map(|tensor| tensor.kind);
         let is_ternary = kind.is_some_and(TensorType::is_ternary);
-        let weights = if kind.is_some_and(TensorType::is_grouped) {
-            Weights::Grouped(self.grouped(&name, shape, heads)?)
-        } else if is_ternary && kind != Some(TensorType::I2S) && self.takes_groups(&name, part)? {
+        let in_groups = kind.is_some_and(TensorType::is_grouped)
+            || (is_ternary && kind != Some(TensorType::I2S) && self.takes_groups(&name, part)?);
+        let weights = if in_groups {
             Weights::Grouped(self.grouped(&name, shape, heads)?)
         } else if is_ternary {
             Weights::Ternary(self.ternary(&name, part, shape, heads)?)

@@ -187,11 +187,10 @@ fn fill(out: &mut [u8], content: &Content, random: &mut SplitMix, codes: &Table<
                 *element = f16::from_f32(sign * scale).to_le_bytes();
             }
         }
-        Content::Words => random.fill(codes, out),
         Content::Norm => each(&|random| 1.0 + 0.1 * random.normal()),
         // With six in ten weights not zero this keeps a projection's output at the scale of its input.
         Content::Scale(cols) => each(&|random| (0.75 + 0.5 * random.uniform()) / (0.6 * *cols as f32).sqrt()),
-        Content::Codes => random.fill(codes, out),
+        Content::Words | Content::Codes => random.fill(codes, out),
         Content::Embedding => random.fill(embedding, out),
     }
 }

@@ -105,7 +105,7 @@ unsafe fn tiles<const P: usize, S: Step>(task: &Task<'_>, sink: &mut impl FnMut(
                 2 => rows::<P, 2, S>(&block, &tile, 0, &mut out),
                 // Eight sums are what 16 registers have room for beside the rest.
                 _ => {
-                    (0..tile.size).step_by(4).for_each(|from| rows::<P, 4, S>(&block, &tile, from, &mut out))
+                    (0..tile.size).step_by(4).for_each(|from| rows::<P, 4, S>(&block, &tile, from, &mut out));
                 }
             }
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use ternion::{
-    GenerateRequest, LlmBackend, LogitsRequest, Message, Sampling,
+    ChatOptions, GenerateRequest, LlmBackend, LogitsRequest, Message, Sampling,
     config::{Config, ModelConfig},
 };
 
@@ -225,17 +225,19 @@ async fn prompts_are_those_of_transformers() {
             let model = load(&form, "candle", &[]).await;
             let tokenizer = model.tokenizer().unwrap();
             for case in &cases {
-                let plain =
-                    case.golden.get("tools").is_none() && case.golden.get("enable_thinking").is_none();
-                let Some(messages) = case.golden.get("messages").filter(|_| plain) else { continue };
+                let Some(messages) = case.golden.get("messages") else { continue };
                 let messages: Vec<Message> = serde_json::from_value(messages.clone()).unwrap();
+                let mut options = ChatOptions::default();
+                if let Some(tools) = case.golden.get("tools") {
+                    options.tools = serde_json::from_value(tools.clone()).unwrap();
+                }
+                if let Some(thinking) = case.golden.get("enable_thinking") {
+                    options = options.with_template_arg("enable_thinking", thinking.clone());
+                }
                 let place = format!("{} {}", form.display(), case.name);
-                assert_eq!(
-                    tokenizer.render_chat(&messages, true).unwrap(),
-                    case.golden["rendered"],
-                    "{place}"
-                );
-                assert_eq!(tokenizer.encode_chat(&messages, true).unwrap(), case.ids, "{place}");
+                let rendered = tokenizer.render_chat_with(&messages, &options).unwrap();
+                assert_eq!(rendered, case.golden["rendered"], "{place}");
+                assert_eq!(tokenizer.encode_chat_with(&messages, &options).unwrap(), case.ids, "{place}");
                 chats += 1;
             }
         }

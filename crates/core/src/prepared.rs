@@ -44,7 +44,7 @@ impl Prepared {
         if let Some(tokens) = self.known(tokenizer, prompt, chat) {
             return Ok(tokens);
         }
-        // Not under the lock, which a panic of a tokenizer or a slow template would hold.
+        // Encodes without the lock: a template may take seconds.
         let tokens: Arc<[u32]> = tokenizer.encode_prompt(prompt, chat)?.into();
         self.lock().tokens = Some(Tokens {
             tokenizer: Arc::clone(tokenizer),

@@ -15,7 +15,7 @@ pub enum Prompt {
     /// (a leading BOS for most models), as `tokenizer(text)` does in transformers.
     Text(String),
     /// Text of which only some parts are trusted. The parts are encoded as one text, as [`Text`](Self::Text) is, but
-    /// special tokens in an untrusted part stay text. So do those that begin in one part and end in another.
+    /// special tokens in an untrusted part stay text. So does one that an untrusted part completes.
     Segments(Vec<Segment>),
     /// Token ids as they are; nothing is added.
     Tokens(Vec<u32>),

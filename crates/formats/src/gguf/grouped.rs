@@ -11,12 +11,12 @@ use ternion_core::Result;
 use ternion_kernels::{GroupedKind, GroupedMatrix};
 
 use super::TensorType;
-use super::ternary::decode_tq;
+use super::ternary::{TritPart, decode_tq, decode_trits, encode_tq, encode_trits};
 use crate::SharedBytes;
 use crate::grouped::{Wrong, check_codes, check_scale, part};
 
 /// Where PTQ1_0 has its trits: (first weight, first byte, bytes, trits of a byte).
-const PTQ1_PARTS: [(usize, usize, usize, usize); 3] = [(0, 0, 16, 5), (80, 16, 8, 5), (120, 24, 2, 4)];
+const PTQ1_PARTS: [TritPart; 3] = [(0, 0, 16, 5), (80, 16, 8, 5), (120, 24, 2, 4)];
 
 /// The rows of a tensor as a matrix. `in_file` tells which row of the file is a row of the matrix.
 pub(super) fn matrix(
@@ -73,17 +73,7 @@ fn tq(kind: TensorType, block: &[u8], words: &mut [u32]) {
 
 fn ptq1(block: &[u8], words: &mut [u32]) {
     let mut codes = [0; 128];
-    for (first, at, count, trits) in PTQ1_PARTS {
-        for (j, &byte) in block[at..at + count].iter().enumerate() {
-            // The byte is a fraction of 256; each multiplication by 3 moves the next trit before the point.
-            let mut rest = byte;
-            for trit in 0..trits {
-                let product = u16::from(rest) * 3;
-                codes[first + trit * count + j] = (product >> 8) as u8;
-                rest = product as u8;
-            }
-        }
-    }
+    decode_trits(&PTQ1_PARTS, block, &mut codes);
     pack(&codes, words);
 }
 
@@ -101,7 +91,7 @@ pub(crate) fn encode(kind: TensorType, words: &[u32], scales: &[f16], bytes: &mu
             TensorType::Ptq1_0 => encode_ptq1(words, block),
             TensorType::Tq1_0 | TensorType::Tq2_0 => {
                 let codes: Vec<u8> = unpack(words).collect();
-                super::ternary::encode_tq(kind, &codes, block);
+                encode_tq(kind, &codes, block);
             }
             _ => {
                 for (bytes, word) in block[codes_at..].as_chunks_mut::<4>().0.iter_mut().zip(words) {
@@ -118,15 +108,7 @@ fn unpack(words: &[u32]) -> impl Iterator<Item = u8> {
 }
 
 fn encode_ptq1(words: &[u32], block: &mut [u8]) {
-    let codes: Vec<u16> = unpack(words).map(u16::from).collect();
-    for (first, at, count, trits) in PTQ1_PARTS {
-        for (j, byte) in block[at..at + count].iter_mut().enumerate() {
-            let digit = |trit: usize| if trit < trits { codes[first + trit * count + j] } else { 0 };
-            let number = (0..5).fold(0, |number, trit| number * 3 + digit(trit));
-            // Rounded up, so that decoding, which rounds down, finds the same digits.
-            *byte = (number * 256).div_ceil(243) as u8;
-        }
-    }
+    encode_trits(&PTQ1_PARTS, &unpack(words).collect::<Vec<u8>>(), block);
 }
 
 #[cfg(test)]

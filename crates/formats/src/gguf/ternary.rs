@@ -21,7 +21,7 @@ const TQ_BLOCK: usize = 256;
 const ONE: [u8; 2] = [0x00, 0x3c];
 
 /// How TQ1_0 lays out a block: (first weight, first byte, bytes, trits a byte).
-const TQ1_PARTS: [(usize, usize, usize, usize); 3] = [(0, 0, 32, 5), (160, 32, 16, 5), (240, 48, 4, 4)];
+const TQ1_PARTS: [TritPart; 3] = [(0, 0, 32, 5), (160, 32, 16, 5), (240, 48, 4, 4)];
 
 /// Decodes a row of I2_S.
 pub(crate) fn decode_i2s(bytes: &[u8], codes: &mut [u8]) {
@@ -125,7 +125,15 @@ fn decode_tq2(block: &[u8], codes: &mut [u8; TQ_BLOCK]) {
 }
 
 fn decode_tq1(block: &[u8], codes: &mut [u8; TQ_BLOCK]) {
-    for (first, at, count, trits) in TQ1_PARTS {
+    decode_trits(&TQ1_PARTS, block, codes);
+}
+
+/// Bytes of several trits each: the first code, the first byte, how many bytes there are, and the trits of each.
+pub(super) type TritPart = (usize, usize, usize, usize);
+
+/// Decodes the parts of a block.
+pub(super) fn decode_trits(parts: &[TritPart], block: &[u8], codes: &mut [u8]) {
+    for &(first, at, count, trits) in parts {
         for (j, &byte) in block[at..at + count].iter().enumerate() {
             // The byte is a fraction of 256; each multiplication by 3 moves the next trit before the point.
             let mut rest = byte;
@@ -156,7 +164,12 @@ pub(crate) fn encode_tq(kind: TensorType, codes: &[u8], bytes: &mut [u8]) {
 }
 
 fn encode_tq1(codes: &[u8; TQ_BLOCK], block: &mut [u8]) {
-    for (first, at, count, trits) in TQ1_PARTS {
+    encode_trits(&TQ1_PARTS, codes, block);
+}
+
+/// The reverse of [`decode_trits`].
+pub(super) fn encode_trits(parts: &[TritPart], codes: &[u8], block: &mut [u8]) {
+    for &(first, at, count, trits) in parts {
         for (j, byte) in block[at..at + count].iter_mut().enumerate() {
             let digit =
                 |trit: usize| if trit < trits { u16::from(codes[first + trit * count + j]) } else { 0 };

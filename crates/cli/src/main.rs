@@ -14,6 +14,7 @@ mod input;
 mod interrupt;
 mod model;
 mod output;
+#[cfg(feature = "plots")]
 mod plot;
 mod rss;
 #[expect(unsafe_code, reason = "calls of the C library that no crate offers before `main`")]

@@ -85,7 +85,7 @@ impl Machine {
             &[
                 "--workspace",
                 "--exclude=ternion-backend-llama-cpp",
-                "--features=ternion/onnx,ternion-cli/onnx,ternion/openai,ternion-cli/openai,ternion-cli/tls,ternion-eval/parquet",
+                "--features=ternion/onnx,ternion-cli/onnx,ternion/openai,ternion-cli/openai,ternion-cli/tls,ternion-cli/parquet,ternion-cli/plots,ternion-eval/parquet",
             ]
         }
     }

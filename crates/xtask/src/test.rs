@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(
             words(&[]),
             "cargo test --workspace --exclude=ternion-backend-llama-cpp \
-             --features=ternion/onnx,ternion-cli/onnx,ternion/openai,ternion-cli/openai,ternion-cli/tls,ternion-eval/parquet --no-fail-fast"
+             --features=ternion/onnx,ternion-cli/onnx,ternion/openai,ternion-cli/openai,ternion-cli/tls,ternion-cli/parquet,ternion-cli/plots,ternion-eval/parquet --no-fail-fast"
         );
         assert_eq!(words(&["-p", "x"]), "cargo test --all-features --no-fail-fast -p x");
     }

@@ -17,6 +17,7 @@ use crate::args::{ConformanceArgs, ModelArgs};
 use crate::failure::{Failure, Outcome};
 use crate::input::{TextSource, write_atomically};
 use crate::model::Selected;
+#[cfg(feature = "plots")]
 use crate::plot::{Plot, Series};
 
 const PAGE: &str = include_str!("../../data/conformance.html");
@@ -72,7 +73,12 @@ pub(crate) async fn run(app: &App, args: &ConformanceArgs) -> Outcome {
     let passed = compared.iter().all(|one| one.passed);
     if let Some(path) = &args.html {
         write_page(app, path, &compared, passed)?;
-        app.output.notice(&format!("{}: the same with plots", path.display()));
+        let what = if cfg!(feature = "plots") {
+            "with plots"
+        } else {
+            "without plots, which need the feature `plots`"
+        };
+        app.output.notice(&format!("{}: the same {what}", path.display()));
     }
     if app.output.json {
         app.output.object(&serde_json::json!({ "passed": passed, "comparisons": compared }))?;
@@ -161,6 +167,13 @@ fn write_page(app: &App, path: &Path, compared: &[Compared], passed: bool) -> Ou
     write_atomically(&app.interrupts, path, |temporary| std::fs::write(temporary, page))
 }
 
+/// None without the feature that draws them.
+#[cfg(not(feature = "plots"))]
+fn plots(_: &Compared) -> Vec<String> {
+    Vec::new()
+}
+
+#[cfg(feature = "plots")]
 fn plots(one: &Compared) -> Vec<String> {
     let Some(logits) = &one.difference.logits else { return Vec::new() };
     let series = |name: &str, value: &dyn Fn(usize) -> f64| Series {

@@ -8,6 +8,7 @@ mod cases;
 mod compare;
 mod energy;
 mod machine;
+#[cfg(feature = "plots")]
 mod picture;
 mod reads;
 mod report;
@@ -38,6 +39,9 @@ use crate::rss;
 pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
     if let Some([old, new]) = args.compare.as_deref() {
         return compare::run(app, old, new);
+    }
+    if args.plot.is_some() && !cfg!(feature = "plots") {
+        return Err(Failure::usage("--plot needs a build with the feature `plots`: add `--features plots`"));
     }
     for (option, path) in [("--save", &args.save), ("--plot", &args.plot)] {
         if let Some(path) = path {
@@ -80,6 +84,7 @@ pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
         let text = serde_json::to_string_pretty(&results).map_err(std::io::Error::from)?;
         write_atomically(&app.interrupts, path, |temporary| std::fs::write(temporary, text + "\n"))?;
     }
+    #[cfg(feature = "plots")]
     if let Some(path) = &args.plot {
         match picture::svg(&results) {
             Some(svg) => write_atomically(&app.interrupts, path, |temporary| std::fs::write(temporary, svg))?,

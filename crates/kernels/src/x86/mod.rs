@@ -10,3 +10,6 @@ pub(crate) mod vector;
 
 /// How far ahead of its use a stream of codes from memory is asked for; the hardware's own prefetching ends at each page.
 const AHEAD: usize = 2048;
+
+/// The same for codes with a scale for each group, which are read faster.
+const GROUPED_AHEAD: usize = 8192;

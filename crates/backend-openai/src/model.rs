@@ -13,7 +13,7 @@ use crate::{
     answer::{Answer, Question},
     body::{self, Common, Input, Wanted},
     client::Client,
-    probe::{Endpoint, IdSource, Scoring},
+    probe::{Echo, Endpoint, IdSource, Scoring},
     prompt::{Preparation, Prepared},
     score,
     stream::Job,
@@ -161,7 +161,7 @@ impl RemoteModel {
             }
         }
         validate::score(request, &limits)?;
-        if request.top > 0 && scoring == (Scoring::Echo { with_ids: false }) {
+        if request.top > 0 && matches!(scoring, Scoring::Echo(Echo { with_ids: false, .. })) {
             return Err(Error::unsupported("top: the server gives alternatives without their token ids"));
         }
         let turn = self.turn().await?;

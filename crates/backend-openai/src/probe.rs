@@ -42,8 +42,18 @@ pub(crate) enum Scoring {
     None,
     /// By `prompt_logprobs`.
     PromptLogprobs,
-    /// By `echo` with `logprobs`; whether the alternatives come with ids.
-    Echo { with_ids: bool },
+    /// By `echo` with `logprobs`.
+    Echo(Echo),
+}
+
+/// What a server can do beside `echo`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Echo {
+    /// The alternatives come with token ids.
+    pub(crate) with_ids: bool,
+    /// It generates nothing if `max_tokens` is 0. Otherwise one token is generated, so that the prompt has to leave room
+    /// for it.
+    pub(crate) alone: bool,
 }
 
 /// How texts become tokens on the server's side.
@@ -239,13 +249,13 @@ impl Probe<'_> {
 
     async fn scoring(&self, ids: &[u32]) -> Result<Scoring> {
         let url = self.client.api("completions");
-        for scoring in
-            [Scoring::PromptLogprobs, Scoring::Echo { with_ids: true }, Scoring::Echo { with_ids: false }]
-        {
-            // Only vLLM and what follows it can write tokens as ids.
-            if scoring == (Scoring::Echo { with_ids: true }) && !self.common.dialect.has_vllm_sampling() {
-                continue;
-            }
+        // Only vLLM and what follows it can write tokens as ids.
+        let with_ids: &[bool] =
+            if self.common.dialect.has_vllm_sampling() { &[true, false] } else { &[false] };
+        let echoes = with_ids
+            .iter()
+            .flat_map(|&with_ids| [true, false].map(|alone| Scoring::Echo(Echo { with_ids, alone })));
+        for scoring in std::iter::once(Scoring::PromptLogprobs).chain(echoes) {
             let body = score::body(self.common, scoring, ids, 1);
             let Some(response) = able(self.client.post(&url, &body).await)? else { continue };
             if score::read(&response, scoring, ids, 1, 1).is_ok() {

@@ -5,22 +5,24 @@ use ternion_core::{Error, Result, TokenLogprob, TokenScore};
 
 use crate::{
     body::{Common, Input, base},
-    probe::Scoring,
+    probe::{Echo, Scoring},
     wire::{Choice, Chunk, best, map},
 };
 
 /// The body of a request that scores `tokens`, with the `top` most probable ones at each place.
 pub(crate) fn body(common: &Common, scoring: Scoring, tokens: &[u32], top: usize) -> Value {
     let mut body = base(common, &Input::Tokens(tokens.to_vec()));
-    // No server computes nothing at all, so one token is generated.
-    for (key, value) in [("max_tokens", json!(1)), ("temperature", json!(0)), ("stream", json!(false))] {
+    let max_tokens = usize::from(!matches!(scoring, Scoring::Echo(Echo { alone: true, .. })));
+    for (key, value) in
+        [("max_tokens", json!(max_tokens)), ("temperature", json!(0)), ("stream", json!(false))]
+    {
         body.insert(key.into(), value);
     }
-    if let Scoring::Echo { with_ids } = scoring {
+    if let Scoring::Echo(echo) = scoring {
         body.insert("echo".into(), true.into());
         // At least one, for the rank.
         body.insert("logprobs".into(), top.max(1).into());
-        if with_ids {
+        if echo.with_ids {
             body.insert("return_tokens_as_token_ids".into(), true.into());
         }
     } else {
@@ -47,7 +49,7 @@ pub(crate) fn read(
     (start..tokens.len())
         .map(|at| {
             let found = match scoring {
-                Scoring::Echo { with_ids } => of_echo(&choice, tokens, at, top, with_ids),
+                Scoring::Echo(echo) => of_echo(&choice, tokens, at, top, echo.with_ids),
                 _ => of_prompt(&choice, tokens, at, top),
             };
             found.ok_or_else(|| {
@@ -96,6 +98,10 @@ fn of_echo(choice: &Choice, tokens: &[u32], at: usize, top: usize, with_ids: boo
 mod tests {
     use super::*;
 
+    fn echo(with_ids: bool) -> Scoring {
+        Scoring::Echo(Echo { with_ids, alone: false })
+    }
+
     #[test]
     fn prompt_logprobs_have_ranks_from_1() {
         let response = json!({"choices": [{"text": "x", "prompt_logprobs": [
@@ -117,12 +123,12 @@ mod tests {
             "tokens": ["token_id:1", "token_id:5", "token_id:7", "token_id:2"],
             "token_logprobs": [null, -2.0, -0.25, -0.1],
             "top_logprobs": [null, {"token_id:9": -0.5, "token_id:5": -2.0}, {"token_id:7": -0.25}, {"token_id:2": -0.1}]}}]});
-        let scores = read(&response, Scoring::Echo { with_ids: true }, &[1, 5, 7], 1, 2).unwrap();
+        let scores = read(&response, echo(true), &[1, 5, 7], 1, 2).unwrap();
         assert_eq!((scores[0].rank, scores[1].rank), (1, 0));
         assert_eq!(scores[0].top, [TokenLogprob::new(9, -0.5), TokenLogprob::new(5, -2.0)]);
         // A server that ignores `echo` gives the answer's tokens alone, all with a log-probability.
         let ignored = json!({"choices": [{"logprobs": {"token_logprobs": [-1.0, -1.0, -1.0],
                              "top_logprobs": [{"a": -1.0}, {"a": -1.0}, {"a": -1.0}]}}]});
-        assert!(read(&ignored, Scoring::Echo { with_ids: false }, &[1, 5, 7], 1, 0).is_err());
+        assert!(read(&ignored, echo(false), &[1, 5, 7], 1, 0).is_err());
     }
 }

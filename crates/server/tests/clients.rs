@@ -97,6 +97,34 @@ async fn lm_eval_gets_the_scores_of_the_library() {
     assert!(said["texts"][0].is_string() && said["answers"][0].is_string(), "{said}");
 }
 
+/// Hostile and merely odd requests, made from the document that the server gives of itself. Not all rules fit into that document,
+/// so it is not asked which requests have to be refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schemathesis_finds_no_broken_answer() {
+    let Some(python) = python("schemathesis") else { return };
+    let server = server().await;
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("{}/openapi.json", server.url);
+    let words = [
+        "run",
+        &url,
+        "--phases=examples,coverage,fuzzing",
+        "--max-examples=20",
+        "--seed=1",
+        "--exclude-checks=positive_data_acceptance,negative_data_rejection",
+        "--suppress-health-check=all",
+        "--continue-on-failure",
+        "--request-timeout=60",
+        "--no-color",
+    ];
+    let mut command = std::process::Command::new(python.with_file_name("schemathesis"));
+    // It leaves a cache where it runs.
+    command.args(words).current_dir(folder.path());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("generated"), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn curl_works_without_a_header() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {

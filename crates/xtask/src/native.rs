@@ -63,13 +63,20 @@ fn apt_install(package: &str) -> Result<(), String> {
 }
 
 /// The packages, with the versions that the comparisons were written for.
-const PYTHON_PACKAGES: [&str; 6] =
-    ["gguf==0.19.0", "lm-eval[api]==0.4.13", "numpy", "onnx", "onnxruntime==1.32.0", "openai"];
+const PYTHON_PACKAGES: [&str; 7] = [
+    "gguf==0.19.0",
+    "lm-eval[api]==0.4.13",
+    "numpy",
+    "onnx",
+    "onnxruntime==1.32.0",
+    "openai",
+    "schemathesis==4.32.5",
+];
 
 /// Whether the project's Python has the packages that tests compare with.
 pub(crate) fn python_packages() -> Option<String> {
     let python = program(&tools(), "python").display().to_string();
-    let program = "import gguf, numpy, onnx, onnxruntime, openai, tenacity; import importlib.util as u; assert u.find_spec('lm_eval'); \
+    let program = "import gguf, numpy, onnx, onnxruntime, openai, tenacity; import importlib.util as u; assert u.find_spec('lm_eval') and u.find_spec('schemathesis'); \
                    print('onnx', onnx.__version__)";
     shell::probe(&[&python, "-c", program])
 }

@@ -22,10 +22,12 @@ pub(crate) async fn post(
     State(app): State<App>,
     JsonBody(body): JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
+    let as_ids = body.tokens_as_ids();
     let (params, delivery) = body.into_params(app.limits().messages)?;
     let model = app.model(delivery.model.as_deref()).await?;
     let logprobs = params.logprobs;
-    let texts = TokenTexts::new(if logprobs { model.backend.tokenizer() } else { None });
+    let needs_text = logprobs && !as_ids;
+    let texts = TokenTexts::new(if needs_text { model.backend.tokenizer() } else { None });
     let request = GenerateRequest::from(params);
     let count = delivery.choices;
     let jobs = (0..count).map(|index| Job::new(seeded(&request, index))).collect();

@@ -20,6 +20,8 @@ request! {
         logprobs: Option<bool>,
         /// Report this many of the most probable tokens at each place; needs `logprobs`.
         top_logprobs: Option<usize>,
+        /// Write tokens of log-probabilities as `token_id:N`.
+        return_tokens_as_token_ids: Option<bool>,
         /// The tools that the model may call.
         #[schemars(schema_with = "schema::tools")]
         tools: Option<Vec<Tool>>,
@@ -76,6 +78,11 @@ pub(crate) enum PredictedContent {
 }
 
 impl ChatRequest {
+    /// Whether tokens are shown by their ids.
+    pub(crate) fn tokens_as_ids(&self) -> bool {
+        self.return_tokens_as_token_ids.unwrap_or(false)
+    }
+
     /// The parameters of the generation, and the fields that concern the answer's form.
     pub(crate) fn into_params(
         mut self,

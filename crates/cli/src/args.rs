@@ -12,6 +12,7 @@ use ternion::text::{ChunkKind, TokenName};
 use ternion_conformance::compare::Tolerances;
 
 use crate::args_bench::BenchArgs;
+use crate::args_constraint::ConstraintArgs;
 use crate::args_eval::EvalArgs;
 use crate::args_serve::ServeArgs;
 
@@ -316,6 +317,8 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
     #[command(flatten)]
+    pub(crate) constraint: ConstraintArgs,
+    #[command(flatten)]
     pub(crate) long: LongArgs,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
@@ -334,6 +337,8 @@ pub(crate) struct GenerateArgs {
     /// Go on past the model's end-of-sequence tokens.
     #[arg(long)]
     pub(crate) ignore_eos: bool,
+    #[command(flatten)]
+    pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]
     pub(crate) long: LongArgs,
     #[command(flatten)]

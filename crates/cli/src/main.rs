@@ -6,6 +6,7 @@
 
 mod args;
 mod args_bench;
+mod args_constraint;
 mod args_eval;
 mod args_serve;
 mod commands;

@@ -69,6 +69,7 @@ pub mod chat;
 mod check;
 pub mod compare;
 pub mod concurrency;
+pub mod constraints;
 pub mod drawing;
 pub mod errors;
 pub mod facts;
@@ -103,6 +104,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         concurrency::CHECKS,
         errors::CHECKS,
         validation::CHECKS,
+        constraints::CHECKS,
     ]
     .into_iter()
     .flatten()

@@ -41,6 +41,7 @@ fn item<'a>(source: &'a str, name: &str) -> Vec<&'a str> {
 fn checks_name_items_that_exist() {
     let files = [
         "backend.rs",
+        "constraint.rs",
         "event.rs",
         "request.rs",
         "prompt.rs",

@@ -3,6 +3,8 @@
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 
 use crate::{
     Completion, Error, GenerateRequest, GenerateStream, LogitsRequest, Message, ModelInfo, Result, ResultExt,
@@ -172,6 +174,36 @@ pub trait LlmBackendExt: LlmBackend {
     /// As [`LlmBackend::generate`].
     async fn complete(&self, text: &str, max_tokens: usize) -> Result<Completion> {
         self.generate(GenerateRequest::new(text).with_max_tokens(max_tokens)).await?.collect().await
+    }
+
+    /// Answers with a value: generates JSON under the schema of `T`, and reads a `T` from it. Needs the capability
+    /// [`constraints`](crate::Capabilities::constraints).
+    ///
+    /// ```no_run
+    /// # async fn f(backend: &dyn ternion_core::LlmBackend) -> ternion_core::Result<()> {
+    /// use ternion_core::{GenerateRequest, LlmBackendExt, Message};
+    ///
+    /// #[derive(serde::Deserialize, schemars::JsonSchema)]
+    /// struct City {
+    ///     name: String,
+    ///     inhabitants: u32,
+    /// }
+    ///
+    /// let question = GenerateRequest::chat([Message::user("What is the capital of Norway?")]);
+    /// // The model sees the schema only if it is told.
+    /// let question = question.with_schema_of::<City>().with_schema_in_prompt();
+    /// let city: City = backend.extract(question).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`LlmBackend::generate`] and [`Completion::parse`].
+    async fn extract<T>(&self, request: GenerateRequest) -> Result<T>
+    where
+        T: DeserializeOwned + JsonSchema,
+    {
+        let answer = self.generate(request.with_schema_of::<T>()).await?.collect().await?;
+        answer.parse().with_operation("extract")
     }
 
     /// How many tokens `text` is, without any that the tokenizer would add around it.

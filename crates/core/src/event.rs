@@ -158,12 +158,16 @@ pub struct DoneEvent {
     /// Which model answered, where several may: behind a fallback or a handle whose model is swapped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_by: Option<ServedBy>,
+    /// Whether the answer is complete under the constraint of the request. `Some(false)` for an answer that was cut off, by
+    /// `max_tokens`, a full context, a stop string or a cancellation. `None` without a constraint, and where it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint_complete: Option<bool>,
 }
 
 impl DoneEvent {
     /// The end of an answer, for this reason.
     pub fn new(finish_reason: FinishReason, usage: Usage, timing: Timing) -> Self {
-        Self { finish_reason, usage, timing, seed: None, served_by: None }
+        Self { finish_reason, usage, timing, seed: None, served_by: None, constraint_complete: None }
     }
 
     /// The same end of an answer whose tokens were drawn with this seed.
@@ -175,6 +179,12 @@ impl DoneEvent {
     /// The same end of an answer by this model.
     pub fn with_served_by(mut self, served_by: ServedBy) -> Self {
         self.served_by = Some(served_by);
+        self
+    }
+
+    /// The same end of an answer with a constraint, which is complete or not.
+    pub fn with_constraint_complete(mut self, complete: Option<bool>) -> Self {
+        self.constraint_complete = complete;
         self
     }
 }
@@ -219,7 +229,8 @@ impl std::fmt::Display for ServedBy {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// The model chose an end-of-sequence token. It is counted in the usage but is no part of the answer.
+    /// The model chose an end-of-sequence token. It is counted in the usage but is no part of the answer. Or the constraint of
+    /// the request allows no further token.
     #[default]
     EndOfSequence,
     /// This stop string appeared; it and what follows are no part of the answer.
@@ -258,17 +269,30 @@ pub struct Usage {
     pub cached_tokens: usize,
     /// Tokens of the answer, an end-of-sequence or stop token included.
     pub completion_tokens: usize,
+    /// Those of them that the model did not choose, because the constraint allowed no other.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub forced_tokens: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Usage {
     /// The counts of a request that took nothing from the KV cache.
     pub fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
-        Self { prompt_tokens, cached_tokens: 0, completion_tokens }
+        Self { prompt_tokens, completion_tokens, ..Self::default() }
     }
 
     /// The same counts, with `cached_tokens` of the prompt taken from the KV cache.
     pub fn with_cached_tokens(mut self, cached_tokens: usize) -> Self {
         self.cached_tokens = cached_tokens;
+        self
+    }
+
+    /// The same counts, with `forced_tokens` of the answer that the model did not choose.
+    pub fn with_forced_tokens(mut self, forced_tokens: usize) -> Self {
+        self.forced_tokens = forced_tokens;
         self
     }
 }
@@ -373,6 +397,7 @@ impl GenerateStream {
                         timing: done.timing,
                         seed: done.seed,
                         served_by: done.served_by,
+                        constraint_complete: done.constraint_complete,
                         ..completion
                     });
                 }
@@ -453,6 +478,9 @@ pub struct Completion {
     /// Which model answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_by: Option<ServedBy>,
+    /// Whether the answer is complete under the constraint of the request; see [`DoneEvent::constraint_complete`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint_complete: Option<bool>,
 }
 
 /// The scores of a [`ScoreRequest`](crate::ScoreRequest), one for each token from `start` on.

@@ -18,10 +18,12 @@
 mod backend;
 pub mod blocking;
 pub mod config;
+mod constraint;
 pub mod context;
 pub mod echo;
 mod error;
 mod event;
+mod extract;
 pub mod file;
 mod info;
 pub mod logprob;
@@ -39,6 +41,7 @@ pub mod validate;
 mod wrapper;
 
 pub use backend::{LlmBackend, LlmBackendExt, Unloaded};
+pub use constraint::{Constraint, ConstraintStart};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use event::{
     Completion, DoneEvent, Event, FinishReason, GenerateStream, PrefillEvent, Score, ServedBy, TextEvent,
@@ -49,7 +52,7 @@ pub use memory::{MemoryPart, MemoryPlan, ProcessMemory};
 pub use message::{Content, ContentPart, Message};
 pub use panics::catch_panic;
 pub use prompt::{Prompt, Segment};
-pub use request::{Constraint, GenerateParams, GenerateRequest, LogitsRequest, Prediction, ScoreRequest};
+pub use request::{GenerateParams, GenerateRequest, LogitsRequest, Prediction, ScoreRequest};
 pub use sampling::Sampling;
 pub use tool::{ChatOptions, Tool, ToolCall, ToolChoice};
 pub use wrapper::BackendWrapper;

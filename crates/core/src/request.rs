@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ChatOptions, Message, Prompt, Result, Sampling, context::ContextPolicy, prepared::Prepared,
+    ChatOptions, Constraint, Message, Prompt, Result, Sampling, context::ContextPolicy, prepared::Prepared,
     text::Tokenizer,
 };
 
@@ -58,7 +57,8 @@ pub struct GenerateParams {
     /// `logprobs`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub top_logprobs: usize,
-    /// What the answer must look like. Needs the capability [`constraints`](crate::Capabilities::constraints).
+    /// What the answer must look like. Needs the capability [`constraints`](crate::Capabilities::constraints), and cannot be
+    /// combined with `ignore_eos`. `stop_tokens` then end the answer only where the constraint is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constraint: Option<Constraint>,
     /// Where the engine may look for drafts of the answer. This changes the speed of an answer but not its tokens, so
@@ -72,23 +72,6 @@ pub struct GenerateParams {
     /// cuts first. It is untrusted: special tokens in it stay text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document: Option<String>,
-}
-
-/// What an answer must look like.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Constraint {
-    /// JSON that is valid against this JSON schema.
-    JsonSchema(Value),
-    /// Any JSON object.
-    JsonObject,
-    /// Text that matches this regular expression as a whole.
-    Regex(String),
-    /// One of these texts.
-    Choice(Vec<String>),
-    /// Text of this grammar in the syntax of Lark.
-    Lark(String),
 }
 
 /// Where an engine may look for drafts of an answer, which it then verifies.

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
-    ChatOptions, Error, ErrorKind, GenerateParams, GenerateRequest, LogitsRequest, ModelInfo, Prompt, Result,
-    Sampling, ScoreRequest, Tool, ToolChoice, blocking::blocking, info::Limits, text::Tokenizer,
+    ChatOptions, Constraint, Error, ErrorKind, GenerateParams, GenerateRequest, LogitsRequest, ModelInfo,
+    Prompt, Result, Sampling, ScoreRequest, Tool, ToolChoice, blocking::blocking, info::Limits,
+    text::Tokenizer,
 };
 
 /// The most entries of [`ScoreRequest::top`].
@@ -40,11 +41,8 @@ pub fn generate(params: &GenerateParams, info: &ModelInfo) -> Result<()> {
     if params.top_logprobs > 0 && !params.logprobs {
         return Err(Error::invalid_request("top_logprobs: needs `logprobs`, which is off"));
     }
-    if params.constraint.is_some() && !info.capabilities.constraints {
-        return Err(Error::unsupported(format!(
-            "constraint: backend `{}` cannot constrain answers",
-            info.backend
-        )));
+    if let Some(form) = &params.constraint {
+        constraint(form, params.ignore_eos, info)?;
     }
     chat(params, info)?;
     // `ContextLayer` removes these fields before it forwards a request.
@@ -60,6 +58,30 @@ pub fn generate(params: &GenerateParams, info: &ModelInfo) -> Result<()> {
         ));
     }
     sampling(&params.sampling, vocab_size)
+}
+
+/// Checks what can be told of a constraint without a tokenizer.
+fn constraint(constraint: &Constraint, ignore_eos: bool, info: &ModelInfo) -> Result<()> {
+    if !info.capabilities.constraints {
+        return Err(Error::unsupported(format!(
+            "constraint: backend `{}` cannot constrain answers",
+            info.backend
+        )));
+    }
+    if ignore_eos {
+        return Err(Error::invalid_request(
+            "ignore_eos: cannot be combined with a constraint, whose answer ends where it is complete",
+        ));
+    }
+    match constraint {
+        Constraint::JsonSchema(schema) if !(schema.is_object() || schema.is_boolean()) => {
+            Err(Error::invalid_request("constraint: the JSON schema is neither an object nor a boolean"))
+        }
+        Constraint::Choice(texts) if texts.is_empty() => {
+            Err(Error::invalid_request("constraint: the choice has no texts; at least one expected"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks the options for the chat template, and the messages as far as no template is needed.

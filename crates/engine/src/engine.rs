@@ -38,12 +38,14 @@ use tokio::{
 };
 
 use ternion_core::{
-    Error, ErrorKind, GenerateRequest, GenerateStream, Limits, LlmBackend, LogitsRequest, ModelInfo, Result,
-    ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded, blocking, text::Tokenizer, validate,
+    Constraint, ConstraintStart, Error, ErrorKind, GenerateRequest, GenerateStream, Limits, LlmBackend,
+    LogitsRequest, ModelInfo, Result, ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded,
+    blocking, text::Tokenizer, validate,
 };
 
 use crate::{
     CausalLm, EngineOptions,
+    constraint::{self, Grammars, Running},
     events::{Events, WakeOnDrop},
     generation::{Ending, EventSender, Generation},
     job::{Job, Work},
@@ -65,6 +67,7 @@ const CHECKS_AT_ONCE: usize = 8;
 pub struct Engine {
     info: Arc<ModelInfo>,
     tokenizer: Arc<Tokenizer>,
+    grammars: Arc<Grammars>,
     sampling: Sampling,
     logits_bytes: Option<u64>,
     commands: mpsc::Sender<Command>,
@@ -76,23 +79,32 @@ pub struct Engine {
     gone: watch::Receiver<()>,
 }
 
-/// A prompt's tokens that fit into the context, and the window that moves over them if it is one that does.
-type PromptTokens = (Vec<u32>, Option<Window>);
-
-/// The checks of a prompt's tokens.
-struct PromptChecks {
-    limits: Limits,
+/// What is computed of a request before it is queued.
+struct Input {
+    /// Those of the prompt, which fit into the context.
+    tokens: Vec<u32>,
+    /// The window that moves over them, if it is one that does.
     window: Option<Window>,
+    constraint: Option<Running>,
 }
 
-impl PromptChecks {
-    fn apply(mut self, mut tokens: Vec<u32>) -> Result<PromptTokens> {
+/// The checks of a request that take long or need its tokens.
+struct Checks {
+    limits: Limits,
+    window: Option<Window>,
+    constraint: Option<(Constraint, ConstraintStart)>,
+    grammars: Arc<Grammars>,
+}
+
+impl Checks {
+    fn apply(mut self, mut tokens: Vec<u32>) -> Result<Input> {
         validate::tokens("prompt", &tokens, self.limits.vocab_size)?;
         if let Some(window) = &mut self.window {
             window.fit_prompt(&mut tokens);
         }
         validate::prompt_fits(tokens.len(), self.limits.context_length)?;
-        Ok((tokens, self.window))
+        let compile = |(constraint, start)| Ok(Running::new(self.grammars.compile(&constraint)?, start));
+        Ok(Input { tokens, window: self.window, constraint: self.constraint.map(compile).transpose()? })
     }
 }
 
@@ -202,6 +214,9 @@ impl Engine {
 
         let eos = options.end_tokens(&tokenizer, model.vocab_size()).with_operation("load")?;
         options.info.end_tokens.clone_from(&eos);
+        let tokenizer = Arc::new(tokenizer);
+        options.info.capabilities.constraints = Grammars::is_supported(&tokenizer);
+        let grammars = Grammars::new(Arc::clone(&tokenizer), model.vocab_size(), &eos);
 
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
@@ -225,7 +240,8 @@ impl Engine {
         })?;
         Ok(Self {
             info: Arc::new(options.info),
-            tokenizer: Arc::new(tokenizer),
+            tokenizer,
+            grammars: Arc::new(grammars),
             sampling: options.sampling,
             logits_bytes: options.logits_bytes,
             commands,
@@ -238,30 +254,32 @@ impl Engine {
 
     /// The checks of a request that need no tokens. Takes the policy out of it, for the engine knows no other than the
     /// window.
-    fn check(&self, request: &mut GenerateRequest) -> Result<PromptChecks> {
+    fn check(&self, request: &mut GenerateRequest) -> Result<Checks> {
         let limits = self.info.limits.clone();
         let window = Window::of(request, limits.context_length)?;
         validate::generate(&request.params, &self.info)?;
-        Ok(PromptChecks { limits, window })
+        let constraint = constraint::plan(&request.params);
+        Ok(Checks { limits, window, constraint, grammars: Arc::clone(&self.grammars) })
     }
 
-    /// The tokens of the request's prompt, which fit into the context, and the permit that `permit` gave.
+    /// What is computed of a request before it is queued, and the permit that `permit` gave.
     ///
-    /// A template and a tokenizer may take seconds for megabytes, so they run where blocking is allowed. The permit is
-    /// taken before and held until they are done, even if nobody waits any more: that bounds how many run.
-    async fn tokens<P: Send + 'static>(
+    /// A template and a tokenizer may take seconds for megabytes, and so may a grammar, so they run where blocking is allowed.
+    /// The permit is taken before and held until they are done, even if nobody waits any more: that bounds how many run.
+    async fn input<P: Send + 'static>(
         &self,
         request: GenerateRequest,
-        checks: PromptChecks,
+        checks: Checks,
         permit: impl Future<Output = Result<P>> + Send,
-    ) -> Result<(P, PromptTokens)> {
+    ) -> Result<(P, Input)> {
         validate::not_empty(&request.params.prompt)?;
-        if request.knows_tokens(&self.tokenizer) {
+        if checks.constraint.is_none() && request.knows_tokens(&self.tokenizer) {
             let tokens = checks.apply(request.prompt_tokens(&self.tokenizer)?.to_vec())?;
             return Ok((permit.await?, tokens));
         }
         let runtime = Handle::try_current().map_err(|e| {
-            Error::unsupported("text and chats need a tokio runtime to be awaited in").with_source(e)
+            Error::unsupported("text, chats and constraints need a tokio runtime to be awaited in")
+                .with_source(e)
         })?;
         let permit = permit.await?;
         let tokenizer = Arc::clone(&self.tokenizer);
@@ -269,7 +287,7 @@ impl Engine {
             let tokens = request.prompt_tokens(&tokenizer)?;
             Ok((permit, checks.apply(tokens.to_vec())?))
         });
-        work.await.unwrap_or_else(|e| Err(blocking::failed("the prompt's tokenization", e)))
+        work.await.unwrap_or_else(|e| Err(blocking::failed("the preparation of the request", e)))
     }
 
     fn admit(&self) -> Result<Admission> {
@@ -347,7 +365,7 @@ impl LlmBackend for Engine {
                     Error::new(ErrorKind::Closed, "the engine makes no more checks").with_source(e)
                 })
             };
-            self.tokens(request, checks, permit).await.map(drop)
+            self.input(request, checks, permit).await.map(drop)
         };
         check.await.with_operation("generate")
     }
@@ -369,15 +387,20 @@ impl LlmBackend for Engine {
             };
             let cancel = request.cancel.clone();
             let permit = async { self.admit() };
-            let (admission, (tokens, window)) = self.tokens(request, checks, permit).await?;
+            let (admission, Input { tokens, window, constraint }) =
+                self.input(request, checks, permit).await?;
+            // A grammar follows the bytes of tokens, and none of them changes because it is the first of the answer.
+            let decoder =
+                if constraint.is_some() { self.tokenizer.decoder_within() } else { self.tokenizer.decoder() };
             let (messages, reader) = channel::channel(EVENT_CAPACITY);
             let waits = Arc::new(AtomicBool::new(false));
             let generation = Generation::new(
                 EventSender { messages, waits: Arc::clone(&waits) },
-                self.tokenizer.decoder(),
+                decoder,
                 &tokens,
                 Sampler::new(&sampling, &self.info.defaults),
                 ending,
+                constraint,
                 window,
                 ServedBy::from(&*self.info),
             );

@@ -31,8 +31,9 @@ impl Drop for WakeOnDrop {
 /// What the engine's thread sends to a reader: one message for each step, which may be several events.
 pub(crate) enum Message {
     Event(Event),
-    /// A token, and the text that is certain with it.
-    Token(TokenEvent, String),
+    /// The tokens of a step, at least one: the one that the model chose, and those that follow it without a choice. Each with the
+    /// text that is certain with it.
+    Tokens(Vec<(TokenEvent, String)>),
     /// The end: the text that was held back, what was done to fit the input, and the last event.
     End(String, Option<ContextStep>, DoneEvent),
 }
@@ -64,9 +65,12 @@ impl Events {
         let text = |text: String| Some(text).filter(|text| !text.is_empty()).map(Event::text);
         match message {
             Message::Event(event) => event,
-            Message::Token(token, piece) => {
-                self.pending.extend(text(piece));
-                Event::Token(token)
+            Message::Tokens(tokens) => {
+                let events = tokens
+                    .into_iter()
+                    .flat_map(|(token, piece)| std::iter::once(Event::Token(token)).chain(text(piece)));
+                self.pending.extend(events);
+                self.pending.pop_front().expect("invariant: a step has at least one token")
             }
             Message::End(piece, report, done) => {
                 self.commands = None;

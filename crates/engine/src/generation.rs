@@ -1,6 +1,7 @@
 //! The state of one generation: the room for its events, its sampler, its text and its end.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering, fence},
@@ -17,6 +18,7 @@ use ternion_core::{
 };
 
 use crate::{
+    constraint::{EndTokens, Running},
     engine::EVENT_CAPACITY,
     events::Message,
     job::{End, ModelFacts},
@@ -52,9 +54,14 @@ pub(crate) struct Generation {
     sampler: Sampler,
     stop: StopMatcher,
     ending: Ending,
+    constraint: Option<Running>,
+    /// Tokens that come next whatever the logits are. All of them are fed in one pass.
+    forced: VecDeque<u32>,
     pub(crate) window: Option<Window>,
     pub(crate) prompt_tokens: usize,
     pub(crate) generated: usize,
+    /// Tokens of the answer that were not sampled.
+    pub(crate) forced_tokens: usize,
     /// Time of the steps that computed the prompt.
     prefill: Duration,
     first_token: Option<Instant>,
@@ -74,6 +81,7 @@ impl Generation {
         prompt: &[u32],
         mut sampler: Sampler,
         mut ending: Ending,
+        constraint: Option<Running>,
         window: Option<Window>,
         served_by: ServedBy,
     ) -> Self {
@@ -87,9 +95,12 @@ impl Generation {
             sampler,
             stop: StopMatcher::new(std::mem::take(&mut ending.stop)),
             ending,
+            constraint,
+            forced: VecDeque::new(),
             window,
             prompt_tokens: prompt.len(),
             generated: 0,
+            forced_tokens: 0,
             prefill: Duration::ZERO,
             first_token: None,
             stalled_since: None,
@@ -165,7 +176,10 @@ impl Generation {
             self.sender.messages.try_send(Ok(Message::Event(Event::Prefill(PrefillEvent::new(done, total)))));
     }
 
-    /// Chooses a token from `logits` and delivers it. `true` if the answer ends with it.
+    /// Chooses the next token from the logits after `tokens`, and delivers it with the tokens that must follow it. `true` if the
+    /// answer ends with them.
+    ///
+    /// With log-probabilities each token has a step of its own, since its probability needs the logits at its place.
     pub(crate) fn step(
         &mut self,
         tokens: &mut Vec<u32>,
@@ -175,50 +189,97 @@ impl Generation {
         if self.generated == 0 {
             self.report_prefill(self.prompt_tokens, self.prompt_tokens);
         }
+        let computed = tokens.len();
         let raw = self.ending.logprobs.then(|| logits.to_vec());
-        let id = self.sampler.sample(logits)?;
-        let mut token = TokenEvent::new(id);
-        if let Some(raw) = raw {
-            let normalizer = log_sum_exp(&raw);
-            token.logprob = Some(logprob(raw[id as usize], normalizer));
-            token.top_logprobs = top_tokens(&raw, normalizer, self.ending.top_logprobs);
+        let mut next = self.next_forced()?;
+        if next.is_none() {
+            next = Some(self.sample(logits, model)?);
         }
-        self.first_token.get_or_insert_with(Instant::now);
-        self.generated += 1;
-        tokens.push(id);
-
-        let mut text = String::new();
-        let mut moved = None;
-        if !self.ending.ignore_eos && model.eos.contains(&id) {
-            self.finish_reason = Some(FinishReason::EndOfSequence);
-        } else if self.ending.stop_tokens.contains(&id) {
-            self.finish_reason = Some(FinishReason::StopToken(id));
-        } else {
-            let name = if self.stop.has_stops() { self.decoder.special_name(id) } else { None };
-            let (certain, stop) = match name {
-                Some(name) => self.stop.push_hidden(&name),
-                None => self.stop.push(&self.decoder.push(id)?),
-            };
-            text = certain;
-            self.finish_reason = if let Some(stop) = stop {
-                Some(FinishReason::StopString(stop))
-            } else if self.generated >= self.ending.max_tokens {
-                Some(FinishReason::MaxTokens)
-            } else if tokens.len() >= model.context_length {
-                moved = self.window.as_mut().map(|window| window.advance(tokens));
-                if moved.is_some() { None } else { Some(FinishReason::ContextFull) }
-            } else {
-                None
-            };
+        let (mut chosen, mut moved) = (Vec::new(), None);
+        while let Some(id) = next {
+            let mut token = TokenEvent::new(id);
+            if let Some(raw) = &raw {
+                let normalizer = log_sum_exp(raw);
+                token.logprob = Some(logprob(raw[id as usize], normalizer));
+                token.top_logprobs = top_tokens(raw, normalizer, self.ending.top_logprobs);
+            }
+            tokens.push(id);
+            chosen.push((token, self.accept(id, model)?));
+            if self.finish_reason.is_none() && tokens.len() >= model.context_length {
+                moved = self.window.as_mut().map(|window| window.advance(tokens, computed));
+                if moved.is_none() {
+                    self.finish_reason = Some(FinishReason::ContextFull);
+                }
+            }
+            let goes_on = self.finish_reason.is_none() && moved.is_none() && raw.is_none();
+            next = if goes_on { self.next_forced()? } else { None };
         }
         if let Some(permit) = self.permit.take() {
-            permit.send(Ok(Message::Token(token, text)));
+            permit.send(Ok(Message::Tokens(chosen)));
         }
         if let Some(step) = moved {
             // The report has it as well.
             let _ = self.sender.messages.try_send(Ok(Message::Event(Event::Context(step))));
         }
         Ok(self.finish_reason.is_some())
+    }
+
+    fn sample(&mut self, logits: &mut [f32], model: &ModelFacts) -> Result<u32> {
+        let Self { sampler, constraint, ending, .. } = self;
+        let ends = EndTokens { eos: &model.eos, stop: &ending.stop_tokens };
+        sampler.sample(logits, |logits| constraint.as_mut().map_or(Ok(()), |c| c.restrict(logits, ends)))
+    }
+
+    /// The token that comes next without a choice, if there is one.
+    fn next_forced(&mut self) -> Result<Option<u32>> {
+        if self.forced.is_empty()
+            && let Some(constraint) = &mut self.constraint
+        {
+            self.forced.extend(constraint.forced());
+        }
+        let Some(id) = self.forced.pop_front() else { return Ok(None) };
+        self.sampler.check_allowed(id)?;
+        self.forced_tokens += 1;
+        Ok(Some(id))
+    }
+
+    /// Takes a token into the answer, which may end with it. Returns the text that is certain with it.
+    fn accept(&mut self, id: u32, model: &ModelFacts) -> Result<String> {
+        self.first_token.get_or_insert_with(Instant::now);
+        self.generated += 1;
+        self.sampler.count(id);
+        if !self.ending.ignore_eos && model.eos.contains(&id) {
+            self.finish_reason = Some(FinishReason::EndOfSequence);
+            return Ok(String::new());
+        }
+        if self.ending.stop_tokens.contains(&id) {
+            self.finish_reason = Some(FinishReason::StopToken(id));
+            return Ok(String::new());
+        }
+        let name = if self.stop.has_stops() || self.constraint.is_some() {
+            self.decoder.special_name(id)
+        } else {
+            None
+        };
+        let piece = if name.is_some() { String::new() } else { self.decoder.push(id)? };
+        let complete = match &mut self.constraint {
+            Some(constraint) => constraint.accept(id, name.as_deref().unwrap_or(&piece))?,
+            None => false,
+        };
+        let (text, stop) = match name {
+            Some(name) => self.stop.push_hidden(&name),
+            None => self.stop.push(&piece),
+        };
+        self.finish_reason = if let Some(stop) = stop {
+            Some(FinishReason::StopString(stop))
+        } else if complete {
+            Some(FinishReason::EndOfSequence)
+        } else if self.generated >= self.ending.max_tokens {
+            Some(FinishReason::MaxTokens)
+        } else {
+            None
+        };
+        Ok(text)
     }
 
     /// Delivers the end of a request that was accepted at this time.
@@ -231,9 +292,13 @@ impl Generation {
         let Some(permit) = self.last_permit.take() else { return };
         let report = self.window.take().and_then(|window| window.report(&usage));
         let message = self.closing_text(end).map(|(finish_reason, text)| {
+            // What stands before a stop string need not be complete.
+            let whole = !matches!(finish_reason, FinishReason::StopString(_));
+            let complete = self.constraint.as_mut().map(|constraint| whole && constraint.is_complete());
             let done = DoneEvent::new(finish_reason, usage, timing)
                 .with_seed(self.sampler.seed())
-                .with_served_by(self.served_by.clone());
+                .with_served_by(self.served_by.clone())
+                .with_constraint_complete(complete);
             Message::End(text, report, done)
         });
         permit.send(message.with_operation("generate"));

@@ -228,10 +228,12 @@ impl Job {
 
     /// What the job has used so far.
     pub(crate) fn usage(&self) -> Usage {
-        let completion_tokens = match &self.work {
-            Work::Generate(g) => g.generated,
-            Work::Score(_) | Work::Logits(_) => 0,
+        let (completion_tokens, forced_tokens) = match &self.work {
+            Work::Generate(g) => (g.generated, g.forced_tokens),
+            Work::Score(_) | Work::Logits(_) => (0, 0),
         };
-        Usage::new(self.prompt_tokens(), completion_tokens).with_cached_tokens(self.cached)
+        Usage::new(self.prompt_tokens(), completion_tokens)
+            .with_cached_tokens(self.cached)
+            .with_forced_tokens(forced_tokens)
     }
 }

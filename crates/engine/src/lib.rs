@@ -9,6 +9,7 @@
 
 pub mod batch;
 mod causal;
+mod constraint;
 mod engine;
 mod events;
 mod generation;

@@ -1,6 +1,6 @@
 //! Choosing the next token from a row of logits.
 //!
-//! The order is that of `transformers`: bias, penalties, temperature, top-k, top-p, min-p, one draw. All sums are
+//! The order is that of `transformers`: constraint, bias, penalties, temperature, top-k, top-p, min-p, one draw. All sums are
 //! sequential f64, and the generator is ChaCha8 with a fixed stream, so a seed gives the same tokens whatever
 //! the thread count.
 
@@ -66,21 +66,36 @@ impl Sampler {
         }
     }
 
-    /// Chooses the next token and counts it. Changes `logits` in place.
-    pub(crate) fn sample(&mut self, logits: &mut [f32]) -> Result<u32> {
+    /// Chooses the next token. Changes `logits` in place: `restrict` first, which sets those of forbidden tokens to -inf. No other
+    /// setting allows such a token again.
+    pub(crate) fn sample(
+        &mut self,
+        logits: &mut [f32],
+        restrict: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<u32> {
         check_finite(logits)?;
+        restrict(logits)?;
         self.penalize(logits);
         let token = if self.params.temperature > 0.0 { self.draw(logits) } else { argmax(logits) };
-        let Some(token) = token else {
-            return Err(Error::backend("no token is left to choose: all logits are -inf"));
-        };
+        token.ok_or_else(none_left)
+    }
+
+    /// Checks a token that is not sampled.
+    ///
+    /// # Errors
+    /// If the logit bias forbids it.
+    pub(crate) fn check_allowed(&self, token: u32) -> Result<()> {
+        if self.bias.get(&token) == Some(&f32::NEG_INFINITY) { Err(none_left()) } else { Ok(()) }
+    }
+
+    /// Counts a token of the answer.
+    pub(crate) fn count(&mut self, token: u32) {
         if self.params.repetition_penalty != 1.0 {
             self.seen.insert(token);
         }
         if self.presence != 0.0 || self.frequency != 0.0 {
             *self.answer.entry(token).or_default() += 1;
         }
-        Ok(token)
     }
 
     fn penalize(&self, logits: &mut [f32]) {
@@ -138,6 +153,12 @@ impl Sampler {
         }
         candidates.last().map(|&(id, _)| id)
     }
+}
+
+fn none_left() -> Error {
+    Error::backend(
+        "no token is left to choose: all logits are -inf, by the model, the constraint or the logit bias",
+    )
 }
 
 /// `changed`, held in the range of f32, so that no setting makes a forbidden token of a possible one, or a weight of
@@ -214,11 +235,17 @@ mod tests {
         Sampler::new(&sampling, &SamplingDefaults::default())
     }
 
+    fn next(sampler: &mut Sampler, logits: &mut [f32]) -> Result<u32> {
+        let token = sampler.sample(logits, |_| Ok(()))?;
+        sampler.count(token);
+        Ok(token)
+    }
+
     fn drawn(sampling: Sampling, logits: &[f32], draws: usize) -> BTreeMap<u32, usize> {
         let mut sampler = sampler(sampling);
         let mut counts = BTreeMap::new();
         for _ in 0..draws {
-            *counts.entry(sampler.sample(&mut logits.to_vec()).unwrap()).or_default() += 1;
+            *counts.entry(next(&mut sampler, &mut logits.to_vec()).unwrap()).or_default() += 1;
         }
         counts
     }
@@ -229,7 +256,7 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_equals() {
-        assert_eq!(sampler(Sampling::default()).sample(&mut [1.0, 3.0, 3.0]).unwrap(), 1);
+        assert_eq!(next(&mut sampler(Sampling::default()), &mut [1.0, 3.0, 3.0]).unwrap(), 1);
     }
 
     #[test]
@@ -269,7 +296,7 @@ mod tests {
         let logits: Vec<f32> = (0..100).map(|i| (i % 7) as f32 * 0.1).collect();
         let run = |seed| {
             let mut s = sampler(hot(seed));
-            (0..50).map(|_| s.sample(&mut logits.clone()).unwrap()).collect::<Vec<_>>()
+            (0..50).map(|_| next(&mut s, &mut logits.clone()).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(run(1), run(1));
         assert_ne!(run(1), run(2));
@@ -299,7 +326,7 @@ mod tests {
         let mut s = sampler(Sampling::default().with_presence_penalty(1.0).with_frequency_penalty(0.5));
         s.observe_prompt(&[2]);
         for expected in [0, 0, 1] {
-            assert_eq!(s.sample(&mut [5.0, 3.2, 0.0]).unwrap(), expected);
+            assert_eq!(next(&mut s, &mut [5.0, 3.2, 0.0]).unwrap(), expected);
         }
         let mut logits = [5.0, 3.2, 0.0];
         s.penalize(&mut logits);
@@ -308,12 +335,14 @@ mod tests {
 
     #[test]
     fn broken_logits_are_errors() {
-        assert!(sampler(hot(1)).sample(&mut [0.0, f32::NAN]).unwrap_err().to_string().contains("token 1"));
-        assert!(sampler(hot(1)).sample(&mut [f32::INFINITY, 0.0]).is_err());
         assert!(
-            sampler(hot(1)).sample(&mut [f32::NEG_INFINITY; 3]).unwrap_err().to_string().contains("-inf")
+            next(&mut sampler(hot(1)), &mut [0.0, f32::NAN]).unwrap_err().to_string().contains("token 1")
         );
-        assert_eq!(sampler(hot(1)).sample(&mut [f32::NEG_INFINITY, -5.0]).unwrap(), 1);
+        assert!(next(&mut sampler(hot(1)), &mut [f32::INFINITY, 0.0]).is_err());
+        assert!(
+            next(&mut sampler(hot(1)), &mut [f32::NEG_INFINITY; 3]).unwrap_err().to_string().contains("-inf")
+        );
+        assert_eq!(next(&mut sampler(hot(1)), &mut [f32::NEG_INFINITY, -5.0]).unwrap(), 1);
     }
 
     #[test]
@@ -347,7 +376,7 @@ mod tests {
                     s.observe_prompt(&[0, 1, 2, 3]);
                     for _ in 0..8 {
                         let token =
-                            s.sample(&mut row.to_vec()).unwrap_or_else(|e| panic!("{sampling:?}: {e}"));
+                            next(&mut s, &mut row.to_vec()).unwrap_or_else(|e| panic!("{sampling:?}: {e}"));
                         assert!(
                             row[token as usize] > f32::NEG_INFINITY,
                             "{sampling:?}: {token} is forbidden"
@@ -365,7 +394,7 @@ mod tests {
         let mut logits = [-5.0, -4.0];
         s.penalize(&mut logits);
         assert_eq!(logits, [f32::MIN; 2]);
-        assert!(s.sample(&mut [-5.0, -4.0]).is_ok());
+        assert!(next(&mut s, &mut [-5.0, -4.0]).is_ok());
 
         let s = sampler(hot(1).with_logit_bias(0, f32::NEG_INFINITY));
         let mut logits = [f32::MAX, 0.0];

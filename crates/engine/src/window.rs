@@ -49,18 +49,18 @@ impl Window {
         self.report.dropped.push(Dropped::new(None, start, end, end - start));
     }
 
-    /// Moves over `tokens`, which fill the context; the last is not computed yet.
-    pub(crate) fn advance(&mut self, tokens: &mut Vec<u32>) -> ContextStep {
+    /// Moves over `tokens`, which fill the context. The first `computed` of them are in the KV cache, the others are new.
+    pub(crate) fn advance(&mut self, tokens: &mut Vec<u32>, computed: usize) -> ContextStep {
         let before = tokens.clone();
         tokens.drain(self.sinks..before.len() - self.recent);
         // What the model holds of this by chance, as in repeated text, need not be computed again.
-        let same = common_prefix(&before, tokens).min(tokens.len() - 1);
+        let same = common_prefix(&before, tokens).min(tokens.len() - 1).min(computed);
         self.rewind = Some(same);
         let dropped = before.len() - tokens.len();
         self.report.window_moves += 1;
         self.report.window_dropped_tokens += dropped;
-        // All but the last token, which is new.
-        self.report.recomputed_tokens += tokens.len() - 1 - same;
+        let new = before.len() - computed;
+        self.report.recomputed_tokens += tokens.len().saturating_sub(new + same);
         ContextStep::WindowMoved { dropped, kept: tokens.len() }
     }
 

@@ -63,8 +63,9 @@ fn apt_install(package: &str) -> Result<(), String> {
 }
 
 /// The packages, with the versions that the comparisons were written for.
-const PYTHON_PACKAGES: [&str; 7] = [
+const PYTHON_PACKAGES: [&str; 8] = [
     "gguf==0.19.0",
+    "jsonschema",
     "lm-eval[api]==0.4.13",
     "numpy",
     "onnx",
@@ -76,7 +77,7 @@ const PYTHON_PACKAGES: [&str; 7] = [
 /// Whether the project's Python has the packages that tests compare with.
 pub(crate) fn python_packages() -> Option<String> {
     let python = program(&tools(), "python").display().to_string();
-    let program = "import gguf, numpy, onnx, onnxruntime, openai, tenacity; import importlib.util as u; assert u.find_spec('lm_eval') and u.find_spec('schemathesis'); \
+    let program = "import gguf, jsonschema, numpy, onnx, onnxruntime, openai, tenacity; import importlib.util as u; assert u.find_spec('lm_eval') and u.find_spec('schemathesis'); \
                    print('onnx', onnx.__version__)";
     shell::probe(&[&python, "-c", program])
 }

@@ -25,6 +25,7 @@ pub(crate) struct Answer {
     seed: Option<u64>,
     context: Option<ContextReport>,
     served_by: Option<ServedBy>,
+    constraint_complete: Option<bool>,
 }
 
 /// A token of an answer, as `--json` shows it.
@@ -40,6 +41,20 @@ impl Answer {
     /// Whether Ctrl-C ended it.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.finish_reason == FinishReason::Cancelled
+    }
+
+    /// How the command ends that printed this answer. An answer that is cut off within its constraint is of no use to a program.
+    pub(crate) fn outcome(&self) -> Outcome {
+        if self.is_cancelled() {
+            return Err(Failure::Interrupted);
+        }
+        if self.constraint_complete == Some(false) {
+            let reason = self.finish_reason.as_str();
+            let message =
+                format!("the answer is incomplete under its constraint; it was cut off by {reason}");
+            return Err(Error::backend(message).with_operation("generate").into());
+        }
+        Ok(())
     }
 
     fn to_json(&self, backend: &dyn LlmBackend) -> serde_json::Value {
@@ -67,6 +82,7 @@ impl Answer {
                 "prefill_tokens_per_second": timing.prefill_rate(usage),
                 "decode_tokens_per_second": timing.decode_rate(usage),
             },
+            "constraint_complete": self.constraint_complete,
             "tokens": self.tokens,
             "context": self.context,
         })
@@ -119,6 +135,7 @@ pub(crate) async fn generate(
         seed: None,
         context: None,
         served_by: None,
+        constraint_complete: None,
     };
     // A line that has been begun is ended, whatever happens, before anything else is written.
     let ended = async {
@@ -143,6 +160,7 @@ pub(crate) async fn generate(
                     bar.clear();
                     (answer.finish_reason, answer.usage) = (done.finish_reason, done.usage);
                     (answer.timing, answer.seed, answer.served_by) = (done.timing, done.seed, done.served_by);
+                    answer.constraint_complete = done.constraint_complete;
                     return Ok(());
                 }
                 _ => {}

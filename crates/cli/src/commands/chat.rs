@@ -20,6 +20,7 @@ pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
     if source == TextSource::Nobody && app.output.json {
         return Err(Failure::usage("--json prints one answer; give a message, or `-` for standard input"));
     }
+    let constraint = args.constraint.read()?;
     let selected = Selected::for_engine(&args.engine)?;
     if selected.is_default {
         app.output.notice(
@@ -39,8 +40,9 @@ pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
     let messages: Vec<Message> =
         args.system.as_deref().map(Message::system).into_iter().chain([Message::user(message)]).collect();
     let mut request = answer::request(messages, &args.generation);
+    request.params.constraint = constraint;
     long::apply(&selected, &args.long, &mut request)?;
     let backend = load(app, &selected).await?;
     let answer = answer::generate(app, &*backend, request, &args.generation).await?;
-    if answer.is_cancelled() { Err(Failure::Interrupted) } else { Ok(()) }
+    answer.outcome()
 }

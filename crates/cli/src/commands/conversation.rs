@@ -123,6 +123,7 @@ async fn answer_to(
     messages: &mut Vec<Message>,
 ) -> Outcome {
     let mut request = answer::request(messages.clone(), &args.generation);
+    request.params.constraint = args.constraint.read()?;
     long::apply(selected, &args.long, &mut request)?;
     match answer::generate(app, backend, request, &args.generation).await {
         Ok(answer) if answer.text.is_empty() && answer.is_cancelled() => {

@@ -3,7 +3,7 @@
 use super::{answer, load, long};
 use crate::App;
 use crate::args::GenerateArgs;
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::input::TextSource;
 use crate::model::Selected;
 
@@ -12,8 +12,9 @@ pub(crate) async fn run(app: &App, args: &GenerateArgs) -> Outcome {
     let selected = Selected::for_engine(&args.engine)?;
     let mut request = answer::request(prompt, &args.generation);
     request.params.ignore_eos = args.ignore_eos;
+    request.params.constraint = args.constraint.read()?;
     long::apply(&selected, &args.long, &mut request)?;
     let backend = load(app, &selected).await?;
     let answer = answer::generate(app, &*backend, request, &args.generation).await?;
-    if answer.is_cancelled() { Err(Failure::Interrupted) } else { Ok(()) }
+    answer.outcome()
 }

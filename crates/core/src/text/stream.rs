@@ -34,6 +34,13 @@ impl IncrementalDecoder {
         Self { tokenizer, stages }
     }
 
+    /// A decoder that begins in the middle of a text: each token gives the bytes of [`Tokenizer::token_bytes`], also the first.
+    pub(super) fn within(tokenizer: Arc<Tokenizer>) -> Self {
+        let mut decoder = Self::new(tokenizer);
+        decoder.stages.iter_mut().for_each(Stage::skip_start);
+        decoder
+    }
+
     /// The text that is certain with this token; often empty. Special tokens and ids that the tokenizer does not have
     /// give no text.
     ///
@@ -95,6 +102,16 @@ pub(super) enum Stage {
 }
 
 impl Stage {
+    /// Leaves out what is special about the start of a text.
+    fn skip_start(&mut self) {
+        match self {
+            Self::Separate { first } => *first = false,
+            Self::Strip { left, joined: true, .. } => *left = 0,
+            Self::Metaspace { drop, joined: false, .. } => *drop = false,
+            _ => {}
+        }
+    }
+
     fn push(&mut self, mut piece: String, emit: &mut dyn FnMut(String)) {
         match self {
             Self::Separate { first } => {
@@ -225,6 +242,43 @@ fn add_stages(decoder: &Value, stages: &mut Vec<Stage>, joined: &mut bool, depth
         _ => return Err(unsupported("")),
     }
     Ok(())
+}
+
+/// Whether each token stands for bytes of its own, whatever is around it.
+pub(super) fn have_token_bytes(stages: &[Stage]) -> bool {
+    let mut joined = false;
+    stages.iter().all(|stage| {
+        let is_start = matches!(stage, Stage::Strip { joined: true, .. });
+        let allowed = is_start || !(joined || matches!(stage, Stage::Separate { .. }));
+        joined |= matches!(stage, Stage::ByteLevel { .. });
+        allowed
+    })
+}
+
+/// The bytes of a token in the middle of a text, for stages that [have](have_token_bytes) them.
+pub(super) fn token_bytes(stages: &[Stage], mut token: String) -> Vec<u8> {
+    for stage in stages {
+        match stage {
+            Stage::ByteLevel { .. } => {
+                let mut bytes = Vec::with_capacity(token.len());
+                extend_bytes(&token, &mut bytes);
+                return bytes;
+            }
+            Stage::ByteFallback { .. } => {
+                if let Some(byte) = byte_token(&token) {
+                    return vec![byte];
+                }
+            }
+            stage => {
+                let mut text = String::new();
+                let mut stage = stage.clone();
+                stage.skip_start();
+                stage.push(token, &mut |piece| text.push_str(&piece));
+                token = text;
+            }
+        }
+    }
+    token.into_bytes()
 }
 
 /// The bytes that a token of a byte-level vocabulary stands for: each character is one byte of GPT-2's alphabet. A

@@ -17,7 +17,7 @@ use super::{
     AddedToken, IncrementalDecoder, TokenizerParts,
     control::{ControlTokens, choose_sentinel, mark},
     growth,
-    stream::{Stage, stages},
+    stream::{self, Stage, stages},
     template::ChatTemplate,
 };
 use crate::{Error, Result, ResultExt};
@@ -240,6 +240,14 @@ impl Tokenizer {
         self.encode_pieces(&mark(text, &self.control.breaks(text), sentinel), true, sentinel)
     }
 
+    /// The ids of untrusted text in the middle of another text.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_within(&self, text: &str) -> Result<Vec<u32>> {
+        guarded(|| self.encode_segment(text, false), Error::invalid_request)
+    }
+
     /// How many tokens `text` is as a prompt, without any that the tokenizer would add around it: the length of
     /// [`encode`](Self::encode) without `add_special`. For text that goes into messages and may have special tokens
     /// in it, take the length of [`encode_plain`](Self::encode_plain); for any other text the two are the same.
@@ -287,6 +295,25 @@ impl Tokenizer {
         IncrementalDecoder::new(Arc::clone(self))
     }
 
+    /// A decoder for a stream of tokens in the middle of a text, without special tokens: each token gives the bytes of
+    /// [`token_bytes`](Self::token_bytes).
+    pub fn decoder_within(self: &Arc<Self>) -> IncrementalDecoder {
+        IncrementalDecoder::within(Arc::clone(self))
+    }
+
+    /// Whether each token stands for bytes of its own, whatever is around it. True for vocabularies of bytes and of
+    /// SentencePiece; false where the decoder puts a space between all tokens.
+    pub fn has_token_bytes(&self) -> bool {
+        stream::have_token_bytes(&self.stages)
+    }
+
+    /// The bytes that a token stands for in the middle of a text; they may be a part of a character. `None` for special
+    /// tokens, for ids that the tokenizer does not have, and without [`has_token_bytes`](Self::has_token_bytes).
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.text_token(id).filter(|_| self.has_token_bytes())?;
+        Some(stream::token_bytes(&self.stages, token))
+    }
+
     /// The highest id + 1, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
@@ -308,6 +335,11 @@ impl Tokenizer {
     /// Whether `id` is a special token, one that has a meaning and no text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special_ids.contains(&id)
+    }
+
+    /// Whether `id` is an added token: one that is looked for in a text before the text is split.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
     }
 
     /// The token that begins a sequence.

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use ternion::{Constraint, GenerateParams, context::ContextPolicy};
 
-use super::format::{ResponseFormat, StructuredOutputs};
+use super::format::{ResponseFormat, StructuredOutputs, json_schema};
 use crate::error::ApiError;
 
 /// The most answers of one request, over all of its prompts.
@@ -216,7 +216,7 @@ impl Common {
         params.context_policy = self.context_policy;
         params.document = self.document;
         let guided = [
-            self.guided_json.map(Constraint::JsonSchema),
+            self.guided_json.map(|schema| json_schema("guided_json", schema)).transpose()?,
             self.guided_regex.map(Constraint::Regex),
             self.guided_choice.map(Constraint::Choice),
             self.guided_grammar.map(Constraint::Lark),

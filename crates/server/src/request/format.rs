@@ -27,6 +27,15 @@ pub(crate) enum ResponseFormat {
 pub(crate) struct NamedSchema {
     /// The schema; without it, any JSON object.
     schema: Option<Value>,
+    /// What the schema is called. Has no effect.
+    #[expect(dead_code, reason = "named, so that it is not reported as an unknown field")]
+    name: Option<String>,
+    /// What the schema is for. Has no effect: describe the form of the answer in the messages.
+    #[expect(dead_code, reason = "named, so that it is not reported as an unknown field")]
+    description: Option<String>,
+    /// Has no effect: the schema is always enforced.
+    #[expect(dead_code, reason = "named, so that it is not reported as an unknown field")]
+    strict: Option<bool>,
 }
 
 impl ResponseFormat {
@@ -45,7 +54,7 @@ impl ResponseFormat {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct StructuredOutputs {
-    /// A JSON schema.
+    /// A JSON schema, or its text.
     json: Option<Value>,
     /// Any JSON object.
     json_object: Option<bool>,
@@ -60,7 +69,7 @@ pub(crate) struct StructuredOutputs {
 impl StructuredOutputs {
     pub(super) fn into_constraint(self) -> Result<Constraint, ApiError> {
         let mut forms = [
-            self.json.map(Constraint::JsonSchema),
+            self.json.map(|schema| json_schema("structured_outputs", schema)).transpose()?,
             self.json_object.unwrap_or(false).then_some(Constraint::JsonObject),
             self.regex.map(Constraint::Regex),
             self.choice.map(Constraint::Choice),
@@ -76,4 +85,12 @@ impl StructuredOutputs {
             )),
         }
     }
+}
+
+/// A JSON schema that may be given as text.
+pub(super) fn json_schema(field: &str, schema: Value) -> Result<Constraint, ApiError> {
+    let Value::String(text) = schema else { return Ok(Constraint::JsonSchema(schema)) };
+    let schema = serde_json::from_str(&text)
+        .map_err(|e| ApiError::field(field, format!("the text of the JSON schema is no JSON: {e}")))?;
+    Ok(Constraint::JsonSchema(schema))
 }

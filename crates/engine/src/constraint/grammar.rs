@@ -1,0 +1,263 @@
+//! Grammars by llguidance: one factory for each model, one grammar for each request.
+//!
+//! A grammar is made by strangers. It is compiled on a thread of its own with a large stack, and the limits below bound its size,
+//! its memory and the time of each step.
+
+use std::{
+    fmt::Write,
+    sync::{Arc, OnceLock},
+    thread,
+};
+
+use llguidance::{
+    Matcher, ParserFactory,
+    api::{ParserLimits, TopLevelGrammar},
+    toktrie::TokEnv,
+};
+use ternion_core::{Constraint, Error, Result, text::Tokenizer};
+
+use super::{schema, vocabulary::Vocabulary};
+
+/// Bytes of stack of the thread that compiles. Only what is used takes memory.
+const STACK: usize = 32 << 20;
+
+/// The most bytes of a grammar or a regular expression.
+const MAX_BYTES: usize = 1 << 20;
+
+/// States of the lexer, each of 1 to 2 kB. Not a bound on the answer's length: states are used again.
+const MAX_LEXER_STATES: usize = 50_000;
+
+/// Compiles constraints for one model.
+pub(crate) struct Grammars {
+    tokenizer: Arc<Tokenizer>,
+    vocab_size: usize,
+    end_tokens: Vec<u32>,
+    /// Made for the first constraint, since it takes a moment for a large vocabulary.
+    factory: OnceLock<std::result::Result<Factory, String>>,
+}
+
+struct Factory {
+    vocabulary: Arc<Vocabulary>,
+    parsers: ParserFactory,
+}
+
+impl Grammars {
+    pub(crate) fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, end_tokens: &[u32]) -> Self {
+        Self { tokenizer, vocab_size, end_tokens: end_tokens.to_vec(), factory: OnceLock::new() }
+    }
+
+    /// Whether the tokens of this tokenizer can follow a grammar.
+    pub(crate) fn is_supported(tokenizer: &Tokenizer) -> bool {
+        tokenizer.has_token_bytes()
+    }
+
+    /// Compiles a constraint. May take some hundred milliseconds, and for a model's first constraint longer.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) for what cannot be understood, enforced or satisfied, and for
+    /// what exceeds the limits.
+    pub(crate) fn compile(&self, constraint: &Constraint) -> Result<Grammar> {
+        thread::scope(|scope| {
+            let compile = || self.compile_here(constraint);
+            let thread = thread::Builder::new().name("ternion-grammar".into()).stack_size(STACK);
+            let thread = thread.spawn_scoped(scope, compile).map_err(|e| {
+                Error::new(
+                    ternion_core::ErrorKind::ResourceExhausted,
+                    "cannot start a thread for the constraint",
+                )
+                .with_source(e)
+            })?;
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(Error::backend("the compilation of the constraint panicked")))
+        })
+    }
+
+    fn compile_here(&self, constraint: &Constraint) -> Result<Grammar> {
+        let grammar = top_level(constraint)?;
+        let Factory { vocabulary, parsers } = self.factory()?;
+        let parser = parsers.create_parser(grammar).map_err(|e| refused(constraint, &e.to_string()))?;
+        let mut matcher = Matcher::new(Ok(parser));
+        // A grammar that nothing satisfies is found here and not after the prompt has been computed.
+        matcher.compute_mask().map_err(|e| refused(constraint, &e.to_string()))?;
+        Ok(Grammar { matcher, vocabulary: Arc::clone(vocabulary) })
+    }
+
+    fn factory(&self) -> Result<&Factory> {
+        let made = self.factory.get_or_init(|| {
+            let tokenizer = Arc::clone(&self.tokenizer);
+            let vocabulary = Arc::new(Vocabulary::new(tokenizer, self.vocab_size, &self.end_tokens));
+            let env: TokEnv = Arc::clone(&vocabulary) as TokEnv;
+            let mut parsers = ParserFactory::new_simple(&env).map_err(|e| e.to_string())?;
+            parsers.quiet();
+            let limits = parsers.limits_mut();
+            limits.max_lexer_states = MAX_LEXER_STATES;
+            limits.verbose_errors = false;
+            Ok(Factory { vocabulary, parsers })
+        });
+        made.as_ref().map_err(|reason| {
+            Error::unsupported(format!("constraint: the model's tokenizer cannot be used: {reason}"))
+        })
+    }
+}
+
+fn top_level(constraint: &Constraint) -> Result<TopLevelGrammar> {
+    let within = |text: &str, what: &str| {
+        if text.len() <= MAX_BYTES {
+            return Ok(());
+        }
+        let message = format!("constraint: {what} has {} bytes; at most {MAX_BYTES} expected", text.len());
+        Err(Error::invalid_request(message))
+    };
+    match constraint {
+        Constraint::JsonSchema(schema) => Ok(TopLevelGrammar::from_json_schema(schema::prepare(schema)?)),
+        Constraint::JsonObject => {
+            let object = serde_json::json!({ "type": "object" });
+            Ok(TopLevelGrammar::from_json_schema(schema::prepare(&object)?))
+        }
+        Constraint::Regex(regex) => {
+            within(regex, "the regular expression")?;
+            Ok(TopLevelGrammar::from_regex(without_anchors(regex)))
+        }
+        Constraint::Choice(texts) => {
+            let grammar = choice(texts);
+            within(&grammar, "the choice")?;
+            Ok(TopLevelGrammar::from_lark(grammar))
+        }
+        Constraint::Lark(grammar) => {
+            within(grammar, "the grammar")?;
+            Ok(TopLevelGrammar::from_lark(grammar.clone()))
+        }
+        _ => Err(Error::unsupported("constraint: this kind is not known")),
+    }
+}
+
+/// A regular expression matches as a whole anyway.
+fn without_anchors(regex: &str) -> &str {
+    let regex = regex.strip_prefix('^').unwrap_or(regex);
+    match regex.strip_suffix('$') {
+        // An odd number of backslashes makes the last character a literal.
+        Some(rest) if (rest.len() - rest.trim_end_matches('\\').len()).is_multiple_of(2) => rest,
+        _ => regex,
+    }
+}
+
+/// A grammar of these texts, as one terminal: a lexer follows thousands of them, a parser does not.
+fn choice(texts: &[String]) -> String {
+    let mut grammar = String::from("start: CHOICE\nCHOICE: ");
+    for (i, text) in texts.iter().enumerate() {
+        if i > 0 {
+            grammar.push_str(" | ");
+        }
+        grammar.push('"');
+        for c in text.chars() {
+            match c {
+                '"' | '\\' => grammar.extend(['\\', c]),
+                '\0'..='\u{1f}' | '\u{7f}' => {
+                    // Writing to a string does not fail.
+                    let _ = write!(grammar, "\\u{:04x}", u32::from(c));
+                }
+                _ => grammar.push(c),
+            }
+        }
+        grammar.push('"');
+    }
+    grammar
+}
+
+/// The error for a constraint that llguidance refuses for this reason.
+fn refused(constraint: &Constraint, reason: &str) -> Error {
+    let reason = first_line(reason);
+    let message = match constraint {
+        Constraint::JsonSchema(schema) => schema::refused(schema, reason),
+        Constraint::Regex(_) => format!("the regular expression cannot be enforced: {reason}"),
+        Constraint::Lark(_) => format!("the grammar cannot be enforced: {reason}"),
+        _ => reason.to_owned(),
+    };
+    Error::invalid_request(format!("constraint: {message}"))
+}
+
+/// What comes after the first line shows the grammar or the parser's state.
+fn first_line(reason: &str) -> &str {
+    reason.lines().next().unwrap_or_default().trim()
+}
+
+/// A grammar and where in it an answer is. A clone goes its own way.
+pub(crate) struct Grammar {
+    matcher: Matcher,
+    vocabulary: Arc<Vocabulary>,
+}
+
+impl Clone for Grammar {
+    fn clone(&self) -> Self {
+        Self { matcher: self.matcher.clone(), vocabulary: Arc::clone(&self.vocabulary) }
+    }
+}
+
+impl Grammar {
+    /// Forbids the tokens that cannot come next. The tokens that end an answer may come where the grammar is complete.
+    ///
+    /// # Errors
+    /// Where the grammar reaches one of its limits.
+    pub(crate) fn restrict(&mut self, logits: &mut [f32]) -> Result<()> {
+        let mask = self.matcher.compute_mask_or_eos().map_err(|e| failed(&e.to_string()))?;
+        for (allowed, logits) in mask.as_slice().iter().zip(logits.chunks_mut(u32::BITS as usize)) {
+            match *allowed {
+                0 => logits.fill(f32::NEG_INFINITY),
+                u32::MAX => {}
+                bits => {
+                    for (i, logit) in logits.iter_mut().enumerate() {
+                        if bits & (1 << i) == 0 {
+                            *logit = f32::NEG_INFINITY;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows a token.
+    ///
+    /// # Errors
+    /// Where it is not allowed, and where the grammar reaches one of its limits.
+    pub(crate) fn push(&mut self, id: u32) -> Result<()> {
+        self.matcher.consume_token(id).map_err(|e| failed(&e.to_string()))
+    }
+
+    /// Whether this token may come next.
+    pub(crate) fn allows(&mut self, id: u32) -> bool {
+        self.matcher.validate_tokens(&[id]).is_ok_and(|valid| valid == 1)
+    }
+
+    /// The tokens that must come next, in their order; none where there is a choice.
+    pub(crate) fn forced(&mut self) -> Vec<u32> {
+        self.matcher.compute_ff_tokens()
+    }
+
+    /// Whether the answer may end here.
+    pub(crate) fn can_end(&mut self) -> bool {
+        self.matcher.is_accepting().unwrap_or(false)
+    }
+
+    /// Whether nothing can follow.
+    pub(crate) fn must_end(&self) -> bool {
+        self.matcher.is_stopped()
+    }
+
+    /// The tokens that begin with `text` and go on.
+    pub(crate) fn tokens_beyond(&self, text: &str) -> Vec<u32> {
+        self.vocabulary.tokens_beyond(text)
+    }
+
+    /// The tokens of one or two line feeds.
+    pub(crate) fn line_breaks(&self) -> &[u32] {
+        self.vocabulary.line_breaks()
+    }
+}
+
+/// The error for a grammar that fails within an answer.
+fn failed(reason: &str) -> Error {
+    let reason = first_line(reason);
+    Error::invalid_request(format!("constraint: the answer cannot go on: {reason}"))
+}

@@ -78,6 +78,7 @@ pub async fn answers_have_the_form_that_was_asked_for(model: &dyn LlmBackend) ->
 
 #[derive(Deserialize, JsonSchema)]
 struct Extracted {
+    #[schemars(range(max = 9))]
     digit: u8,
     answer: Option<Answer>,
 }
@@ -95,8 +96,9 @@ enum Answer {
 pub async fn a_value_is_extracted(model: &dyn LlmBackend) -> Result<(), Failure> {
     let request = GenerateRequest::new(prompt("value")).with_sampling(drawn(None));
     let value: Extracted = model.extract(request).await.map_err(EXTRACT.refused("extract"))?;
-    let Extracted { digit: _, answer: None | Some(Answer::Yes | Answer::No) } = value;
-    Ok(())
+    let (Extracted { answer: None, digit } | Extracted { answer: Some(Answer::Yes | Answer::No), digit }) =
+        value;
+    EXTRACT.require(digit < 10, format_args!("{digit}"), "a digit")
 }
 
 /// A limit that ends the answer within a number that must be longer.

@@ -9,11 +9,7 @@ use std::{
     thread,
 };
 
-use llguidance::{
-    Matcher, ParserFactory,
-    api::{ParserLimits, TopLevelGrammar},
-    toktrie::TokEnv,
-};
+use llguidance::{Matcher, ParserFactory, api::TopLevelGrammar, toktrie::TokEnv};
 use ternion_core::{Constraint, Error, Result, text::Tokenizer};
 
 use super::{schema, vocabulary::Vocabulary};
@@ -36,7 +32,7 @@ pub(crate) struct Grammars {
     factory: OnceLock<std::result::Result<Factory, String>>,
 }
 
-struct Factory {
+pub(super) struct Factory {
     vocabulary: Arc<Vocabulary>,
     parsers: ParserFactory,
 }
@@ -83,7 +79,7 @@ impl Grammars {
         Ok(Grammar { matcher, vocabulary: Arc::clone(vocabulary) })
     }
 
-    fn factory(&self) -> Result<&Factory> {
+    pub(super) fn factory(&self) -> Result<&Factory> {
         let made = self.factory.get_or_init(|| {
             let tokenizer = Arc::clone(&self.tokenizer);
             let vocabulary = Arc::new(Vocabulary::new(tokenizer, self.vocab_size, &self.end_tokens));

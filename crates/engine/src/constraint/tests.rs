@@ -1,6 +1,9 @@
 //! Grammars without a model: what they accept, what is refused, and what hostile ones cost.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use ternion_core::{
@@ -229,4 +232,48 @@ fn special_tokens_are_allowed_where_a_grammar_names_them_and_nowhere_else() {
         }
     }
     assert_eq!(written, b"<tool_call>");
+}
+
+/// The real vocabulary of BitNet 2B4T. Prints what a mask costs; `cargo test ... -- --nocapture` shows it.
+#[test]
+fn a_vocabulary_of_128k_tokens_follows_a_schema() {
+    let Some(folder) = ternion_test_support::oracle().map(|oracle| oracle.join("official")) else {
+        println!("skipped: TERNION_ORACLE is not set");
+        return;
+    };
+    let tokenizer = Arc::new(Tokenizer::from_parts(TokenizerParts::from_folder(folder).unwrap()).unwrap());
+    let size = tokenizer.vocab_size();
+    let grammars = Grammars::new(Arc::clone(&tokenizer), size, &[tokenizer.eos_id().unwrap()]);
+    let start = Instant::now();
+    grammars.factory().unwrap();
+    println!("{size} tokens: factory {:.0?}", start.elapsed());
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string" },
+            "kind": { "enum": ["cat", "dog"] },
+            "weights": { "type": "array", "items": { "type": "number" } },
+            "owner": { "type": "object", "properties": { "id": { "type": "integer" }, "mail": { "type": "string", "format": "email" } } },
+        },
+        "required": ["name", "kind", "weights", "owner"],
+    });
+    let text = json!({
+        "name": "Ünïcode ☃ and a longer sentence, with punctuation.", "kind": "dog", "weights": [1, 2.5, -3e4, 12345.678],
+        "owner": { "id": 42, "mail": "someone@example.com" }, "more": [null, { "deep": [true] }],
+    });
+    let text = text.to_string();
+    let start = Instant::now();
+    let mut grammar = grammars.compile(&Constraint::JsonSchema(schema)).unwrap();
+    println!("compiled in {:.0?}", start.elapsed());
+    let mut spent = Duration::ZERO;
+    let tokens = tokenizer.encode_within(&text).unwrap();
+    for &id in &tokens {
+        let mut logits = vec![0.0; size];
+        let start = Instant::now();
+        grammar.restrict(&mut logits).unwrap();
+        spent += start.elapsed();
+        grammar.push(id).unwrap_or_else(|e| panic!("{:?}: {e}", tokenizer.token(id)));
+    }
+    assert!(grammar.can_end());
+    println!("{} masks: {:.0?} each", tokens.len(), spent / tokens.len() as u32);
 }

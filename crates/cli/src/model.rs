@@ -5,7 +5,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use ternion::config::{Config, ModelConfig};
+use ternion::config::{Config, ModelConfig, is_config_file};
 use ternion::formats::CheckpointOptions;
 use ternion::{Error, ErrorKind, ResultExt};
 
@@ -118,7 +118,7 @@ impl Selected {
             let error = Error::new(ErrorKind::NotFound, format!("no such file or folder; {EXPECTED}"));
             return Err(error.with("path", path.display()).into());
         }
-        if is_config(path) {
+        if is_config_file(path) {
             let config = Config::load(path).map_err(|e| hint_checkpoint_config(e, path))?;
             let (name, _) = config.model(args.name.as_deref()).with("file", path.display())?;
             let name = name.to_owned();
@@ -209,14 +209,6 @@ fn default_model() -> Option<PathBuf> {
     Some(found.canonicalize().unwrap_or(found))
 }
 
-/// A configuration is a file by its extension; `model.safetensors.index.json` is a checkpoint's.
-fn is_config(path: &Path) -> bool {
-    let is_index =
-        path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".safetensors.index.json"));
-    let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-    !is_index && path.is_file() && matches!(extension.as_deref(), Some("toml" | "json" | "yaml" | "yml"))
-}
-
 /// `config.json` out of a checkpoint is an easy mistake, and its unknown keys would not tell what is wrong.
 fn hint_checkpoint_config(error: Error, path: &Path) -> Error {
     if path.file_name().is_some_and(|name| name == "config.json")
@@ -254,20 +246,11 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_a_checkpoint_and_other_json_is_a_configuration() {
+    fn a_file_belongs_to_its_folder() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, expected) in [
-            ("a.toml", true),
-            ("a.JSON", true),
-            ("a.yml", true),
-            ("model.safetensors.index.json", false),
-            ("model.safetensors", false),
-        ] {
-            let path = folder.path().join(name);
-            std::fs::write(&path, "").unwrap();
-            assert_eq!(is_config(&path), expected, "{name}");
-            assert_eq!(folder_of(&path), folder.path());
-        }
+        let path = folder.path().join("model.safetensors");
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(folder_of(&path), folder.path());
         assert_eq!(folder_of(folder.path()), folder.path());
     }
 

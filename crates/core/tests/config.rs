@@ -4,7 +4,7 @@
 
 use std::{ffi::OsString, path::Path};
 
-use ternion_core::config::{Config, Format, ReloadMode};
+use ternion_core::config::{Config, Format, ReloadMode, is_config_file};
 
 const NO_ENVIRONMENT: [(OsString, OsString); 0] = [];
 
@@ -87,4 +87,22 @@ fn names_of_the_first_edition_are_still_read() {
     assert_eq!(config.reload.mode, ReloadMode::UnloadThenLoad);
     let both = Config::from_str("[models.m]\ncontext = 5\ncontext_length = 6\n", Format::Toml).unwrap_err();
     assert!(both.to_string().contains("unknown key `models.m.context`"), "{both}");
+}
+
+#[test]
+fn an_index_is_a_checkpoint_and_other_json_is_a_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, expected) in [
+        ("a.toml", true),
+        ("a.JSON", true),
+        ("a.yml", true),
+        ("model.safetensors.index.json", false),
+        ("model.safetensors", false),
+    ] {
+        let path = folder.path().join(name);
+        assert!(!is_config_file(&path), "{name} does not exist");
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(is_config_file(&path), expected, "{name}");
+    }
+    assert!(!is_config_file(folder.path()));
 }

@@ -1,12 +1,6 @@
 //! The text of single tokens, for log-probabilities and `/tokenize`.
-//!
-//! A token need not be a whole character, and a decoder may strip a space at the start of a text. So a token is decoded after
-//! another one, and where that gives no whole character its bytes are taken from the vocabulary.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, OnceLock},
-};
+use std::sync::Arc;
 
 use ternion::text::Tokenizer;
 
@@ -23,18 +17,12 @@ pub(crate) struct TokenText {
 #[derive(Clone)]
 pub(crate) struct TokenTexts {
     tokenizer: Option<Arc<Tokenizer>>,
-    /// A token of plain text and its text.
-    anchor: Option<(u32, String)>,
     as_ids: bool,
 }
 
 impl TokenTexts {
     pub(crate) fn new(tokenizer: Option<Arc<Tokenizer>>) -> Self {
-        let anchor = tokenizer.as_ref().and_then(|tokenizer| {
-            let id = *tokenizer.encode_plain("a").ok()?.last()?;
-            Some((id, tokenizer.decode(&[id], false).ok()?))
-        });
-        Self { tokenizer, anchor, as_ids: false }
+        Self { tokenizer, as_ids: false }
     }
 
     /// Shows all tokens as `token_id:N`.
@@ -45,34 +33,13 @@ impl TokenTexts {
 
     /// A token as the API shows it.
     pub(crate) fn get(&self, id: u32) -> TokenText {
-        match &self.tokenizer {
-            Some(tokenizer) if !self.as_ids => self.known(tokenizer, id),
-            _ => plain(by_id(id)),
-        }
-    }
-
-    fn known(&self, tokenizer: &Tokenizer, id: u32) -> TokenText {
-        let Some(name) = tokenizer.token(id) else { return plain(by_id(id)) };
-        if tokenizer.is_special(id) {
-            return plain(name);
-        }
-        let text = match &self.anchor {
-            Some((anchor, before)) => {
-                let both = tokenizer.decode(&[*anchor, id], false).unwrap_or_default();
-                both.strip_prefix(before.as_str()).map_or(both.clone(), str::to_owned)
-            }
-            None => tokenizer.decode(&[id], false).unwrap_or_default(),
+        let tokenizer = self.tokenizer.as_ref().filter(|_| !self.as_ids);
+        let Some(bytes) = tokenizer.and_then(|tokenizer| bytes_of(tokenizer, id)) else {
+            let text = by_id(id);
+            return TokenText { bytes: text.clone().into_bytes(), text };
         };
-        if !text.contains(char::REPLACEMENT_CHARACTER) {
-            return plain(text);
-        }
-        match bytes_of(&name) {
-            Some(bytes) if std::str::from_utf8(&bytes).is_err() => {
-                let hex = bytes.iter().fold(String::new(), |hex, byte| hex + &format!("\\x{byte:02x}"));
-                TokenText { text: format!("bytes:{hex}"), bytes }
-            }
-            _ => plain(text),
-        }
+        let text = std::str::from_utf8(&bytes).map_or_else(|_| escaped(&bytes), str::to_owned);
+        TokenText { text, bytes }
     }
 }
 
@@ -81,33 +48,16 @@ pub(crate) fn by_id(id: u32) -> String {
     format!("token_id:{id}")
 }
 
-fn plain(text: String) -> TokenText {
-    let bytes = text.clone().into_bytes();
-    TokenText { text, bytes }
+/// The bytes of a token within a text. Special tokens, and words that the decoder puts spaces between, are shown as the
+/// vocabulary writes them.
+fn bytes_of(tokenizer: &Tokenizer, id: u32) -> Option<Vec<u8>> {
+    let name = tokenizer.token(id)?;
+    Some(tokenizer.token_bytes(id).unwrap_or_else(|| name.into_bytes()))
 }
 
-/// The bytes of a token as a vocabulary writes it: `<0xE2>`, or letters that stand for bytes as in GPT-2.
-fn bytes_of(name: &str) -> Option<Vec<u8>> {
-    if let Some(hex) = name.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')) {
-        return u8::from_str_radix(hex, 16).ok().map(|byte| vec![byte]);
-    }
-    let letters = byte_letters();
-    name.chars().map(|letter| letters.get(&letter).copied()).collect()
-}
-
-/// The letters of GPT-2's vocabulary: printable bytes stand for themselves, the others for the letters from U+0100 on.
-fn byte_letters() -> &'static HashMap<char, u8> {
-    static LETTERS: OnceLock<HashMap<char, u8>> = OnceLock::new();
-    LETTERS.get_or_init(|| {
-        let mut next = 0x100..;
-        (0..=u8::MAX)
-            .map(|byte| {
-                let is_own = matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-                let letter = if is_own { u32::from(byte) } else { next.next().unwrap_or_default() };
-                (char::from_u32(letter).unwrap_or_default(), byte)
-            })
-            .collect()
-    })
+/// How a token is shown that is a part of a character.
+fn escaped(bytes: &[u8]) -> String {
+    bytes.iter().fold("bytes:".to_owned(), |text, byte| text + &format!("\\x{byte:02x}"))
 }
 
 #[cfg(test)]
@@ -115,11 +65,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_read_from_the_vocabulary() {
-        assert_eq!(bytes_of("<0xE2>"), Some(vec![0xE2]));
-        assert_eq!(bytes_of("Ġhello"), Some(b" hello".to_vec()));
-        assert_eq!(bytes_of("âĤ"), Some(vec![0xE2, 0x82]));
-        assert_eq!(bytes_of("▁"), None);
+    fn a_part_of_a_character_is_shown_as_bytes() {
+        assert_eq!(escaped(&[0xE2, 0x82]), "bytes:\\xe2\\x82");
     }
 
     #[test]

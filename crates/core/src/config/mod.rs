@@ -196,6 +196,14 @@ impl Format {
     }
 }
 
+/// Whether a path that may name a configuration or a checkpoint names a configuration: a file that ends in .toml, .json,
+/// .yaml or .yml. `model.safetensors.index.json` is a checkpoint's.
+pub fn is_config_file(path: &Path) -> bool {
+    let is_index =
+        path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".safetensors.index.json"));
+    !is_index && path.is_file() && Format::of_path(path).is_ok()
+}
+
 impl Config {
     /// Reads a file, lets the environment override it, and makes the models' paths relative to the file's folder.
     ///

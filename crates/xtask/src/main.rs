@@ -20,6 +20,8 @@ usage: cargo xtask <task>
                   that is possible, and say what is left out
   test [ARGS..]   setup, then every test of the workspace, documentation included
                   ARGS go to `cargo test`: `cargo xtask test -p ternion-core -- text::`
+  python [ARGS..] setup, then the tests of the Python package alone; ARGS go to `cargo test`
+  wheel           the Python package as a release wheel for this machine, in target/wheels
   lint            formatting, clippy, documentation, licences and advisories, sizes of files
   ci              lint, then test";
 
@@ -35,6 +37,11 @@ fn main() -> ExitCode {
         ["test", ..] => {
             setup::run(setup::Scope::Test).and_then(|machine| test::run(machine, &arguments[1..]))
         }
+        ["python", ..] => setup::run(setup::Scope::Test).and_then(|machine| {
+            let only = ["--test", "python_package"].map(str::to_owned);
+            test::run(machine, &[&only[..], &arguments[1..]].concat())
+        }),
+        ["wheel"] => setup::run(setup::Scope::Test).and_then(|_| wheel()),
         ["lint"] => lint::run(),
         ["ci"] => lint::run()
             .and_then(|()| setup::run(setup::Scope::Test))
@@ -44,7 +51,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         [] => return usage_error("no task given"),
-        [task @ ("setup" | "lint" | "ci"), ..] => {
+        [task @ ("setup" | "wheel" | "lint" | "ci"), ..] => {
             return usage_error(&format!("`{task}` takes no arguments"));
         }
         [task, ..] => return usage_error(&format!("there is no task `{task}`")),
@@ -56,6 +63,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The package as it is published. It is compiled for itself: other features are selected for it than for the workspace.
+fn wheel() -> Result<(), String> {
+    let words = ["maturin", "build", "--release", "--locked"];
+    shell::run(
+        &[&words[..], &["--manifest-path=crates/python/Cargo.toml", "--out=target/wheels"]].concat(),
+        &[],
+    )
 }
 
 fn usage_error(message: &str) -> ExitCode {

@@ -63,21 +63,24 @@ fn apt_install(package: &str) -> Result<(), String> {
 }
 
 /// The packages, with the versions that the comparisons were written for.
-const PYTHON_PACKAGES: [&str; 8] = [
+const PYTHON_PACKAGES: [&str; 10] = [
     "gguf==0.19.0",
     "jsonschema",
     "lm-eval[api]==0.4.13",
+    "maturin>=1.9.4,<2",
     "numpy",
     "onnx",
     "onnxruntime==1.32.0",
     "openai",
+    "pytest>=8,<10",
     "schemathesis==4.32.5",
 ];
 
 /// Whether the project's Python has the packages that tests compare with.
 pub(crate) fn python_packages() -> Option<String> {
     let python = program(&tools(), "python").display().to_string();
-    let program = "import gguf, jsonschema, numpy, onnx, onnxruntime, openai, tenacity; import importlib.util as u; assert u.find_spec('lm_eval') and u.find_spec('schemathesis'); \
+    let program = "import gguf, jsonschema, maturin, numpy, onnx, onnxruntime, openai, pytest, tenacity; import importlib.util as u; \
+                   assert u.find_spec('lm_eval') and u.find_spec('schemathesis'); \
                    print('onnx', onnx.__version__)";
     shell::probe(&[&python, "-c", program])
 }

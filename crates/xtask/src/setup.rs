@@ -146,7 +146,7 @@ const NEEDS: &[Need] = &[
         minimum: None,
         remedy: Remedy::Call(native::install_python_packages),
         without: Without::Less(
-            "the tests with other readers and writers of GGUF and ONNX, and with clients of the server, are skipped",
+            "the tests with other readers and writers of GGUF and ONNX, with clients of the server, and of the Python package are skipped",
         ),
     },
     Need {

@@ -1,0 +1,89 @@
+//! The tests in Python: the library that Cargo has built goes into a wheel, the wheel into a fresh virtual environment, and
+//! pytest runs there.
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
+
+use std::{
+    ffi::OsStr,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use ternion::formats::{
+    Checkpoint,
+    convert::{Options, Target, convert},
+};
+use ternion_test_support::fixture;
+
+#[test]
+fn the_tests_in_python_pass() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let Some(python) = project_python() else { return };
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name);
+
+    let pack = folder.join("tests/pack.py");
+    let wheel = run(Command::new(&python).arg(pack).arg(library()).arg(work.path()));
+    run(Command::new(&python).args(["-m", "venv", "--without-pip"]).arg(path("venv")));
+    let fresh = interpreter(&path("venv")).unwrap();
+    let install = ["-m", "pip", "--disable-pip-version-check", "--python"];
+    let offline = ["install", "--quiet", "--no-index", "--no-deps", wheel.trim()];
+    run(Command::new(&python).args(install).arg(&fresh).args(offline));
+
+    // What the tests themselves need is taken from the project's environment.
+    let show = ["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"];
+    let packages = run(Command::new(&python).args(show));
+    let own = run(Command::new(&fresh).args(show));
+    std::fs::write(Path::new(own.trim()).join("tests.pth"), packages).unwrap();
+
+    let gguf = path("bitnet.gguf");
+    let checkpoint = Checkpoint::open(fixture("ternion-tiny")).unwrap();
+    convert(&checkpoint, &gguf, &Options::new(Target::GgufI2s), &mut |_, _| {}).unwrap();
+    let mut tests = Command::new(&fresh);
+    tests.args(["-m", "pytest", "-q", "-rs"]).current_dir(folder).env("TERNION_TEST_GGUF", gguf);
+    // A bytecode cache would end up in the source tree.
+    let printed = run(tests.env("PYTHONDONTWRITEBYTECODE", "1"));
+    println!("{printed}");
+}
+
+/// The library of this crate, which Cargo puts beside the executables of its tests.
+fn library() -> PathBuf {
+    let name = format!("{}_native{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let library = folder.join(name);
+    assert!(library.is_file(), "{} is not there", library.display());
+    library
+}
+
+/// The project's Python, if it has pytest.
+fn project_python() -> Option<PathBuf> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools");
+    let has_pytest = |python: &PathBuf| {
+        Command::new(python)
+            .args(["-c", "import pytest"])
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    let python = interpreter(&tools).filter(has_pytest);
+    if python.is_none() {
+        // Past the test harness, which keeps the output of tests that pass.
+        let _ = writeln!(std::io::stderr(), "skipped: no Python package pytest in target/tools");
+    }
+    python
+}
+
+fn interpreter(environment: &Path) -> Option<PathBuf> {
+    [environment.join("bin/python"), environment.join("Scripts/python.exe")]
+        .into_iter()
+        .find(|path| path.exists())
+}
+
+/// What a command prints.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let program = command.get_program().to_owned();
+    let words: Vec<&OsStr> = std::iter::once(&*program).chain(command.get_args()).collect();
+    assert!(output.status.success(), "{words:?}: {}\n{out}\n{err}", output.status);
+    out.into_owned()
+}

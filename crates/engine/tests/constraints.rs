@@ -62,7 +62,7 @@ async fn random_logits_give_the_form_that_was_asked_for() {
         assert_eq!(answer.finish_reason, FinishReason::EndOfSequence);
         assert_eq!(answer.constraint_complete, Some(true));
 
-        let answer = drawn(Constraint::Regex(r"^[a-f]{3}-\d{2,4}$".into()), seed).await.unwrap();
+        let answer = drawn(Constraint::Regex(r"^[a-f]{3}-[0-9]{2,4}$".into()), seed).await.unwrap();
         let (letters, digits) = answer.text.split_once('-').unwrap();
         assert!(letters.len() == 3 && letters.bytes().all(|b| (b'a'..=b'f').contains(&b)), "{}", answer.text);
         assert!((2..=4).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()));
@@ -122,7 +122,8 @@ async fn an_answer_that_is_cut_off_says_so() {
 
     let stopped = answer_of(toy(), request.with_stop(["name"])).await.unwrap();
     assert_eq!(stopped.finish_reason, FinishReason::StopString("name".into()));
-    assert_eq!((stopped.text.as_str(), stopped.constraint_complete), ("{\"", Some(false)));
+    assert!(stopped.text.starts_with('{') && stopped.text.ends_with('"'), "{}", stopped.text);
+    assert_eq!(stopped.constraint_complete, Some(false));
 
     let mut small = toy();
     small.context = 16;
@@ -185,7 +186,7 @@ async fn what_cannot_be_enforced_is_refused_with_its_path() {
         (nested(json!({ "type": "string", "format": "nonsense" })), "`format` at #/properties/a~1b/items"),
         (nested(json!({ "oneOf": [{ "type": "object" }, { "type": "object" }] })), "`oneOf` at #/properties"),
         (nested(json!({ "minimum": "x" })), "`minimum` at #/properties/a~1b/items"),
-        (json!({ "type": "string", "pattern": "(?=a)b" }), "cannot be enforced"),
+        (json!({ "type": "string", "pattern": "(?=a)b" }), "look-around"),
         (json!({ "$ref": "https://example.com/schema.json" }), "cannot be enforced"),
         (json!({ "type": "integer", "minimum": 3, "maximum": 2 }), "cannot be enforced"),
         (json!({ "x-guidance": { "lenient": true } }), "`x-guidance` at # cannot be set"),
@@ -224,7 +225,7 @@ async fn ids_that_the_tokenizer_does_not_have_are_never_chosen() {
     let request =
         tokens(&PROMPT).with_constraint(Constraint::Regex("(?s:.){10,30}".into())).with_sampling(bias);
     let answer = answer_of(toy(), request).await.unwrap();
-    assert!(answer.tokens.iter().all(|&id| (id as usize) < size), "{:?}", answer.tokens);
+    assert!(answer.tokens.iter().all(|&id| (id as usize) < size || id == EOS), "{:?}", answer.tokens);
 }
 
 #[tokio::test]
@@ -247,16 +248,21 @@ async fn several_sequences_small_chunks_and_a_panic_change_no_answer() {
     for chunk in [1, 3, 64] {
         let mut toy = toy();
         toy.chunk = chunk;
+        toy.delay = std::time::Duration::from_millis(2);
         let faults = std::sync::Arc::clone(&toy.faults);
         let engine = toy.start_with(|o| o.eos_tokens = vec![EOS]);
         let mut streams = Vec::new();
         for seed in 0..4 {
             streams.push(engine.generate(request(seed)).await.unwrap());
         }
-        // The step that panics is computed again.
+        // A step of several sequences that panics is computed again, one by one.
+        for stream in &mut streams {
+            while !matches!(stream.next().await.unwrap().unwrap(), Event::Token(_)) {}
+        }
         *faults.once.lock().unwrap() = Some("forward");
         for (stream, expected) in streams.into_iter().zip(&alone) {
-            assert_eq!(&stream.collect().await.unwrap().text, expected, "chunk {chunk}");
+            let rest = stream.collect().await.unwrap().text;
+            assert!(!rest.is_empty() && expected.ends_with(&rest), "chunk {chunk}: {rest}; {expected}");
         }
     }
 }
@@ -268,7 +274,8 @@ async fn a_sliding_window_moves_over_forced_tokens() {
     toy.context = 48;
     let request = tokens(&PROMPT)
         .with_constraint(Constraint::JsonSchema(schema))
-        .with_context_policy("sliding".parse().unwrap());
+        .with_context_policy("sliding".parse().unwrap())
+        .with_max_tokens(1000);
     let mut stream = toy.start_with(|o| o.eos_tokens = vec![EOS]).generate(request).await.unwrap();
     let (mut text, mut moves) = (String::new(), 0);
     while let Some(event) = stream.next().await {

@@ -20,8 +20,11 @@ const STACK: usize = 32 << 20;
 /// The most bytes of a grammar or a regular expression.
 const MAX_BYTES: usize = 1 << 20;
 
+/// The most bytes of a text that an answer must have. Each byte may take a state of the lexer.
+pub(super) const MAX_TEXT: usize = 32 << 10;
+
 /// States of the lexer, each of 1 to 2 kB. Not a bound on the answer's length: states are used again.
-const MAX_LEXER_STATES: usize = 50_000;
+const MAX_LEXER_STATES: usize = 100_000;
 
 /// Compiles constraints for one model.
 pub(crate) struct Grammars {
@@ -116,6 +119,11 @@ fn top_level(constraint: &Constraint) -> Result<TopLevelGrammar> {
             Ok(TopLevelGrammar::from_regex(without_anchors(regex)))
         }
         Constraint::Choice(texts) => {
+            if let Some(text) = texts.iter().find(|text| text.len() > MAX_TEXT) {
+                let message =
+                    format!("constraint: a choice has {} bytes; at most {MAX_TEXT} expected", text.len());
+                return Err(Error::invalid_request(message));
+            }
             let grammar = choice(texts);
             within(&grammar, "the choice")?;
             Ok(TopLevelGrammar::from_lark(grammar))
@@ -163,19 +171,34 @@ fn choice(texts: &[String]) -> String {
 
 /// The error for a constraint that llguidance refuses for this reason.
 fn refused(constraint: &Constraint, reason: &str) -> Error {
-    let reason = first_line(reason);
+    let reason = &one_line(reason);
     let message = match constraint {
         Constraint::JsonSchema(schema) => schema::refused(schema, reason),
         Constraint::Regex(_) => format!("the regular expression cannot be enforced: {reason}"),
         Constraint::Lark(_) => format!("the grammar cannot be enforced: {reason}"),
-        _ => reason.to_owned(),
+        _ => reason.clone(),
     };
     Error::invalid_request(format!("constraint: {message}"))
 }
 
-/// What comes after the first line shows the grammar or the parser's state.
-fn first_line(reason: &str) -> &str {
-    reason.lines().next().unwrap_or_default().trim()
+/// The reason on one line, without the middle of a long one. What comes after its first line shows the grammar or the parser's
+/// state, but for the cause of a regular expression's error.
+fn one_line(reason: &str) -> String {
+    const ENDS: usize = 120;
+    if reason.starts_with("NoExtension") {
+        return "nothing satisfies it".to_owned();
+    }
+    let mut line = reason.lines().next().unwrap_or_default().trim().to_owned();
+    if let Some(cause) = reason.lines().find_map(|line| line.trim().strip_prefix("error: ")) {
+        line = format!("{line} {cause}");
+    }
+    let count = line.chars().count();
+    if count <= 2 * ENDS {
+        return line;
+    }
+    let start: String = line.chars().take(ENDS).collect();
+    let end: String = line.chars().skip(count - ENDS).collect();
+    format!("{start} ... {end}")
 }
 
 /// A grammar and where in it an answer is. A clone goes its own way.
@@ -254,6 +277,6 @@ impl Grammar {
 
 /// The error for a grammar that fails within an answer.
 fn failed(reason: &str) -> Error {
-    let reason = first_line(reason);
+    let reason = one_line(reason);
     Error::invalid_request(format!("constraint: the answer cannot go on: {reason}"))
 }

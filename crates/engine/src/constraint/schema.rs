@@ -3,6 +3,8 @@
 use serde_json::{Map, Value};
 use ternion_core::{Error, Result};
 
+use super::grammar::MAX_TEXT;
+
 /// The most values of a schema. A megabyte of schema has fewer.
 const MAX_VALUES: usize = 200_000;
 
@@ -95,6 +97,17 @@ fn check_size(schema: &Value) -> Result<()> {
         }
         if count > MAX_VALUES {
             let message = format!("constraint: the JSON schema has more than {MAX_VALUES} values");
+            return Err(Error::invalid_request(message));
+        }
+        let longest = match value {
+            Value::String(text) => text.len(),
+            Value::Object(fields) => fields.keys().map(String::len).max().unwrap_or(0),
+            _ => 0,
+        };
+        if longest > MAX_TEXT {
+            let message = format!(
+                "constraint: a text of the JSON schema has {longest} bytes; at most {MAX_TEXT} expected"
+            );
             return Err(Error::invalid_request(message));
         }
         match value {

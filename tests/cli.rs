@@ -209,6 +209,44 @@ fn stop_tokens_are_named_by_id_or_text() {
 }
 
 #[test]
+fn an_answer_has_the_form_that_was_asked_for() {
+    let tiny = fixture_arg("ternion-tiny");
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let run = |more: &[&str]| {
+        let args = ["generate", "How many days?", "-m", &tiny, "-q", "--json", "--seed", "1", "--temperature", "1"];
+        ternion(&[&args[..], more].concat())
+    };
+    let schema = r#"{"type": "array", "items": {"enum": ["a", 1]}, "minItems": 2, "maxItems": 2}"#;
+    let schema = file("schema.json", schema);
+    let answer = json(run(&["--json-schema", &schema]));
+    let items: Vec<serde_json::Value> = serde_json::from_str(answer["text"].as_str().unwrap()).unwrap();
+    assert!(items.len() == 2 && items.iter().all(|item| *item == "a" || *item == 1), "{items:?}");
+    assert_eq!((&answer["constraint_complete"], &answer["finish_reason"]), (&json!(true), &json!("end_of_sequence")));
+
+    let word = json(run(&["--choice", "red,green", "--choice", "blue"]));
+    assert!(["red", "green", "blue"].contains(&word["text"].as_str().unwrap()), "{word}");
+    let digits = json(run(&["--regex", "-[0-9]{3}"]));
+    assert_eq!(digits["text"].as_str().unwrap().len(), 4);
+    let lark = file("grammar.lark", "start: \"(\" /[a-z]{2}/ \")\"\n");
+    assert!(json(run(&["--lark", &lark]))["text"].as_str().unwrap().ends_with(')'));
+
+    // An answer that is cut off is printed, and the command fails.
+    let output = run(&["--json-schema", &schema, "--max-tokens", "2"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert!(stderr(&output).contains("incomplete"), "{}", stderr(&output));
+    failure(run(&["--regex", "a(b"]), 2, &["constraint", "unclosed group"]);
+    failure(run(&["--json-object", "--choice", "a"]), 2, &["--json-object"]);
+    failure(run(&["--json-schema", &lark]), 2, &["grammar.lark", "is no JSON"]);
+    failure(run(&["--json-schema", "missing.json"]), 2, &["missing.json"]);
+    failure(echo(&["chat", "hi", "--json-object"]), 3, &["constraint", "echo"]);
+}
+
+#[test]
 fn requests_out_of_range_name_the_field() {
     for (args, field) in [
         (["--max-tokens", "0"], "max_tokens"),

@@ -34,13 +34,13 @@ impl ConstraintArgs {
     /// The constraint, with the file that it names.
     pub(crate) fn read(&self) -> Outcome<Option<Constraint>> {
         if let Some(path) = &self.json_schema {
-            let text = TextSource::File(path).read("JSON schema")?;
+            let text = TextSource::new(None, Some(path)).read("JSON schema")?;
             let schema = serde_json::from_str(&text)
                 .map_err(|e| Failure::usage(format!("{}: is no JSON: {e}", path.display())))?;
             return Ok(Some(Constraint::JsonSchema(schema)));
         }
         if let Some(path) = &self.lark {
-            return Ok(Some(Constraint::Lark(TextSource::File(path).read("grammar")?)));
+            return Ok(Some(Constraint::Lark(TextSource::new(None, Some(path)).read("grammar")?)));
         }
         if let Some(regex) = &self.regex {
             return Ok(Some(Constraint::Regex(regex.clone())));

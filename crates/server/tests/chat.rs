@@ -214,3 +214,67 @@ async fn fields_that_clients_send_and_nobody_knows_change_nothing() {
     });
     assert_eq!(server.ok(CHAT, &body).await["choices"][0]["message"]["content"], "a b");
 }
+
+#[tokio::test]
+async fn an_answer_has_the_form_that_was_asked_for() {
+    let server = Running::tiny().await;
+    let schema = json!({
+        "type": "object",
+        "properties": { "day": { "enum": ["monday", "sunday"] }, "number": { "type": "integer", "minimum": 1, "maximum": 31 } },
+        "required": ["day", "number"],
+        "additionalProperties": false,
+    });
+    let with = |extra: Value| {
+        let mut body = json!({ "messages": say("Which day?"), "seed": 1, "temperature": 1 });
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        body
+    };
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "day", "strict": true, "schema": schema } });
+    let is_day = |text: &str| {
+        let value: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert!(["monday", "sunday"].contains(&value["day"].as_str().unwrap()), "{text}");
+        assert!((1..=31).contains(&value["number"].as_u64().unwrap()), "{text}");
+    };
+    let text = async |body: &Value| {
+        let answer = server.ok(CHAT, body).await;
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let body = with(json!({ "response_format": format }));
+    let whole = text(&body).await;
+    is_day(&whole);
+    // With log-probabilities, which need every token's own step, and streamed, the text is the same.
+    let mut logprobs = body.clone();
+    logprobs["logprobs"] = true.into();
+    let answer = server.ok(CHAT, &logprobs).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], whole.as_str());
+    let tokens = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(answer["usage"]["completion_tokens"], tokens.len());
+    let mut stream = body.clone();
+    stream["stream"] = true.into();
+    let (chunks, done) = server.stream(CHAT, &stream).await;
+    let pieces = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str());
+    assert!(done && pieces.collect::<String>() == whole);
+
+    is_day(&text(&with(json!({ "structured_outputs": { "json": schema } }))).await);
+    is_day(&text(&with(json!({ "guided_json": schema.to_string() }))).await);
+    let word = text(&with(json!({ "structured_outputs": { "choice": ["yes", "no"] } }))).await;
+    assert!(["yes", "no"].contains(&word.as_str()), "{word}");
+    let digits = text(&with(json!({ "guided_regex": "[0-9]{4}" }))).await;
+    assert!(digits.len() == 4 && digits.parse::<u32>().is_ok(), "{digits}");
+    let lark = text(&with(json!({ "structured_outputs": { "grammar": "start: \"<\" /[a-z]/ \">\"" } }))).await;
+    assert!(lark.len() == 3 && lark.starts_with('<'), "{lark}");
+
+    let mut short = body.clone();
+    short["max_tokens"] = 4.into();
+    let cut = server.ok(CHAT, &short).await;
+    assert_eq!(cut["choices"][0]["finish_reason"], "length");
+    assert!(serde_json::from_str::<Value>(cut["choices"][0]["message"]["content"].as_str().unwrap()).is_err());
+
+    let nested = json!({ "properties": { "a": { "not": {} } } });
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": nested } });
+    let error = server.refused(CHAT, &with(json!({ "response_format": format })), 400).await;
+    assert_eq!(error["param"], "response_format");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("`not` at #/properties/a cannot be enforced"), "{message}");
+}

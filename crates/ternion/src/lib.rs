@@ -35,6 +35,7 @@
 //! * `llama-cpp`: llama.cpp, for ternary checkpoints and for all GGUF models that it knows. Building it takes CMake, a C++
 //!   compiler and libclang.
 //! * `onnx`: ONNX Runtime, whose native library is loaded at run time, for decoders in .onnx files.
+//! * `constraints`: answers of local models that follow a JSON schema, a regular expression or a grammar ([`Constraint`]).
 //! * `openai`: remote models behind OpenAI's HTTP API, such as vLLM, llama-server or another Ternion.
 #![forbid(unsafe_code)]
 

@@ -19,7 +19,7 @@ const MAX_PATTERN_PAIRS: usize = 200;
 
 /// White space between two tokens of JSON: a space, or a line break with an indentation. Without a bound a model that prefers white
 /// space would go on with it until `max_tokens`.
-const WHITE_SPACE: &str = r"\x20|\r?\n[\x20\t]{0,40}";
+const WHITE_SPACE: &str = r"\x20|\r?\n[\x20\t]{0,20}";
 
 /// The key by which llguidance takes options from a schema.
 const OPTIONS: &str = "x-guidance";

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use serde_json::{Map, Value};
 use ternion::{
     Error, LlmBackend, Result, ResultExt, ScoreRequest,
-    config::{Config, Format, is_config_file},
+    config::{Config, Format, ModelConfig, is_config_file},
 };
 
 use crate::{
@@ -60,7 +60,7 @@ fn configuration(path: &Path, name: Option<String>, settings: Map<String, Value>
         let message = "a name chooses a model of a configuration (.toml, .json, .yaml), and this is none";
         return Err(Error::invalid_config(message).with("path", path.display()).with_operation("load"));
     } else {
-        Config::single(checkpoint_name(path), ternion::config::ModelConfig::for_path(path))
+        Config::single(checkpoint_name(path), ModelConfig::for_path(path))
     };
     let name = config.model(name.as_deref()).with_operation("load")?.0.to_owned();
     if !settings.is_empty() {

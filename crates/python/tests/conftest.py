@@ -1,7 +1,6 @@
 """Models for the tests: the small one of the repository, as a folder and as a GGUF file with I2_S."""
 
 import json
-import os
 import pathlib
 
 import pytest
@@ -17,8 +16,10 @@ def tiny() -> str:
 
 
 @pytest.fixture(scope="session")
-def gguf() -> str:
-    return os.environ["TERNION_TEST_GGUF"]
+def gguf(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("gguf") / "bitnet.gguf"
+    ternion.convert(tiny, path, "gguf-i2s")
+    return str(path)
 
 
 @pytest.fixture(scope="session")

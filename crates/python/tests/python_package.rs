@@ -9,12 +9,6 @@ use std::{
     process::Command,
 };
 
-use ternion::formats::{
-    Checkpoint,
-    convert::{Options, Target, convert},
-};
-use ternion_test_support::fixture;
-
 #[test]
 fn the_tests_in_python_pass() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -36,11 +30,8 @@ fn the_tests_in_python_pass() {
     let own = run(Command::new(&fresh).args(show));
     std::fs::write(Path::new(own.trim()).join("tests.pth"), packages).unwrap();
 
-    let gguf = path("bitnet.gguf");
-    let checkpoint = Checkpoint::open(fixture("ternion-tiny")).unwrap();
-    convert(&checkpoint, &gguf, &Options::new(Target::GgufI2s), &mut |_, _| {}).unwrap();
     let mut tests = Command::new(&fresh);
-    tests.args(["-m", "pytest", "-q", "-rs"]).current_dir(folder).env("TERNION_TEST_GGUF", gguf);
+    tests.args(["-m", "pytest", "-q", "-rs"]).current_dir(folder);
     // A bytecode cache would end up in the source tree.
     let printed = run(tests.env("PYTHONDONTWRITEBYTECODE", "1"));
     println!("{printed}");

@@ -331,3 +331,12 @@ def test_constraints(model):
     assert model.generate(WEEK, constraint={"regex": "[0-9]{3}"}, max_tokens=20).text.isdigit()
     with pytest.raises(ternion.InvalidRequestError, match="constraint"):
         model.generate(WEEK, constraint={"regexp": "x"})
+
+
+def test_converting(model, gguf, tiny, tmp_path):
+    assert ternion.load(gguf).generate(WEEK).text == model.generate(WEEK).text
+    with pytest.raises(ternion.InvalidRequestError, match="unknown format `gguf-i2`"):
+        ternion.convert(tiny, tmp_path / "x.gguf", "gguf-i2")
+    with pytest.raises(ternion.Error, match="exists"):
+        ternion.convert(tiny, gguf, "gguf-i2s")
+    ternion.convert(tiny, gguf, "gguf-i2s", overwrite=True)

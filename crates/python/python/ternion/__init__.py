@@ -15,7 +15,7 @@ Three ways lead to the same engine:
 from ._answer import Answer, Ending, Timing, Usage
 from ._auto import AutoModelForCausalLM, AutoModelForCausalLm, AutoTokenizer
 from ._llama import Llama
-from ._model import Model, Tokenizer, aload, load
+from ._model import Model, Tokenizer, aload, convert, load
 from ._native import __version__
 from ._pipeline import TextGenerationPipeline, pipeline
 from ._stream import EventStream, Stream, TextStream
@@ -67,6 +67,7 @@ __all__ = [
     "Usage",
     "__version__",
     "aload",
+    "convert",
     "load",
     "pipeline",
 ]

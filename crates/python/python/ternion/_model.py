@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ._params import Params, Prompt
 
-__all__ = ["Model", "Tokenizer", "load", "aload"]
+__all__ = ["Model", "Tokenizer", "aload", "convert", "load"]
 
 StrPath = Union[str, "os.PathLike[str]"]
 
@@ -40,6 +40,21 @@ async def aload(path: StrPath, model: Optional[str] = None, **settings: Any) -> 
     """:func:`load` that does not block the event loop."""
     loading = _native.load(os.fspath(path), model, settings)
     return Model(await ready(loading.poll, loading.cancel))
+
+
+def convert(path: StrPath, out: StrPath, format: str, *, overwrite: bool = False) -> None:
+    """Writes a checkpoint in another format. Ternary weights come out bit by bit as they went in.
+
+    Args:
+        path: The folder or file of the checkpoint.
+        out: The file to write for GGUF, a folder for other formats.
+        format: ``gguf-i2s``, ``gguf-tq1``, ``gguf-tq2``, ``safetensors`` and the others of the command ``ternion convert``.
+        overwrite: Whether a file or checkpoint at ``out`` is replaced.
+
+    Raises:
+        Error: The format does not exist or cannot hold the model, or ``out`` exists.
+    """
+    _native.convert(os.fspath(path), os.fspath(out), format, overwrite).wait()
 
 
 class Model:

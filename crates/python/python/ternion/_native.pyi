@@ -5,6 +5,7 @@ from typing import Any, Callable, Mapping, Optional, Sequence, Union
 
 __version__: str
 
+def convert(path: str, out: str, format: str, overwrite: bool) -> Operation: ...
 def load(path: str, name: Optional[str], settings: Mapping[str, Any]) -> Operation: ...
 
 class Operation:

@@ -1,0 +1,34 @@
+//! Checkpoints in another format.
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use ternion::{
+    Error,
+    formats::{self, Checkpoint, convert::Options},
+};
+
+use crate::{errors::exception, operation::Operation};
+
+/// Writes the checkpoint at `path` to `out` in the format with this name.
+#[pyfunction]
+pub(crate) fn convert(
+    path: PathBuf,
+    out: PathBuf,
+    format: &str,
+    overwrite: bool,
+    py: Python<'_>,
+) -> PyResult<Operation> {
+    let mut options = Options::new(format.parse().map_err(|error| exception(py, &error))?);
+    options.overwrite = overwrite;
+    let convert = move || {
+        let checkpoint = Checkpoint::open(path)?;
+        formats::convert::convert(&checkpoint, &out, &options, &mut |_, _| {})
+    };
+    let work = async {
+        tokio::task::spawn_blocking(convert)
+            .await
+            .unwrap_or_else(|e| Err(Error::backend("the conversion panicked").with_source(e)))
+    };
+    Ok(Operation::new(work, |py, _| Ok(py.None())))
+}

@@ -63,6 +63,11 @@ pub trait CausalLm: Send {
     /// a prefill chunk, a compromise between speed and how soon a cancellation is seen.
     fn max_batch_tokens(&self) -> usize;
 
+    /// Whether [`truncate`](Self::truncate) works, without which a prefix that prompts have in common is computed anew.
+    fn can_truncate(&self) -> bool {
+        true
+    }
+
     /// Makes an empty sequence.
     ///
     /// # Errors

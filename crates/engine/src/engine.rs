@@ -209,7 +209,7 @@ impl Engine {
         info.capabilities.logprobs = true;
         info.capabilities.seed = true;
         info.capabilities.sliding_window = true;
-        info.capabilities.prefix_reuse = true;
+        info.capabilities.prefix_reuse = model.can_truncate();
         info.defaults = info.defaults.clone().overridden_by(&options.sampling);
 
         let eos = options.end_tokens(&tokenizer, model.vocab_size()).with_operation("load")?;

@@ -48,6 +48,11 @@ impl Means {
     /// As much as it needs.
     const ALL: Self = Self { access: Access::Mapped, memory: u64::MAX };
 
+    /// As much as it needs, with files read in this way.
+    pub(crate) fn of(access: Access) -> Self {
+        Self { access, ..Self::ALL }
+    }
+
     /// The bytes of a file of weights.
     pub(crate) fn open(self, path: &Path) -> Result<SharedBytes> {
         match self.access {
@@ -195,7 +200,7 @@ impl Checkpoint {
                 Error::new(ErrorKind::ResourceExhausted, "cannot start a thread for the tokenizer")
                     .with_source(e)
             })?;
-            let checkpoint = Self::read(path, options, Means { access, ..Means::ALL }, progress)?;
+            let checkpoint = Self::read(path, options, Means::of(access), progress)?;
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let tokenizer = tokenizer.and_then(|tokenizer| {
                 tokenizer.check_limit(checkpoint.spec.vocab_size).with_operation("load")?;

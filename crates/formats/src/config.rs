@@ -102,7 +102,8 @@ const HYBRIDS: [&str; 5] = ["qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_nex
 /// Reads the specification, the end-of-text tokens included as far as this file names them. What it leaves open is
 /// concluded from `signs`, or is transformers' default.
 pub(crate) fn read(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<ModelSpec> {
-    let architecture = config.required_string("model_type", "`bitnet`, `llama` or `qwen3`")?.to_owned();
+    let architecture =
+        config.required_string("model_type", "`bitnet`, `llama`, `mistral` or `qwen3`")?.to_owned();
     let family = family(config, &architecture, signs, notes)?;
     if let Some(key) = config.key_with_prefix("prism") {
         let needed = "none: weights that are rotated need the same rotation of their inputs";
@@ -127,6 +128,7 @@ pub(crate) fn read(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<
         ));
         context
     };
+    let context_length = within_window(config, &architecture, context_length, notes)?;
     for key in ["attention_bias", "mlp_bias"] {
         if config.boolean(key)? == Some(true) {
             return Err(config.unsupported(key, &true, "projections without bias (false)"));
@@ -170,6 +172,8 @@ fn family(config: &Object, architecture: &str, signs: &Signs, notes: &mut Notes)
     match architecture {
         "bitnet" => Ok(Family::BitNet),
         "qwen3" => Ok(Family::Qwen3),
+        // A Llama with a sliding window, beyond which no context goes.
+        "mistral" => Ok(Family::Llama),
         // The 1bitLLM checkpoints say `llama` and differ from it by a class of their own and its bit widths.
         "llama" => {
             let own_class = config.strings("architectures")?.iter().any(|name| name == "BitnetForCausalLM");
@@ -185,10 +189,13 @@ fn family(config: &Object, architecture: &str, signs: &Signs, notes: &mut Notes)
             Ok(Family::OneBitLlm)
         }
         other if HYBRIDS.contains(&other) => {
-            let needed = "bitnet, llama, qwen3; a hybrid needs gated DeltaNet layers with a recurrent state";
+            let needed =
+                "bitnet, llama, mistral, qwen3; a hybrid needs gated DeltaNet layers with a recurrent state";
             Err(config.unsupported("model_type", &format!("`{other}`"), needed))
         }
-        other => Err(config.unsupported("model_type", &format!("`{other}`"), "bitnet, llama, qwen3")),
+        other => {
+            Err(config.unsupported("model_type", &format!("`{other}`"), "bitnet, llama, mistral, qwen3"))
+        }
     }
 }
 
@@ -252,6 +259,23 @@ fn attends_to_all(config: &Object) -> Result<()> {
     match config.strings("layer_types")?.iter().find(|kind| *kind != "full_attention") {
         Some(other) => Err(config.unsupported("layer_types", &format!("`{other}`"), "full_attention")),
         None => Ok(()),
+    }
+}
+
+/// The context in which a sliding window leaves nothing out: windows are not computed.
+fn within_window(config: &Object, architecture: &str, context: usize, notes: &mut Notes) -> Result<usize> {
+    const KEY: &str = "sliding_window";
+    if architecture != "mistral" {
+        return Ok(context);
+    }
+    match config.integer(KEY, 1..=MAX_CONTEXT)? {
+        Some(window) if window < context => {
+            notes.assume(format!(
+                "context of {window} tokens instead of {context}: `{KEY}` in config.json, which no longer context is computed with"
+            ));
+            Ok(window)
+        }
+        _ => Ok(context),
     }
 }
 

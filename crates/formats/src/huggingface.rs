@@ -17,13 +17,13 @@ use crate::notes::Notes;
 use crate::safetensors::{self, RawTensor};
 use crate::{Checkpoint, CheckpointOptions, Family, Table, Weights, config, generation};
 
-const CONFIG: &str = "config.json";
-const GENERATION: &str = "generation_config.json";
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const GENERATION: &str = "generation_config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
-const CONFIG_CAP: u64 = 4 << 20;
+pub(crate) const CONFIG_CAP: u64 = 4 << 20;
 const INDEX_CAP: u64 = 64 << 20;
 
 /// Opens the checkpoint that `path` names: a folder, a `.safetensors` file or an index.
@@ -103,7 +103,7 @@ fn describe(packed: bool, [mlx, unpacked]: [bool; 2], dense: bool, embed: &Table
 }
 
 /// The folder of the checkpoint and the file that leads to its weights.
-fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
+pub(crate) fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if metadata.is_dir() {
         // transformers prefers the single file where there are both.
@@ -132,7 +132,7 @@ fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
 }
 
 /// What people call the model: the folder's name, or the file's where it is not the usual one.
-fn name_of(path: &Path, folder: &Path) -> String {
+pub(crate) fn name_of(path: &Path, folder: &Path) -> String {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     if let Some(stem) = file.strip_suffix(".safetensors").filter(|stem| *stem != "model") {
         return stem.to_owned();
@@ -148,7 +148,7 @@ struct Index {
 }
 
 /// All tensors that `path` leads to, and the files that hold them.
-fn open_weights(path: &Path, means: Means) -> Result<(BTreeMap<String, RawTensor>, Vec<PathBuf>)> {
+pub(crate) fn open_weights(path: &Path, means: Means) -> Result<(BTreeMap<String, RawTensor>, Vec<PathBuf>)> {
     if !path.to_string_lossy().ends_with(".index.json") {
         return Ok((safetensors::open(path, means)?, vec![path.to_owned()]));
     }

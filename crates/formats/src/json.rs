@@ -26,8 +26,10 @@ pub(crate) fn read_capped(path: &Path, cap: u64) -> Result<Vec<u8>> {
     ternion_core::file::read_capped(path, cap, ErrorKind::InvalidModel).map(bytes_without_bom)
 }
 
-/// A JSON object of a file, or an object within it.
-pub(crate) struct Object {
+/// A JSON object of a file, such as `config.json`, or an object within it. Its accessors check types and ranges, and their
+/// errors name the file, the key, what was found and what was expected.
+#[derive(Debug, Clone)]
+pub struct Object {
     file: PathBuf,
     prefix: String,
     map: Map<String, Value>,
@@ -47,8 +49,13 @@ impl Object {
         }
     }
 
+    /// The object of a file that does not exist.
+    pub(crate) fn missing_file(path: &Path) -> Self {
+        Self { file: path.to_owned(), prefix: String::new(), map: Map::new() }
+    }
+
     /// Whether there is no key at all.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.map.is_empty()
     }
 
@@ -73,18 +80,18 @@ impl Object {
     }
 
     /// The value of `key`; null counts as absent, as it does in transformers.
-    pub(crate) fn value(&self, key: &str) -> Option<&Value> {
+    pub fn value(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
     /// An error about `key`, with this file.
-    pub(crate) fn invalid(&self, key: &str, found: &dyn fmt::Display, expected: &str) -> Error {
+    pub fn invalid(&self, key: &str, found: &dyn fmt::Display, expected: &str) -> Error {
         Error::invalid_model(format!("`{}{key}` is {}, expected {expected}", self.prefix, cut(found, SHOWN)))
             .with("file", self.file.display())
     }
 
     /// As [`invalid`](Self::invalid), for what is well-formed but not implemented.
-    pub(crate) fn unsupported(&self, key: &str, found: &dyn fmt::Display, known: &str) -> Error {
+    pub fn unsupported(&self, key: &str, found: &dyn fmt::Display, known: &str) -> Error {
         let (prefix, found) = (&self.prefix, cut(found, SHOWN));
         Error::unsupported(format!("`{prefix}{key}` is {found}, which is not supported; supported: {known}"))
             .with("file", self.file.display())
@@ -96,7 +103,10 @@ impl Object {
     }
 
     /// An object below `key`.
-    pub(crate) fn object(&self, key: &str) -> Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ErrorKind::InvalidModel) for any other value.
+    pub fn object(&self, key: &str) -> Result<Option<Self>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(Self {
@@ -109,7 +119,10 @@ impl Object {
     }
 
     /// An integer within `range`, or `None` where there is none.
-    pub(crate) fn integer(&self, key: &str, range: RangeInclusive<u64>) -> Result<Option<usize>> {
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ErrorKind::InvalidModel) for any other value.
+    pub fn integer(&self, key: &str, range: RangeInclusive<u64>) -> Result<Option<usize>> {
         let Some(value) = self.value(key) else { return Ok(None) };
         match value.as_u64() {
             Some(n) if range.contains(&n) => Ok(Some(n as usize)),
@@ -118,13 +131,19 @@ impl Object {
     }
 
     /// An integer within `range` that must be there.
-    pub(crate) fn required_integer(&self, key: &str, range: RangeInclusive<u64>) -> Result<usize> {
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ErrorKind::InvalidModel) where it is not, and for any other value.
+    pub fn required_integer(&self, key: &str, range: RangeInclusive<u64>) -> Result<usize> {
         let expected = integers(&range);
         self.integer(key, range)?.ok_or_else(|| self.missing(key, &expected))
     }
 
     /// A number within `range` (in single precision), or `None` where there is none.
-    pub(crate) fn number(&self, key: &str, range: RangeInclusive<f32>) -> Result<Option<f32>> {
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ErrorKind::InvalidModel) for any other value.
+    pub fn number(&self, key: &str, range: RangeInclusive<f32>) -> Result<Option<f32>> {
         let Some(value) = self.value(key) else { return Ok(None) };
         match value.as_f64().map(|x| x as f32) {
             Some(x) if range.contains(&x) => Ok(Some(x)),
@@ -136,7 +155,10 @@ impl Object {
     }
 
     /// A string, or `None` where there is none.
-    pub(crate) fn string(&self, key: &str) -> Result<Option<&str>> {
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ErrorKind::InvalidModel) for any other value.
+    pub fn string(&self, key: &str) -> Result<Option<&str>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::String(s)) => Ok(Some(s)),
@@ -145,12 +167,18 @@ impl Object {
     }
 
     /// A string that must be there.
-    pub(crate) fn required_string(&self, key: &str, expected: &str) -> Result<&str> {
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ErrorKind::InvalidModel) where it is not, and for any other value.
+    pub fn required_string(&self, key: &str, expected: &str) -> Result<&str> {
         self.string(key)?.ok_or_else(|| self.missing(key, expected))
     }
 
     /// A boolean, or `None` where there is none.
-    pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>> {
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ErrorKind::InvalidModel) for any other value.
+    pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::Bool(b)) => Ok(Some(*b)),
@@ -159,7 +187,10 @@ impl Object {
     }
 
     /// A list of strings; empty where there is none.
-    pub(crate) fn strings(&self, key: &str) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ErrorKind::InvalidModel) for any other value.
+    pub fn strings(&self, key: &str) -> Result<Vec<String>> {
         let Some(value) = self.value(key) else { return Ok(Vec::new()) };
         let list = value.as_array().and_then(|items| {
             items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
@@ -168,7 +199,10 @@ impl Object {
     }
 
     /// A token id or a list of them; `None` where there is none. Negative ids stand for "no token" in some checkpoints.
-    pub(crate) fn token_ids(&self, key: &str) -> Result<Option<Vec<u32>>> {
+    ///
+    /// # Errors
+    /// [`InvalidModel`](ErrorKind::InvalidModel) for any other value.
+    pub fn token_ids(&self, key: &str) -> Result<Option<Vec<u32>>> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let items = match value {
             Value::Array(items) => items.as_slice(),

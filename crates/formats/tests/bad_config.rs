@@ -66,7 +66,7 @@ fn what_is_not_implemented_is_named_with_what_is() {
     assert_says(
         &changed("model_type", json!("gpt2")),
         Unsupported,
-        &["config.json", "model_type", "gpt2", "bitnet, llama, qwen3"],
+        &["config.json", "model_type", "gpt2", "bitnet, llama, mistral, qwen3"],
     );
     assert_says(&changed("hidden_act", json!("gelu")), Unsupported, &["hidden_act", "gelu", "relu2, silu"]);
     assert_says(&changed("attention_bias", json!(true)), Unsupported, &["attention_bias", "true"]);

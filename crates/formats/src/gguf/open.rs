@@ -20,8 +20,8 @@ use crate::checkpoint::{Means, Progress};
 use crate::grouped::{Wrong, of_floats};
 use crate::notes::Notes;
 use crate::{
-    Checkpoint, CheckpointOptions, DenseTensor, DenseType, Family, LayerTensors, Linear, ModelSpec, RmsNorm,
-    RopeScaling, SharedBytes, Table, generation, layers,
+    Checkpoint, CheckpointOptions, DenseTensor, DenseType, Family, LayerTensors, Linear, ModelSpec,
+    Recognised, RmsNorm, RopeScaling, SharedBytes, Table, generation, layers,
 };
 
 const GENERATION: &str = "generation_config.json";
@@ -38,14 +38,31 @@ pub(crate) fn open(
     read(&file, notes, means, progress).map_err(|error| support::with_engine(error, &file))
 }
 
-fn read(file: &File, notes: &mut Notes, means: Means, progress: &mut Progress<'_>) -> Result<Checkpoint> {
+/// Whether the file is one that is read, and how.
+pub(crate) fn recognise(file: &File, notes: &mut Notes) -> Result<Recognised> {
+    spec_of(file, notes).map_err(|error| support::with_engine(error, file))?;
+    let is_known = |kind: TensorType| kind.is_ternary() || kind.is_grouped();
+    let is_plain = |kind| matches!(kind, TensorType::F32 | TensorType::F16 | TensorType::Bf16);
+    let mut kinds = file.tensors().iter().map(|tensor| tensor.kind);
+    // The embedding of a ternary model may be quantised.
+    if kinds.clone().any(is_known) || kinds.all(is_plain) {
+        return Ok(Recognised::AsItLies);
+    }
+    Ok(Recognised::Decoded)
+}
+
+fn spec_of(file: &File, notes: &mut Notes) -> Result<ModelSpec> {
     for tensor in file.tensors() {
         if let TensorType::Foreign(foreign) = tensor.kind {
             return Err(foreign.error().with("tensor", &tensor.name).with("file", file.path().display()));
         }
     }
+    spec::read(file, notes)
+}
+
+fn read(file: &File, notes: &mut Notes, means: Means, progress: &mut Progress<'_>) -> Result<Checkpoint> {
     let path = file.path();
-    let mut spec = spec::read(file, notes)?;
+    let mut spec = spec_of(file, notes)?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),

@@ -276,6 +276,14 @@ fn default_theta(keys: &Keys, facts: &Facts, activation: Activation, notes: &mut
     theta
 }
 
+/// The sampling that a file of any architecture asks for; greedy where it states no temperature.
+///
+/// # Errors
+/// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where a key has the wrong type.
+pub fn sampling_defaults(file: &File) -> Result<SamplingDefaults> {
+    sampling(file, &mut Notes::default())
+}
+
 /// The sampling that the file asks for; greedy where it states no temperature. Values out of range are off, as in
 /// llama.cpp.
 pub(super) fn sampling(file: &File, notes: &mut Notes) -> Result<SamplingDefaults> {

@@ -4,14 +4,16 @@
 use std::sync::Arc;
 
 use ternion_core::{
-    Error, LlmBackend, MemoryPlan, ModelInfo, ProcessMemory, Result,
+    Error, ErrorKind, LlmBackend, MemoryPlan, ModelInfo, ProcessMemory, Result,
     config::ModelConfig,
-    registry::{BlockingFactory, LoadProgress, Progress},
+    registry::{BlockingFactory, LoadProgress, Progress, Suitability},
     text::Tokenizer,
 };
 use ternion_engine::{Engine, EngineOptions};
-use ternion_formats::{Access, Checkpoint};
+use ternion_formats::{Access, Checkpoint, Recognised};
 
+#[cfg(feature = "dense")]
+use crate::dense;
 use crate::plan::{self, Sizes, Taken};
 use crate::{CandleOptions, Decoder, model::no_threads};
 
@@ -19,13 +21,47 @@ use crate::{CandleOptions, Decoder, model::no_threads};
 pub fn factory() -> BlockingFactory {
     BlockingFactory::new::<CandleOptions>("candle", "pure Rust, safetensors and GGUF checkpoints", load)
         .with_plan(memory_plan)
+        .with_suitability(suitability)
+}
+
+/// Ternary models and floats, wherever they lie, are what the decoder is made for; quantised dense ones have limits.
+fn suitability(config: &ModelConfig) -> Result<Suitability> {
+    let options: CandleOptions = config.parse_options()?;
+    let path = config.path.as_ref().ok_or_else(|| Error::invalid_config("the model has no `path`"))?;
+    #[cfg(feature = "dense")]
+    match dense::find(path, config.context_length) {
+        Ok(None) => {}
+        Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error),
+        // Loading says what is wrong with damaged files.
+        Ok(Some(_)) | Err(_) => return Ok(Suitability::Limited),
+    }
+    match options.checkpoint().recognise(path) {
+        Ok(Recognised::AsItLies) => Ok(Suitability::Native),
+        Ok(_) => Ok(Suitability::Limited),
+        Err(error) if error.kind() == ErrorKind::InvalidModel => Ok(Suitability::Native),
+        Err(error) => Err(crate::with_feature(error, path)),
+    }
 }
 
 fn memory_plan(name: &str, config: &ModelConfig) -> Result<MemoryPlan> {
+    #[cfg(feature = "dense")]
+    if let Some(path) = &config.path
+        && dense::find(path, config.context_length)?.is_some()
+    {
+        return Err(Error::unsupported(
+            "the memory of a dense model, which candle-transformers computes, is not planned",
+        ));
+    }
     prepare(name, config, &Progress::none(), true).map(|prepared| prepared.sizes.plan)
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
+    #[cfg(feature = "dense")]
+    if let Some(path) = &config.path
+        && let Some(model) = dense::find(path, config.context_length)?
+    {
+        return dense::load(name, config, model, progress);
+    }
     let Prepared { checkpoint, tokenizer, sizes } = prepare(name, config, progress, false)?;
     let Sizes { options, plan, logits_bytes } = sizes;
     checkpoint.log_notes();

@@ -14,6 +14,8 @@
 
 mod backend;
 mod config;
+#[cfg(feature = "dense")]
+mod dense;
 mod head;
 mod layer;
 mod model;
@@ -27,9 +29,29 @@ pub use config::{CandleOptions, HeadPrecision};
 pub use model::{Decoder, DecoderOptions};
 pub use ternion_engine::kv::KvType;
 
-use ternion_core::registry::Registry;
+use std::path::Path;
+
+use ternion_core::{Error, registry::Registry};
+use ternion_formats::{RawCheckpoint, gguf::File, gguf_file};
 
 /// Makes the backend `candle` known to a registry.
 pub fn register(registry: &mut Registry) {
     registry.register(factory());
+}
+
+/// Names the feature `dense` in an error about a model that it would run.
+fn with_feature(error: Error, path: &Path) -> Error {
+    const FAMILIES: [&str; 7] = ["qwen2", "gemma2", "gemma3", "gemma3_text", "phi3", "llama", "qwen3"];
+    if cfg!(feature = "dense") {
+        return error;
+    }
+    let file = gguf_file(path).ok().flatten().and_then(|file| File::open(file).ok());
+    let architecture = match file {
+        Some(file) => file.architecture().ok().map(str::to_owned),
+        None => RawCheckpoint::architecture_at(path).ok().flatten(),
+    };
+    match architecture {
+        Some(name) if FAMILIES.contains(&&*name) => error.with("runs with", "the cargo feature `dense`"),
+        _ => error,
+    }
 }

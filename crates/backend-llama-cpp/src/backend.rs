@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use ternion_core::{
     Error, ErrorKind, LlmBackend, ModelInfo, Result, ResultExt,
     config::ModelConfig,
-    registry::{BlockingFactory, LoadProgress, Progress},
+    registry::{BlockingFactory, LoadProgress, Progress, Suitability},
     text::Tokenizer,
 };
 use ternion_engine::{CausalLm, Engine, EngineOptions};
@@ -25,6 +25,22 @@ pub fn factory() -> BlockingFactory {
         "llama.cpp: ternary checkpoints, and all GGUF models that it knows",
         load,
     )
+    .with_suitability(suitability)
+}
+
+fn suitability(config: &ModelConfig) -> Result<Suitability> {
+    let options: LlamaCppOptions = config.parse_options()?;
+    let path = config.path.as_ref().ok_or_else(|| Error::invalid_config("the model has no `path`"))?;
+    let judged = preflight::loader(path).and_then(|loader| match loader {
+        Loader::Ternion => options.checkpoint().recognise(path).map(drop),
+        Loader::TernionOrLlamaCpp(_) => Ok(()),
+        Loader::LlamaCpp(file) => preflight::check(&file),
+    });
+    match judged {
+        // Loading says what is wrong with damaged files.
+        Err(error) if error.kind() != ErrorKind::InvalidModel => Err(error),
+        _ => Ok(Suitability::Able),
+    }
 }
 
 /// What both ways of loading end in.

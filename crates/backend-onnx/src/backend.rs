@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use ternion_core::{
-    Error, LlmBackend, ModelInfo, Result,
+    Error, ErrorKind, LlmBackend, ModelInfo, Result,
     config::ModelConfig,
-    registry::{BlockingFactory, LoadProgress, Progress},
+    registry::{BlockingFactory, LoadProgress, Progress, Suitability},
 };
 use ternion_engine::{CausalLm, Engine, EngineOptions};
 use ternion_formats::onnx::{Host, Summary};
@@ -15,6 +15,17 @@ use crate::{Decoder, DecoderOptions, Library, OnnxOptions};
 /// Loads models for the backend `onnx`.
 pub fn factory() -> BlockingFactory {
     BlockingFactory::new::<OnnxOptions>("onnx", "ONNX Runtime, decoders in .onnx files", load)
+        .with_suitability(suitability)
+}
+
+fn suitability(config: &ModelConfig) -> Result<Suitability> {
+    config.parse_options::<OnnxOptions>()?;
+    let path = config.path.as_ref().ok_or_else(|| Error::invalid_config("the model has no `path`"))?;
+    match Host::open(path) {
+        // Loading says what is wrong with damaged files.
+        Err(error) if error.kind() != ErrorKind::InvalidModel => Err(error),
+        _ => Ok(Suitability::Able),
+    }
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {

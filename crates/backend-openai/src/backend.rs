@@ -7,7 +7,7 @@ use ternion_core::{
     Error, LlmBackend, ModelInfo, Result, ResultExt,
     blocking::blocking,
     config::ModelConfig,
-    registry::{BackendFactory, Progress},
+    registry::{BackendFactory, Progress, Suitability},
     text::{Tokenizer, TokenizerParts},
 };
 
@@ -39,6 +39,17 @@ impl BackendFactory for OpenAiFactory {
 
     fn description(&self) -> &'static str {
         "a remote model behind OpenAI's HTTP API"
+    }
+
+    fn suitability(&self, config: &ModelConfig) -> Result<Suitability> {
+        if config.path.is_some() {
+            return Err(Error::unsupported("a remote model has no `path`"));
+        }
+        let options: OpenAiOptions = config.parse_options()?;
+        if options.url.is_empty() {
+            return Err(Error::invalid_config("the model has no `options.url`"));
+        }
+        Ok(Suitability::Native)
     }
 
     fn options_schema(&self) -> Option<serde_json::Value> {

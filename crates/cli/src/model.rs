@@ -153,7 +153,7 @@ impl Selected {
 
 /// Whether a backend has the options of [`CheckpointOptions`].
 fn reads_checkpoints(backend: &str) -> bool {
-    ["candle", "llama-cpp"].contains(&backend)
+    ["auto", "candle", "llama-cpp"].contains(&backend)
 }
 
 /// The options about reading a checkpoint. A value that is wrong is refused by the backend, which knows its name.

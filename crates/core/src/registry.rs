@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 
 use crate::{
-    Error, LlmBackend, MemoryPlan, Result, ResultExt,
+    Error, ErrorKind, LlmBackend, MemoryPlan, Result, ResultExt,
     blocking::blocking,
-    config::{Config, ModelConfig, suggest},
+    config::{AUTO, Config, ModelConfig, suggest},
     context::ContextLayer,
     echo::EchoFactory,
 };
@@ -43,6 +43,22 @@ pub trait BackendFactory: Send + Sync {
     async fn load(&self, name: &str, config: &ModelConfig, progress: Progress)
     -> Result<Arc<dyn LlmBackend>>;
 
+    /// How well the backend suits a model, for [`AUTO`](crate::config::AUTO). Blocks.
+    ///
+    /// # Requires
+    /// As [`load`](Self::load).
+    ///
+    /// # Behavior
+    /// Looks at what the files are, not at whether they are sound: a damaged file of a format that the backend reads suits it, so
+    /// that [`load`](Self::load) tells what is wrong.
+    ///
+    /// # Errors
+    /// Why the model is none for this backend, and which other may run it.
+    fn suitability(&self, config: &ModelConfig) -> Result<Suitability> {
+        let _ = config;
+        Err(not_chosen(self.name()))
+    }
+
     /// The JSON schema of the table `options`; `None` where the backend does not say.
     fn options_schema(&self) -> Option<serde_json::Value> {
         None
@@ -67,6 +83,30 @@ pub trait BackendFactory: Send + Sync {
     }
 }
 
+/// How well a backend suits a model. The greatest is chosen; of equals, the backend whose name comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Suitability {
+    /// It runs the model with limits that others do not have.
+    Limited,
+    /// It runs the model.
+    Able,
+    /// It is made for such models.
+    Native,
+}
+
+impl Suitability {
+    /// In a word, for people and for JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Limited => "limited",
+            Self::Able => "able",
+            Self::Native => "native",
+        }
+    }
+}
+
+type SuitabilityFn = fn(&ModelConfig) -> Result<Suitability>;
 type LoadFn = fn(&str, &ModelConfig, &Progress) -> Result<Arc<dyn LlmBackend>>;
 type PlanFn = fn(&str, &ModelConfig) -> Result<MemoryPlan>;
 
@@ -77,6 +117,7 @@ pub struct BlockingFactory {
     description: &'static str,
     load: LoadFn,
     plan: Option<PlanFn>,
+    suitability: Option<SuitabilityFn>,
     options_schema: fn() -> serde_json::Value,
 }
 
@@ -84,7 +125,13 @@ impl BlockingFactory {
     /// A factory of backends with the options `O` that does not keep a memory limit.
     pub fn new<O: JsonSchema>(name: &'static str, description: &'static str, load: LoadFn) -> Self {
         let options_schema = || schemars::schema_for!(O).to_value();
-        Self { name, description, load, plan: None, options_schema }
+        Self { name, description, load, plan: None, suitability: None, options_schema }
+    }
+
+    /// The same factory with a judgement of what it runs, by which it can be [chosen](crate::config::AUTO).
+    pub fn with_suitability(mut self, suitability: SuitabilityFn) -> Self {
+        self.suitability = Some(suitability);
+        self
     }
 
     /// The same factory with a plan of the memory, by which it keeps a memory limit.
@@ -118,6 +165,11 @@ impl BackendFactory for BlockingFactory {
         blocking("loading", work).await.with_operation("load")
     }
 
+    fn suitability(&self, config: &ModelConfig) -> Result<Suitability> {
+        let judge = self.suitability.ok_or_else(|| not_chosen(self.name))?;
+        judge(config)
+    }
+
     fn options_schema(&self) -> Option<serde_json::Value> {
         Some((self.options_schema)())
     }
@@ -130,6 +182,10 @@ impl BackendFactory for BlockingFactory {
         let plan = self.plan.ok_or_else(|| no_plan(self.name))?;
         plan(name, config)
     }
+}
+
+fn not_chosen(backend: &str) -> Error {
+    Error::unsupported(format!("backend `{backend}` runs a model only where it is named"))
 }
 
 fn no_plan(backend: &str) -> Error {
@@ -184,7 +240,8 @@ impl fmt::Debug for Progress {
     }
 }
 
-/// The backends that can be named in a configuration.
+/// The backends that can be named in a configuration. Cheap to clone.
+#[derive(Clone)]
 pub struct Registry {
     factories: BTreeMap<&'static str, Arc<dyn BackendFactory>>,
 }
@@ -211,8 +268,8 @@ impl Registry {
     /// roll-out.
     pub fn schema(&self) -> serde_json::Value {
         let mut schema = Config::schema();
-        let default = ModelConfig::default().backend;
         let mut cases = Vec::new();
+        let mut all_options = Vec::new();
         for factory in self.factories.values() {
             let Some(mut options) = factory.options_schema() else { continue };
             // Definitions stand beside those of the configuration.
@@ -225,12 +282,17 @@ impl Registry {
             if let Some(options) = options.as_object_mut() {
                 options.remove("$schema");
             }
-            let mut when = serde_json::json!({"properties": {"backend": {"const": factory.name()}}});
-            if factory.name() != default {
-                when["required"] = serde_json::json!(["backend"]);
-            }
+            all_options.push(options.clone());
+            let when = serde_json::json!(
+                {"properties": {"backend": {"const": factory.name()}}, "required": ["backend"]}
+            );
             cases.push(serde_json::json!({"if": when, "then": {"properties": {"options": options}}}));
         }
+        // Also where no backend is named: that is the default.
+        let auto = serde_json::json!({"properties": {"backend": {"const": AUTO}}});
+        cases.push(
+            serde_json::json!({"if": auto, "then": {"properties": {"options": {"anyOf": all_options}}}}),
+        );
         if let Some(model) = schema.pointer_mut("/$defs/ModelConfig") {
             model["allOf"] = cases.into();
         }
@@ -258,9 +320,13 @@ impl Registry {
         model: Option<&str>,
         progress: Progress,
     ) -> Result<Arc<dyn LlmBackend>> {
-        let (name, model, factory) = self.find(config, model).with_operation("load")?;
+        let (name, model) = named(config, model).with_operation("load")?;
         let load = async {
-            let backend = factory.load(name, model, progress).await?;
+            let factories = {
+                let (registry, name, model) = (self.clone(), name.to_owned(), model.clone());
+                blocking("the choice of a backend", move || registry.choose(&name, &model)).await?
+            };
+            let backend = load_first(&factories, name, model, progress).await?;
             let layer = ContextLayer::new(backend, model.context_policy.clone())?;
             let layer = layer.with_max_tokens(config.with_defaults(model).max_tokens);
             Ok::<Arc<dyn LlmBackend>, Error>(Arc::new(layer))
@@ -273,38 +339,123 @@ impl Registry {
     /// # Errors
     /// As [`load`](Self::load), and [`Unsupported`](crate::ErrorKind::Unsupported) where the backend makes no plans.
     pub fn plan(&self, config: &Config, model: Option<&str>) -> Result<MemoryPlan> {
-        let (name, model, factory) = self.find(config, model).with_operation("plan")?;
-        factory.plan(name, model).with("model", name).with_operation("plan")
+        let (name, model) = named(config, model).with_operation("plan")?;
+        let plan = self.choose(name, model).and_then(|factories| factories[0].plan(name, model));
+        plan.with("model", name).with_operation("plan")
     }
 
-    fn find<'a>(
+    /// How well each backend suits a model of a configuration, or why it cannot run it, in the order in which they are chosen.
+    /// Blocks while it looks at the files.
+    ///
+    /// # Errors
+    /// For an unknown model.
+    pub fn suitability(
         &self,
-        config: &'a Config,
+        config: &Config,
         model: Option<&str>,
-    ) -> Result<(&'a str, &'a ModelConfig, &Arc<dyn BackendFactory>)> {
-        let (name, model) = config.model(model)?;
-        model.validate(name)?;
-        let factory = self.factory(&model.backend)?;
-        if model.memory_limit.is_some() && !factory.keeps_memory_limit() {
-            let able: Vec<&str> =
-                self.factories.values().filter(|f| f.keeps_memory_limit()).map(|f| f.name()).collect();
-            let able = if able.is_empty() { "none that is compiled in".to_owned() } else { able.join(", ") };
-            return Err(Error::unsupported(format!(
-                "models.{name}.memory_limit: backend `{}` cannot keep a limit; backends that can: {able}",
-                model.backend
-            )));
+    ) -> Result<Vec<(&'static str, Result<Suitability>)>> {
+        let (_, model) = named(config, model).with_operation("suitability")?;
+        Ok(self.judgements(model))
+    }
+
+    /// All but `echo`, which is for tests, the best first.
+    fn judgements(&self, model: &ModelConfig) -> Vec<(&'static str, Result<Suitability>)> {
+        let factories = self.factories.values().filter(|factory| factory.name() != EchoFactory.name());
+        let mut all: Vec<_> = factories.map(|factory| (factory.name(), factory.suitability(model))).collect();
+        // Stable: equals keep the order of their names.
+        all.sort_by_key(|(_, judgement)| std::cmp::Reverse(judgement.as_ref().ok().copied()));
+        all
+    }
+
+    /// The backend that is named, or those that suit the model, the best first; at least one.
+    fn choose(&self, name: &str, model: &ModelConfig) -> Result<Vec<Arc<dyn BackendFactory>>> {
+        let keeps_limit =
+            |factory: &Arc<dyn BackendFactory>| model.memory_limit.is_none() || factory.keeps_memory_limit();
+        if model.backend != AUTO {
+            let factory = self.factory(&model.backend)?;
+            if !keeps_limit(factory) {
+                let message = format!("backend `{}` cannot keep a limit", model.backend);
+                return Err(self.no_limit(name, &message));
+            }
+            return Ok(vec![Arc::clone(factory)]);
         }
-        Ok((name, model, factory))
+        if let Some(path) = &model.path
+            && let Err(error) = std::fs::metadata(path)
+        {
+            return Err(Error::io(path, error));
+        }
+        let (mut able, mut refusals) = (Vec::new(), Vec::new());
+        for (backend, judgement) in self.judgements(model) {
+            match judgement {
+                Ok(_) => able.push(Arc::clone(self.factory(backend)?)),
+                Err(error) => refusals.push((backend, error)),
+            }
+        }
+        if able.is_empty() {
+            return Err(none_suits(refusals));
+        }
+        able.retain(keeps_limit);
+        if able.is_empty() {
+            return Err(self.no_limit(name, "no backend that runs the model can keep a limit"));
+        }
+        Ok(able)
+    }
+
+    fn no_limit(&self, name: &str, message: &str) -> Error {
+        let able: Vec<&str> =
+            self.factories.values().filter(|f| f.keeps_memory_limit()).map(|f| f.name()).collect();
+        let able = if able.is_empty() { "none that is compiled in".to_owned() } else { able.join(", ") };
+        Error::unsupported(format!("models.{name}.memory_limit: {message}; backends that can: {able}"))
     }
 
     fn factory(&self, name: &str) -> Result<&Arc<dyn BackendFactory>> {
         self.factories.get(name).ok_or_else(|| {
-            let known: Vec<&str> = self.factories.keys().copied().collect();
+            let known: Vec<&str> = [AUTO].into_iter().chain(self.factories.keys().copied()).collect();
             let mut message = format!("unknown backend `{name}`; compiled in: {}", known.join(", "));
             suggest(&mut message, name, known.into_iter());
             Error::invalid_config(message)
         })
     }
+}
+
+/// The model that is meant, with its configuration checked.
+fn named<'a>(config: &'a Config, model: Option<&str>) -> Result<(&'a str, &'a ModelConfig)> {
+    let (name, model) = config.model(model)?;
+    model.validate(name)?;
+    Ok((name, model))
+}
+
+/// Loads with the first factory that can. One that finds something in the model that it does not implement gives way to the
+/// next; where none can, its error is the one that counts.
+async fn load_first(
+    factories: &[Arc<dyn BackendFactory>],
+    name: &str,
+    model: &ModelConfig,
+    progress: Progress,
+) -> Result<Arc<dyn LlmBackend>> {
+    let mut first = None;
+    for factory in factories {
+        match factory.load(name, model, progress.clone()).await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                first.get_or_insert(error);
+            }
+            result => return result,
+        }
+    }
+    Err(first.unwrap_or_else(|| none_suits(Vec::new())))
+}
+
+/// The error for a model that no backend suits, each of which has said why.
+fn none_suits(mut refusals: Vec<(&'static str, Error)>) -> Error {
+    if refusals.len() < 2 {
+        let none = || Error::unsupported("no backend that chooses its models by their files is compiled in");
+        return refusals.pop().map_or_else(none, |(_, error)| error);
+    }
+    let kind = refusals[0].1.kind();
+    let is_shared = refusals.iter().all(|(_, reason)| reason.kind() == kind);
+    let kind = if is_shared { kind } else { ErrorKind::Unsupported };
+    let error = Error::new(kind, "none of the backends that are compiled in runs the model");
+    refusals.iter().fold(error, |error, (backend, reason)| error.with(backend, reason))
 }
 
 impl Default for Registry {

@@ -32,6 +32,7 @@
 //! # Features
 //!
 //! * `candle` (default): the engine in pure Rust, for checkpoints in safetensors and GGUF.
+//! * `dense`: dense models on `candle`, by candle-transformers: Qwen2, Gemma 2 and 3, Phi 3, and quantised GGUF files.
 //! * `llama-cpp`: llama.cpp, for ternary checkpoints and for all GGUF models that it knows. Building it takes CMake, a C++
 //!   compiler and libclang.
 //! * `onnx`: ONNX Runtime, whose native library is loaded at run time, for decoders in .onnx files.
@@ -107,6 +108,29 @@ pub async fn load_with_progress(
 /// As [`Registry::plan`].
 pub fn plan(config: &Config, model: Option<&str>) -> Result<MemoryPlan> {
     registry().plan(config, model)
+}
+
+/// How well each backend that is compiled in suits a model of a configuration, or why it cannot run it, in the order in which
+/// `backend = "auto"` chooses. Blocks while it looks at the files.
+///
+/// # Errors
+/// For an unknown model.
+pub fn suitability(
+    config: &Config,
+    model: Option<&str>,
+) -> Result<Vec<(&'static str, Result<registry::Suitability>)>> {
+    registry().suitability(config, model)
+}
+
+/// The backends of this project that are not compiled in. Each is a feature of the same name.
+pub fn missing_backends() -> impl Iterator<Item = &'static str> {
+    let all = [
+        ("candle", cfg!(feature = "candle")),
+        ("llama-cpp", cfg!(feature = "llama-cpp")),
+        ("onnx", cfg!(feature = "onnx")),
+        ("openai", cfg!(feature = "openai")),
+    ];
+    all.into_iter().filter_map(|(name, is_compiled_in)| (!is_compiled_in).then_some(name))
 }
 
 /// Reads a configuration file (TOML, JSON or YAML), with the overrides of the environment, and loads its default model.

@@ -8,7 +8,7 @@
 //! default_model = "bitnet"
 //!
 //! [models.bitnet]
-//! backend = "candle"
+//! backend = "candle"                   # left out: the one that suits the files
 //! path = "models/bitnet-b1.58-2B-4T"   # relative to this file
 //! context_length = 4096
 //!
@@ -54,6 +54,9 @@ use crate::{
 
 pub use host::{LayersConfig, LimitConfig, ReloadConfig, ReloadMode, RetryConfig, TimeoutConfig};
 
+/// The `backend` of a model for which the backend is chosen by what its files are, among those that are compiled in.
+pub const AUTO: &str = "auto";
+
 /// No configuration is larger than this, and a file that is was named by mistake.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -81,7 +84,7 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ModelConfig {
-    /// The backend that runs it, such as `candle`.
+    /// The backend that runs it, such as `candle`. `auto`: the one that suits its files best.
     pub backend: String,
     /// The checkpoint's folder or file. A relative path is relative to the configuration file's folder.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -146,7 +149,7 @@ pub struct ModelConfig {
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
-            backend: "candle".to_owned(),
+            backend: AUTO.to_owned(),
             path: None,
             threads: None,
             context_length: None,

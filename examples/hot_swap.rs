@@ -8,6 +8,8 @@
 //! $ cargo run --release -p ternion --features llama-cpp,onnx --example hot_swap
 //! ```
 //!
+//! With the feature `dense` a dense model takes its turn, and with `openai` a remote one, if `HOT_SWAP_URL` is the address of a server.
+//!
 //! An engine that cannot be loaded, as ONNX Runtime where its library is not installed, shows the other side: the error is
 //! told, and the old model goes on.
 
@@ -70,11 +72,14 @@ struct Seen {
     failures: Vec<String>,
 }
 
-/// The engines that are compiled in, each with the checkpoint in a format of its own.
-fn formats(folder: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny-packed");
+/// What goes into the configuration for each engine that is compiled in: the checkpoint in a format of its own, a dense model
+/// beside it, and a remote model where `HOT_SWAP_URL` names a server.
+fn models(folder: &Path) -> Result<Vec<String>> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    let source = fixtures.join("tiny-packed");
     let checkpoint = Checkpoint::open(&source)?;
-    let mut formats = vec![("candle", source)];
+    let local = |engine: &str, path: &Path| format!("backend = \"{engine}\"\npath = '{}'\n", path.display());
+    let mut models = vec![local("candle", &source)];
     let wanted = [
         (cfg!(feature = "llama-cpp"), "llama-cpp", Target::GgufI2s, "model.gguf"),
         (cfg!(feature = "onnx"), "onnx", Target::Onnx, "model-onnx"),
@@ -83,22 +88,28 @@ fn formats(folder: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
         let out = folder.join(name);
         convert(&checkpoint, &out, &Options::new(target), &mut |_, _| {})?;
         println!("converted to {target} for {engine}");
-        formats.push((engine, out));
+        models.push(local(engine, &out));
     }
-    if formats.len() == 1 {
+    if cfg!(feature = "dense") {
+        models.push(local("auto", &fixtures.join("dense/qwen2")));
+    }
+    if cfg!(feature = "openai")
+        && let Ok(url) = std::env::var("HOT_SWAP_URL")
+    {
+        models.push(format!("backend = \"openai\"\noptions.url = \"{url}\"\n"));
+    }
+    if models.len() == 1 {
         // One engine can still be swapped for itself, with another format.
         let out = folder.join("model.gguf");
         convert(&checkpoint, &out, &Options::new(Target::GgufI2s), &mut |_, _| {})?;
-        formats.push(("candle", out));
+        models.push(local("candle", &out));
     }
-    Ok(formats)
+    Ok(models)
 }
 
-fn write(file: &Path, engine: &str, path: &Path) -> std::io::Result<()> {
-    let text = format!(
-        "reload.poll_ms = 50\n\n[models.chat]\nbackend = \"{engine}\"\npath = '{}'\ncontext_length = 256\n",
-        path.display()
-    );
+fn write(file: &Path, model: &str) -> std::io::Result<()> {
+    let context = if model.contains("path") { "context_length = 128\n" } else { "" };
+    let text = format!("reload.poll_ms = 50\n\n[models.chat]\n{context}{model}");
     // In one piece, so that nobody sees half of it; the watcher would wait for the rest, though.
     let new = file.with_extension("new");
     std::fs::write(&new, text)?;
@@ -108,9 +119,9 @@ fn write(file: &Path, engine: &str, path: &Path) -> std::io::Result<()> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
-    let formats = formats(folder.path())?;
+    let all = models(folder.path())?;
     let file = folder.path().join("host.toml");
-    write(&file, formats[0].0, &formats[0].1)?;
+    write(&file, &all[0])?;
 
     let models = Models::load_file(&file).await?;
     let model: Arc<dyn LlmBackend> = Arc::new(models.get("chat").await?);
@@ -120,10 +131,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let clients: Vec<_> =
         (0..CLIENTS).map(|_| tokio::spawn(client(Arc::clone(&model), Arc::clone(&log)))).collect();
 
-    for (engine, path) in formats.iter().cycle().skip(1).take(ROUNDS * formats.len()) {
+    for wanted in all.iter().cycle().skip(1).take(ROUNDS * all.len()) {
         tokio::time::sleep(Duration::from_millis(300)).await; // some answers by the present one
         let wrote = Instant::now();
-        write(&file, engine, path)?;
+        write(&file, wanted)?;
         loop {
             let event = events.recv().await?;
             println!("{:>5} ms  {event}", wrote.elapsed().as_millis());

@@ -7,11 +7,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use ternion::config::ModelConfig;
 use ternion::engine::kv::KvType;
-use ternion::formats::{Checkpoint, ModelSpec, Report, RopeScaling, ScaleUse, gguf_file};
+use ternion::formats::{
+    Checkpoint, ModelSpec, RawCheckpoint, Recognised, Report, RopeScaling, ScaleUse, gguf_file,
+};
 use ternion::{ErrorKind, MemoryPlan};
 use ternion_kernels::ActivationType;
 
-use super::{blocking, overview};
+use super::backends::Backends;
+use super::{blocking, overview, safetensors};
 use crate::App;
 use crate::args::InspectArgs;
 use crate::failure::Outcome;
@@ -22,6 +25,7 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
     let selected = Selected::for_engine(&args.engine)?;
     let path = selected.path()?;
     // Before the checkpoint is opened, whose pages would count as memory that is taken already.
+    let backends = blocking(app, || Backends::of(&selected))?;
     let plan = blocking(app, || ternion::plan(&selected.config, Some(&selected.name)));
     if let Err(error) = &plan
         && error.kind() == ErrorKind::ResourceExhausted
@@ -30,14 +34,25 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
     }
     let bar = app.output.bytes("read");
     let facts = selected.facts()?;
+    // Weights that would be decoded are not decoded only to be shown.
+    if facts.recognise(path).is_ok_and(|how| how == Recognised::Decoded)
+        && let Some(file) = gguf_file(path)?
+    {
+        return overview::show(app, &file, None, &backends, args.tensors);
+    }
     let checkpoint = blocking(app, || facts.open(path, &mut |done, total| bar.set(done, total)));
     bar.clear();
     let checkpoint = match checkpoint {
-        // Any GGUF file can be shown, whoever runs it.
-        Err(error) if error.kind() == ErrorKind::Unsupported => match gguf_file(path)? {
-            Some(file) => return overview::show(app, &file, &error, args.tensors),
-            None => return Err(error.into()),
-        },
+        // Any GGUF file and any safetensors can be shown, whoever runs it.
+        Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NotFound) => {
+            if let Some(file) = gguf_file(path)? {
+                return overview::show(app, &file, Some(&error), &backends, args.tensors);
+            }
+            return match RawCheckpoint::open(path) {
+                Ok(checkpoint) => safetensors::show(app, &checkpoint, &error, &backends, args.tensors),
+                Err(_) => Err(error.into()),
+            };
+        }
         result => result?,
     };
     let report = checkpoint.report();
@@ -54,10 +69,12 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
             &tokenizer,
             &warnings,
             plan.ok().as_ref(),
+            &backends,
         ));
     }
-    app.output
-        .line(as_text(&checkpoint, &report, (kv_type, activations), args.tensors, &tokenizer).trim_end())?;
+    app.output.line(
+        as_text(&checkpoint, &report, (kv_type, activations), args.tensors, &tokenizer, &backends).trim_end(),
+    )?;
     app.output.line(&match plan {
         Ok(plan) => format!("\n{}", memory_table(&plan)),
         Err(error) => format!("\nmemory       no plan: {error}"),
@@ -126,6 +143,7 @@ fn as_text(
     (kv_type, activations): (KvType, ActivationType),
     all: bool,
     tokenizer: &Value,
+    backends: &Backends,
 ) -> String {
     let spec = &checkpoint.spec;
     let mut text = String::new();
@@ -203,6 +221,9 @@ fn as_text(
             bytes(of(KvType::Int8)),
         ),
     );
+    for (key, value) in backends.rows(None) {
+        row(&key, value);
+    }
     for assumption in &checkpoint.assumptions {
         row("assumed", assumption.clone());
     }
@@ -262,6 +283,7 @@ fn as_json(
     tokenizer: &Value,
     warnings: &[String],
     plan: Option<&MemoryPlan>,
+    backends: &Backends,
 ) -> Value {
     let spec = &checkpoint.spec;
     let groups: Vec<Value> = groups(report)
@@ -313,6 +335,7 @@ fn as_json(
             "plan": plan,
             "planned_bytes": plan.map(MemoryPlan::total),
         },
+        "backends": backends.json(),
         "groups": groups,
         "tensors": all.then_some(&report.tensors),
         "assumptions": checkpoint.assumptions,

@@ -1,6 +1,7 @@
 //! One file for each subcommand, and what several of them do alike: loading a model.
 
 pub(crate) mod answer;
+mod backends;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod chunk;
@@ -16,6 +17,7 @@ pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod long;
 mod overview;
+mod safetensors;
 pub(crate) mod schema;
 pub(crate) mod serve;
 pub(crate) mod synth;

@@ -7,19 +7,21 @@ use serde_json::json;
 use ternion::Error;
 use ternion::formats::gguf::{File, Overview};
 
+use super::backends::Backends;
 use super::inspect::millions;
 use crate::App;
 use crate::failure::Outcome;
 use crate::output::bytes;
 
-/// Shows the file, and why each engine can or cannot run it. `error` is the reason of Ternion's reader.
-pub(super) fn show(app: &App, path: &Path, error: &Error, all: bool) -> Outcome {
+/// Shows the file, and why each engine can or cannot run it. `error` is why Ternion's reader does not take it.
+pub(super) fn show(app: &App, path: &Path, error: Option<&Error>, backends: &Backends, all: bool) -> Outcome {
     let file = File::open(path)?.joined()?;
     let overview = Overview::of(&file);
     if app.output.json {
         let mut facts = json!(overview);
         facts["path"] = json!(path.to_string_lossy());
-        facts["candle_error"] = json!(error.to_string());
+        facts["candle_error"] = json!(error.map(Error::to_string));
+        facts["backends"] = backends.json();
         if all {
             let tensors = file.tensors().iter().map(|tensor| {
                 json!({"name": tensor.name, "type": tensor.kind.to_string(), "dims": tensor.dims, "bytes": tensor.bytes})
@@ -28,10 +30,10 @@ pub(super) fn show(app: &App, path: &Path, error: &Error, all: bool) -> Outcome 
         }
         return app.output.object(&facts);
     }
-    app.output.line(as_text(&overview, &file, error, all).trim_end())
+    app.output.line(as_text(&overview, &file, backends, all).trim_end())
 }
 
-fn as_text(overview: &Overview, file: &File, error: &Error, all: bool) -> String {
+fn as_text(overview: &Overview, file: &File, backends: &Backends, all: bool) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let mut row = |key: &str, value: &str| {
@@ -59,17 +61,8 @@ fn as_text(overview: &Overview, file: &File, error: &Error, all: bool) -> String
     let pre = overview.pre_tokenizer.as_ref().map(|pre| format!(", pre-tokenizer {pre}")).unwrap_or_default();
     let template = if overview.chat_template { "with a chat template" } else { "no chat template" };
     row("tokenizer", &format!("{}{pre}, {template}", named(&overview.tokenizer)));
-    row(
-        "runs with",
-        if overview.llama_cpp_error.is_none() {
-            "the backend llama-cpp (cargo feature `llama-cpp`)"
-        } else {
-            "none"
-        },
-    );
-    row("candle", &format!("no: {error}"));
-    if let Some(error) = &overview.llama_cpp_error {
-        row("llama-cpp", &format!("no: {error}"));
+    for (key, value) in backends.rows(Some(overview)) {
+        row(&key, &value);
     }
     text.push('\n');
     for kind in &overview.types {

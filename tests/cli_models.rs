@@ -379,7 +379,11 @@ fn any_gguf_file_can_be_inspected() {
         "architecture qwen2",
         "context      128 tokens",
         "tokenizer    gpt2, pre-tokenizer llama-bpe",
-        "runs with    the backend llama-cpp (cargo feature `llama-cpp`)",
+        if cfg!(feature = "llama-cpp") {
+            "runs with    llama-cpp"
+        } else {
+            "runs with    the backend llama-cpp (cargo feature `llama-cpp`)"
+        },
         "7 TQ2_0",
         "qwen2.block_count",
         "blk.0.attn_q_norm.weight",
@@ -390,7 +394,8 @@ fn any_gguf_file_can_be_inspected() {
     assert_eq!((&facts["architecture"], &facts["context_length"]), (&json!("qwen2"), &json!(128)));
     assert_eq!(facts["llama_cpp_error"], Value::Null);
     assert!(facts["candle_error"].as_str().unwrap().contains("not supported"), "{facts}");
-    failure(ternion(&["generate", "hi", "--model", &path]), 3, &["qwen2", "`llama-cpp`", "cargo feature"]);
+    let generate = ["generate", "hi", "--backend", "candle", "--model", &path];
+    failure(ternion(&generate), 3, &["qwen2", "`llama-cpp`", "cargo feature"]);
 
     // With a tensor of a type that nobody knows.
     let folder = tempfile::tempdir().unwrap();

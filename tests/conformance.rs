@@ -23,7 +23,6 @@ use ternion::{
     config::{Config, ModelConfig},
 };
 use ternion_conformance::{Reference, Row, Suite};
-#[cfg(any(feature = "llama-cpp", feature = "onnx"))]
 use ternion_test_support::fixture;
 
 const CONTEXT: usize = 256;
@@ -93,9 +92,24 @@ fn main() -> ExitCode {
     for name in ["nano-packed", "llama-ternary"] {
         suite = engines(suite, name, folder.path());
     }
+    #[cfg(feature = "dense")]
+    {
+        suite = dense(suite);
+    }
     let code = suite.run();
     drop(folder); // Models may have read what is in it until now.
     code
+}
+
+/// candle-transformers: a model whose clones are sequences, and one of a single sequence.
+#[cfg(feature = "dense")]
+fn dense(mut suite: Suite) -> Suite {
+    for (name, file, sequences) in [("dense", "qwen2", SEQUENCES), ("quantised", "qwen2/q8_0.gguf", 1)] {
+        let mut config = config("candle", Some(&fixture("dense").join(file)));
+        (config.context_length, config.max_sequences) = (Some(128), Some(sequences));
+        suite = with(suite, &format!("{name}-qwen2::candle"), &[], config);
+    }
+    suite
 }
 
 /// All engines that are compiled in, on one checkpoint. What they need of it in other formats is put into `folder`.

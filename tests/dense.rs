@@ -264,3 +264,59 @@ async fn settings_that_a_dense_model_does_not_have_are_refused() {
     refused(|c| drop(c.options.insert("activation".to_owned(), "relu2".into())), "options.activation").await;
     refused(|c| c.memory_limit = Some("1GB".parse().unwrap()), "memory_limit").await;
 }
+
+/// The backends that run a model, the best first.
+fn chosen(path: &Path, change: impl FnOnce(&mut ModelConfig)) -> Vec<&'static str> {
+    let mut config = ModelConfig::for_path(path);
+    change(&mut config);
+    let all = ternion::suitability(&Config::single("model", config), None).unwrap();
+    all.into_iter().filter_map(|(name, judgement)| judgement.is_ok().then_some(name)).collect()
+}
+
+#[test]
+fn the_backend_is_chosen_by_what_the_files_are() {
+    let folder = tempfile::tempdir().unwrap();
+    // An Ollama blob, and a folder with a GGUF file beside an adapter.
+    let blob = folder.path().join("sha256-1f");
+    std::fs::copy(fixture("dense/llama/q8_0.gguf"), &blob).unwrap();
+    let mixed = folder.path().join("mixed");
+    std::fs::create_dir(&mixed).unwrap();
+    std::fs::copy(&blob, mixed.join("weights.gguf")).unwrap();
+    std::fs::copy(fixture("dense/qwen3/model.safetensors"), mixed.join("adapter_model.safetensors")).unwrap();
+    let is_compiled_in = |name: &&str| !ternion::missing_backends().any(|missing| missing == *name);
+    for (path, expected) in [
+        (fixture("nano-packed"), &["candle", "llama-cpp"][..]),
+        (fixture("gguf-ternary/qwen3.gguf"), &["candle", "llama-cpp"]),
+        (fixture("gguf-llama/model.gguf"), &["candle", "llama-cpp"]),
+        (fixture("dense/mistral"), &["candle", "llama-cpp"]),
+        (fixture("dense/qwen2"), &["candle"]),
+        (fixture("dense/qwen2/q8_0.gguf"), &["llama-cpp", "candle"]),
+        (blob, &["llama-cpp", "candle"]),
+        (mixed, &["llama-cpp", "candle"]),
+        (fixture("onnx/plain-f32"), &["onnx"]),
+    ] {
+        let expected: Vec<&str> = expected.iter().copied().filter(is_compiled_in).collect();
+        assert_eq!(chosen(&path, |_| {}), expected, "{}", path.display());
+    }
+    let limited = chosen(&fixture("nano-packed"), |config| {
+        config.options.insert("kv_type".to_owned(), "int8".into());
+    });
+    assert_eq!(limited, ["candle"], "llama.cpp has no such type");
+}
+
+#[tokio::test]
+async fn the_default_loads_with_the_backend_that_it_chose() {
+    let open = async |name: &str| ternion::open(fixture("dense").join(name)).await.unwrap();
+    assert_eq!(open("gemma2").await.info().backend, "candle");
+    let quantised = open("llama/q8_0.gguf").await.info().backend.clone();
+    assert_eq!(quantised, if cfg!(feature = "llama-cpp") { "llama-cpp" } else { "candle" });
+
+    let folder = tempfile::tempdir().unwrap();
+    let unknown = folder.path().join("model");
+    std::fs::create_dir(&unknown).unwrap();
+    std::fs::copy(fixture("dense/llama/model.safetensors"), unknown.join("model.safetensors")).unwrap();
+    std::fs::write(unknown.join("config.json"), r#"{"model_type": "gpt2"}"#).unwrap();
+    let error = ternion::open(&unknown).await.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("`model_type` is `gpt2`"), "{error}");
+}

@@ -145,7 +145,7 @@ impl CheckpointArgs {
 pub(crate) struct EngineArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The engine.
+    /// The engine; `auto` is the one that suits the files best.
     #[arg(long)]
     pub(crate) backend: Option<String>,
     /// Threads to compute with.

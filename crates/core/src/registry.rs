@@ -410,9 +410,9 @@ impl Registry {
 
     fn factory(&self, name: &str) -> Result<&Arc<dyn BackendFactory>> {
         self.factories.get(name).ok_or_else(|| {
-            let known: Vec<&str> = [AUTO].into_iter().chain(self.factories.keys().copied()).collect();
+            let known: Vec<&str> = self.factories.keys().copied().collect();
             let mut message = format!("unknown backend `{name}`; compiled in: {}", known.join(", "));
-            suggest(&mut message, name, known.into_iter());
+            suggest(&mut message, name, known.into_iter().chain([AUTO]));
             Error::invalid_config(message)
         })
     }

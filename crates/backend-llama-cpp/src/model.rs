@@ -215,6 +215,10 @@ impl CausalLm for LlamaCpp {
         self.prefill_chunk
     }
 
+    fn can_truncate(&self) -> bool {
+        self.can_cut
+    }
+
     fn new_sequence(&mut self) -> Result<SequenceId> {
         let id = self.free_id()?;
         self.lengths[id as usize] = Some(0);

@@ -258,6 +258,20 @@ impl Model {
         }
     }
 
+    /// Whether all norms and biases are finite.
+    fn check_vectors(&self) -> Result<()> {
+        for tensor in self.file.tensors().iter().filter(|tensor| tensor.dims.len() == 1) {
+            let mut values = vec![0.0; tensor.dims[0] as usize];
+            gguf::decode(tensor.kind, &self.file.data(tensor), &mut values)?;
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(Error::invalid_model("a value is infinite or not a number, expected finite numbers")
+                    .with("tensor", &tensor.name)
+                    .with("file", self.file.path().display()));
+            }
+        }
+        Ok(())
+    }
+
     /// The type of the projections, for people.
     pub(super) fn kind(&self) -> String {
         let projection =
@@ -286,6 +300,7 @@ impl Model {
         if self.architecture == Architecture::Gemma3 {
             return self.load_gemma3(context, progress);
         }
+        self.check_vectors()?;
         let mut parts = self.parts(context);
         let device = Device::Cpu;
         let failed = |e| {

@@ -74,10 +74,7 @@ impl Sequence {
 }
 
 impl DenseLm {
-    /// A model of new sequences of `network`, which has not been fed.
-    ///
-    /// # Errors
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig) where it can have one sequence and `max_sequences` asks for more.
+    /// A model whose sequences are made of `network`, which has not been fed.
     pub(super) fn new(network: Box<dyn Network>, sizes: Sizes) -> Self {
         let can_fork = network.fork().is_some();
         Self { source: Some(network), can_fork, sequences: BTreeMap::new(), next: 0, sizes }
@@ -161,10 +158,15 @@ impl CausalLm for DenseLm {
     }
 
     fn truncate(&mut self, sequence: SequenceId, length: usize) -> Result<()> {
-        if length >= self.len(sequence) {
-            return Ok(());
+        match self.sequences.get_mut(&sequence) {
+            Some(s) if length == 0 => s.restore(0),
+            Some(s) if length < s.tokens.len() => {
+                let message = "the model cannot forget a part of its tokens";
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+            _ => {}
         }
-        Err(Error::new(ErrorKind::Unsupported, "the model cannot forget a part of its tokens"))
+        Ok(())
     }
 
     fn fork(&mut self, sequence: SequenceId, length: usize) -> Result<SequenceId> {

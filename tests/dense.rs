@@ -69,6 +69,7 @@ async fn greedy(model: &dyn LlmBackend, prompt: &[u32], count: usize) -> Complet
 
 fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
+    assert!(found.iter().all(|logit| logit.is_finite()));
     found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 

@@ -264,9 +264,11 @@ impl Model {
             let mut values = vec![0.0; tensor.dims[0] as usize];
             gguf::decode(tensor.kind, &self.file.data(tensor), &mut values)?;
             if values.iter().any(|value| !value.is_finite()) {
-                return Err(Error::invalid_model("a value is infinite or not a number, expected finite numbers")
-                    .with("tensor", &tensor.name)
-                    .with("file", self.file.path().display()));
+                return Err(Error::invalid_model(
+                    "a value is infinite or not a number, expected finite numbers",
+                )
+                .with("tensor", &tensor.name)
+                .with("file", self.file.path().display()));
             }
         }
         Ok(())

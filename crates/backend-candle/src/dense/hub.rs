@@ -268,7 +268,7 @@ pub(super) fn gemma3_network(
     weights: VarBuilder<'_>,
 ) -> candle_core::Result<Box<dyn Network>> {
     let model = gemma3::Model::new(false, config, weights)?;
-    Ok(Box::new(Gemma3 { model, window: config.sliding_window, is_empty: true }))
+    Ok(Box::new(Gemma3 { model, is_empty: true }))
 }
 
 /// candle's models scale queries by the width of a head, which is not what the largest Gemmas do.

@@ -52,11 +52,10 @@ shared!(gemma2::Model);
 shared!(phi3::Model);
 shared!(quantized_llama::ModelWeights);
 
-/// Gemma 3, whose caches are written in place, and whose masks are wrong once its window is full: from there on it takes one
-/// token at a time, for which it needs none.
+/// Gemma 3, whose caches are written in place and take one token at a time: several at once are not laid out as its cache for
+/// layers without a window needs them.
 pub(super) struct Gemma3 {
     pub(super) model: gemma3::Model,
-    pub(super) window: usize,
     pub(super) is_empty: bool,
 }
 
@@ -72,12 +71,12 @@ impl Network for Gemma3 {
     }
 
     fn fork(&self) -> Option<Box<dyn Network>> {
-        let copy = || Self { model: self.model.clone(), window: self.window, is_empty: true };
+        let copy = || Self { model: self.model.clone(), is_empty: true };
         self.is_empty.then(|| Box::new(copy()) as Box<dyn Network>)
     }
 
-    fn most(&self, past: usize) -> usize {
-        self.window.saturating_sub(past).max(1)
+    fn most(&self, _past: usize) -> usize {
+        1
     }
 }
 

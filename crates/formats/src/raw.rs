@@ -33,8 +33,10 @@ pub struct RawCheckpoint {
     pub sampling: SamplingDefaults,
     /// Tokens that end an answer; some may lie outside of the vocabulary.
     pub eos: Vec<u32>,
-    /// What the files leave open or contradict each other in, for people.
-    pub notes: Vec<String>,
+    /// Facts that no file states, and what they were concluded from.
+    pub assumptions: Vec<String>,
+    /// Contradictions in the files, and what they ask for that is not done.
+    pub warnings: Vec<String>,
     tensors: BTreeMap<String, RawTensor>,
 }
 
@@ -64,10 +66,9 @@ impl RawCheckpoint {
             Some(eos) => eos,
             None => config.token_ids("eos_token_id")?.unwrap_or_default(),
         };
-        let (mut assumptions, warnings) = notes.finish();
-        assumptions.extend(warnings);
+        let (assumptions, warnings) = notes.finish();
         let name = huggingface::name_of(path, &folder);
-        Ok(Self { config, architecture, name, folder, files, sampling, eos, notes: assumptions, tensors })
+        Ok(Self { config, architecture, name, folder, files, sampling, eos, assumptions, warnings, tensors })
     }
 
     /// The architecture of the checkpoint at `path`, without a look at its weights. `None` where there is none in this layout.

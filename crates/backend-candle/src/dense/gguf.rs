@@ -3,7 +3,10 @@
 //! candle gets metadata that is made here of checked values, and tensors whose names, shapes and types are those that the
 //! architecture has. A file with anything else, or of which candle's model would compute something wrong, is refused.
 
-use std::{collections::HashMap, ops::RangeInclusive};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::RangeInclusive,
+};
 
 use candle_core::{
     Device,
@@ -106,11 +109,9 @@ impl Model {
         let size = |part: &str, most: u64| file.required_integer(&key(part), 1..=most).map(|n| n as usize);
         let stated = |part: &str| file.integer(&key(part), 1..=MAX_WIDTH).map(|n| n.map(|n| n as usize));
         let refuse = |part: &str, needed: &str| {
-            Error::unsupported(format!(
-                "{}; candle's model needs {needed}",
-                file.invalid(&key(part), needed).message()
-            ))
-            .with("file", file.path().display())
+            let found = file.invalid(&key(part), needed);
+            Error::unsupported(format!("{}, which candle's model needs", found.message()))
+                .with("file", file.path().display())
         };
 
         let (hidden, heads) =
@@ -234,7 +235,7 @@ impl Model {
         let wrong = |name: &str, message: String| {
             Error::invalid_model(message).with("tensor", name).with("file", self.file.path().display())
         };
-        let mut known = std::collections::HashSet::new();
+        let mut known = HashSet::new();
         for (name, shape) in self.expected() {
             let tensor =
                 self.file.tensor(&name).ok_or_else(|| wrong(&name, "the tensor is missing".to_owned()))?;

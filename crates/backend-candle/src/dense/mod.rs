@@ -17,8 +17,7 @@ mod weights;
 use std::{path::Path, sync::Arc};
 
 use ternion_core::{
-    Error, LlmBackend, ModelInfo, Result, ResultExt, SamplingDefaults, config::ModelConfig,
-    registry::Progress, text::Tokenizer,
+    Error, LlmBackend, ModelInfo, Result, ResultExt, config::ModelConfig, registry::Progress, text::Tokenizer,
 };
 use ternion_engine::{Engine, EngineOptions};
 use ternion_formats::{RawCheckpoint, gguf::File, gguf_file};
@@ -112,8 +111,11 @@ pub(crate) fn load(
             (model.load(context, progress)?, eos)
         }
         Source::Hub(checkpoint, family, facts) => {
-            for note in &checkpoint.notes {
-                tracing::warn!(model = name, "{note}");
+            for assumption in &checkpoint.assumptions {
+                tracing::info!(model = name, "{assumption}");
+            }
+            for warning in &checkpoint.warnings {
+                tracing::warn!(model = name, "{warning}");
             }
             info.architecture.clone_from(&checkpoint.architecture);
             let stored = checkpoint.tensors().map(|(.., dtype, _)| dtype).next().unwrap_or_default();
@@ -121,11 +123,9 @@ pub(crate) fn load(
             info.parameters =
                 checkpoint.tensors().map(|(_, shape, ..)| shape.iter().product::<usize>() as u64).sum();
             info.weight_bytes = 4 * info.parameters;
-            info.defaults = SamplingDefaults::clone(&checkpoint.sampling);
-            (
-                hub::load(checkpoint, *family, *facts, context, progress).with("path", path.display())?,
-                checkpoint.eos.clone(),
-            )
+            info.defaults = checkpoint.sampling.clone();
+            let network = hub::load(checkpoint, *family, *facts, context, progress);
+            (network.with("path", path.display())?, checkpoint.eos.clone())
         }
     };
     let mut parts = options.checkpoint().tokenizer_parts(path)?;

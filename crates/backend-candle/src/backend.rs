@@ -62,7 +62,11 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     {
         return dense::load(name, config, model, progress);
     }
-    let Prepared { checkpoint, tokenizer, sizes } = prepare(name, config, progress, false)?;
+    let prepared = prepare(name, config, progress, false).map_err(|error| match &config.path {
+        Some(path) if error.kind() == ErrorKind::Unsupported => crate::with_feature(error, path),
+        _ => error,
+    });
+    let Prepared { checkpoint, tokenizer, sizes } = prepared?;
     let Sizes { options, plan, logits_bytes } = sizes;
     checkpoint.log_notes();
     let report = checkpoint.report();

@@ -1,19 +1,17 @@
 //! From the chunks of a response to the events of an answer: tokens, text up to a stop string, the end.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use ternion_core::{
     DoneEvent, Error, Event, FinishReason, PrefillEvent, Result, ServedBy, Timing, TokenEvent, Usage,
+    answer::AnswerParser,
     text::{IncrementalDecoder, StopMatcher},
 };
 
-use crate::wire::{Choice, Chunk, Delta, Seen, best};
-
-/// Tools that one answer may call. More are a server that is out of order.
-const MAX_CALLS: u64 = 1024;
+use crate::{
+    calls::Calls,
+    wire::{Choice, Chunk, Delta, Seen, best},
+};
 
 /// What is known of a request before its answer begins.
 pub(crate) struct Question {
@@ -31,6 +29,8 @@ pub(crate) struct Question {
     pub(crate) top_logprobs: usize,
     /// Where the text is made of the tokens on this side.
     pub(crate) decoder: Option<IncrementalDecoder>,
+    /// Tells thoughts and calls from text, where the server does not.
+    pub(crate) parser: AnswerParser,
     pub(crate) seed: Option<u64>,
     /// Whether the server's count of cached tokens is reported: without the capability there are none.
     pub(crate) prefix_reuse: bool,
@@ -49,31 +49,30 @@ pub(crate) struct Answer {
     usage: Usage,
     /// Whether the server counts.
     counted: bool,
-    thinking: bool,
-    calls: BTreeMap<u64, Call>,
+    /// Special tokens whose names are text to the parser.
+    tags: Vec<String>,
+    /// The stop strings within a thought that the server tells from the text.
+    stop_in_thought: StopMatcher,
+    calls: Calls,
     finish: Option<FinishReason>,
-}
-
-#[derive(Default)]
-struct Call {
-    name: String,
-    arguments: String,
 }
 
 impl Answer {
     pub(crate) fn new(mut question: Question) -> Self {
-        let stop = StopMatcher::new(std::mem::take(&mut question.stop));
+        let stops = std::mem::take(&mut question.stop);
+        let tags = question.parser.tags();
         let usage = Usage::new(question.prompt_tokens.unwrap_or(0), 0);
         Self {
             question,
-            stop,
+            stop: StopMatcher::new(stops.clone()),
             sent: None,
             first_token: None,
             seen: 0,
             usage,
             counted: false,
-            thinking: false,
-            calls: BTreeMap::new(),
+            tags,
+            stop_in_thought: StopMatcher::new(stops),
+            calls: Calls::default(),
             finish: None,
         }
     }
@@ -164,8 +163,10 @@ impl Answer {
             return Ok(Some(FinishReason::StopToken(seen.id)));
         }
         if let Some(decoder) = &mut question.decoder {
-            let name = if self.stop.has_stops() { decoder.special_name(seen.id) } else { None };
+            let wants_names = self.stop.has_stops() || !self.tags.is_empty();
+            let name = if wants_names { decoder.special_name(seen.id) } else { None };
             let found = match name {
+                Some(name) if self.tags.contains(&name) => self.stop.push(&name),
                 Some(name) => self.stop.push_hidden(&name),
                 None => self.stop.push(&decoder.push(seen.id)?),
             };
@@ -184,21 +185,31 @@ impl Answer {
     }
 
     fn found(&mut self, (text, stop): (String, Option<String>), events: &mut Vec<Event>) {
-        if !text.is_empty() {
-            events.push(Event::text(text));
-        }
+        events.extend(self.question.parser.push(&text));
         if let Some(stop) = stop {
             self.finish = Some(FinishReason::StopString(stop));
         }
     }
 
+    fn thought(&mut self, text: &str, events: &mut Vec<Event>) {
+        if text.is_empty() || self.finish.is_some() {
+            return;
+        }
+        self.begin(events);
+        let (certain, stop) = self.stop_in_thought.push(text);
+        events.extend(Some(certain).filter(|text| !text.is_empty()).map(Event::reasoning));
+        self.finish = stop.map(FinishReason::StopString);
+    }
+
+    /// What was held back of a thought, at its end.
+    fn end_thought(&mut self, events: &mut Vec<Event>) {
+        let held = self.stop_in_thought.finish();
+        events.extend(Some(held).filter(|text| !text.is_empty()).map(Event::reasoning));
+    }
+
     fn delta(&mut self, delta: &Delta, events: &mut Vec<Event>) -> Result<()> {
         if let Some(thought) = delta.reasoning() {
-            if !self.thinking {
-                self.thinking = true;
-                self.text("<think>\n", events);
-            }
-            self.text(thought, events);
+            self.thought(thought, events);
         }
         let content = delta.content();
         let said = [content.as_str(), delta.refusal.as_deref().unwrap_or_default()].concat();
@@ -206,36 +217,12 @@ impl Answer {
             self.end_thought(events);
             self.text(&said, events);
         }
-        let old = delta.function_call.as_ref().map(|call| (0, call));
-        let new = delta.tool_calls.iter().flatten();
-        let new = new.filter_map(|call| Some((call.index.unwrap_or(0), call.function.as_ref()?)));
-        for (index, call) in new.chain(old) {
-            if index >= MAX_CALLS {
-                return Err(Error::backend(format!("the server sends a tool call with the index {index}")));
-            }
-            let known = self.calls.entry(index).or_default();
-            known.name += call.name.as_deref().unwrap_or_default();
-            known.arguments += &call.arguments();
+        if delta.calls() && self.finish.is_none() {
+            self.end_thought(events);
+            self.begin(events);
+            self.calls.push(delta, events)?;
         }
         Ok(())
-    }
-
-    fn end_thought(&mut self, events: &mut Vec<Event>) {
-        if self.thinking {
-            self.thinking = false;
-            self.text("\n</think>\n\n", events);
-        }
-    }
-
-    /// The calls of tools, in the text form that models are trained on.
-    fn calls(&mut self, events: &mut Vec<Event>) {
-        for (_, call) in std::mem::take(&mut self.calls) {
-            let arguments = if call.arguments.is_empty() { "{}" } else { &call.arguments };
-            let name = serde_json::Value::from(call.name);
-            let call =
-                format!("<tool_call>\n{{\"name\": {name}, \"arguments\": {arguments}}}\n</tool_call>\n");
-            self.text(&call, events);
-        }
     }
 
     /// The first sign of an answer.
@@ -272,12 +259,9 @@ impl Answer {
         let Some(finish) = self.finish.take() else {
             return Err(Error::backend("the stream ended without a `finish_reason`"));
         };
-        // The last text may still hold a stop string.
         if !matches!(finish, FinishReason::StopString(_) | FinishReason::StopToken(_)) {
-            self.end_thought(events);
-            self.calls(events);
+            self.calls.finish(events)?;
         }
-        let finish = self.finish.take().unwrap_or(finish);
         Ok(self.done(finish, events))
     }
 
@@ -286,14 +270,18 @@ impl Answer {
         self.done(FinishReason::Cancelled, events)
     }
 
-    fn done(&mut self, finish: FinishReason, events: &mut Vec<Event>) -> Usage {
+    fn done(&mut self, mut finish: FinishReason, events: &mut Vec<Event>) -> Usage {
         if !matches!(finish, FinishReason::StopString(_)) {
+            self.end_thought(events);
             let rest = self.question.decoder.as_mut().and_then(|decoder| decoder.finish().ok());
             let (text, stop) = self.stop.push(&rest.unwrap_or_default());
             let text = if stop.is_none() { text + &self.stop.finish() } else { text };
-            if !text.is_empty() {
-                events.push(Event::text(text));
-            }
+            events.extend(self.question.parser.push(&text));
+        }
+        events.extend(self.question.parser.finish());
+        let called = !self.calls.is_empty() || self.question.parser.calls() > 0;
+        if finish == FinishReason::EndOfSequence && called {
+            finish = FinishReason::ToolCalls;
         }
         // What was seen is what the reader counts; the server may have gone on past a stop string.
         if self.seen > 0 {

@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 use async_trait::async_trait;
 use ternion_core::{
     Error, LlmBackend, ModelInfo, Result, ResultExt,
+    answer::{AnswerFormat, Reasoning, ToolFormat},
     blocking::blocking,
     config::ModelConfig,
     registry::{BackendFactory, Progress, Suitability},
@@ -69,9 +70,15 @@ impl BackendFactory for OpenAiFactory {
 async fn connect(name: &str, config: &ModelConfig) -> Result<Arc<dyn LlmBackend>> {
     let options: OpenAiOptions = config.parse_options()?;
     options.validate(config)?;
+    let (tool_format, reasoning) = (config.tool_format, config.reasoning.clone());
+    let answers = AnswerFormat::default().configured(tool_format, reasoning.as_ref());
     let (client, tokenizer, options) = blocking("the setup of the client", move || {
         let client = Client::new(&options)?;
-        let tokenizer = options.tokenizer.as_deref().map(tokenizer).transpose()?;
+        let mut tokenizer = options.tokenizer.as_deref().map(tokenizer).transpose()?;
+        if let Some(tokenizer) = &mut tokenizer {
+            tokenizer.configure_answers(tool_format, reasoning.as_ref());
+        }
+        let tokenizer = tokenizer.map(Arc::new);
         Ok((client, tokenizer, options))
     })
     .await?;
@@ -111,17 +118,18 @@ async fn connect(name: &str, config: &ModelConfig) -> Result<Arc<dyn LlmBackend>
         common,
         preparation,
         sampling: config.sampling.clone(),
+        answers,
         token_ids: options.token_ids,
     }))
 }
 
-fn tokenizer(folder: &Path) -> Result<Arc<Tokenizer>> {
+fn tokenizer(folder: &Path) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::from_parts(TokenizerParts::from_folder(folder)?)
         .map_err(|error| error.with("options.tokenizer", folder.display()))?;
     for warning in tokenizer.warnings() {
         tracing::warn!(folder = %folder.display(), "{warning}");
     }
-    Ok(Arc::new(tokenizer))
+    Ok(tokenizer)
 }
 
 /// A tokenizer of another model would give answers that look almost right.
@@ -188,6 +196,16 @@ fn describe(name: &str, config: &ModelConfig, facts: &Facts, preparation: &Prepa
     can.score = able.scoring != Scoring::None;
     // Of every kind of prompt that is taken.
     can.logprobs = [chat, able.completions].iter().all(|endpoint| endpoint.logprobs || !endpoint.works);
+    let answers = tokenizer.as_ref().and_then(|tokenizer| tokenizer.answer_format());
+    can.tool_calls =
+        if renders { answers.is_some_and(|answers| answers.tools != ToolFormat::None) } else { chat.works };
+    can.required_tool_calls = !renders && able.required_calls;
+    can.reasoning = if renders {
+        answers.is_some_and(|answers| answers.reasoning.is_some())
+    } else {
+        config.reasoning.as_ref().is_some_and(|reasoning| *reasoning != Reasoning::Off)
+            || !matches!(facts.dialect, Dialect::OpenAi | Dialect::Auto)
+    };
     can.seed = able.seed;
     can.prefix_reuse = able.prefix_reuse;
     Ok(info)

@@ -87,6 +87,12 @@ pub(crate) fn generation(common: &Common, input: &Input, wanted: &Wanted<'_>) ->
         }
         body.insert("stop_token_ids".into(), json!(wanted.params.stop_tokens));
     }
+    if let Some(budget) = wanted.params.reasoning_budget {
+        if !matches!(dialect, Dialect::Vllm | Dialect::Ternion) {
+            return Err(unable("reasoning_budget", dialect));
+        }
+        body.insert("thinking_token_budget".into(), budget.into());
+    }
     if let Input::Chat(_) = input {
         chat(&mut body, dialect, &wanted.params.chat)?;
     }
@@ -196,6 +202,9 @@ fn chat(body: &mut Map<String, Value>, dialect: Dialect, options: &ChatOptions) 
         body.insert("tools".into(), json!(options.tools));
         if options.tool_choice != ToolChoice::Auto {
             body.insert("tool_choice".into(), json!(options.tool_choice));
+        }
+        if !options.parallel_tool_calls {
+            body.insert("parallel_tool_calls".into(), false.into());
         }
     }
     let extended = dialect != Dialect::OpenAi;

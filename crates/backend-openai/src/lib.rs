@@ -28,9 +28,9 @@
 //!
 //! Stop strings are matched on this side, so that they mean the same on every server; the connection is closed where one
 //! is complete. Token ids come from the field `token_ids` of vLLM or from log-probabilities, where the server gives ids with
-//! them; where it gives none, only the text of an answer arrives. Reasoning that the server sends apart from the content is put
-//! into the text between `<think>` and `</think>`, and a call of a tool between `<tool_call>` and `</tool_call>`, as models
-//! write them: nothing that the server sends is lost.
+//! them; where it gives none, only the text of an answer arrives. Reasoning and calls of tools that the server sends apart from
+//! the content become events of their own. A server that leaves them in the text needs `tool_format` and `reasoning` in the model's
+//! configuration.
 //!
 //! # Failures
 //!
@@ -43,6 +43,7 @@ mod admission;
 mod answer;
 mod backend;
 mod body;
+mod calls;
 mod client;
 mod config;
 mod facts;

@@ -5,7 +5,11 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use bytes::Bytes;
 use ternion_core::{
     CancellationToken, Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Result,
-    ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, async_trait, text::Tokenizer, validate,
+    ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats,
+    answer::{AnswerFormat, AnswerParser, Thought},
+    async_trait,
+    text::Tokenizer,
+    validate,
 };
 
 use crate::{
@@ -28,6 +32,8 @@ pub(crate) struct RemoteModel {
     pub(crate) admission: Arc<Admission>,
     /// What the configuration says where a request is open.
     pub(crate) sampling: Sampling,
+    /// The forms of thoughts and calls that the configuration names.
+    pub(crate) answers: AnswerFormat,
     /// Whether token ids are asked for with every answer.
     pub(crate) token_ids: bool,
 }
@@ -90,12 +96,25 @@ impl RemoteModel {
             .then(|| sampling.seed.unwrap_or_else(|| u64::from(fastrand::u32(..1 << 31))))
     }
 
-    fn answer(&self, request: &GenerateRequest, outgoing: &Outgoing, accepted: Instant) -> Answer {
+    /// The parser of an answer. A server that is asked for a conversation tells thoughts and calls itself, but for what the
+    /// configuration says.
+    fn parser(&self, request: &GenerateRequest, input: &Input) -> Result<AnswerParser> {
+        let params = &request.params;
+        match (input, &self.preparation.tokenizer) {
+            (Input::Tokens(tokens), Some(tokenizer)) => AnswerParser::for_request(params, tokenizer, tokens),
+            (Input::Chat(_), _) => {
+                Ok(AnswerParser::new(&self.answers, params.chat.offered_tools(), Thought::Possible))
+            }
+            _ => Ok(AnswerParser::plain()),
+        }
+    }
+
+    fn answer(&self, request: &GenerateRequest, outgoing: &Outgoing, accepted: Instant) -> Result<Answer> {
         let params = &request.params;
         let tokenizer = self.preparation.tokenizer.as_ref();
         // Text is decoded here only if every token is known here.
         let decoder = tokenizer.filter(|_| outgoing.prepared.decoded && outgoing.ids != IdSource::None);
-        Answer::new(Question {
+        Ok(Answer::new(Question {
             accepted,
             prompt_tokens: outgoing.prepared.tokens,
             max_tokens: params.max_tokens,
@@ -107,10 +126,11 @@ impl RemoteModel {
             logprobs: params.logprobs,
             top_logprobs: params.top_logprobs,
             decoder: decoder.map(Tokenizer::decoder),
+            parser: self.parser(request, &outgoing.prepared.input)?,
             seed: outgoing.seed,
             prefix_reuse: self.info.capabilities.prefix_reuse,
             served_by: ServedBy::from(&*self.info),
-        })
+        }))
     }
 
     async fn start(&self, request: GenerateRequest) -> Result<GenerateStream> {
@@ -120,7 +140,7 @@ impl RemoteModel {
         let mut job = Job {
             client: Arc::clone(&self.client),
             url: self.client.api(outgoing.prepared.input.endpoint()),
-            answer: self.answer(&request, &outgoing, accepted),
+            answer: self.answer(&request, &outgoing, accepted)?,
             body: outgoing.body,
             place,
             cancel: request.cancel,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use ternion_core::{Error, ErrorKind, Message, Result};
+use ternion_core::{Error, ErrorKind, Message, Result, Tool, ToolChoice};
 
 use crate::{
     Dialect,
@@ -72,6 +72,8 @@ pub(crate) enum Tokenizing {
 pub(crate) struct Abilities {
     pub(crate) chat: Endpoint,
     pub(crate) completions: Endpoint,
+    /// A call of a tool can be required.
+    pub(crate) required_calls: bool,
     /// Completions take token ids as prompt.
     pub(crate) token_prompts: bool,
     pub(crate) scoring: Scoring,
@@ -86,7 +88,7 @@ impl Abilities {
     /// What is taken for granted where nothing is tried.
     pub(crate) fn untried() -> Self {
         let chat = Endpoint { works: true, ..Endpoint::default() };
-        Self { chat, ..Self::default() }
+        Self { chat, required_calls: true, ..Self::default() }
     }
 }
 
@@ -112,6 +114,9 @@ pub(crate) async fn find(client: &Client, common: &Common, ids: Option<Vec<u32>>
         if counted.is_some_and(|count| count > 0) { Tokenizing::Chats } else { Tokenizing::Texts }
     };
     let mut abilities = Abilities { chat, completions, tokenizing, ..Abilities::default() };
+    if chat.works {
+        abilities.required_calls = able(probe.answer(probe.required_call(&chat_input)).await)?.is_some();
+    }
     if completions.works {
         let ids = ids.or(tokenized).or_else(|| (!seen.is_empty()).then_some(seen)).unwrap_or_else(|| vec![1]);
         let ids: Vec<u32> = ids.iter().copied().cycle().take(3).collect();
@@ -176,6 +181,15 @@ impl Probe<'_> {
         }
         body.insert("temperature".into(), 0.into());
         body.insert("stream".into(), true.into());
+        body
+    }
+
+    /// A request for a call of a tool.
+    fn required_call(&self, input: &Input) -> Map<String, Value> {
+        let tool = Tool::function("ping", "Answers.", json!({"type": "object", "properties": {}}));
+        let mut body = self.body(input, 1);
+        body.insert("tools".into(), json!([tool]));
+        body.insert("tool_choice".into(), json!(ToolChoice::Required));
         body
     }
 

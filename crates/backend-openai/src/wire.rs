@@ -55,6 +55,7 @@ pub(crate) struct Delta {
 #[serde(default)]
 pub(crate) struct ToolDelta {
     pub(crate) index: Option<u64>,
+    pub(crate) id: Option<String>,
     pub(crate) function: Option<FunctionDelta>,
 }
 
@@ -203,6 +204,11 @@ impl Delta {
             }
             _ => String::new(),
         }
+    }
+
+    /// Whether there is a piece of a call.
+    pub(crate) fn calls(&self) -> bool {
+        self.function_call.is_some() || self.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty())
     }
 
     /// What the model thinks, under either name.

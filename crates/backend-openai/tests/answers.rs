@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use ternion_core::{
     ChatOptions, ErrorKind, Event, FinishReason, GenerateRequest, Message, Prompt, Sampling, ScoreRequest,
     Segment, Tool, ToolChoice,
+    answer::{Reasoning, ReasoningTags, ToolFormat},
     text::{Tokenizer, TokenizerParts},
 };
 use ternion_test_support::fixture;
@@ -99,7 +100,7 @@ async fn configurations_that_mean_nothing_are_refused() {
 }
 
 #[tokio::test]
-async fn tools_go_through_and_calls_and_reasoning_come_as_text() {
+async fn tools_go_through_and_calls_and_reasoning_come_apart_from_the_text() {
     let call = |json: Value| data(&json!({"choices": [{"delta": {"tool_calls": [json]}}]}));
     let mut steps = vec![
         data(&json!({"choices": [{"delta": {"role": "assistant", "reasoning_content": "hm"}}]})),
@@ -118,18 +119,37 @@ async fn tools_go_through_and_calls_and_reasoning_come_as_text() {
     let tool = Tool::function("weather", "tells it", json!({"type": "object"}));
     let request = hello().with_chat_options(ChatOptions::default().with_tools([tool.clone()]));
     let answer = model.generate(request).await.unwrap().collect().await.unwrap();
-    assert_eq!(
-        answer.text,
-        "<think>\nhmm\n</think>\n\nLet me see.<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bern\"}}\n\
-         </tool_call>\n<tool_call>\n{\"name\": \"time\", \"arguments\": {}}\n</tool_call>\n"
-    );
-    assert_eq!(answer.finish_reason, FinishReason::EndOfSequence);
+    assert_eq!((answer.reasoning.as_str(), answer.text.as_str()), ("hmm", "Let me see."));
+    let called: Vec<_> =
+        answer.tool_calls.iter().map(|call| (call.id.as_deref(), &*call.name, &*call.arguments)).collect();
+    assert_eq!(called, [(Some("a"), "weather", "{\"city\": \"Bern\"}"), (Some("b"), "time", "{}")]);
+    assert_eq!(answer.finish_reason, FinishReason::ToolCalls);
     assert_eq!(fake.asked()[0].body["tools"], json!([tool]));
-    // That a call is required cannot be kept, and is refused.
-    assert!(!model.info().capabilities.tool_calls);
-    let required = ChatOptions::default().with_tools([tool]).with_tool_choice(ToolChoice::Required);
-    let error = model.generate(hello().with_chat_options(required)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
+
+    // That a call is required is the server's to keep.
+    fake.then(Reply::Stream(end("stop")));
+    assert!(model.info().capabilities.required_tool_calls);
+    let options = ChatOptions::default().with_tools([tool]).with_tool_choice(ToolChoice::Required);
+    let request = hello().with_chat_options(options.without_parallel_tool_calls());
+    model.generate(request).await.unwrap().collect().await.unwrap();
+    let body = &fake.asked()[1].body;
+    assert_eq!((&body["tool_choice"], &body["parallel_tool_calls"]), (&json!("required"), &json!(false)));
+}
+
+#[tokio::test]
+async fn a_form_in_the_configuration_tells_calls_from_the_text_of_a_server() {
+    let steps = [delta("<think>Hm.</think>So <tool"), delta("_call>{\"name\": \"time\"}</tool_call>")];
+    let steps = steps.into_iter().chain(end("stop")).collect();
+    let fake = Fake::new([Reply::Stream(steps)]).await;
+    let mut config = fake.config();
+    config.tool_format = Some(ToolFormat::Hermes);
+    config.reasoning = Some(Reasoning::Tags(ReasoningTags::new("<think>", "</think>")));
+    let model = load(&config).await.unwrap();
+    let tool = Tool::function("time", "tells it", json!({}));
+    let request = hello().with_chat_options(ChatOptions::default().with_tools([tool]));
+    let answer = model.generate(request).await.unwrap().collect().await.unwrap();
+    assert_eq!((answer.reasoning.as_str(), answer.text.as_str()), ("Hm.", "So"));
+    assert_eq!((answer.tool_calls[0].name.as_str(), answer.finish_reason), ("time", FinishReason::ToolCalls));
 }
 
 #[tokio::test]

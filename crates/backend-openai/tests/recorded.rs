@@ -69,8 +69,8 @@ async fn llama_server_with_smollm2() {
     assert_eq!((info.defaults.top_k, info.parameters), (40, 134_515_008));
     let can = &info.capabilities;
     assert!(can.generate && can.chat && can.logprobs && can.seed && can.prefix_reuse, "{can:?}");
-    // It has no scores, and calls of tools come as text.
-    assert!(!can.score && !can.logits && !can.tool_calls && !can.constraints, "{can:?}");
+    // It has no scores.
+    assert!(!can.score && !can.logits && can.tool_calls && !can.constraints, "{can:?}");
 
     let chat = answer(&model, france()).await.unwrap();
     assert_eq!(chat.text, "The capital city of France is Paris.");

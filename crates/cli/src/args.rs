@@ -224,6 +224,17 @@ impl GenerationArgs {
     }
 }
 
+/// What is done with a model's thoughts.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ThinkingArgs {
+    /// Show on standard error what the model thinks before it answers.
+    #[arg(long)]
+    pub(crate) show_reasoning: bool,
+    /// The most tokens of thought; 0 answers at once.
+    #[arg(long, value_name = "N")]
+    pub(crate) reasoning_budget: Option<usize>,
+}
+
 /// A policy as the command line names it.
 #[derive(Debug, Clone)]
 pub(crate) struct PolicyArg {
@@ -320,6 +331,8 @@ pub(crate) struct ChatArgs {
     pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]
     pub(crate) long: LongArgs,
+    #[command(flatten)]
+    pub(crate) thinking: ThinkingArgs,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
     #[command(flatten)]

@@ -76,6 +76,19 @@ impl Output {
         }
     }
 
+    /// Text beside the answer, as it comes: dimmed on a terminal. Not with `--quiet`.
+    pub(crate) fn aside(&self, text: &str) {
+        if !self.quiet {
+            let mut stderr = io::stderr();
+            // A closed standard error is no reason to fail.
+            let _ = if stderr.is_terminal() {
+                write!(stderr, "\x1b[2m{text}\x1b[0m")
+            } else {
+                write!(stderr, "{text}")
+            };
+        }
+    }
+
     /// News of work that a bar would show where there is one.
     pub(crate) fn progress(&self, text: &str) {
         if !self.bars {

@@ -54,7 +54,7 @@ const CONVENIENCES: Sentence = Sentence::new(
 pub async fn events_come_in_order(model: &dyn LlmBackend) -> Result<(), Failure> {
     let rank = |event: &Event| match event {
         Event::Prefill(_) => 0,
-        Event::Token(_) | Event::Text(_) => 1,
+        Event::Token(_) | Event::Reasoning(_) | Event::Text(_) | Event::ToolCall(_) => 1,
         _ => 2,
     };
     let events = events(model, greedy(prompt("order"), SHORT), ORDER).await?;

@@ -44,6 +44,15 @@ pub enum ConstraintStart {
     /// After this text, for example `</think>`. The answer cannot end before the text appears. It ends when the constraint is
     /// complete. One or two line breaks may stand between the text and what is constrained.
     AfterText(String),
+    /// After the thought, if the answer begins with one, else from the first token on. The model thinks only if `start` is one token.
+    AfterThought {
+        /// Begins a thought.
+        start: String,
+        /// Ends it.
+        end: String,
+    },
+    /// After this text, if it appears. The answer may do without; after the text it ends when the constraint is complete.
+    Once(String),
     /// After this text, each time that it appears, for example `<tool_call>`. Outside, the answer is free and may end. When the
     /// constraint allows no further text, the answer is free again until the text appears again. The text that closes the
     /// constrained part belongs to the constraint.

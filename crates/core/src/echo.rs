@@ -2,9 +2,11 @@
 //!
 //! It answers a conversation with its last user message, word by word, and is held to the same contract as the real
 //! ones: the same checks of requests, the same events, cancellation, stop strings and limits. Delays and failures can be
-//! configured, so that a host can test how it behaves when a model is slow or breaks.
+//! configured, so that a host can test how it behaves when a model is slow or breaks. With `tool_format` and `reasoning` in the
+//! model's configuration, a reply in that form becomes thoughts and calls of tools.
 
 use std::{
+    collections::VecDeque,
     future::Future,
     pin::Pin,
     sync::{
@@ -24,6 +26,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use crate::{
     DoneEvent, Error, ErrorKind, Event, FinishReason, GenerateRequest, GenerateStream, LlmBackend, ModelInfo,
     PrefillEvent, Prompt, Result, ResultExt, Score, ScoreRequest, ServedBy, Stats, Timing, TokenEvent, Usage,
+    answer::{AnswerFormat, AnswerParser, Thought, ToolFormat},
     config::ModelConfig,
     registry::{BackendFactory, Progress},
     text::StopMatcher,
@@ -71,6 +74,9 @@ impl BackendFactory for EchoFactory {
         _progress: Progress,
     ) -> Result<Arc<dyn LlmBackend>> {
         let mut echo = Echo::new(name, config.parse_options()?);
+        echo.answers = echo.answers.configured(config.tool_format, config.reasoning.as_ref());
+        echo.info.capabilities.tool_calls = echo.answers.tools != ToolFormat::None;
+        echo.info.capabilities.reasoning = echo.answers.reasoning.is_some();
         let limits = &mut echo.info.limits;
         limits.context_length = config.context_length.unwrap_or(limits.context_length);
         limits.max_sequences = config.max_sequences.unwrap_or(limits.max_sequences);
@@ -84,6 +90,7 @@ impl BackendFactory for EchoFactory {
 pub struct Echo {
     info: ModelInfo,
     options: EchoOptions,
+    answers: AnswerFormat,
     counters: Arc<Counters>,
 }
 
@@ -108,7 +115,7 @@ impl Echo {
         info.capabilities.chat = true;
         info.capabilities.seed = true;
         info.capabilities.batch_invariant = true;
-        Self { info, options, counters: Arc::default() }
+        Self { info, options, answers: AnswerFormat::default(), counters: Arc::default() }
     }
 
     /// Checks a request; returns how many words its prompt has.
@@ -139,6 +146,16 @@ impl Echo {
     fn start(&self, request: GenerateRequest) -> Result<EchoStream> {
         let accepted = Instant::now();
         let prompt = self.check(&request)?;
+        if request.params.reasoning_budget.is_some() {
+            return Err(Error::unsupported("reasoning_budget: the backend `echo` has no tokens of thought"));
+        }
+        let parser = match &request.params.prompt {
+            Prompt::Chat(_) => {
+                let tools = request.params.chat.offered_tools();
+                AnswerParser::new(&self.answers, tools, Thought::Possible)
+            }
+            _ => AnswerParser::plain(),
+        };
         let last = match request.params.prompt {
             Prompt::Chat(messages) => {
                 let last = messages.into_iter().rfind(|m| m.role == "user");
@@ -163,6 +180,7 @@ impl Echo {
         Ok(EchoStream {
             pieces: words(reply).map(str::to_owned).collect::<Vec<_>>().into_iter(),
             stop: StopMatcher::new(request.params.stop),
+            parser,
             room: self.info.limits.context_length - prompt,
             max_tokens: request.params.max_tokens.unwrap_or(usize::MAX),
             delay: Duration::from_millis(self.options.delay_ms),
@@ -173,9 +191,8 @@ impl Echo {
             first_token: None,
             usage: Usage { prompt_tokens: prompt, ..Usage::default() },
             announced: false,
-            text: None,
+            events: VecDeque::new(),
             finish_reason: None,
-            done: None,
             place: Some(place),
             served_by: ServedBy::from(&self.info),
         })
@@ -248,6 +265,7 @@ impl Drop for Place {
 struct EchoStream {
     pieces: std::vec::IntoIter<String>,
     stop: StopMatcher,
+    parser: AnswerParser,
     /// Words that the context still holds.
     room: usize,
     max_tokens: usize,
@@ -259,12 +277,10 @@ struct EchoStream {
     first_token: Option<Duration>,
     usage: Usage,
     announced: bool,
-    /// Text that is certain and is sent next.
-    text: Option<String>,
+    /// What is certain and is sent next.
+    events: VecDeque<Event>,
     /// Set by the word that ended the answer.
     finish_reason: Option<FinishReason>,
-    /// The last event, while it waits for the text before it.
-    done: Option<DoneEvent>,
     /// `None` after the end of the work.
     place: Option<Place>,
     served_by: ServedBy,
@@ -272,23 +288,22 @@ struct EchoStream {
 
 impl EchoStream {
     /// The end of the answer: the text that was held back, if there is any, then the last event.
-    fn end(&mut self, finish_reason: FinishReason) -> Option<Event> {
+    fn end(&mut self, mut finish_reason: FinishReason) -> Option<Event> {
         self.place = None;
-        let text = if matches!(finish_reason, FinishReason::StopString(_)) {
-            String::new()
-        } else {
-            self.stop.finish()
-        };
+        if !matches!(finish_reason, FinishReason::StopString(_)) {
+            let held = self.stop.finish();
+            self.events.extend(self.parser.push(&held));
+        }
+        self.events.extend(self.parser.finish());
+        if finish_reason == FinishReason::EndOfSequence && self.parser.calls() > 0 {
+            finish_reason = FinishReason::ToolCalls;
+        }
         let decode =
             self.first_token.map_or(Duration::ZERO, |first| self.accepted.elapsed().saturating_sub(first));
         let timing = Timing { decode, first_token: self.first_token, ..Timing::default() };
         let done = DoneEvent::new(finish_reason, self.usage, timing).with_served_by(self.served_by.clone());
-        self.done = Some(done);
-        if text.is_empty() { self.last() } else { Some(Event::text(text)) }
-    }
-
-    fn last(&mut self) -> Option<Event> {
-        self.done.take().map(Event::Done)
+        self.events.push_back(done.into());
+        self.events.pop_front()
     }
 
     /// The event of a word. Its text, if any is certain, comes after it.
@@ -309,9 +324,7 @@ impl EchoStream {
         } else {
             None
         };
-        if !text.is_empty() {
-            self.text = Some(text);
-        }
+        self.events.extend(self.parser.push(&text));
         TokenEvent::new(id).into()
     }
 }
@@ -321,11 +334,11 @@ impl Stream for EchoStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if let Some(text) = this.text.take() {
-            return Poll::Ready(Some(Ok(Event::text(text))));
+        if let Some(event) = this.events.pop_front() {
+            return Poll::Ready(Some(Ok(event)));
         }
         if this.place.is_none() {
-            return Poll::Ready(this.last().map(Ok));
+            return Poll::Ready(None);
         }
         if let Some(reason) = this.finish_reason.take() {
             return Poll::Ready(this.end(reason).map(Ok));

@@ -10,15 +10,16 @@ use futures_core::Stream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, ErrorKind, ModelInfo, Result,
+    Content, Error, ErrorKind, Message, ModelInfo, Result, ToolCall,
     context::{ContextReport, ContextStep},
 };
 
 /// One event of a generation.
 ///
-/// The order is: any number of [`Prefill`](Self::Prefill), then any number of [`Token`](Self::Token) and
-/// [`Text`](Self::Text), then one [`Done`](Self::Done). [`Context`](Self::Context) may stand anywhere among them. The text
-/// of all `Text` events together is the answer, so that the shortest loop that prints it is:
+/// The order is: any number of [`Prefill`](Self::Prefill), then any number of [`Token`](Self::Token),
+/// [`Reasoning`](Self::Reasoning), [`Text`](Self::Text) and [`ToolCall`](Self::ToolCall), then one [`Done`](Self::Done).
+/// [`Context`](Self::Context) may stand anywhere among them. The text of all `Text` events together is the answer, so that the
+/// shortest loop that prints it is:
 ///
 /// ```no_run
 /// # async fn f(mut stream: ternion_core::GenerateStream) -> ternion_core::Result<()> {
@@ -41,9 +42,13 @@ pub enum Event {
     Context(ContextStep),
     /// The model chose a token. A backend that does not see tokens sends only `Text`.
     Token(TokenEvent),
-    /// A piece of the answer. It comes when it is certain: not while a character or a possible stop string is
-    /// incomplete.
+    /// A piece of what the model thinks before it answers, without the tags around it. It is no part of the answer.
+    Reasoning(TextEvent),
+    /// A piece of the answer. It comes when it is certain: not while a character, a possible stop string or a possible
+    /// tag is incomplete.
     Text(TextEvent),
+    /// A call of a tool begins or goes on.
+    ToolCall(ToolCallEvent),
     /// The end.
     Done(DoneEvent),
 }
@@ -54,9 +59,14 @@ impl Event {
         Self::Text(TextEvent::new(text))
     }
 
+    /// A piece of a thought.
+    pub fn reasoning(text: impl Into<String>) -> Self {
+        Self::Reasoning(TextEvent::new(text))
+    }
+
     /// Whether this is the first sign of an answer rather than of work on the prompt.
     pub fn is_answer(&self) -> bool {
-        matches!(self, Self::Token(_) | Self::Text(_))
+        matches!(self, Self::Token(_) | Self::Reasoning(_) | Self::Text(_) | Self::ToolCall(_))
     }
 }
 
@@ -127,18 +137,50 @@ impl TokenLogprob {
     }
 }
 
-/// [`Event::Text`]
+/// [`Event::Text`] and [`Event::Reasoning`]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TextEvent {
-    /// The next piece of the answer. Never empty.
+    /// The next piece. Never empty.
     pub text: String,
 }
 
 impl TextEvent {
-    /// A piece of the answer.
+    /// A piece of text.
     pub fn new(text: impl Into<String>) -> Self {
         Self { text: text.into() }
+    }
+}
+
+/// [`Event::ToolCall`]: the beginning of a call, which has an id and a name, or the next piece of its arguments.
+///
+/// The pieces of one call come one after the other, and no other call begins before the last of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ToolCallEvent {
+    /// The number of the call in this answer, from 0.
+    pub index: usize,
+    /// Identifies the call in the conversation; `None` but at the beginning. Unique in this process unless it is of a remote
+    /// model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The whole name of the function; `None` but at the beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The next piece of the arguments, which are JSON when they are whole. Empty at the beginning.
+    #[serde(default)]
+    pub arguments: String,
+}
+
+impl ToolCallEvent {
+    /// The beginning of a call.
+    pub fn start(index: usize, id: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { index, id: Some(id.into()), name: Some(name.into()), arguments: String::new() }
+    }
+
+    /// The next piece of a call's arguments.
+    pub fn arguments(index: usize, arguments: impl Into<String>) -> Self {
+        Self { index, id: None, name: None, arguments: arguments.into() }
     }
 }
 
@@ -195,6 +237,12 @@ impl From<DoneEvent> for Event {
     }
 }
 
+impl From<ToolCallEvent> for Event {
+    fn from(event: ToolCallEvent) -> Self {
+        Self::ToolCall(event)
+    }
+}
+
 impl From<TokenEvent> for Event {
     fn from(event: TokenEvent) -> Self {
         Self::Token(event)
@@ -237,6 +285,9 @@ pub enum FinishReason {
     StopString(String),
     /// The model chose this token, one of the request's stop tokens. It is counted in the usage but is no part of the answer.
     StopToken(u32),
+    /// The model has called tools and waits for their results. It chose an end-of-sequence token, as for
+    /// [`EndOfSequence`](Self::EndOfSequence).
+    ToolCalls,
     /// `max_tokens` were generated.
     MaxTokens,
     /// Prompt and answer fill the context. Never with a sliding window.
@@ -252,6 +303,7 @@ impl FinishReason {
             Self::EndOfSequence => "end_of_sequence",
             Self::StopString(_) => "stop_string",
             Self::StopToken(_) => "stop_token",
+            Self::ToolCalls => "tool_calls",
             Self::MaxTokens => "max_tokens",
             Self::ContextFull => "context_full",
             Self::Cancelled => "cancelled",
@@ -269,7 +321,7 @@ pub struct Usage {
     pub cached_tokens: usize,
     /// Tokens of the answer, an end-of-sequence or stop token included.
     pub completion_tokens: usize,
-    /// Those of them that the model did not choose, because the constraint allowed no other.
+    /// Those of them that the model did not choose: the constraint allowed no other, or the thought was over its budget.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub forced_tokens: usize,
 }
@@ -379,28 +431,8 @@ impl GenerateStream {
     pub async fn collect(mut self) -> Result<Completion> {
         let mut completion = Completion::default();
         while let Some(event) = self.next().await {
-            match event? {
-                Event::Context(ContextStep::Report(report)) => completion.context = Some(report),
-                Event::Prefill(_) | Event::Context(_) => {}
-                Event::Token(token) => {
-                    completion.tokens.push(token.id);
-                    completion.logprobs.extend(token.logprob);
-                    if !token.top_logprobs.is_empty() {
-                        completion.top_logprobs.push(token.top_logprobs);
-                    }
-                }
-                Event::Text(text) => completion.text.push_str(&text.text),
-                Event::Done(done) => {
-                    return Ok(Completion {
-                        finish_reason: done.finish_reason,
-                        usage: done.usage,
-                        timing: done.timing,
-                        seed: done.seed,
-                        served_by: done.served_by,
-                        constraint_complete: done.constraint_complete,
-                        ..completion
-                    });
-                }
+            if completion.add(event?) {
+                return Ok(completion);
             }
         }
         Err(Error::new(ErrorKind::Closed, "the backend stopped before the answer ended")
@@ -454,8 +486,15 @@ impl Stream for TextStream {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Completion {
-    /// The text, without stop strings and end-of-sequence tokens.
+    /// The text, without stop strings, end-of-sequence tokens, thoughts and calls.
     pub text: String,
+    /// What the model thought before it answered, without the tags around it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reasoning: String,
+    /// The calls of tools. Arguments need not be valid JSON: an answer may end within a call, and what a model writes without a
+    /// grammar may be anything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
     /// The token ids, an end-of-sequence or stop token included.
     pub tokens: Vec<u32>,
     /// The log-probability of each token, if they were asked for.
@@ -481,6 +520,58 @@ pub struct Completion {
     /// Whether the answer is complete under the constraint of the request; see [`DoneEvent::constraint_complete`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constraint_complete: Option<bool>,
+}
+
+impl Completion {
+    /// Adds the next event of its stream; `true` if that was the last one.
+    pub fn add(&mut self, event: Event) -> bool {
+        match event {
+            Event::Context(ContextStep::Report(report)) => self.context = Some(report),
+            Event::Prefill(_) | Event::Context(_) => {}
+            Event::Token(token) => {
+                self.tokens.push(token.id);
+                self.logprobs.extend(token.logprob);
+                if !token.top_logprobs.is_empty() {
+                    self.top_logprobs.push(token.top_logprobs);
+                }
+            }
+            Event::Reasoning(thought) => self.reasoning.push_str(&thought.text),
+            Event::Text(text) => self.text.push_str(&text.text),
+            Event::ToolCall(call) => self.add_call(call),
+            Event::Done(done) => {
+                (self.finish_reason, self.usage, self.timing) = (done.finish_reason, done.usage, done.timing);
+                (self.seed, self.served_by) = (done.seed, done.served_by);
+                self.constraint_complete = done.constraint_complete;
+                return true;
+            }
+        }
+        false
+    }
+
+    fn add_call(&mut self, event: ToolCallEvent) {
+        match (event.name, self.tool_calls.get_mut(event.index)) {
+            (None, Some(call)) => call.arguments.push_str(&event.arguments),
+            (Some(name), _) => {
+                let mut call = ToolCall::new(event.id.unwrap_or_default(), name, event.arguments);
+                call.id = call.id.filter(|id| !id.is_empty());
+                self.tool_calls.push(call);
+            }
+            (None, None) => {}
+        }
+    }
+}
+
+impl From<Completion> for Message {
+    /// The answer as a message of the assistant, for the next request of the conversation.
+    fn from(completion: Completion) -> Self {
+        let content = match completion.text {
+            text if text.is_empty() && !completion.tool_calls.is_empty() => Content::Null,
+            text => text.into(),
+        };
+        let mut message = Self::assistant(content).with_tool_calls(completion.tool_calls);
+        message.reasoning = Some(completion.reasoning).filter(|reasoning| !reasoning.is_empty());
+        message
+    }
 }
 
 /// The scores of a [`ScoreRequest`](crate::ScoreRequest), one for each token from `start` on.

@@ -85,10 +85,16 @@ pub struct Capabilities {
     /// The answer can be made to follow a [`Constraint`](crate::Constraint).
     #[serde(default)]
     pub constraints: bool,
-    /// Calls of tools are told from the text of an answer, and can be required. Without it the chat template still gets
-    /// the tools, and a call comes as text.
+    /// Calls of tools are told from the text of an answer. Without it the chat template still gets the tools, and a call
+    /// comes as text.
     #[serde(default)]
     pub tool_calls: bool,
+    /// A call can be required, of any tool or of one by its name.
+    #[serde(default)]
+    pub required_tool_calls: bool,
+    /// Thoughts are told from the text of an answer.
+    #[serde(default)]
+    pub reasoning: bool,
     /// The same seed gives the same tokens.
     pub seed: bool,
     /// Prompts may be longer than the context: a context policy other than `reject` is configured.

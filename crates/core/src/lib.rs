@@ -4,6 +4,7 @@
 //!   [`BackendWrapper`] is the base of backends that wrap another one.
 //! * [`GenerateRequest`], [`Event`], [`Error`] and [`Capabilities`] are what goes in and what comes out.
 //! * [`validate`] holds the checks of requests.
+//! * [`answer`] tells thoughts and calls of tools from the text of an answer.
 //! * [`text`] holds the preprocessing: tokenizer, token counting, chat templates, incremental detokenizing, stop strings.
 //! * [`context`] is what is done with inputs that are longer than the context.
 //! * [`config`] and [`registry`] turn a configuration file into a backend.
@@ -15,6 +16,7 @@
 //! `ternion-engine`. This crate has no native dependency and no unsafe code.
 #![forbid(unsafe_code)]
 
+pub mod answer;
 mod backend;
 pub mod blocking;
 pub mod config;
@@ -45,7 +47,7 @@ pub use constraint::{Constraint, ConstraintStart};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use event::{
     Completion, DoneEvent, Event, FinishReason, GenerateStream, PrefillEvent, Score, ServedBy, TextEvent,
-    TextStream, Timing, TokenEvent, TokenLogprob, TokenScore, Usage,
+    TextStream, Timing, TokenEvent, TokenLogprob, TokenScore, ToolCallEvent, Usage,
 };
 pub use info::{Capabilities, Limits, ModelInfo, SamplingDefaults, Stats};
 pub use memory::{MemoryPart, MemoryPlan, ProcessMemory};

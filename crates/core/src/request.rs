@@ -65,6 +65,10 @@ pub struct GenerateParams {
     /// a backend that cannot draft ignores it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub prediction: Prediction,
+    /// The most tokens of thought. After that the engine ends the thought, and the model answers. 0 ends a thought at once. Needs
+    /// the capability [`reasoning`](crate::Capabilities::reasoning).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_budget: Option<usize>,
     /// What is done if the prompt does not fit into the context. `None`: what the model's configuration says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context_policy: Option<ContextPolicy>,
@@ -103,6 +107,7 @@ impl GenerateParams {
             top_logprobs: 0,
             constraint: None,
             prediction: Prediction::Auto,
+            reasoning_budget: None,
             context_policy: None,
             document: None,
         }
@@ -205,6 +210,12 @@ impl GenerateRequest {
     /// The same request for an answer of this form.
     pub fn with_constraint(mut self, constraint: Constraint) -> Self {
         self.params.constraint = Some(constraint);
+        self
+    }
+
+    /// The same request with at most so many tokens of thought.
+    pub fn with_reasoning_budget(mut self, tokens: usize) -> Self {
+        self.params.reasoning_budget = Some(tokens);
         self
     }
 

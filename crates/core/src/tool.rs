@@ -39,6 +39,29 @@ impl Tool {
         self.function_field("parameters").filter(|parameters| !parameters.is_null())
     }
 
+    /// The schema of one parameter, behind references.
+    pub fn parameter(&self, name: &str) -> Option<&Value> {
+        let root = self.parameters()?;
+        let mut schema = root.get("properties")?.get(name)?;
+        // References that lead in a circle end as well.
+        for _ in 0..8 {
+            let Some(reference) = schema.get("$ref").and_then(Value::as_str) else { break };
+            schema = root.pointer(reference.strip_prefix('#')?)?;
+        }
+        Some(schema)
+    }
+
+    /// Whether a parameter takes nothing but text. That of a parameter which the schema does not have is text as well.
+    pub fn takes_text(&self, name: &str) -> bool {
+        let Some(schema) = self.parameter(name) else { return true };
+        match (schema.get("type"), schema.get("enum"), schema.get("const")) {
+            (Some(kind), ..) => kind == "string" || *kind == Value::from(vec!["string"]),
+            (None, Some(Value::Array(values)), _) => values.iter().all(Value::is_string),
+            (None, _, Some(value)) => value.is_string(),
+            _ => false,
+        }
+    }
+
     /// The JSON object.
     pub fn as_json(&self) -> &Map<String, Value> {
         &self.0
@@ -225,6 +248,9 @@ pub struct ChatOptions {
     /// Whether it may, must or must not call one.
     #[serde(skip_serializing_if = "is_default")]
     pub tool_choice: ToolChoice,
+    /// Whether one answer may call several tools.
+    #[serde(skip_serializing_if = "is_true")]
+    pub parallel_tool_calls: bool,
     /// Further variables of the template, such as `enable_thinking`. They cannot replace those that the conversation
     /// sets, such as `messages`.
     #[serde(skip_serializing_if = "Map::is_empty")]
@@ -242,6 +268,7 @@ impl Default for ChatOptions {
         Self {
             tools: Vec::new(),
             tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: true,
             template_args: Map::new(),
             add_generation_prompt: true,
             continue_final_message: false,
@@ -259,6 +286,12 @@ impl ChatOptions {
     /// The same options with this choice of tools.
     pub fn with_tool_choice(mut self, choice: ToolChoice) -> Self {
         self.tool_choice = choice;
+        self
+    }
+
+    /// The same options for answers of at most one call.
+    pub fn without_parallel_tool_calls(mut self) -> Self {
+        self.parallel_tool_calls = false;
         self
     }
 
@@ -280,10 +313,15 @@ impl ChatOptions {
         self
     }
 
-    /// The tools that the template gets.
-    pub(crate) fn offered_tools(&self) -> &[Tool] {
+    /// The tools that the model may call in its answer; none where the choice is `none`.
+    pub fn offered_tools(&self) -> &[Tool] {
         if self.tool_choice == ToolChoice::None { &[] } else { &self.tools }
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
-    ChatOptions, Constraint, Error, ErrorKind, GenerateParams, GenerateRequest, LogitsRequest, ModelInfo,
-    Prompt, Result, Sampling, ScoreRequest, Tool, ToolChoice, blocking::blocking, info::Limits,
+    ChatOptions, Constraint, Error, ErrorKind, GenerateParams, GenerateRequest, LogitsRequest, Message,
+    ModelInfo, Prompt, Result, Sampling, ScoreRequest, Tool, ToolChoice, blocking::blocking, info::Limits,
     text::Tokenizer,
 };
 
@@ -43,6 +43,12 @@ pub fn generate(params: &GenerateParams, info: &ModelInfo) -> Result<()> {
     }
     if let Some(form) = &params.constraint {
         constraint(form, params.ignore_eos, info)?;
+    }
+    if params.reasoning_budget.is_some() && !info.capabilities.reasoning {
+        return Err(Error::unsupported(format!(
+            "reasoning_budget: backend `{}` does not tell the thoughts of this model",
+            info.backend
+        )));
     }
     chat(params, info)?;
     // `ContextLayer` removes these fields before it forwards a request.
@@ -108,6 +114,13 @@ fn chat(params: &GenerateParams, info: &ModelInfo) -> Result<()> {
             "chat.continue_final_message: the last message has no text that could be continued",
         ));
     }
+    results(messages)?;
+    if let Some(tool) = options.tools.iter().find(|tool| !is_function_name(tool.name())) {
+        let name: String = tool.name().chars().take(MAX_NAME).collect();
+        return Err(Error::invalid_request(format!(
+            "chat.tools: `{name}` is no name of a function; 1 to {MAX_NAME} letters, digits and `_-.:/` expected"
+        )));
+    }
     let mut names: Vec<&str> = options.tools.iter().map(Tool::name).collect();
     names.sort_unstable();
     if let Some((name, _)) = names.iter().zip(&names[1.min(names.len())..]).find(|(a, b)| a == b) {
@@ -124,11 +137,40 @@ fn chat(params: &GenerateParams, info: &ModelInfo) -> Result<()> {
     if options.tools.is_empty() {
         return Err(Error::invalid_request("chat.tool_choice: a call is required, but there are no tools"));
     }
-    if !info.capabilities.tool_calls {
+    if !info.capabilities.required_tool_calls {
         return Err(Error::unsupported(format!(
             "chat.tool_choice: backend `{}` cannot require a call; `auto` or `none` expected",
             info.backend
         )));
+    }
+    Ok(())
+}
+
+/// The longest name of a function.
+const MAX_NAME: usize = 128;
+
+fn is_function_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.:/".contains(&b))
+}
+
+/// Checks that each result of a tool belongs to a call before it.
+fn results(messages: &[Message]) -> Result<()> {
+    let mut calls: Vec<Option<&str>> = Vec::new();
+    for message in messages {
+        calls.extend(message.tool_calls.iter().map(|call| call.id.as_deref()));
+        if message.role != "tool" {
+            continue;
+        }
+        let id = message.tool_call_id.as_deref();
+        // A call or a result without an id belongs to any.
+        let is_known =
+            if id.is_none() { !calls.is_empty() } else { calls.contains(&id) || calls.contains(&None) };
+        if !is_known {
+            let result =
+                id.map_or("a result".to_owned(), |id| format!("the result with the `tool_call_id` `{id}`"));
+            return Err(Error::invalid_request(format!("messages: {result} belongs to no call before it")));
+        }
     }
     Ok(())
 }

@@ -38,9 +38,12 @@ use tokio::{
 };
 
 use ternion_core::{
-    Constraint, ConstraintStart, Error, ErrorKind, GenerateRequest, GenerateStream, Limits, LlmBackend,
-    LogitsRequest, ModelInfo, Result, ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded,
-    blocking, text::Tokenizer, validate,
+    Error, ErrorKind, GenerateRequest, GenerateStream, Limits, LlmBackend, LogitsRequest, ModelInfo, Result,
+    ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded,
+    answer::{AnswerParser, ToolFormat},
+    blocking,
+    text::Tokenizer,
+    validate,
 };
 
 use crate::{
@@ -51,6 +54,7 @@ use crate::{
     job::{Job, Work},
     sampler::Sampler,
     scoring::{Rows, Scoring},
+    thought::ThoughtBudget,
     window::Window,
     worker::Worker,
 };
@@ -86,25 +90,29 @@ struct Input {
     /// The window that moves over them, if it is one that does.
     window: Option<Window>,
     constraint: Option<Running>,
+    /// Reads the answer.
+    parser: AnswerParser,
 }
 
 /// The checks of a request that take long or need its tokens.
 struct Checks {
     limits: Limits,
     window: Option<Window>,
-    constraint: Option<(Constraint, ConstraintStart)>,
     grammars: Arc<Grammars>,
 }
 
 impl Checks {
-    fn apply(mut self, mut tokens: Vec<u32>) -> Result<Input> {
+    fn apply(mut self, request: &GenerateRequest, tokenizer: &Arc<Tokenizer>) -> Result<Input> {
+        let mut tokens = request.prompt_tokens(tokenizer)?.to_vec();
         validate::tokens("prompt", &tokens, self.limits.vocab_size)?;
         if let Some(window) = &mut self.window {
             window.fit_prompt(&mut tokens);
         }
         validate::prompt_fits(tokens.len(), self.limits.context_length)?;
-        let compile = |(constraint, start)| Ok(Running::new(self.grammars.compile(&constraint)?, start));
-        Ok(Input { tokens, window: self.window, constraint: self.constraint.map(compile).transpose()? })
+        let parser = AnswerParser::for_request(&request.params, tokenizer, &tokens)?;
+        let plan = constraint::plan(&request.params, tokenizer, parser.thought(), &self.grammars)?;
+        let constraint = plan.map(|(grammar, start)| Running::new(grammar, start, tokenizer));
+        Ok(Input { tokens, window: self.window, constraint, parser })
     }
 }
 
@@ -184,7 +192,11 @@ impl Engine {
     /// # Errors
     /// If the model has no room for even one token of prompt and one of answer, if the configured sampling is out
     /// of range, or if no thread can be started.
-    pub fn start(model: Box<dyn CausalLm>, tokenizer: Tokenizer, mut options: EngineOptions) -> Result<Self> {
+    pub fn start(
+        model: Box<dyn CausalLm>,
+        mut tokenizer: Tokenizer,
+        mut options: EngineOptions,
+    ) -> Result<Self> {
         validate::sampling(&options.sampling, model.vocab_size())
             .with("section", "sampling")
             .with_operation("load")?;
@@ -197,6 +209,8 @@ impl Engine {
             ))
             .with_operation("load"));
         }
+        tokenizer.configure_answers(options.tool_format, options.reasoning.as_ref());
+        let answers = tokenizer.answer_format();
         let info = &mut options.info;
         info.limits.context_length = model.context_length();
         info.limits.vocab_size = model.vocab_size();
@@ -204,6 +218,8 @@ impl Engine {
         info.limits.max_queued = options.max_queued;
         info.capabilities.generate = true;
         info.capabilities.chat = tokenizer.has_chat_template();
+        info.capabilities.tool_calls = answers.is_some_and(|format| format.tools != ToolFormat::None);
+        info.capabilities.reasoning = answers.is_some_and(|format| format.reasoning.is_some());
         info.capabilities.score = true;
         info.capabilities.logits = true;
         info.capabilities.logprobs = true;
@@ -215,7 +231,9 @@ impl Engine {
         let eos = options.end_tokens(&tokenizer, model.vocab_size()).with_operation("load")?;
         options.info.end_tokens.clone_from(&eos);
         let tokenizer = Arc::new(tokenizer);
-        options.info.capabilities.constraints = Grammars::is_supported(&tokenizer);
+        let capabilities = &mut options.info.capabilities;
+        capabilities.constraints = Grammars::is_supported(&tokenizer);
+        capabilities.required_tool_calls = capabilities.tool_calls && capabilities.constraints;
         let grammars = Grammars::new(Arc::clone(&tokenizer), model.vocab_size(), &eos);
 
         let (commands, inbox) = mpsc::channel();
@@ -258,8 +276,7 @@ impl Engine {
         let limits = self.info.limits.clone();
         let window = Window::of(request, limits.context_length)?;
         validate::generate(&request.params, &self.info)?;
-        let constraint = constraint::plan(&request.params);
-        Ok(Checks { limits, window, constraint, grammars: Arc::clone(&self.grammars) })
+        Ok(Checks { limits, window, grammars: Arc::clone(&self.grammars) })
     }
 
     /// What is computed of a request before it is queued, and the permit that `permit` gave.
@@ -273,9 +290,9 @@ impl Engine {
         permit: impl Future<Output = Result<P>> + Send,
     ) -> Result<(P, Input)> {
         validate::not_empty(&request.params.prompt)?;
-        if checks.constraint.is_none() && request.knows_tokens(&self.tokenizer) {
-            let tokens = checks.apply(request.prompt_tokens(&self.tokenizer)?.to_vec())?;
-            return Ok((permit.await?, tokens));
+        if !constraint::takes_long(&request.params) && request.knows_tokens(&self.tokenizer) {
+            let input = checks.apply(&request, &self.tokenizer)?;
+            return Ok((permit.await?, input));
         }
         let runtime = Handle::try_current().map_err(|e| {
             Error::unsupported("text, chats and constraints need a tokio runtime to be awaited in")
@@ -284,8 +301,8 @@ impl Engine {
         let permit = permit.await?;
         let tokenizer = Arc::clone(&self.tokenizer);
         let work = runtime.spawn_blocking(move || {
-            let tokens = request.prompt_tokens(&tokenizer)?;
-            Ok((permit, checks.apply(tokens.to_vec())?))
+            let prompt = checks.apply(&request, &tokenizer)?;
+            Ok((permit, prompt))
         });
         work.await.unwrap_or_else(|e| Err(blocking::failed("the preparation of the request", e)))
     }
@@ -377,18 +394,23 @@ impl LlmBackend for Engine {
             let sampling = std::mem::take(&mut request.params.sampling).or(&self.sampling);
             // A window never fills the context, so the answer needs a bound of its own.
             let most = if checks.window.is_some() { self.info.limits.context_length } else { usize::MAX };
-            let ending = Ending {
+            let mut ending = Ending {
                 max_tokens: request.params.max_tokens.unwrap_or(most),
                 stop: std::mem::take(&mut request.params.stop),
                 stop_tokens: std::mem::take(&mut request.params.stop_tokens),
                 ignore_eos: request.params.ignore_eos,
+                tags: Vec::new(),
                 logprobs: request.params.logprobs,
                 top_logprobs: request.params.top_logprobs,
             };
+            let budget = request.params.reasoning_budget;
             let cancel = request.cancel.clone();
             let permit = async { self.admit() };
-            let (admission, Input { tokens, window, constraint }) =
+            let (admission, Input { tokens, window, constraint, parser }) =
                 self.input(request, checks, permit).await?;
+            ending.tags = parser.tags();
+            let budget = budget.map(|most| ThoughtBudget::new(most, &self.tokenizer, parser.thought()));
+            let budget = budget.transpose()?.flatten();
             // A grammar follows the bytes of tokens, and none of them changes because it is the first of the answer.
             let decoder =
                 if constraint.is_some() { self.tokenizer.decoder_within() } else { self.tokenizer.decoder() };
@@ -400,12 +422,12 @@ impl LlmBackend for Engine {
                 &tokens,
                 Sampler::new(&sampling, &self.info.defaults),
                 ending,
-                constraint,
+                (constraint, budget),
                 window,
                 ServedBy::from(&*self.info),
             );
             self.submit(Job::new(tokens, Work::Generate(Box::new(generation)), cancel, admission, accepted))?;
-            Ok(GenerateStream::new(Events::new(reader, self.commands.clone(), waits, self.process)))
+            Ok(GenerateStream::new(Events::new(reader, parser, self.commands.clone(), waits, self.process)))
         };
         start.await.with_operation("generate")
     }

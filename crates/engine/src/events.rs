@@ -14,7 +14,9 @@ use std::{
 use futures_core::Stream;
 use tokio::sync::mpsc as channel;
 
-use ternion_core::{DoneEvent, Error, Event, Result, TokenEvent, context::ContextStep};
+use ternion_core::{
+    DoneEvent, Error, Event, FinishReason, Result, TokenEvent, answer::AnswerParser, context::ContextStep,
+};
 
 use crate::engine::{Command, Process, stopped};
 
@@ -41,6 +43,8 @@ pub(crate) enum Message {
 /// The events of one generation.
 pub(crate) struct Events {
     messages: channel::Receiver<Result<Message>>,
+    /// Tells thoughts and calls from text.
+    parser: AnswerParser,
     /// Events of a message that are still to be read.
     pending: VecDeque<Event>,
     /// Given up at the end, so that a finished stream does not keep the model alive.
@@ -53,31 +57,48 @@ pub(crate) struct Events {
 impl Events {
     pub(crate) fn new(
         messages: channel::Receiver<Result<Message>>,
+        parser: AnswerParser,
         commands: mpsc::Sender<Command>,
         waits: Arc<AtomicBool>,
         process: Process,
     ) -> Self {
-        Self { messages, pending: VecDeque::new(), commands: Some(WakeOnDrop(commands)), waits, process }
+        Self {
+            messages,
+            parser,
+            pending: VecDeque::new(),
+            commands: Some(WakeOnDrop(commands)),
+            waits,
+            process,
+        }
     }
 
     /// Takes a message apart and returns its first event.
     fn read(&mut self, message: Message) -> Event {
-        let text = |text: String| Some(text).filter(|text| !text.is_empty()).map(Event::text);
         match message {
             Message::Event(event) => event,
             Message::Tokens(tokens) => {
-                let events = tokens
-                    .into_iter()
-                    .flat_map(|(token, piece)| std::iter::once(Event::Token(token)).chain(text(piece)));
-                self.pending.extend(events);
+                for (token, piece) in tokens {
+                    self.pending.push_back(Event::Token(token));
+                    self.pending.extend(self.parser.push(&piece));
+                }
                 self.pending.pop_front().expect("invariant: a step has at least one token")
             }
-            Message::End(piece, report, done) => {
+            Message::End(piece, report, mut done) => {
                 self.commands = None;
-                let mut events = text(piece).into_iter().chain(report.map(Event::Context));
-                let Some(first) = events.next() else { return Event::Done(done) };
-                self.pending.extend(events.chain([Event::Done(done)]));
-                first
+                let mut events = self.parser.push(&piece);
+                events.extend(self.parser.finish());
+                events.extend(report.map(Event::Context));
+                if done.finish_reason == FinishReason::EndOfSequence && self.parser.calls() > 0 {
+                    done.finish_reason = FinishReason::ToolCalls;
+                }
+                self.pending.extend(events);
+                match self.pending.pop_front() {
+                    Some(first) => {
+                        self.pending.push_back(Event::Done(done));
+                        first
+                    }
+                    None => Event::Done(done),
+                }
             }
         }
     }

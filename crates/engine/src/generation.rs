@@ -24,6 +24,7 @@ use crate::{
     job::{End, ModelFacts},
     sampler::Sampler,
     scoring::{logprob, top_tokens},
+    thought::ThoughtBudget,
     window::Window,
 };
 
@@ -40,6 +41,8 @@ pub(crate) struct Ending {
     pub(crate) stop: Vec<String>,
     pub(crate) stop_tokens: Vec<u32>,
     pub(crate) ignore_eos: bool,
+    /// Special tokens whose names are text to the reading end: the tags of thoughts and calls.
+    pub(crate) tags: Vec<String>,
     pub(crate) logprobs: bool,
     pub(crate) top_logprobs: usize,
 }
@@ -55,6 +58,7 @@ pub(crate) struct Generation {
     stop: StopMatcher,
     ending: Ending,
     constraint: Option<Running>,
+    thought: Option<ThoughtBudget>,
     /// Tokens that come next whatever the logits are. All of them are fed in one pass.
     forced: VecDeque<u32>,
     pub(crate) window: Option<Window>,
@@ -81,7 +85,7 @@ impl Generation {
         prompt: &[u32],
         mut sampler: Sampler,
         mut ending: Ending,
-        constraint: Option<Running>,
+        (constraint, mut thought): (Option<Running>, Option<ThoughtBudget>),
         window: Option<Window>,
         served_by: ServedBy,
     ) -> Self {
@@ -96,7 +100,8 @@ impl Generation {
             stop: StopMatcher::new(std::mem::take(&mut ending.stop)),
             ending,
             constraint,
-            forced: VecDeque::new(),
+            forced: thought.as_mut().map(ThoughtBudget::begin).unwrap_or_default().into(),
+            thought,
             window,
             prompt_tokens: prompt.len(),
             generated: 0,
@@ -256,17 +261,18 @@ impl Generation {
             self.finish_reason = Some(FinishReason::StopToken(id));
             return Ok(String::new());
         }
-        let name = if self.stop.has_stops() || self.constraint.is_some() {
-            self.decoder.special_name(id)
-        } else {
-            None
-        };
+        let wants_names = self.stop.has_stops() || self.constraint.is_some() || !self.ending.tags.is_empty();
+        let name = if wants_names { self.decoder.special_name(id) } else { None };
         let piece = if name.is_some() { String::new() } else { self.decoder.push(id)? };
         let complete = match &mut self.constraint {
             Some(constraint) => constraint.accept(id, name.as_deref().unwrap_or(&piece))?,
             None => false,
         };
+        if let Some(budget) = &mut self.thought {
+            self.forced.extend(budget.accept(name.as_deref().unwrap_or(&piece)));
+        }
         let (text, stop) = match name {
+            Some(name) if self.ending.tags.contains(&name) => self.stop.push(&name),
             Some(name) => self.stop.push_hidden(&name),
             None => self.stop.push(&piece),
         };

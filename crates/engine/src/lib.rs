@@ -22,6 +22,7 @@ mod scoring;
 mod shares;
 mod slots;
 mod step;
+mod thought;
 mod window;
 mod worker;
 

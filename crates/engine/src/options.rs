@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ternion_core::{
     Error, ModelInfo, Result, Sampling,
+    answer::{Reasoning, ToolFormat},
     config::ModelConfig,
     text::{TokenName, Tokenizer},
 };
@@ -21,6 +22,10 @@ pub struct EngineOptions {
     pub eos_tokens: Vec<u32>,
     /// Tokens that end an answer in place of `eos_tokens` and the tokenizer's EOS.
     pub end_tokens: Option<Vec<TokenName>>,
+    /// How the model writes calls of tools, before what its chat template says.
+    pub tool_format: Option<ToolFormat>,
+    /// The tags of the model's thoughts, before those of its chat template.
+    pub reasoning: Option<Reasoning>,
     /// Sampling fields that apply where a request leaves them open, before the model's own defaults.
     pub sampling: Sampling,
     /// Requests that may wait for a sequence.
@@ -40,6 +45,8 @@ impl EngineOptions {
             info,
             eos_tokens: Vec::new(),
             end_tokens: None,
+            tool_format: None,
+            reasoning: None,
             sampling: Sampling::default(),
             max_queued: 64,
             stall_limit: STALL_LIMIT,
@@ -47,10 +54,12 @@ impl EngineOptions {
         }
     }
 
-    /// Takes over what a model's configuration says to the engine: its sampling, end tokens, queue and stall limit.
+    /// Takes over what a model's configuration says to the engine: its sampling, end tokens, form of answers, queue and stall limit.
     pub fn configure(&mut self, config: &ModelConfig) {
         self.sampling = config.sampling.clone();
         self.end_tokens.clone_from(&config.end_tokens);
+        self.tool_format = config.tool_format;
+        self.reasoning.clone_from(&config.reasoning);
         self.max_queued = config.max_queued.unwrap_or(self.max_queued);
         self.stall_limit = config.stall_limit_ms.map_or(self.stall_limit, Duration::from_millis);
     }

@@ -141,6 +141,7 @@ impl ApiError {
             "constraint" => "response_format",
             "stop_tokens" => "stop_token_ids",
             "template_args" => "chat_template_kwargs",
+            "reasoning_budget" => "thinking_token_budget",
             "top" => "logprobs",
             // A completion request has one field for both.
             "top_logprobs" if prompt == "prompt" => "logprobs",

@@ -10,7 +10,11 @@ use std::{
 
 use common::Running;
 use serde_json::{Value, json};
-use ternion::{LlmBackend, ScoreRequest, config::ModelConfig};
+use ternion::{
+    LlmBackend, ScoreRequest,
+    answer::{Reasoning, ReasoningTags, ToolFormat},
+    config::ModelConfig,
+};
 use ternion_server::ServerOptions;
 
 /// The project's Python, if it has these modules.
@@ -47,13 +51,21 @@ async fn script(python: &Path, name: &str, args: &[&str]) -> Value {
         .unwrap_or_else(|error| panic!("{error}: {out}\n{err}"))
 }
 
-/// The small model, and one that breaks in the middle of an answer.
+/// The small model, one that breaks in the middle of an answer, and one that thinks and calls a function.
 async fn server() -> Running {
     let mut config = common::tiny();
-    let mut broken = ModelConfig::default();
-    "echo".clone_into(&mut broken.backend);
-    broken.options.extend(json!({ "fail": "backend", "fail_after": 2 }).as_object().unwrap().clone());
-    config.models.insert("broken".to_owned(), broken);
+    let echo = |options: Value| {
+        let mut model = ModelConfig::default();
+        "echo".clone_into(&mut model.backend);
+        model.options.extend(options.as_object().unwrap().clone());
+        model
+    };
+    config.models.insert("broken".to_owned(), echo(json!({ "fail": "backend", "fail_after": 2 })));
+    let call = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bern\"}}\n</tool_call>";
+    let mut caller = echo(json!({ "reply": format!("<think>Where?</think>Let me see.\n{call}") }));
+    caller.tool_format = Some(ToolFormat::Hermes);
+    caller.reasoning = Some(Reasoning::Tags(ReasoningTags::new("<think>", "</think>")));
+    config.models.insert("caller".to_owned(), caller);
     Running::start(config, ServerOptions::default()).await
 }
 
@@ -62,7 +74,7 @@ async fn the_client_openai_works_unchanged() {
     let Some(python) = python("openai") else { return };
     let server = server().await;
     let said = script(&python, "openai_client.py", &[&server.url]).await;
-    assert_eq!(said["models"], json!(["tiny", "broken"]));
+    assert_eq!(said["models"], json!(["tiny", "broken", "caller"]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,7 +20,8 @@
 //! ```
 //!
 //! A host that runs for long keeps handles of its models ([`models`]): their configuration may change while it runs, and
-//! one model may stand in for another. What else goes around a model, such as timeouts and metrics, are [`layers`].
+//! one model may stand in for another. What else goes around a model, such as timeouts and metrics, are [`layers`]. A model that
+//! calls functions of the host runs in a loop of [`tools`].
 //!
 //! Loading and generating are awaited in a tokio runtime: what would block it runs on its threads for blocking work.
 //! Outside of one, loading panics and `generate` returns an error.
@@ -48,9 +49,10 @@ pub use ternion_core::{
     GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, MemoryPart, MemoryPlan, Message,
     ModelInfo, Prediction, PrefillEvent, ProcessMemory, Prompt, Result, ResultExt, Sampling,
     SamplingDefaults, Score, ScoreRequest, Segment, ServedBy, Stats, TextEvent, TextStream, Timing,
-    TokenEvent, TokenLogprob, TokenScore, Tool, ToolCall, ToolChoice, Unloaded, Usage, async_trait,
+    TokenEvent, TokenLogprob, TokenScore, Tool, ToolCall, ToolCallEvent, ToolChoice, Unloaded, Usage,
+    async_trait,
 };
-pub use ternion_core::{config, context, echo, logprob, registry, text, validate};
+pub use ternion_core::{answer, config, context, echo, logprob, registry, text, validate};
 #[cfg(feature = "local")]
 pub use ternion_engine::{self as engine, CausalLm, LogitsWanted, SequenceId, SequenceInput, kv};
 #[cfg(feature = "local")]
@@ -59,6 +61,7 @@ pub use ternion_formats as formats;
 pub mod blocking;
 pub mod layers;
 pub mod models;
+pub mod tools;
 
 use config::{Config, ModelConfig};
 use models::Models;

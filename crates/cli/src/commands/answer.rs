@@ -18,6 +18,8 @@ use crate::failure::{Failure, Outcome};
 pub(crate) struct Answer {
     /// The text, as far as it came.
     pub(crate) text: String,
+    /// What the model thought before it, as far as it came.
+    pub(crate) reasoning: String,
     tokens: Vec<Token>,
     finish_reason: FinishReason,
     usage: Usage,
@@ -69,6 +71,7 @@ impl Answer {
             "model": served_by.model,
             "backend": served_by.backend,
             "text": self.text,
+            "reasoning": self.reasoning,
             "finish_reason": self.finish_reason.as_str(),
             "stop_string": stop,
             "stop_token": token,
@@ -120,6 +123,7 @@ pub(crate) async fn generate(
     backend: &dyn LlmBackend,
     mut request: GenerateRequest,
     args: &GenerationArgs,
+    show_reasoning: bool,
 ) -> Outcome<Answer> {
     let logprobs = request.params.logprobs;
     request.params.stop_tokens = stop_tokens(backend, &args.stop_token)?;
@@ -128,6 +132,7 @@ pub(crate) async fn generate(
     let bar = app.output.steps("prompt");
     let mut answer = Answer {
         text: String::new(),
+        reasoning: String::new(),
         tokens: Vec::new(),
         finish_reason: FinishReason::Cancelled,
         usage: Usage::default(),
@@ -147,14 +152,22 @@ pub(crate) async fn generate(
                 Event::Token(TokenEvent { id, logprob, .. }) => {
                     answer.tokens.push(Token { id, text: String::new(), logprob });
                 }
+                Event::Reasoning(TextEvent { text, .. }) => {
+                    bar.clear();
+                    if show_reasoning {
+                        app.output.aside(&text);
+                    }
+                    answer.reasoning.push_str(&text);
+                    add_to_token(&mut answer, &text);
+                }
                 Event::Text(TextEvent { text, .. }) => {
                     bar.clear();
+                    if show_reasoning && answer.text.is_empty() && !answer.reasoning.is_empty() {
+                        app.output.aside("\n\n");
+                    }
                     print(app, &text)?;
                     answer.text.push_str(&text);
-                    // The text that became certain with a token follows it.
-                    if let Some(token) = answer.tokens.last_mut() {
-                        token.text.push_str(&text);
-                    }
+                    add_to_token(&mut answer, &text);
                 }
                 Event::Done(done) => {
                     bar.clear();
@@ -191,6 +204,13 @@ pub(crate) async fn generate(
         app.output.notice(&line);
     }
     Ok(answer)
+}
+
+/// The text that became certain with a token follows it.
+fn add_to_token(answer: &mut Answer, text: &str) {
+    if let Some(token) = answer.tokens.last_mut() {
+        token.text.push_str(text);
+    }
 }
 
 fn print(app: &App, text: &str) -> Outcome {

@@ -41,8 +41,10 @@ pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
         args.system.as_deref().map(Message::system).into_iter().chain([Message::user(message)]).collect();
     let mut request = answer::request(messages, &args.generation);
     request.params.constraint = constraint;
+    request.params.reasoning_budget = args.thinking.reasoning_budget;
     long::apply(&selected, &args.long, &mut request)?;
     let backend = load(app, &selected).await?;
-    let answer = answer::generate(app, &*backend, request, &args.generation).await?;
+    let answer =
+        answer::generate(app, &*backend, request, &args.generation, args.thinking.show_reasoning).await?;
     answer.outcome()
 }

@@ -124,12 +124,18 @@ async fn answer_to(
 ) -> Outcome {
     let mut request = answer::request(messages.clone(), &args.generation);
     request.params.constraint = args.constraint.read()?;
+    request.params.reasoning_budget = args.thinking.reasoning_budget;
     long::apply(selected, &args.long, &mut request)?;
-    match answer::generate(app, backend, request, &args.generation).await {
+    match answer::generate(app, backend, request, &args.generation, args.thinking.show_reasoning).await {
         Ok(answer) if answer.text.is_empty() && answer.is_cancelled() => {
             messages.pop();
         }
-        Ok(answer) => messages.push(Message::assistant(answer.text)),
+        Ok(answer) => {
+            let mut message = Message::assistant(answer.text);
+            // The chat template decides what it shows of earlier thoughts.
+            message.reasoning = Some(answer.reasoning).filter(|reasoning| !reasoning.is_empty());
+            messages.push(message);
+        }
         Err(failure @ (Failure::Output(_) | Failure::BrokenPipe | Failure::Interrupted)) => {
             return Err(failure);
         }

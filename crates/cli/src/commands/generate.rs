@@ -15,6 +15,6 @@ pub(crate) async fn run(app: &App, args: &GenerateArgs) -> Outcome {
     request.params.constraint = args.constraint.read()?;
     long::apply(&selected, &args.long, &mut request)?;
     let backend = load(app, &selected).await?;
-    let answer = answer::generate(app, &*backend, request, &args.generation).await?;
+    let answer = answer::generate(app, &*backend, request, &args.generation, false).await?;
     answer.outcome()
 }

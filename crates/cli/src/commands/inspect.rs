@@ -56,7 +56,7 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
         result => result?,
     };
     let report = checkpoint.report();
-    let (tokenizer, of_tokenizer) = tokenizer(&checkpoint);
+    let (tokenizer, of_tokenizer) = tokenizer(&checkpoint, selected.model()?);
     let warnings: Vec<String> = checkpoint.warnings.iter().cloned().chain(of_tokenizer).collect();
     let kv_type = named::<KvType>(selected.model()?, "kv_type");
     let activations = named::<ActivationType>(selected.model()?, "activations");
@@ -91,10 +91,27 @@ fn named<T: Default + DeserializeOwned>(model: &ModelConfig, option: &str) -> T 
     named.and_then(|name| serde_json::from_value(name).ok()).unwrap_or_default()
 }
 
+/// How thoughts and calls of tools are told from an answer's text.
+fn answer_format(answers: &serde_json::Map<String, Value>) -> String {
+    let thoughts = match (&answers["reasoning"]["start"], &answers["reasoning"]["end"]) {
+        (Value::String(start), Value::String(end)) => format!("thoughts between {start} and {end}"),
+        _ => "no thoughts".to_owned(),
+    };
+    let tools = match (answers["tools"].as_str(), answers["describes_tools"] == true) {
+        (None | Some("none"), _) => "calls of tools stay text".to_owned(),
+        (Some(form), false) => format!("calls of tools as {form}"),
+        (Some(form), true) => {
+            format!("calls of tools as {form}, described in the system message for lack of a template")
+        }
+    };
+    format!("{thoughts}; {tools}")
+}
+
 /// What is known of the tokenizer, and what is wrong with it.
-fn tokenizer(checkpoint: &Checkpoint) -> (Value, Vec<String>) {
+fn tokenizer(checkpoint: &Checkpoint, config: &ModelConfig) -> (Value, Vec<String>) {
     match checkpoint.tokenizer() {
-        Ok(tokenizer) => {
+        Ok(mut tokenizer) => {
+            tokenizer.configure_answers(config.tool_format, config.reasoning.as_ref());
             let mut warnings = tokenizer.warnings().to_vec();
             if !tokenizer.has_chat_template() {
                 warnings.push("there is no chat template: `chat` will not work, `generate` will".to_owned());
@@ -110,6 +127,7 @@ fn tokenizer(checkpoint: &Checkpoint) -> (Value, Vec<String>) {
                 "bos": tokenizer.bos_id(),
                 "eos": tokenizer.eos_id(),
                 "chat_template": tokenizer.has_chat_template(),
+                "answers": tokenizer.answer_format(),
             });
             (facts, warnings)
         }
@@ -203,6 +221,9 @@ fn as_text(
             None => "none that can be used".into(),
         },
     );
+    if let Some(answers) = tokenizer.get("answers").and_then(Value::as_object) {
+        row("answers", answer_format(answers));
+    }
     row(
         "weights",
         format!("{} mapped from files, {} in memory", bytes(report.mapped_bytes), bytes(report.owned_bytes)),

@@ -48,8 +48,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub use size::ByteSize;
 
 use crate::{
-    Error, ErrorKind, Result, ResultExt, Sampling, context::ContextPolicy, file::read_capped,
-    text::TokenName, validate,
+    Error, ErrorKind, Result, ResultExt, Sampling,
+    answer::{Reasoning, ToolFormat},
+    context::ContextPolicy,
+    file::read_capped,
+    text::TokenName,
+    validate,
 };
 
 pub use host::{LayersConfig, LimitConfig, ReloadConfig, ReloadMode, RetryConfig, TimeoutConfig};
@@ -140,6 +144,13 @@ pub struct ModelConfig {
     /// empty list: none. Left out: those of the files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_tokens: Option<Vec<TokenName>>,
+    /// How the model writes calls of tools. Left out: as its chat template has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_format: Option<ToolFormat>,
+    /// The tags around the model's thoughts, as in `{ start = "<think>", end = "</think>" }`; `false`: there are none. Left out: as
+    /// its chat template has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<Reasoning>,
     /// What applies where a request leaves its sampling open, before the model's own defaults.
     pub sampling: Sampling,
     /// What only this backend knows. Its documentation says what there is.
@@ -164,6 +175,8 @@ impl Default for ModelConfig {
             fallback: Vec::new(),
             layers: LayersConfig::default(),
             end_tokens: None,
+            tool_format: None,
+            reasoning: None,
             sampling: Sampling::default(),
             options: serde_json::Map::new(),
         }

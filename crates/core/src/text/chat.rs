@@ -10,7 +10,9 @@ use super::{
     control::{choose_sentinel, mark},
     tokenizer::guarded,
 };
-use crate::{ChatOptions, Content, ContentPart, Error, Message, Prompt, Result, Segment, ToolCall};
+use crate::{
+    ChatOptions, Content, ContentPart, Error, Message, Prompt, Result, Segment, ToolCall, answer::described,
+};
 
 /// What a chat template is run with.
 #[derive(Clone)]
@@ -208,7 +210,8 @@ impl Tokenizer {
     /// implemented, [`InvalidRequest`](crate::ErrorKind::InvalidRequest) where the template refuses the messages,
     /// [`InvalidModel`](crate::ErrorKind::InvalidModel) where it fails.
     pub fn render_chat_with(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
-        let input = ChatInput::new(messages, options);
+        let messages = self.described(messages, options);
+        let input = ChatInput::new(&messages, options);
         let rendered = self.render(&input, options.continue_final_message)?;
         Ok(match rendered.sentinel {
             Some(sentinel) => rendered.text.replace(sentinel, ""),
@@ -234,7 +237,8 @@ impl Tokenizer {
     /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) where the template makes a control token of the text of a
     /// message, for example by replacing a part of it.
     pub fn encode_chat_with(&self, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
-        let input = ChatInput::new(messages, options);
+        let messages = self.described(messages, options);
+        let input = ChatInput::new(&messages, options);
         let Rendered { text, sentinel } = self.render(&input, options.continue_final_message)?;
         let mut ids = match sentinel {
             Some(sentinel) => guarded(|| self.encode_marked(&text, sentinel), Error::invalid_request)?,
@@ -255,6 +259,13 @@ impl Tokenizer {
     /// As [`encode_chat`](Self::encode_chat).
     pub fn count_chat(&self, messages: &[Message]) -> Result<usize> {
         self.encode_chat(messages, true).map(|ids| ids.len())
+    }
+
+    /// The conversation with its tools and calls as text, where the template does not print them.
+    fn described<'a>(&self, messages: &'a [Message], options: &ChatOptions) -> Cow<'a, [Message]> {
+        let describes = self.answer_format().is_some_and(|format| format.describes_tools);
+        let text = if describes { described(messages, options.offered_tools()) } else { None };
+        text.map_or(messages.into(), Cow::Owned)
     }
 
     /// Renders with marks in each text that looks as if it had control tokens.

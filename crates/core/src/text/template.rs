@@ -12,7 +12,7 @@ use super::{
     chat::ChatInput,
     jinja::{self, Program, dict_of, from_json, list_of},
 };
-use crate::{Content, ContentPart, Error, Message, Result, ResultExt, ToolCall};
+use crate::{ChatOptions, Content, ContentPart, Error, Message, Result, ResultExt, Tool, ToolCall};
 
 /// Real templates have up to some 30 KB.
 const MAX_SOURCE_BYTES: usize = 64 << 10;
@@ -71,10 +71,20 @@ impl ChatTemplate {
     fn prints_parts(&self) -> bool {
         let rendered = |content: Content| {
             let messages = [Message::user(content)];
-            self.render(&ChatInput::new(&messages, &crate::ChatOptions::default())).ok()
+            self.render(&ChatInput::new(&messages, &ChatOptions::default())).ok()
         };
         let parts = rendered(vec![ContentPart::text("x")].into());
         parts.is_some() && parts == rendered("x".into())
+    }
+
+    /// Whether the prompt has the tools that a conversation is given.
+    pub(super) fn prints_tools(&self) -> bool {
+        const NAME: &str = "ternion_sample_tool";
+        let messages = [Message::user("x")];
+        let tool = Tool::function(NAME, "x", serde_json::json!({"type": "object", "properties": {}}));
+        let options = ChatOptions::default().with_tools([tool]);
+        // A template that fails here is one that does something with them.
+        self.render(&ChatInput::new(&messages, &options)).map_or(true, |prompt| prompt.contains(NAME))
     }
 
     /// # Errors

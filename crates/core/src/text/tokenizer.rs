@@ -20,7 +20,10 @@ use super::{
     stream::{self, Stage, stages},
     template::ChatTemplate,
 };
-use crate::{Error, Result, ResultExt};
+use crate::{
+    Error, Result, ResultExt,
+    answer::{AnswerFormat, Reasoning, ToolFormat},
+};
 
 /// A tokenizer with its chat template. Immutable; share it in an [`Arc`].
 pub struct Tokenizer {
@@ -42,6 +45,8 @@ pub struct Tokenizer {
     own_affixes: bool,
     stages: Vec<Stage>,
     pub(super) template: Option<ChatTemplate>,
+    /// How the model answers conversations; `None` without a template.
+    answers: Option<AnswerFormat>,
     bos_id: Option<u32>,
     eos_id: Option<u32>,
     vocab_size: usize,
@@ -166,6 +171,8 @@ impl Tokenizer {
         }
         let affixes = (before, after);
         let template = parts.chat_template.map(|source| ChatTemplate::new(&source, special_tokens));
+        let template = template.transpose()?;
+        let answers = template.as_ref().map(|t| AnswerFormat::detect(t.source(), t.prints_tools()));
         let tokenizer = Self {
             plain_added,
             pre_tokenizer_within,
@@ -177,7 +184,8 @@ impl Tokenizer {
             affixes,
             own_affixes,
             stages,
-            template: template.transpose()?,
+            template,
+            answers,
             bos_id,
             eos_id,
             vocab_size,
@@ -379,6 +387,16 @@ impl Tokenizer {
     /// The source of the chat template.
     pub fn chat_template(&self) -> Option<&str> {
         self.template.as_ref().map(ChatTemplate::source)
+    }
+
+    /// How the model writes thoughts and calls in its answers to conversations; `None` without a chat template.
+    pub fn answer_format(&self) -> Option<&AnswerFormat> {
+        self.answers.as_ref()
+    }
+
+    /// Takes over what a model's configuration says about its answers, before what the chat template says.
+    pub fn configure_answers(&mut self, tools: Option<ToolFormat>, reasoning: Option<&Reasoning>) {
+        self.answers = self.answers.take().map(|format| format.configured(tools, reasoning));
     }
 
     pub(super) fn stages(&self) -> &[Stage] {

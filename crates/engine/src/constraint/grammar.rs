@@ -50,6 +50,15 @@ impl Grammars {
         tokenizer.has_token_bytes()
     }
 
+    /// Checks that a JSON schema within another grammar is within the limits.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) for a schema that is too large, too deep, or takes too long to
+    /// compile.
+    pub(crate) fn check_schema(schema: &serde_json::Value) -> Result<()> {
+        schema::prepare(schema).map(drop)
+    }
+
     /// Compiles a constraint. May take some hundred milliseconds, and for a model's first constraint longer.
     ///
     /// # Errors

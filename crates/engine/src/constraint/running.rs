@@ -1,6 +1,6 @@
 //! The constraint of one generation: where in the answer it holds, and the grammar there.
 
-use ternion_core::{ConstraintStart, Error, Result};
+use ternion_core::{ConstraintStart, Error, Result, text::Tokenizer};
 
 use super::Grammar;
 
@@ -10,8 +10,12 @@ pub(crate) struct Running {
     grammar: Grammar,
     /// The text after which the grammar holds; empty if it holds from the start on.
     awaited: String,
-    /// The grammar holds each time that the text appears, and need not hold at all.
+    /// The answer may end without the text.
+    optional: bool,
+    /// The grammar holds each time that the text appears.
     repeats: bool,
+    /// The token with which the answer may begin a thought; the text is then what ends it.
+    thought: Option<u32>,
     state: State,
 }
 
@@ -32,18 +36,30 @@ pub(crate) struct EndTokens<'a> {
 }
 
 impl Running {
-    pub(crate) fn new(grammar: Grammar, start: ConstraintStart) -> Self {
-        let (awaited, repeats) = match start {
-            ConstraintStart::AfterText(text) => (text, false),
-            ConstraintStart::EachTime(text) => (text, true),
-            _ => (String::new(), false),
+    pub(crate) fn new(grammar: Grammar, start: ConstraintStart, tokenizer: &Tokenizer) -> Self {
+        let (mut thought, mut optional, mut repeats) = (None, false, false);
+        let awaited = match start {
+            ConstraintStart::AfterText(text) => text,
+            ConstraintStart::AfterThought { start, end } => {
+                thought = tokenizer.token_id(&start);
+                if thought.is_some() { end } else { String::new() }
+            }
+            ConstraintStart::Once(text) => {
+                optional = true;
+                text
+            }
+            ConstraintStart::EachTime(text) => {
+                (optional, repeats) = (true, true);
+                text
+            }
+            _ => String::new(),
         };
-        let state = if awaited.is_empty() {
+        let state = if awaited.is_empty() || thought.is_some() {
             State::Held { grammar: grammar.clone(), at_start: false }
         } else {
             State::Free { end: String::new() }
         };
-        Self { grammar, awaited, repeats, state }
+        Self { grammar, awaited, optional, repeats, thought, state }
     }
 
     /// Forbids the tokens that cannot come next: their logits become `-inf`.
@@ -54,6 +70,7 @@ impl Running {
         match &mut self.state {
             State::Held { grammar, at_start } => {
                 let breaks = if *at_start { with_logits(grammar.line_breaks(), logits) } else { Vec::new() };
+                let thought = with_logits(self.thought.as_slice(), logits);
                 let stops = with_logits(ends.stop, logits);
                 grammar.restrict(logits)?;
                 // A stop token may come only where the answer may end, also if the grammar allows its text.
@@ -61,12 +78,12 @@ impl Running {
                 for (id, logit) in stops {
                     logits[id as usize] = if stop { logit } else { f32::NEG_INFINITY };
                 }
-                for (id, logit) in breaks {
+                for (id, logit) in breaks.into_iter().chain(thought) {
                     logits[id as usize] = logit;
                 }
             }
             State::Free { end } => {
-                if !self.repeats {
+                if !self.optional {
                     forbid(ends.eos, logits);
                     forbid(ends.stop, logits);
                 }
@@ -85,7 +102,7 @@ impl Running {
     /// The tokens that must come next, in their order; none where there is a choice.
     pub(crate) fn forced(&mut self) -> Vec<u32> {
         match &mut self.state {
-            State::Held { grammar, at_start: false } => grammar.forced(),
+            State::Held { grammar, at_start: false } if self.thought.is_none() => grammar.forced(),
             _ => Vec::new(),
         }
     }
@@ -97,7 +114,12 @@ impl Running {
     /// Where the token is not allowed, and where the grammar reaches one of its limits.
     pub(crate) fn accept(&mut self, id: u32, text: &str) -> Result<bool> {
         match &mut self.state {
+            State::Held { .. } if self.thought.take_if(|start| *start == id).is_some() => {
+                self.state = State::Free { end: String::new() };
+                Ok(false)
+            }
             State::Held { grammar, at_start } => {
+                self.thought = None;
                 let may_be_break = std::mem::take(at_start) && grammar.line_breaks().contains(&id);
                 if may_be_break && !grammar.allows(id) {
                     return Ok(false);
@@ -114,7 +136,7 @@ impl Running {
                 end.push_str(text);
                 match end.split_once(&self.awaited) {
                     Some((_, "")) => {
-                        self.state = State::Held { grammar: self.grammar.clone(), at_start: !self.repeats };
+                        self.state = State::Held { grammar: self.grammar.clone(), at_start: !self.optional };
                     }
                     Some((_, rest)) => {
                         let message = format!(
@@ -134,7 +156,7 @@ impl Running {
     pub(crate) fn is_complete(&mut self) -> bool {
         match &mut self.state {
             State::Held { grammar, .. } => grammar.can_end(),
-            State::Free { .. } => self.repeats,
+            State::Free { .. } => self.optional,
         }
     }
 }

@@ -185,7 +185,7 @@ fn the_constraint_begins_after_its_text() {
         logits[eos[0] as usize] == 0.0
     };
 
-    let mut once = Running::new(grammar.clone(), ConstraintStart::AfterText("</t>".into()));
+    let mut once = Running::new(grammar.clone(), ConstraintStart::AfterText("</t>".into()), &tokenizer);
     assert!(!push(&mut once, "a thought") && !may_end(&mut once) && !once.is_complete());
     for part in ["<", "/", "t", ">"] {
         assert!(!push(&mut once, part));
@@ -194,7 +194,7 @@ fn the_constraint_begins_after_its_text() {
     assert!(!may_end(&mut once));
     assert!(push(&mut once, "a") | push(&mut once, "b") && once.is_complete());
 
-    let mut each = Running::new(grammar, ConstraintStart::EachTime("<c>".into()));
+    let mut each = Running::new(grammar, ConstraintStart::EachTime("<c>".into()), &tokenizer);
     for _ in 0..2 {
         assert!(!push(&mut each, "free text") && may_end(&mut each) && each.is_complete());
         for part in ["<", "c", ">", "b"] {
@@ -215,7 +215,7 @@ fn no_token_goes_beyond_the_awaited_text() {
         .find(|(_, text)| text.len() > 2 && text.is_ascii())
         .unwrap();
     for (end, awaited) in [("", text[..2].to_owned()), ("z", format!("z{}", &text[..1]))] {
-        let mut running = Running::new(grammar.clone(), ConstraintStart::EachTime(awaited));
+        let mut running = Running::new(grammar.clone(), ConstraintStart::EachTime(awaited), &tokenizer);
         running.accept(0, end).unwrap();
         let mut logits = vec![0.0; VOCAB];
         running.restrict(&mut logits, NO_ENDS).unwrap();

@@ -1,7 +1,9 @@
 //! `chat.completion` and `chat.completion.chunk`.
 
 use serde::Serialize;
-use ternion::{Event, FinishReason, TextEvent, TokenEvent, context::ContextStep};
+use ternion::{
+    Completion, Event, FinishReason, TextEvent, TokenEvent, ToolCall, ToolCallEvent, context::ContextStep,
+};
 
 use super::{
     common::{StopReason, Timings, Totals, UsageBody, finish_reason, finite},
@@ -44,8 +46,26 @@ struct Choice {
 #[derive(Serialize)]
 struct Message {
     role: &'static str,
-    content: String,
+    /// `null` where the answer is calls alone.
+    content: Option<String>,
     refusal: Option<()>,
+    #[serde(flatten)]
+    thought: Option<Thought>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
+}
+
+/// A thought, under the name that most servers give it and under vLLM's newer one.
+#[derive(Serialize)]
+struct Thought {
+    reasoning_content: String,
+    reasoning: String,
+}
+
+impl Thought {
+    fn new(text: String) -> Option<Self> {
+        (!text.is_empty()).then(|| Self { reasoning_content: text.clone(), reasoning: text })
+    }
 }
 
 #[derive(Serialize)]
@@ -64,6 +84,39 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(flatten)]
+    thought: Option<Thought>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[CallDelta; 1]>,
+}
+
+/// A piece of a call.
+#[derive(Serialize)]
+struct CallDelta {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    function: FunctionDelta,
+}
+
+#[derive(Serialize)]
+struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    arguments: String,
+}
+
+impl From<ToolCallEvent> for CallDelta {
+    fn from(event: ToolCallEvent) -> Self {
+        Self {
+            index: event.index,
+            kind: event.name.is_some().then_some("function"),
+            id: event.id,
+            function: FunctionDelta { name: event.name, arguments: event.arguments },
+        }
+    }
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -134,7 +187,8 @@ pub(crate) struct Collected {
 }
 
 struct Partial {
-    text: String,
+    /// Text, thought and calls.
+    answer: Completion,
     logprobs: Vec<TokenLogprob>,
     tokens: Tokens,
     reason: FinishReason,
@@ -143,7 +197,7 @@ struct Partial {
 impl Collected {
     pub(crate) fn new(count: usize, texts: &TokenTexts, logprobs: bool) -> Self {
         let one = || Partial {
-            text: String::new(),
+            answer: Completion::default(),
             logprobs: Vec::new(),
             tokens: Tokens::new(texts.clone(), logprobs),
             reason: FinishReason::default(),
@@ -157,8 +211,8 @@ impl Collected {
         match event {
             Event::Context(ContextStep::Report(report)) => self.totals.context = Some(report),
             Event::Token(token) => choice.tokens.push(token),
-            Event::Text(TextEvent { text, .. }) => {
-                choice.text.push_str(&text);
+            Event::Text(_) => {
+                choice.answer.add(event);
                 choice.logprobs.extend(choice.tokens.take().into_iter().flat_map(|taken| taken.content));
             }
             Event::Done(done) => {
@@ -166,6 +220,9 @@ impl Collected {
                 choice.logprobs.extend(last.into_iter().flat_map(|taken| taken.content));
                 self.totals.add(&done, index == 0);
                 choice.reason = done.finish_reason;
+            }
+            Event::Reasoning(_) | Event::ToolCall(_) => {
+                choice.answer.add(event);
             }
             _ => {}
         }
@@ -178,7 +235,7 @@ impl Collected {
             .enumerate()
             .map(|(index, choice)| Choice {
                 index,
-                message: Message { role: "assistant", content: choice.text, refusal: None },
+                message: choice.answer.into(),
                 logprobs: choice
                     .tokens
                     .wanted
@@ -197,6 +254,19 @@ impl Collected {
             timings: self.totals.timings,
             context: self.totals.context.as_ref(),
         })
+    }
+}
+
+impl From<Completion> for Message {
+    fn from(answer: Completion) -> Self {
+        let only_calls = answer.text.is_empty() && !answer.tool_calls.is_empty();
+        Self {
+            role: "assistant",
+            content: (!only_calls).then_some(answer.text),
+            refusal: None,
+            thought: Thought::new(answer.reasoning),
+            tool_calls: answer.tool_calls,
+        }
     }
 }
 
@@ -224,6 +294,12 @@ impl ChatChunks {
         self.document([choice], None)
     }
 
+    /// A piece of an answer, with the log-probabilities of the tokens that have come by now.
+    fn piece(&mut self, index: usize, delta: Delta) -> Vec<String> {
+        let logprobs = self.choices[index].take();
+        vec![self.one(ChunkChoice { index, delta, logprobs, finish_reason: None, stop_reason: None })]
+    }
+
     fn document<const N: usize>(&self, choices: [ChunkChoice; N], totals: Option<&Totals>) -> String {
         chunk(&Document {
             id: &self.head.id,
@@ -242,7 +318,7 @@ impl ChatChunks {
 impl Chunks for ChatChunks {
     fn begin(&mut self) -> Vec<String> {
         let first = |index| {
-            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+            let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
             self.one(ChunkChoice { index, delta, logprobs: None, finish_reason: None, stop_reason: None })
         };
         (0..self.choices.len()).map(first).collect()
@@ -254,15 +330,13 @@ impl Chunks for ChatChunks {
             Event::Context(ContextStep::Report(report)) => self.totals.context = Some(report),
             Event::Token(token) => self.choices[index].push(token),
             Event::Text(TextEvent { text, .. }) => {
-                let logprobs = self.choices[index].take();
-                let delta = Delta { role: None, content: Some(text) };
-                return vec![self.one(ChunkChoice {
-                    index,
-                    delta,
-                    logprobs,
-                    finish_reason: None,
-                    stop_reason: None,
-                })];
+                return self.piece(index, Delta { content: Some(text), ..Delta::default() });
+            }
+            Event::Reasoning(TextEvent { text, .. }) => {
+                return self.piece(index, Delta { thought: Thought::new(text), ..Delta::default() });
+            }
+            Event::ToolCall(call) => {
+                return self.piece(index, Delta { tool_calls: Some([call.into()]), ..Delta::default() });
             }
             Event::Done(done) => {
                 self.totals.add(&done, index == 0);

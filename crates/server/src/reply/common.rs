@@ -25,6 +25,7 @@ pub(crate) fn now() -> u64 {
 pub(crate) fn finish_reason(reason: &FinishReason) -> &'static str {
     match reason {
         FinishReason::MaxTokens | FinishReason::ContextFull => "length",
+        FinishReason::ToolCalls => "tool_calls",
         _ => "stop",
     }
 }

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::{error::ApiError, state::App};
 
 /// Fields of OpenAI's API that change nothing here and that clients send all the time: they are not worth a line in the log.
-const HARMLESS: [&str; 10] = [
+const HARMLESS: [&str; 9] = [
     "user",
     "store",
     "metadata",
@@ -20,7 +20,6 @@ const HARMLESS: [&str; 10] = [
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
-    "parallel_tool_calls",
     "verbosity",
     "skip_special_tokens",
 ];

@@ -28,6 +28,11 @@ request! {
         /// Whether it may, must or must not call one.
         #[schemars(schema_with = "schema::tool_choice")]
         tool_choice: Option<ToolChoice>,
+        /// Whether one answer may call several tools; on by default.
+        parallel_tool_calls: Option<bool>,
+        /// The most tokens of thought, as vLLM has it.
+        #[serde(alias = "thinking_budget")]
+        thinking_token_budget: Option<usize>,
         /// Further variables of the chat template.
         chat_template_kwargs: Option<Map<String, Value>>,
         /// Not supported: the model has its chat template.
@@ -117,9 +122,11 @@ impl ChatRequest {
         }
         params.logprobs = self.logprobs.unwrap_or(false);
         params.top_logprobs = self.top_logprobs.unwrap_or(0);
+        params.reasoning_budget = self.thinking_token_budget;
         let options = &mut params.chat;
         options.tools = self.tools.unwrap_or_default();
         options.tool_choice = self.tool_choice.unwrap_or_default();
+        options.parallel_tool_calls = self.parallel_tool_calls.unwrap_or(true);
         options.template_args = self.chat_template_kwargs.unwrap_or_default();
         if let Some(effort) = self.reasoning_effort {
             let effort = format!("{effort:?}").to_ascii_lowercase();

@@ -5,6 +5,7 @@ import json
 import sys
 
 import openai
+import pydantic
 
 url = sys.argv[1]
 client = openai.OpenAI(base_url=url + "/v1", api_key="any", max_retries=0)
@@ -75,6 +76,28 @@ def errors():
         raise AssertionError("an error in a stream is not raised")
 
 
+def tools():
+    """The accumulator of streams, and the parser of arguments into types."""
+
+    class Weather(pydantic.BaseModel):
+        city: str
+
+    tool = openai.pydantic_function_tool(Weather, name="weather")
+    question = [{"role": "user", "content": "The weather?"}]
+    with client.chat.completions.stream(model="caller", messages=question, tools=[tool]) as events:
+        kinds = {event.type for event in events}
+        final = events.get_final_completion()
+    assert "tool_calls.function.arguments.done" in kinds, kinds
+    whole = client.chat.completions.parse(model="caller", messages=question, tools=[tool])
+    for choice in (final.choices[0], whole.choices[0]):
+        assert choice.finish_reason == "tool_calls" and choice.message.content == "Let me see.", choice
+        assert choice.message.reasoning_content == "Where?", choice
+        assert choice.message.tool_calls[0].function.parsed_arguments == Weather(city="Bern"), choice
+    call = whole.choices[0].message
+    result = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "rain"}
+    client.chat.completions.create(model="caller", messages=[*question, call, result], tools=[tool])
+
+
 def models():
     listed = [model.id for model in client.models.list()]
     assert listed[0] == "tiny" and client.models.retrieve("tiny").id == "tiny", listed
@@ -86,4 +109,5 @@ stream(expected)
 asyncio.run(many())
 completions()
 errors()
+tools()
 print(json.dumps({"openai": openai.__version__, "models": models()}))

@@ -129,7 +129,7 @@ async fn check_answer(model: &dyn LlmBackend, prompt: &str) -> Result<Vec<u32>> 
                     Some(_) => Err(Error::backend("the answer went on after its end")),
                 };
             }
-            Event::Text(piece) => texts.push_str(&piece.text),
+            Event::Text(piece) | Event::Reasoning(piece) => texts.push_str(&piece.text),
             _ => {}
         }
     }

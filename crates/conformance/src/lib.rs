@@ -81,6 +81,7 @@ pub mod sampling;
 pub mod scoring;
 pub mod stopping;
 pub mod streaming;
+pub mod tools;
 pub mod validation;
 
 pub use check::{Check, Failure, Outcome, Sentence};
@@ -105,6 +106,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         errors::CHECKS,
         validation::CHECKS,
         constraints::CHECKS,
+        tools::CHECKS,
     ]
     .into_iter()
     .flatten()

@@ -54,6 +54,8 @@ async fn script(python: &Path, name: &str, args: &[&str]) -> Value {
 /// The small model, one that breaks in the middle of an answer, and one that thinks and calls a function.
 async fn server() -> Running {
     let mut config = common::tiny();
+    // Descriptions of tools are long.
+    config.models.get_mut("tiny").unwrap().context_length = Some(1024);
     let echo = |options: Value| {
         let mut model = ModelConfig::default();
         "echo".clone_into(&mut model.backend);

@@ -135,3 +135,34 @@ async fn wrong_tools_are_refused_by_the_name_of_the_field() {
         assert_eq!(error["param"], param, "{error}");
     }
 }
+
+/// The model has no form of calls of its own.
+#[tokio::test]
+async fn a_small_model_calls_what_is_required() {
+    let mut config = common::tiny();
+    config.models.get_mut("tiny").unwrap().context_length = Some(1024);
+    let server = Running::start(config, ServerOptions::default()).await;
+    let city = json!({
+        "type": "object",
+        "properties": { "city": { "enum": ["Bern", "Rome"] }, "days": { "type": "integer", "minimum": 1, "maximum": 9 } },
+        "required": ["city", "days"],
+        "additionalProperties": false,
+    });
+    let tools = json!([{ "type": "function", "function": { "name": "weather", "parameters": city } }]);
+    let named = json!({ "type": "function", "function": { "name": "weather" } });
+    for (choice, seed) in [(json!("required"), 1), (named, 2)] {
+        let body = ask(&json!({
+            "tools": tools, "tool_choice": choice, "parallel_tool_calls": false, "temperature": 1.5, "seed": seed,
+        }));
+        let answer = server.ok(CHAT, &body).await;
+        let choice = &answer["choices"][0];
+        assert_eq!(
+            (&choice["finish_reason"], &choice["message"]["content"]),
+            (&json!("tool_calls"), &Value::Null)
+        );
+        let function = &choice["message"]["tool_calls"][0]["function"];
+        let arguments: Value = serde_json::from_str(function["arguments"].as_str().unwrap()).unwrap();
+        assert!(["Bern", "Rome"].contains(&arguments["city"].as_str().unwrap()), "{answer}");
+        assert!((1..=9).contains(&arguments["days"].as_u64().unwrap()), "{answer}");
+    }
+}

@@ -131,7 +131,7 @@ impl CallGrammar<'_> {
         }
         let any = names.join(" | ");
         let one = match self.format {
-            ToolFormat::Hermes => format!("\"\\n\" any \"\\n\" {}", self.tag("</tool_call>")),
+            ToolFormat::Hermes => format!("\"\\n\"? any \"\\n\"? {}", self.tag("</tool_call>")),
             ToolFormat::QwenXml => format!("any {}", self.tag("</tool_call>")),
             ToolFormat::Mistral if self.has_list() && self.parallel => {
                 "\"[\" any (\", \" any)* \"]\"".to_owned()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import typing
 
 import openai
 import pydantic
@@ -93,6 +94,18 @@ def tools():
         assert choice.finish_reason == "tool_calls" and choice.message.content == "Let me see.", choice
         assert choice.message.reasoning_content == "Where?", choice
         assert choice.message.tool_calls[0].function.parsed_arguments == Weather(city="Bern"), choice
+    # The small model has no form of calls: the server describes the tool, and makes the call valid.
+    class Trip(pydantic.BaseModel):
+        city: typing.Literal["Bern", "Rome"]
+        days: typing.Literal[1, 2, 3]
+
+    trip = openai.pydantic_function_tool(Trip, name="trip")
+    for choice in ("required", {"type": "function", "function": {"name": "trip"}}):
+        with client.chat.completions.stream(model="tiny", messages=question, tools=[trip], tool_choice=choice, temperature=1) as events:
+            made = events.get_final_completion().choices[0]
+        assert made.finish_reason == "tool_calls", made
+        assert isinstance(made.message.tool_calls[0].function.parsed_arguments, Trip), made
+
     call = whole.choices[0].message
     result = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "rain"}
     client.chat.completions.create(model="caller", messages=[*question, call, result], tools=[tool])

@@ -18,30 +18,52 @@ use crate::tool::ToolCall;
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "MessageForm")]
 #[non_exhaustive]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, `tool`, or another role that the chat template knows.
     pub role: String,
     /// What is said. JSON `null`, or no content at all, is [`Content::Null`].
-    #[serde(default)]
     pub content: Content,
     /// The name of the speaker, or of the tool whose result this is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The calls of tools that an assistant message makes.
-    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
     /// In a message with the role `tool`: the id of the call that this is the result of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
     /// What the model thought before it answered. The JSON key is `reasoning_content`; `reasoning` is read as well.
-    #[serde(
-        default,
-        rename = "reasoning_content",
-        alias = "reasoning",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "reasoning_content", skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<String>,
+}
+
+/// What is read: the thought may have two names, and clients send back both.
+#[derive(Deserialize)]
+struct MessageForm {
+    role: String,
+    #[serde(default)]
+    content: Content,
+    name: Option<String>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    tool_calls: Vec<ToolCall>,
+    tool_call_id: Option<String>,
+    reasoning_content: Option<String>,
+    reasoning: Option<String>,
+}
+
+impl From<MessageForm> for Message {
+    fn from(form: MessageForm) -> Self {
+        Self {
+            role: form.role,
+            content: form.content,
+            name: form.name,
+            tool_calls: form.tool_calls,
+            tool_call_id: form.tool_call_id,
+            reasoning: form.reasoning_content.or(form.reasoning),
+        }
+    }
 }
 
 impl Message {

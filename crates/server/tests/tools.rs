@@ -122,10 +122,7 @@ async fn wrong_tools_are_refused_by_the_name_of_the_field() {
         (json!({ "tools": [tool("a"), tool("a")] }), "tools"),
         (json!({ "tools": [tool("a b")] }), "tools"),
         (json!({ "tools": [tool(&"a".repeat(129))] }), "tools"),
-        (
-            json!({ "tools": [{ "type": "function", "function": { "name": "a", "parameters": 1 } }] }),
-            "tools[0]",
-        ),
+        (json!({ "tools": [{ "type": "function", "function": { "name": "a", "parameters": 1 } }] }), "tools"),
         (json!({ "tool_choice": { "type": "function", "function": { "name": "b" } } }), "tool_choice"),
         (json!({ "tool_choice": "always" }), "tool_choice"),
         (json!({ "tools": [], "tool_choice": "required" }), "tool_choice"),

@@ -5,12 +5,7 @@ use crate::{Content, Message, Tool, ToolCall};
 const DESCRIPTION: &str = include_str!("description.txt");
 
 /// The conversation with these tools described at the end of the system message, and with calls and their results as text.
-/// `None` if it has neither tools, calls nor results.
-pub(crate) fn described(messages: &[Message], tools: &[Tool]) -> Option<Vec<Message>> {
-    let has_calls = messages.iter().any(|message| !message.tool_calls.is_empty() || message.role == "tool");
-    if tools.is_empty() && !has_calls {
-        return None;
-    }
+pub(crate) fn described(messages: &[Message], tools: &[Tool]) -> Vec<Message> {
     let mut described: Vec<Message> = Vec::with_capacity(messages.len() + 1);
     let mut after_result = false;
     for (at, message) in messages.iter().enumerate() {
@@ -38,7 +33,7 @@ pub(crate) fn described(messages: &[Message], tools: &[Tool]) -> Option<Vec<Mess
             None => described.insert(0, Message::system(text)),
         }
     }
-    Some(described)
+    described
 }
 
 fn description(tools: &[Tool]) -> String {

@@ -264,8 +264,10 @@ impl Tokenizer {
     /// The conversation with its tools and calls as text, where the template does not print them.
     fn described<'a>(&self, messages: &'a [Message], options: &ChatOptions) -> Cow<'a, [Message]> {
         let describes = self.answer_format().is_some_and(|format| format.describes_tools);
-        let text = if describes { described(messages, options.offered_tools()) } else { None };
-        text.map_or(messages.into(), Cow::Owned)
+        if !describes || options.tools.is_empty() {
+            return messages.into();
+        }
+        described(messages, options.offered_tools()).into()
     }
 
     /// Renders with marks in each text that looks as if it had control tokens.

@@ -34,6 +34,7 @@ pub(super) fn messages(_: &mut SchemaGenerator) -> Schema {
                 "tool_calls": { "type": ["array", "null"], "items": call },
                 "tool_call_id": { "type": ["string", "null"] },
                 "reasoning_content": { "type": ["string", "null"] },
+                "reasoning": { "type": ["string", "null"] },
             },
             "required": ["role"],
         },

@@ -218,7 +218,8 @@ fn an_answer_has_the_form_that_was_asked_for() {
         path.to_str().unwrap().to_owned()
     };
     let run = |more: &[&str]| {
-        let args = ["generate", "How many days?", "-m", &tiny, "-q", "--json", "--seed", "1", "--temperature", "1"];
+        let args =
+            ["generate", "How many days?", "-m", &tiny, "-q", "--json", "--seed", "1", "--temperature", "1"];
         ternion(&[&args[..], more].concat())
     };
     let schema = r#"{"type": "array", "items": {"enum": ["a", 1]}, "minItems": 2, "maxItems": 2}"#;
@@ -226,7 +227,10 @@ fn an_answer_has_the_form_that_was_asked_for() {
     let answer = json(run(&["--json-schema", &schema]));
     let items: Vec<serde_json::Value> = serde_json::from_str(answer["text"].as_str().unwrap()).unwrap();
     assert!(items.len() == 2 && items.iter().all(|item| *item == "a" || *item == 1), "{items:?}");
-    assert_eq!((&answer["constraint_complete"], &answer["finish_reason"]), (&json!(true), &json!("end_of_sequence")));
+    assert_eq!(
+        (&answer["constraint_complete"], &answer["finish_reason"]),
+        (&json!(true), &json!("end_of_sequence"))
+    );
 
     let word = json(run(&["--choice", "red,green", "--choice", "blue"]));
     assert!(["red", "green", "blue"].contains(&word["text"].as_str().unwrap()), "{word}");

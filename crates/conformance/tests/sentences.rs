@@ -70,6 +70,7 @@ fn every_method_of_the_trait_has_a_check() {
     let source = source("backend.rs");
     let methods = source
         .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
         .filter_map(|line| line.trim().split_once("fn "))
         .map(|(_, rest)| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap());
     for method in methods {

@@ -61,7 +61,12 @@ fn options_render_as_in_transformers() {
         let source =
             fs::read_to_string(fixtures().join(format!("templates/{}.jinja", case.template))).unwrap();
         let tokenizer = with_template(&source, golden.special_tokens.clone());
-        let ours = tokenizer.render_chat_with(&case.messages, &options(case.options.clone()));
+        let options = options(case.options.clone());
+        // Where a template prints no tools, they are described: the test below.
+        if !options.tools.is_empty() && tokenizer.answer_format().unwrap().describes_tools {
+            continue;
+        }
+        let ours = tokenizer.render_chat_with(&case.messages, &options);
         // transformers prints a list, or fails on it, where a template takes only strings. Here it gets the texts.
         let shown = case.rendered.as_ref().or(case.error.as_ref()).unwrap();
         let expected = if shown.contains("[{'type': 'text'") || shown.contains("list") {
@@ -75,6 +80,36 @@ fn options_render_as_in_transformers() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn tools_are_described_where_the_template_does_not_print_them() {
+    let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}";
+    let tokenizer = with_template(source, Default::default());
+    let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}});
+    let options = ChatOptions::default().with_tools([Tool::function("weather", "The weather.", schema)]);
+    let conversation = [
+        Message::system("Be brief."),
+        Message::user("And?"),
+        Message::assistant("See:").with_tool_calls([ToolCall::new("1", "weather", "{\"city\": \"Bern\"}")]),
+        Message::tool("1", "rain"),
+    ];
+    let rendered = tokenizer.render_chat_with(&conversation, &options).unwrap();
+    let history = "<user>And?\n<assistant>See:\n{\"name\": \"weather\", \"arguments\": {\"city\":\"Bern\"}}\n\
+        <user>Result of weather:\nrain\n";
+    let described = "You can call these functions:\n\
+        {\"name\":\"weather\",\"description\":\"The weather.\",\"parameters\":{\"type\":\"object\",\"properties\":{\"city\":\
+        {\"type\":\"string\"}}}}\n\n\
+        To call a function, answer with one line of JSON and nothing else:\n\
+        {\"name\": \"NAME\", \"arguments\": {\"KEY\": VALUE}}\n\
+        To call several functions, write one such line for each. The results come in the next message.";
+    assert_eq!(rendered, format!("<system>Be brief.\n\n{described}\n{history}"));
+    let alone = tokenizer.render_chat_with(&[Message::user("And?")], &options).unwrap();
+    assert_eq!(alone, format!("<system>{described}\n<user>And?\n"));
+    // Calls of a conversation whose model may call nothing more stay what they are.
+    let without = options.with_tool_choice(ToolChoice::None);
+    let rendered = tokenizer.render_chat_with(&conversation, &without).unwrap();
+    assert_eq!(rendered, format!("<system>Be brief.\n{history}"));
 }
 
 #[test]

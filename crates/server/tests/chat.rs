@@ -229,7 +229,8 @@ async fn an_answer_has_the_form_that_was_asked_for() {
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         body
     };
-    let format = json!({ "type": "json_schema", "json_schema": { "name": "day", "strict": true, "schema": schema } });
+    let format =
+        json!({ "type": "json_schema", "json_schema": { "name": "day", "strict": true, "schema": schema } });
     let is_day = |text: &str| {
         let value: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
         assert!(["monday", "sunday"].contains(&value["day"].as_str().unwrap()), "{text}");
@@ -262,14 +263,17 @@ async fn an_answer_has_the_form_that_was_asked_for() {
     assert!(["yes", "no"].contains(&word.as_str()), "{word}");
     let digits = text(&with(json!({ "guided_regex": "[0-9]{4}" }))).await;
     assert!(digits.len() == 4 && digits.parse::<u32>().is_ok(), "{digits}");
-    let lark = text(&with(json!({ "structured_outputs": { "grammar": "start: \"<\" /[a-z]/ \">\"" } }))).await;
+    let lark =
+        text(&with(json!({ "structured_outputs": { "grammar": "start: \"<\" /[a-z]/ \">\"" } }))).await;
     assert!(lark.len() == 3 && lark.starts_with('<'), "{lark}");
 
     let mut short = body.clone();
     short["max_tokens"] = 4.into();
     let cut = server.ok(CHAT, &short).await;
     assert_eq!(cut["choices"][0]["finish_reason"], "length");
-    assert!(serde_json::from_str::<Value>(cut["choices"][0]["message"]["content"].as_str().unwrap()).is_err());
+    assert!(
+        serde_json::from_str::<Value>(cut["choices"][0]["message"]["content"].as_str().unwrap()).is_err()
+    );
 
     let nested = json!({ "properties": { "a": { "not": {} } } });
     let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": nested } });

@@ -1,14 +1,11 @@
-//! TLS by rustls, with the certificates that the system trusts.
+//! The certificates that connections trust.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use rustls::{
     ClientConfig,
-    client::danger::ServerCertVerifier,
-    crypto::CryptoProvider,
     pki_types::{CertificateDer, pem::PemObject},
 };
-use rustls_platform_verifier::Verifier;
 use ternion_core::{Error, ErrorKind, Result, file::read_capped};
 
 /// No file of certificates is larger than this.
@@ -19,22 +16,16 @@ const MAX_BYTES: u64 = 8 << 20;
 /// # Errors
 /// [`InvalidConfig`](ErrorKind::InvalidConfig) where certificates cannot be read or the machine has no cryptography.
 pub(crate) fn config(ca_file: Option<&Path>) -> Result<ClientConfig> {
-    let failed = |error: rustls::Error| {
-        Error::invalid_config("TLS cannot be set up with the system's certificates").with_source(error)
-    };
-    let provider = provider()?;
+    let provider = ternion_tls::provider().ok_or_else(|| {
+        Error::invalid_config(format!(
+            "{}; install a rustls `CryptoProvider` as the process's default before the model is loaded",
+            ternion_tls::NO_PROVIDER
+        ))
+    })?;
     let extra = ca_file.map(certificates).transpose()?.unwrap_or_default();
-    let verifier: Arc<dyn ServerCertVerifier> = Arc::new(if extra.is_empty() {
-        Verifier::new(Arc::clone(&provider)).map_err(failed)?
-    } else {
-        Verifier::new_with_extra_roots(extra, Arc::clone(&provider)).map_err(failed)?
-    });
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(failed)?
-        .dangerous() // the name of rustls for any verifier that is given, also the system's
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth())
+    ternion_tls::client_config(provider, extra).map_err(|error| {
+        Error::invalid_config("TLS cannot be set up with the system's certificates").with_source(error)
+    })
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
@@ -49,45 +40,4 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
         }
     }
     .map_err(|error| error.with("path", file.display()))
-}
-
-/// What the process has installed, else graviola, which needs no C compiler to build.
-fn provider() -> Result<Arc<CryptoProvider>> {
-    if let Some(installed) = CryptoProvider::get_default() {
-        return Ok(Arc::clone(installed));
-    }
-    built_in().ok_or_else(|| {
-        Error::invalid_config(
-            "the built-in cryptography for TLS does not run on this CPU; install a rustls `CryptoProvider` as the process's \
-             default before the model is loaded",
-        )
-    })
-}
-
-/// Graviola, where the CPU has all instructions that it needs: without them it panics.
-#[cfg(target_arch = "x86_64")]
-fn built_in() -> Option<Arc<CryptoProvider>> {
-    use std::arch::is_x86_feature_detected as has;
-    let able = has!("aes")
-        && has!("ssse3")
-        && has!("pclmulqdq")
-        && has!("avx")
-        && has!("avx2")
-        && has!("adx")
-        && has!("bmi1")
-        && has!("bmi2");
-    able.then(|| Arc::new(rustls_graviola::default_provider()))
-}
-
-/// Graviola, where the CPU has all instructions that it needs: without them it panics.
-#[cfg(target_arch = "aarch64")]
-fn built_in() -> Option<Arc<CryptoProvider>> {
-    use std::arch::is_aarch64_feature_detected as has;
-    let able = has!("neon") && has!("aes") && has!("pmull") && has!("sha2");
-    able.then(|| Arc::new(rustls_graviola::default_provider()))
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn built_in() -> Option<Arc<CryptoProvider>> {
-    None
 }

@@ -8,6 +8,7 @@ use ternion::config::ByteSize;
 use ternion::context::ContextPolicy;
 use ternion::formats::convert::{Embedding, Target};
 use ternion::formats::{Activation, CheckpointOptions, I2sLayout};
+use ternion::hub::KnownModel;
 use ternion::text::{ChunkKind, TokenName};
 use ternion_conformance::compare::Tolerances;
 
@@ -60,8 +61,37 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Serve models by OpenAI's HTTP API, with a page to chat on.
     Serve(ServeArgs),
+    /// Download a model from the Hugging Face Hub, or complete a download, and print where it is.
+    Pull(PullArgs),
+    /// List the models in the cache of the Hugging Face Hub, with their sizes.
+    List,
+    /// Remove models from the cache of the Hugging Face Hub.
+    Rm(RmArgs),
     /// Print the JSON schema of the configuration.
     Schema,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = short_names())]
+pub(crate) struct PullArgs {
+    /// An address hf://owner/name[@revision][/file-or-folder], or a short name.
+    pub(crate) model: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Addresses hf://owner/name, or short names. All revisions are removed, those that other programs have downloaded among them.
+    #[arg(required = true, value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+}
+
+/// The short names of models, for a help text.
+fn short_names() -> String {
+    let mut text = "Short names:\n".to_owned();
+    for known in KnownModel::ALL {
+        text += &format!("  {:<17} {} ({})\n", known.name, known.description, known.address);
+    }
+    text
 }
 
 /// What is written, for every command.
@@ -82,8 +112,9 @@ pub(crate) struct OutputArgs {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// A checkpoint's folder or file (.gguf, .safetensors), or a configuration (.toml, .json, .yaml). Default: $TERNION_MODEL,
-    /// $TERNION_CONFIG, ./ternion.toml, then the small test model of the source tree.
+    /// A checkpoint's folder or file (.gguf, .safetensors), an address on the hub (hf://owner/name) or a short name (see `pull`), or
+    /// a configuration (.toml, .json, .yaml). Default: $TERNION_MODEL, $TERNION_CONFIG, ./ternion.toml, then the small test model
+    /// of the source tree.
     #[arg(short, long, visible_alias = "config", value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
     /// The model's name within the configuration.

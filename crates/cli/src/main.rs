@@ -108,6 +108,9 @@ async fn run(app: &App, command: Command) -> Outcome {
         Command::Bench(args) => commands::bench::run(app, &args).await,
         Command::Eval(args) => commands::eval::run(app, &args).await,
         Command::Serve(args) => commands::serve::run(app, &args).await,
+        Command::Pull(args) => commands::hub::pull(app, &args).await,
+        Command::List => commands::hub::list(app),
+        Command::Rm(args) => commands::hub::rm(app, &args),
         Command::Schema => commands::schema::run(app),
     }
 }

@@ -9,14 +9,15 @@ use ternion::config::{Config, ModelConfig, is_config_file};
 use ternion::formats::CheckpointOptions;
 use ternion::{Error, ErrorKind, ResultExt};
 
+use crate::App;
 use crate::args::{EngineArgs, ModelArgs};
+use crate::commands::hub::HubModel;
 use crate::failure::{Failure, Outcome};
 
 /// The small checkpoint of the source tree, for a first run without a download.
 const DEFAULT_MODEL: &str = "fixtures/ternion-tiny";
 const CONFIG_FILE: &str = "ternion.toml";
-const EXPECTED: &str =
-    "expected a checkpoint's folder, a .gguf or .safetensors file, or a configuration (.toml, .json, .yaml)";
+const EXPECTED: &str = "expected a checkpoint's folder, a .gguf or .safetensors file, an address hf://owner/name, or a configuration (.toml, .json, .yaml)";
 
 /// A configuration and the one model of it that is meant.
 #[derive(Debug, Clone)]
@@ -33,10 +34,10 @@ pub(crate) struct Selected {
 
 impl Selected {
     /// Finds the model for a command that runs it.
-    pub(crate) fn for_engine(args: &EngineArgs) -> Outcome<Self> {
+    pub(crate) fn for_engine(app: &App, args: &EngineArgs) -> Outcome<Self> {
         let mut selected = match (&args.backend, source(&args.model)) {
             (Some(backend), Source::Default) if backend == "echo" => Self::echo(&args.model)?,
-            (_, source) => Self::open(&args.model, source)?,
+            (_, source) => Self::open(app, &args.model, source)?,
         };
         let model = selected.model_mut()?;
         if let Some(backend) = &args.backend
@@ -66,8 +67,8 @@ impl Selected {
     }
 
     /// Finds the model for a command that only reads its files.
-    pub(crate) fn for_files(args: &ModelArgs) -> Outcome<Self> {
-        let mut selected = Self::open(args, source(args))?;
+    pub(crate) fn for_files(app: &App, args: &ModelArgs) -> Outcome<Self> {
+        let mut selected = Self::open(app, args, source(args))?;
         set_facts(selected.model_mut()?, &args.facts.options());
         Ok(selected)
     }
@@ -96,9 +97,9 @@ impl Selected {
         })
     }
 
-    fn open(args: &ModelArgs, source: Source) -> Outcome<Self> {
+    fn open(app: &App, args: &ModelArgs, source: Source) -> Outcome<Self> {
         match source {
-            Source::Named(path) => Self::at(&path, args),
+            Source::Named(path) => Self::at(app, &path, args),
             Source::Default => {
                 let path = default_model().ok_or_else(|| {
                     Error::new(
@@ -108,13 +109,17 @@ impl Selected {
                         ),
                     )
                 })?;
-                Ok(Self { is_default: true, ..Self::at(&path, args)? })
+                Ok(Self { is_default: true, ..Self::at(app, &path, args)? })
             }
         }
     }
 
-    fn at(path: &Path, args: &ModelArgs) -> Outcome<Self> {
+    fn at(app: &App, path: &Path, args: &ModelArgs) -> Outcome<Self> {
         if !path.exists() {
+            if let Some(model) = HubModel::named(&path.to_string_lossy())? {
+                no_name(args, path)?;
+                return Ok(Self::single(model.name(), ModelConfig::for_path(model.local(app)?)));
+            }
             let error = Error::new(ErrorKind::NotFound, format!("no such file or folder; {EXPECTED}"));
             return Err(error.with("path", path.display()).into());
         }
@@ -122,14 +127,16 @@ impl Selected {
             let config = Config::load(path).map_err(|e| hint_checkpoint_config(e, path))?;
             let (name, _) = config.model(args.name.as_deref()).with("file", path.display())?;
             let name = name.to_owned();
-            return Ok(Self { config, name, is_default: false, file: Some(path.to_owned()) });
+            let mut selected = Self { config, name, is_default: false, file: Some(path.to_owned()) };
+            let address = selected.model()?.path.as_deref().map(Path::to_string_lossy).unwrap_or_default();
+            if address.starts_with("hf://")
+                && let Some(model) = HubModel::named(&address)?
+            {
+                selected.model_mut()?.path = Some(model.local(app)?);
+            }
+            return Ok(selected);
         }
-        if let Some(name) = &args.name {
-            return Err(Failure::usage(format!(
-                "--name {name} chooses a model of a configuration, and {} is none",
-                path.display()
-            )));
-        }
+        no_name(args, path)?;
         let name = checkpoint_name(path);
         Ok(Self::single(name, ModelConfig::for_path(path)))
     }
@@ -149,6 +156,14 @@ impl Selected {
         config.models.insert(name.clone(), model);
         Self { config, name, is_default: false, file: None }
     }
+}
+
+/// Refuses `--name` where there is no configuration to choose from.
+fn no_name(args: &ModelArgs, path: &Path) -> Outcome {
+    args.name.as_ref().map_or(Ok(()), |name| {
+        let path = path.display();
+        Err(Failure::usage(format!("--name {name} chooses a model of a configuration, and {path} is none")))
+    })
 }
 
 /// Whether a backend has the options of [`CheckpointOptions`].

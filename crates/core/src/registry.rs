@@ -344,6 +344,20 @@ impl Registry {
         plan.with("model", name).with_operation("plan")
     }
 
+    /// Whether a model of a configuration can be loaded as far as the configuration tells. Looks at no files.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) for values out of range and for an unknown backend,
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for what the backend cannot do.
+    pub fn check(&self, config: &Config, model: Option<&str>) -> Result<()> {
+        let (name, model) = named(config, model).with_operation("load")?;
+        // Which one is chosen depends on the files.
+        if model.backend == AUTO {
+            return Ok(());
+        }
+        self.choose(name, model).map(drop).with_operation("load")
+    }
+
     /// How well each backend suits a model of a configuration, or why it cannot run it, in the order in which they are chosen.
     /// Blocks while it looks at the files.
     ///

@@ -131,6 +131,12 @@ pub(crate) fn locate(path: &Path) -> Result<(PathBuf, PathBuf)> {
     Ok((folder, path.to_owned()))
 }
 
+/// The repository's name of a snapshot in the Hugging Face cache (`models--owner--name/snapshots/<commit>`).
+fn repository(snapshot: &Path) -> Option<&str> {
+    let snapshots = snapshot.parent().filter(|folder| folder.ends_with("snapshots"))?;
+    snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?.rsplit("--").next()
+}
+
 /// What people call the model: the folder's name, or the file's where it is not the usual one.
 pub(crate) fn name_of(path: &Path, folder: &Path) -> String {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
@@ -139,6 +145,9 @@ pub(crate) fn name_of(path: &Path, folder: &Path) -> String {
     }
     // `.` and `..` have a name only once they are resolved.
     let resolved = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    if let Some(name) = repository(&resolved) {
+        return name.to_owned();
+    }
     resolved.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 

@@ -5,7 +5,6 @@ use std::{fmt::Display, path::Path, sync::Arc};
 use axum_server::tls_rustls::RustlsConfig;
 use rustls::{
     ServerConfig,
-    crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use ternion::{Error, Result};
@@ -28,7 +27,11 @@ pub(crate) fn config(tls: &Tls) -> Result<RustlsConfig> {
     }
     let key = PrivateKeyDer::from_pem_file(&tls.key)
         .map_err(|error| bad(&tls.key, "no private key in PEM", &error))?;
-    let mut config = ServerConfig::builder_with_provider(provider()?)
+    let provider = ternion_tls::provider().ok_or_else(|| {
+        let message = format!("{}; put a proxy in front of the server", ternion_tls::NO_PROVIDER);
+        Error::unsupported(message).with_operation("serve")
+    })?;
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| bad(&tls.cert, "TLS cannot be set up", &error))?
         .with_no_client_auth()
@@ -36,43 +39,4 @@ pub(crate) fn config(tls: &Tls) -> Result<RustlsConfig> {
         .map_err(|error| bad(&tls.cert, "certificate and key cannot be used", &error))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(RustlsConfig::from_config(Arc::new(config)))
-}
-
-/// What the process has installed, else graviola, which needs no C compiler to build.
-fn provider() -> Result<Arc<CryptoProvider>> {
-    if let Some(installed) = CryptoProvider::get_default() {
-        return Ok(Arc::clone(installed));
-    }
-    if cpu_suffices() {
-        return Ok(Arc::new(rustls_graviola::default_provider()));
-    }
-    let message =
-        "the built-in cryptography for TLS does not run on this CPU; put a proxy in front of the server";
-    Err(Error::unsupported(message).with_operation("serve"))
-}
-
-/// Whether the CPU has the instructions of graviola, which panics without them.
-#[cfg(target_arch = "x86_64")]
-fn cpu_suffices() -> bool {
-    use std::arch::is_x86_feature_detected as has;
-    has!("aes")
-        && has!("ssse3")
-        && has!("pclmulqdq")
-        && has!("avx")
-        && has!("avx2")
-        && has!("adx")
-        && has!("bmi1")
-        && has!("bmi2")
-}
-
-/// Whether the CPU has the instructions of graviola, which panics without them.
-#[cfg(target_arch = "aarch64")]
-fn cpu_suffices() -> bool {
-    use std::arch::is_aarch64_feature_detected as has;
-    has!("neon") && has!("aes") && has!("pmull") && has!("sha2")
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn cpu_suffices() -> bool {
-    false
 }

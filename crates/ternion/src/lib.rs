@@ -38,6 +38,7 @@
 //!   compiler and libclang.
 //! * `onnx`: ONNX Runtime, whose native library is loaded at run time, for decoders in .onnx files.
 //! * `constraints`: answers of local models that follow a JSON schema, a regular expression or a grammar ([`Constraint`]).
+//! * `hub`: models from the Hugging Face Hub, by `hf://owner/name` wherever a path is taken ([`hub`]).
 //! * `openai`: remote models behind OpenAI's HTTP API, such as vLLM, llama-server or another Ternion.
 #![forbid(unsafe_code)]
 
@@ -57,10 +58,13 @@ pub use ternion_core::{answer, config, context, echo, logprob, registry, text, v
 pub use ternion_engine::{self as engine, CausalLm, LogitsWanted, SequenceId, SequenceInput, kv};
 #[cfg(feature = "local")]
 pub use ternion_formats as formats;
+#[cfg(feature = "hub")]
+pub use ternion_hub as hub;
 
 pub mod blocking;
 pub mod layers;
 pub mod models;
+mod source;
 pub mod tools;
 
 use config::{Config, ModelConfig};
@@ -105,12 +109,16 @@ pub async fn load_with_progress(
     Ok(Arc::new(models.get_with_progress(name, progress).await?))
 }
 
-/// What a model of a configuration would take in memory, without loading it. Blocks while it reads the files.
+/// What a model of a configuration would take in memory, without loading it. Blocks while it reads the files. A model of the hub
+/// must be in the cache.
 ///
 /// # Errors
 /// As [`Registry::plan`].
 pub fn plan(config: &Config, model: Option<&str>) -> Result<MemoryPlan> {
-    registry().plan(config, model)
+    let (name, wanted) = config.model(model).with_operation("plan")?;
+    let mut local = config.clone();
+    local.models.insert(name.to_owned(), source::cached(wanted)?);
+    registry().plan(&local, Some(name))
 }
 
 /// How well each backend that is compiled in suits a model of a configuration, or why it cannot run it, in the order in which
@@ -145,7 +153,7 @@ pub async fn load_file(path: impl AsRef<Path>) -> Result<Arc<dyn LlmBackend>> {
     load(&Config::load(path.as_ref())?, None).await
 }
 
-/// Loads the checkpoint in a folder or file with default options. Must be awaited in a tokio runtime.
+/// Loads the checkpoint in a folder or file, or with the feature `hub` at an address `hf://...`, with default options. Must be awaited in a tokio runtime.
 ///
 /// # Errors
 /// As [`load`].

@@ -21,7 +21,7 @@ pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
         return Err(Failure::usage("--json prints one answer; give a message, or `-` for standard input"));
     }
     let constraint = args.constraint.read()?;
-    let selected = Selected::for_engine(&args.engine)?;
+    let selected = Selected::for_engine(app, &args.engine)?;
     if selected.is_default {
         app.output.notice(
             "note: the model in fixtures/ is tiny and knows next to nothing; name a real one with --model",

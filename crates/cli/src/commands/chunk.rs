@@ -16,7 +16,7 @@ use crate::model::Selected;
 const SHOWN: usize = 48;
 
 pub(crate) fn run(app: &App, args: &ChunkArgs) -> Outcome {
-    let selected = Selected::for_files(&args.model)?;
+    let selected = Selected::for_files(app, &args.model)?;
     let (text, begin) = TextSource::new(None, Some(&args.file)).read_from("text")?;
     if text.is_empty() {
         return Err(Failure::usage(format!(

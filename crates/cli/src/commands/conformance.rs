@@ -33,7 +33,7 @@ struct Compared {
 }
 
 pub(crate) async fn run(app: &App, args: &ConformanceArgs) -> Outcome {
-    let mut models = select(args)?;
+    let mut models = select(app, args)?;
     if models.len() == 1 {
         return contract::run(app, models.remove(0)).await;
     }
@@ -87,19 +87,18 @@ pub(crate) async fn run(app: &App, args: &ConformanceArgs) -> Outcome {
 }
 
 /// The models in the order of the command line: several configurations, or several models of one.
-fn select(args: &ConformanceArgs) -> Outcome<Vec<Selected>> {
+fn select(app: &App, args: &ConformanceArgs) -> Outcome<Vec<Selected>> {
     let model = |path: &Path, name: Option<&String>| {
-        Selected::for_files(&ModelArgs {
-            model: Some(path.to_owned()),
-            name: name.cloned(),
-            ..ModelArgs::default()
-        })
+        Selected::for_files(
+            app,
+            &ModelArgs { model: Some(path.to_owned()), name: name.cloned(), ..ModelArgs::default() },
+        )
     };
     match (&args.models[..], &args.names[..]) {
-        ([], []) => Ok(vec![Selected::for_files(&ModelArgs::default())?]),
+        ([], []) => Ok(vec![Selected::for_files(app, &ModelArgs::default())?]),
         ([], names) => {
             let named = |name: &String| ModelArgs { name: Some(name.clone()), ..ModelArgs::default() };
-            names.iter().map(|name| Selected::for_files(&named(name))).collect()
+            names.iter().map(|name| Selected::for_files(app, &named(name))).collect()
         }
         (configs, []) => configs.iter().map(|config| model(config, None)).collect(),
         ([config], names) => names.iter().map(|name| model(config, Some(name))).collect(),

@@ -10,7 +10,7 @@ use crate::model::Selected;
 use crate::output::bytes;
 
 pub(crate) fn run(app: &App, args: &ConvertArgs) -> Outcome {
-    let selected = Selected::for_files(&args.model())?;
+    let selected = Selected::for_files(app, &args.model())?;
     if selected.is_default {
         return Err(Failure::usage("no model is named to convert; name one with --model"));
     }

@@ -11,7 +11,7 @@ use crate::input::TextSource;
 use crate::model::Selected;
 
 pub(crate) fn run(app: &App, args: &CountArgs) -> Outcome {
-    let selected = Selected::for_files(&args.model)?;
+    let selected = Selected::for_files(app, &args.model)?;
     if args.messages.is_some() {
         return conversation(app, args, &selected);
     }

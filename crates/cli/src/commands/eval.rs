@@ -22,7 +22,8 @@ struct Compared {
 pub(crate) async fn run(app: &App, args: &EvalArgs) -> Outcome {
     let (kind, settings) = args.task()?;
     // What is wrong with either model or the data is said before anything is computed.
-    let models = args.models()?.iter().map(Selected::for_engine).collect::<Outcome<Vec<_>>>()?;
+    let models =
+        args.models()?.iter().map(|args| Selected::for_engine(app, args)).collect::<Outcome<Vec<_>>>()?;
     let task = super::blocking(app, || Task::open(kind, &args.data, &settings))?;
     let mut runs = Vec::new();
     for (i, selected) in models.iter().enumerate() {

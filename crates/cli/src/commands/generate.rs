@@ -9,7 +9,7 @@ use crate::model::Selected;
 
 pub(crate) async fn run(app: &App, args: &GenerateArgs) -> Outcome {
     let prompt = TextSource::new(args.prompt.as_deref(), args.prompt_file.as_deref()).read("prompt")?;
-    let selected = Selected::for_engine(&args.engine)?;
+    let selected = Selected::for_engine(app, &args.engine)?;
     let mut request = answer::request(prompt, &args.generation);
     request.params.ignore_eos = args.ignore_eos;
     request.params.constraint = args.constraint.read()?;

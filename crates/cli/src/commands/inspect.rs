@@ -22,7 +22,7 @@ use crate::model::Selected;
 use crate::output::bytes;
 
 pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
-    let selected = Selected::for_engine(&args.engine)?;
+    let selected = Selected::for_engine(app, &args.engine)?;
     let path = selected.path()?;
     // Before the checkpoint is opened, whose pages would count as memory that is taken already.
     let backends = blocking(app, || Backends::of(&selected))?;

@@ -17,7 +17,7 @@ pub(crate) async fn run(app: &App, args: &LogitsArgs) -> Outcome {
     if args.chunk == Some(0) {
         return Err(Failure::usage("--chunk 0 is out of range; at least 1 expected"));
     }
-    let mut selected = Selected::for_engine(&args.engine)?;
+    let mut selected = Selected::for_engine(app, &args.engine)?;
     let model = selected.model_mut()?;
     model.prefill_chunk = args.chunk.or(model.prefill_chunk);
     let backend = load(app, &selected).await?;

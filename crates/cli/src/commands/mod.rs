@@ -13,6 +13,7 @@ pub(crate) mod count;
 pub(crate) mod eval;
 pub(crate) mod expectation;
 pub(crate) mod generate;
+pub(crate) mod hub;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod long;

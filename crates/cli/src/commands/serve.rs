@@ -18,8 +18,8 @@ const MARGIN: Duration = Duration::from_secs(3);
 pub(crate) async fn run(app: &App, args: &ServeArgs) -> Outcome {
     let options = args.server.options()?;
     app.interrupts.end_in_order_within(options.grace + MARGIN);
+    let selected = Selected::for_engine(app, &args.engine)?;
     let stop = app.interrupts.renew();
-    let selected = Selected::for_engine(&args.engine)?;
     let models = models(app, &selected, &args.engine).await?;
     let server = Server::new(models.clone(), options)?;
     let bound = server.bind((args.server.host.as_str(), args.server.port))?;

@@ -58,7 +58,7 @@ impl Checks<'_> {
 
 pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Outcome {
     let expected = Expectation::load(args.expect.as_deref())?;
-    let selected = Selected::for_engine(&args.engine)?;
+    let selected = Selected::for_engine(app, &args.engine)?;
     let path = selected.path()?;
     app.output.notice(&format!("{} is compared with {}", path.display(), expected.model));
 

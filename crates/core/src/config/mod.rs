@@ -90,7 +90,8 @@ pub struct Config {
 pub struct ModelConfig {
     /// The backend that runs it, such as `candle`. `auto`: the one that suits its files best.
     pub backend: String,
-    /// The checkpoint's folder or file. A relative path is relative to the configuration file's folder.
+    /// The checkpoint's folder or file, or its address on the Hugging Face Hub (`hf://owner/name[@revision][/file-or-folder]`). A
+    /// relative path is relative to the configuration file's folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// Threads that compute, at least 1. Left out: one for each core.

@@ -2,6 +2,7 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
     pin::Pin,
     sync::{
         Arc,
@@ -32,6 +33,8 @@ use crate::layers::{Layer, is_end};
 pub(super) struct Loaded {
     /// What it was loaded from.
     pub(super) config: ModelConfig,
+    /// Where its files are, also if the configuration names a model of the hub.
+    pub(super) path: Option<PathBuf>,
     pub(super) files: Files,
     /// Without its layers.
     pub(super) bare: Arc<dyn LlmBackend>,
@@ -63,7 +66,7 @@ impl Loaded {
     pub(super) fn new(
         name: &str,
         config: ModelConfig,
-        files: Files,
+        (path, files): (Option<PathBuf>, Files),
         bare: Arc<dyn LlmBackend>,
         events: &Events,
     ) -> Arc<Self> {
@@ -77,15 +80,15 @@ impl Loaded {
             closed: AtomicBool::new(false),
         };
         let (vocabulary, lifetime) = (OnceCell::new(), Arc::new(lifetime));
-        Arc::new(Self { config, files, bare, backend, vocabulary, lifetime })
+        Arc::new(Self { config, path, files, bare, backend, vocabulary, lifetime })
     }
 
     /// The same model with the layers of this configuration.
     pub(super) fn with_layers_of(&self, config: ModelConfig) -> Arc<Self> {
-        let (files, bare) = (self.files.clone(), Arc::clone(&self.bare));
+        let (path, files, bare) = (self.path.clone(), self.files.clone(), Arc::clone(&self.bare));
         let backend = config.layers.wrap(Arc::clone(&bare));
         let (vocabulary, lifetime) = (OnceCell::new(), Arc::clone(&self.lifetime));
-        Arc::new(Self { config, files, bare, backend, vocabulary, lifetime })
+        Arc::new(Self { config, path, files, bare, backend, vocabulary, lifetime })
     }
 
     /// Whether the model has stopped for good: by what its backend says, or by how a request has failed.

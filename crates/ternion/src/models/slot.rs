@@ -24,7 +24,7 @@ use super::{
     files::Files,
     loaded::{Loaded, Pinned},
 };
-use crate::layers::cancelled;
+use crate::{layers::cancelled, source};
 
 pub(super) struct Slot {
     pub(super) name: String,
@@ -265,7 +265,7 @@ impl Slot {
             self.serve(loaded);
             return Ok(Change::Made);
         };
-        if same_model(&old.config, &config) && old.files == Files::look(config.path.as_deref()).await {
+        if same_model(&old.config, &config) && old.files == Files::look(old.path.as_deref()).await {
             let layers_changed = old.config.layers != config.layers;
             if layers_changed {
                 self.serve(old.with_layers_of(config.clone()));
@@ -333,11 +333,15 @@ impl Slot {
     }
 
     async fn open(&self, config: ModelConfig, progress: Progress) -> Result<Arc<Loaded>> {
+        // Before gigabytes are downloaded for a backend that does not exist.
+        self.registry.check(&Config::single(&*self.name, config.clone()), Some(&self.name))?;
+        let local = source::local(&config, &progress).await.with("model", &self.name)?;
+        let path = local.path.clone();
         // Looked at before, so that what changes while they are read is seen the next time.
-        let files = Files::look(config.path.as_deref()).await;
-        let alone = Config::single(&*self.name, config.clone());
+        let files = Files::look(path.as_deref()).await;
+        let alone = Config::single(&*self.name, local);
         let bare = self.registry.load_with_progress(&alone, Some(&self.name), progress).await?;
-        Ok(Loaded::new(&self.name, config, files, bare, &self.events))
+        Ok(Loaded::new(&self.name, config, (path, files), bare, &self.events))
     }
 
     fn fail(&self, error: &Error) {

@@ -48,7 +48,7 @@ pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
             can_be_written(option, path)?;
         }
     }
-    let mut selected = Selected::for_engine(&args.engine())?;
+    let mut selected = Selected::for_engine(app, &args.engine())?;
     let model = selected.model_mut()?;
     // What is measured is the model: not what goes around it, nor another that stands in for it.
     model.layers = LayersConfig::default();

@@ -26,6 +26,7 @@ pub(crate) fn ternion(args: &[&str]) -> Command {
 }
 
 /// The same as an argument.
+#[allow(dead_code, reason = "not every test needs it")]
 pub(crate) fn fixture_arg(name: &str) -> String {
     fixture(name).to_str().unwrap().to_owned()
 }

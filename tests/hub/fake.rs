@@ -50,7 +50,6 @@ pub(crate) enum Fault {
 /// A request that the hub or its CDN had.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
-    pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) at_cdn: bool,
     pub(crate) token: Option<String>,
@@ -154,7 +153,6 @@ async fn handle(State(side): State<Side>, request: Request) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let token = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
     side.shared.asked.lock().unwrap().push(Asked {
-        method: request.method().to_string(),
         path: path.clone(),
         at_cdn: side.cdn.is_none(),
         token: token.clone(),

@@ -21,6 +21,7 @@ use crate::{CandleOptions, Decoder, model::no_threads};
 pub fn factory() -> BlockingFactory {
     BlockingFactory::new::<CandleOptions>("candle", "pure Rust, safetensors and GGUF checkpoints", load)
         .with_plan(memory_plan)
+        .with_prompt_cache()
         .with_suitability(suitability)
 }
 

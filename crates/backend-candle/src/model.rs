@@ -1,14 +1,15 @@
 //! The decoder: one graph for all families, which differ by what their [`Checkpoint`] has (sub-norms, activation,
 //! projections that are ternary or plain).
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, path::PathBuf, sync::Arc};
 
 use candle_core::{Device, Tensor};
+use sha2::{Digest, Sha256};
 use ternion_core::{Error, ErrorKind, Result};
 use ternion_engine::{
-    CausalLm, LogitsWanted, SequenceId, SequenceInput,
+    CausalLm, KvIdentity, LogitsWanted, SequenceId, SequenceInput,
     batch::{self, Span},
-    kv::{KvCache, KvType},
+    kv::{KvCache, KvPrefix, KvType},
 };
 use ternion_formats::{Checkpoint, FileWatch, ModelSpec, RmsNorm, RopeSpec, Table};
 use ternion_kernels::{ActivationType, Attention, Team};
@@ -77,6 +78,10 @@ pub struct Decoder {
     team: Arc<Team>,
     /// The files that weights are read from.
     watch: FileWatch,
+    /// What keys and values depend on, in words.
+    facts: String,
+    /// All files of weights, also those that were read into memory.
+    files: Vec<PathBuf>,
 }
 
 impl Decoder {
@@ -123,6 +128,14 @@ impl Decoder {
             pieces => Some(Arc::new(Stream::start(pieces, head_begins)?)),
         };
         Ok(Self {
+            // The instruction set, because sums of floats differ in their last bits.
+            facts: format!(
+                "{} {} {spec:?} {:?}",
+                env!("CARGO_PKG_VERSION"),
+                ternion_kernels::Isa::detect(),
+                options.activations
+            ),
+            files: checkpoint.files,
             options,
             vocab_size: spec.vocab_size,
             frequencies: spec.rope.frequencies(spec.head_dim),
@@ -297,6 +310,21 @@ impl CausalLm for Decoder {
 
     fn free(&mut self, sequence: SequenceId) {
         self.cache.free(sequence);
+    }
+
+    fn kv_identity(&self) -> Result<KvIdentity> {
+        let mut hash = Sha256::new_with_prefix(&self.facts);
+        hash.update(FileWatch::open(&self.files)?.fingerprint());
+        Ok(KvIdentity::new(self.cache.layout(), self.options.kv_type, hash.finalize().into()))
+    }
+
+    fn prefix(&self, sequence: SequenceId, length: usize) -> Result<KvPrefix> {
+        self.cache.prefix(sequence, length)
+    }
+
+    fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {
+        batch::room_for_one(self.cache.sequences(), self.options.max_sequences)?;
+        self.cache.adopt(prefix)
     }
 }
 

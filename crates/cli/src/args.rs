@@ -358,6 +358,9 @@ pub(crate) struct ChatArgs {
     /// Instructions that stand before the conversation.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
+    /// Keep the KV cache of prompts in this folder, so that what is asked about the same text later need not compute it again.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) prompt_cache: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]

@@ -144,6 +144,47 @@ pub trait LlmBackend: Send + Sync {
         Err(Error::unsupported(format!("backend `{}` does not give logits", self.info().backend))
             .with_operation("logits"))
     }
+
+    /// Keeps tokens under a name in the model's prompt cache, with their keys and values, so that
+    /// [`load_session`](Self::load_session) finds them after a restart.
+    ///
+    /// # Requires
+    /// At least one token and no more than `context_length`, every token below `vocab_size`; a name of letters, digits, `-`, `_`
+    /// and `.`.
+    ///
+    /// # Behavior
+    /// Computes what is not in the KV cache yet, and returns when all is on the disk. A session of the same name is replaced.
+    /// Keys and values make room for others as everything in the cache does; what is missing later is computed again.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score); [`Unsupported`](crate::ErrorKind::Unsupported) without a prompt cache,
+    /// [`Io`](crate::ErrorKind::Io) where the disk cannot be written to.
+    ///
+    /// # Cancellation
+    /// Dropping the future; the writing may go on.
+    async fn save_session(&self, name: &str, tokens: Vec<u32>) -> Result<()> {
+        let _ = (name, tokens);
+        Err(no_sessions(&self.info().backend).with_operation("save_session"))
+    }
+
+    /// The tokens of a session that [`save_session`](Self::save_session) has kept. A request that begins with them finds their keys
+    /// and values.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound) where there is no such session of this model,
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) for a name that cannot be one, [`Io`](crate::ErrorKind::Io) where its
+    /// file is damaged, [`Unsupported`](crate::ErrorKind::Unsupported) without a prompt cache.
+    ///
+    /// # Cancellation
+    /// Dropping the future.
+    async fn load_session(&self, name: &str) -> Result<Vec<u32>> {
+        let _ = name;
+        Err(no_sessions(&self.info().backend).with_operation("load_session"))
+    }
+}
+
+fn no_sessions(backend: &str) -> Error {
+    Error::unsupported(format!("backend `{backend}` keeps no sessions, or the model has no `prompt_cache`"))
 }
 
 /// Shows the model's name and its backend.

@@ -70,6 +70,12 @@ pub trait BackendFactory: Send + Sync {
         false
     }
 
+    /// Whether [`load`](Self::load) makes use of the configuration's `prompt_cache`. Where it does not, a configuration with one
+    /// is refused.
+    fn saves_prompts(&self) -> bool {
+        false
+    }
+
     /// What the model would take in memory, without loading its weights. Blocks.
     ///
     /// # Requires
@@ -118,6 +124,7 @@ pub struct BlockingFactory {
     load: LoadFn,
     plan: Option<PlanFn>,
     suitability: Option<SuitabilityFn>,
+    saves_prompts: bool,
     options_schema: fn() -> serde_json::Value,
 }
 
@@ -125,7 +132,13 @@ impl BlockingFactory {
     /// A factory of backends with the options `O` that does not keep a memory limit.
     pub fn new<O: JsonSchema>(name: &'static str, description: &'static str, load: LoadFn) -> Self {
         let options_schema = || schemars::schema_for!(O).to_value();
-        Self { name, description, load, plan: None, suitability: None, options_schema }
+        Self { name, description, load, plan: None, suitability: None, saves_prompts: false, options_schema }
+    }
+
+    /// The same factory of models that can save their KV cache.
+    pub fn with_prompt_cache(mut self) -> Self {
+        self.saves_prompts = true;
+        self
     }
 
     /// The same factory with a judgement of what it runs, by which it can be [chosen](crate::config::AUTO).
@@ -176,6 +189,10 @@ impl BackendFactory for BlockingFactory {
 
     fn keeps_memory_limit(&self) -> bool {
         self.plan.is_some()
+    }
+
+    fn saves_prompts(&self) -> bool {
+        self.saves_prompts
     }
 
     fn plan(&self, name: &str, config: &ModelConfig) -> Result<MemoryPlan> {
@@ -383,13 +400,11 @@ impl Registry {
 
     /// The backend that is named, or those that suit the model, the best first; at least one.
     fn choose(&self, name: &str, model: &ModelConfig) -> Result<Vec<Arc<dyn BackendFactory>>> {
-        let keeps_limit =
-            |factory: &Arc<dyn BackendFactory>| model.memory_limit.is_none() || factory.keeps_memory_limit();
+        let needed = Ability::needed(model);
         if model.backend != AUTO {
             let factory = self.factory(&model.backend)?;
-            if !keeps_limit(factory) {
-                let message = format!("backend `{}` cannot keep a limit", model.backend);
-                return Err(self.no_limit(name, &message));
+            if let Some(ability) = needed.iter().find(|ability| !(ability.has)(&**factory)) {
+                return Err(self.lacking(name, &format!("backend `{}`", model.backend), ability));
             }
             return Ok(vec![Arc::clone(factory)]);
         }
@@ -408,18 +423,21 @@ impl Registry {
         if able.is_empty() {
             return Err(none_suits(refusals));
         }
-        able.retain(keeps_limit);
-        if able.is_empty() {
-            return Err(self.no_limit(name, "no backend that runs the model can keep a limit"));
+        for ability in needed {
+            able.retain(|factory| (ability.has)(&**factory));
+            if able.is_empty() {
+                return Err(self.lacking(name, "each backend that runs the model", ability));
+            }
         }
         Ok(able)
     }
 
-    fn no_limit(&self, name: &str, message: &str) -> Error {
+    fn lacking(&self, name: &str, who: &str, ability: &Ability) -> Error {
         let able: Vec<&str> =
-            self.factories.values().filter(|f| f.keeps_memory_limit()).map(|f| f.name()).collect();
+            self.factories.values().filter(|f| (ability.has)(&***f)).map(|f| f.name()).collect();
         let able = if able.is_empty() { "none that is compiled in".to_owned() } else { able.join(", ") };
-        Error::unsupported(format!("models.{name}.memory_limit: {message}; backends that can: {able}"))
+        let Ability { key, lack, .. } = ability;
+        Error::unsupported(format!("models.{name}.{key}: {who} {lack}; backends that can: {able}"))
     }
 
     fn factory(&self, name: &str) -> Result<&Arc<dyn BackendFactory>> {
@@ -429,6 +447,32 @@ impl Registry {
             suggest(&mut message, name, known.into_iter().chain([AUTO]));
             Error::invalid_config(message)
         })
+    }
+}
+
+/// What a key of the configuration asks of a backend.
+struct Ability {
+    key: &'static str,
+    /// What a backend without it does not do, after its name.
+    lack: &'static str,
+    has: fn(&dyn BackendFactory) -> bool,
+}
+
+impl Ability {
+    /// Those that a model's configuration asks for.
+    fn needed(model: &ModelConfig) -> Vec<&'static Self> {
+        const MEMORY_LIMIT: &Ability = &Ability {
+            key: "memory_limit",
+            lack: "cannot keep a limit",
+            has: |factory| factory.keeps_memory_limit(),
+        };
+        const PROMPT_CACHE: &Ability = &Ability {
+            key: "prompt_cache",
+            lack: "cannot save its KV cache",
+            has: |factory| factory.saves_prompts(),
+        };
+        let limit = model.memory_limit.is_some().then_some(MEMORY_LIMIT);
+        limit.into_iter().chain(model.prompt_cache.is_some().then_some(PROMPT_CACHE)).collect()
     }
 }
 

@@ -99,6 +99,22 @@ pub trait BackendWrapper: Send + Sync {
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         self.inner().logits(request).await
     }
+
+    /// See [`LlmBackend::save_session`].
+    ///
+    /// # Errors
+    /// Those of the inner backend.
+    async fn save_session(&self, name: &str, tokens: Vec<u32>) -> Result<()> {
+        self.inner().save_session(name, tokens).await
+    }
+
+    /// See [`LlmBackend::load_session`].
+    ///
+    /// # Errors
+    /// Those of the inner backend.
+    async fn load_session(&self, name: &str) -> Result<Vec<u32>> {
+        self.inner().load_session(name).await
+    }
 }
 
 // The lint fails when `LlmBackend` has a method that is not forwarded here.
@@ -139,5 +155,13 @@ impl<W: BackendWrapper> LlmBackend for W {
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         BackendWrapper::logits(self, request).await
+    }
+
+    async fn save_session(&self, name: &str, tokens: Vec<u32>) -> Result<()> {
+        BackendWrapper::save_session(self, name, tokens).await
+    }
+
+    async fn load_session(&self, name: &str) -> Result<Vec<u32>> {
+        BackendWrapper::load_session(self, name).await
     }
 }

@@ -106,3 +106,29 @@ fn an_index_is_a_checkpoint_and_other_json_is_a_configuration() {
     }
     assert!(!is_config_file(folder.path()));
 }
+
+#[test]
+fn a_prompt_cache_has_a_folder_and_a_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("c.toml");
+    std::fs::write(
+        &file,
+        "[models.a]\nprompt_cache = { path = \"prompts\", max_size = \"2GB\" }\n[models.b]\nprompt_cache.path = \"/p\"\n",
+    )
+    .unwrap();
+    let config = Config::load_with_env(&file, NO_ENVIRONMENT).unwrap();
+    let cache = |name: &str| config.models[name].prompt_cache.clone().unwrap();
+    assert_eq!(cache("a").path, folder.path().join("prompts"));
+    assert_eq!((cache("a").max_size.0, cache("b").max_size.0), (2_000_000_000, 8_000_000_000));
+    assert_eq!(cache("b").path, Path::new("/p"));
+    for (text, words) in [
+        ("max_size = 5", "missing field `path`"),
+        ("path = 'x', size = 5", "unknown key `models.m.prompt_cache.size`"),
+        ("path = ''", "models.m.prompt_cache.path: is empty"),
+        ("path = 'x' }\nmemory_limit = '1GB'\nsampling = {", "together with `memory_limit`"),
+    ] {
+        let text = format!("[models.m]\nprompt_cache = {{ {text} }}\n");
+        let error = Config::from_str(&text, Format::Toml).unwrap_err().to_string();
+        assert!(error.contains(words), "{text}: {error}");
+    }
+}

@@ -3,7 +3,9 @@
 //! It is blocking and knows nothing of text, sampling or async; the [`Engine`](crate::engine::Engine) calls it from
 //! one thread, so it needs no locks.
 
-use ternion_core::Result;
+use ternion_core::{Error, Result};
+
+use crate::kv::{KvLayout, KvPrefix, KvType};
 
 /// A sequence of a [`CausalLm`]: an index into its KV cache, chosen by the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +47,25 @@ impl<'a> SequenceInput<'a> {
             LogitsWanted::Last => 1,
             LogitsWanted::From(start) => self.tokens.len().saturating_sub(start),
         }
+    }
+}
+
+/// What keys and values depend on beside the tokens that they are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KvIdentity {
+    /// The shape of the keys and values.
+    pub layout: KvLayout,
+    /// How they are stored.
+    pub kv_type: KvType,
+    /// A hash of all else: weights, arithmetic, rotary embedding. Equal hashes mean the same keys and values, bit for bit.
+    pub fingerprint: [u8; 32],
+}
+
+impl KvIdentity {
+    /// The identity of a model with this KV cache and this hash of all else.
+    pub fn new(layout: KvLayout, kv_type: KvType, fingerprint: [u8; 32]) -> Self {
+        Self { layout, kv_type, fingerprint }
     }
 }
 
@@ -107,4 +128,37 @@ pub trait CausalLm: Send {
 
     /// Removes the sequence and frees its part of the KV cache. Nothing happens if it does not exist.
     fn free(&mut self, sequence: SequenceId);
+
+    /// What its keys and values depend on, for a model that implements [`prefix`](Self::prefix) and [`adopt`](Self::adopt). May
+    /// read parts of the model's files.
+    ///
+    /// # Errors
+    /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) where keys and values cannot be saved, which is the default; those of
+    /// reading the files.
+    fn kv_identity(&self) -> Result<KvIdentity> {
+        Err(cannot_save())
+    }
+
+    /// The keys and values of the first `length` tokens of `sequence`, as far as they fill whole blocks. Copies nothing.
+    ///
+    /// # Errors
+    /// `Unsupported`, or if the sequence does not exist.
+    fn prefix(&self, sequence: SequenceId, length: usize) -> Result<KvPrefix> {
+        let _ = (sequence, length);
+        Err(cannot_save())
+    }
+
+    /// Makes a new sequence that begins with keys and values that a model with the same [`kv_identity`](Self::kv_identity) has
+    /// computed.
+    ///
+    /// # Errors
+    /// As [`new_sequence`](Self::new_sequence), or `Unsupported`.
+    fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {
+        let _ = prefix;
+        Err(cannot_save())
+    }
+}
+
+fn cannot_save() -> Error {
+    Error::unsupported("the engine cannot save the model's KV cache; leave out `prompt_cache`")
 }

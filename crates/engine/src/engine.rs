@@ -38,8 +38,8 @@ use tokio::{
 };
 
 use ternion_core::{
-    Error, ErrorKind, GenerateRequest, GenerateStream, Limits, LlmBackend, LogitsRequest, ModelInfo, Result,
-    ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded,
+    CancellationToken, Error, ErrorKind, GenerateRequest, GenerateStream, Limits, LlmBackend, LogitsRequest,
+    ModelInfo, Result, ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded,
     answer::{AnswerParser, ToolFormat},
     blocking,
     text::Tokenizer,
@@ -52,6 +52,7 @@ use crate::{
     events::{Events, WakeOnDrop},
     generation::{Ending, EventSender, Generation},
     job::{Job, Work},
+    prompt_cache::{PromptCache, Sessions},
     sampler::Sampler,
     scoring::{Rows, Scoring},
     thought::ThoughtBudget,
@@ -79,6 +80,8 @@ pub struct Engine {
     process: Process,
     /// Bounds how many prompts are tokenized for checks at the same time.
     checking: Arc<Semaphore>,
+    /// `None` without a prompt cache.
+    sessions: Option<Sessions>,
     /// Closed when the thread has dropped the model.
     gone: watch::Receiver<()>,
 }
@@ -236,11 +239,16 @@ impl Engine {
         capabilities.required_tool_calls = capabilities.tool_calls && capabilities.constraints;
         let grammars = Grammars::new(Arc::clone(&tokenizer), model.vocab_size(), &eos);
 
+        let prompts =
+            options.prompt_cache.as_ref().map(|cache| PromptCache::open(cache, &*model)).transpose();
+        let prompts = prompts.with_operation("load")?;
+        let sessions = prompts.as_ref().map(PromptCache::sessions);
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
         let room = model.max_sequences().saturating_add(options.max_queued);
         let worker = Worker::new(
             model,
+            prompts,
             inbox,
             Arc::clone(&shared),
             eos,
@@ -266,6 +274,7 @@ impl Engine {
             shared,
             process: Process::current(),
             checking: Arc::new(Semaphore::new(CHECKS_AT_ONCE)),
+            sessions,
             gone,
         })
     }
@@ -305,6 +314,14 @@ impl Engine {
             Ok((permit, prompt))
         });
         work.await.unwrap_or_else(|e| Err(blocking::failed("the preparation of the request", e)))
+    }
+
+    fn sessions(&self) -> Result<Sessions> {
+        self.sessions.clone().ok_or_else(|| {
+            Error::unsupported(
+                "the model has no prompt cache to keep sessions in; set `prompt_cache` in its configuration",
+            )
+        })
     }
 
     fn admit(&self) -> Result<Admission> {
@@ -468,6 +485,36 @@ impl LlmBackend for Engine {
             self.run(Job::new(request.tokens, work, request.cancel, admission, accepted), result).await
         };
         run.await.with_operation("logits")
+    }
+
+    async fn save_session(&self, name: &str, tokens: Vec<u32>) -> Result<()> {
+        let accepted = Instant::now();
+        let run = async {
+            let sessions = self.sessions()?;
+            let last = tokens.len().saturating_sub(1);
+            validate::logits(&LogitsRequest::new(tokens.clone()).with_start(last), &self.info.limits)?;
+            let admission = self.admit()?;
+            let (sender, result) = oneshot::channel();
+            let (prefix_sender, prefix) = oneshot::channel();
+            let work = Work::Logits(Rows::new(sender, last));
+            let mut job = Job::new(tokens.clone(), work, CancellationToken::new(), admission, accepted);
+            job.prefix = Some(prefix_sender);
+            self.run(job, result).await?;
+            let prefix = prefix.await.unwrap_or_else(|_| Err(stopped()))?;
+            let name = name.to_owned();
+            blocking::blocking("saving the session", move || sessions.save(&name, tokens, &prefix)).await
+        };
+        run.await.with_operation("save_session")
+    }
+
+    async fn load_session(&self, name: &str) -> Result<Vec<u32>> {
+        let load = async {
+            let (sessions, name) = (self.sessions()?, name.to_owned());
+            let tokens = blocking::blocking("loading the session", move || sessions.load(&name)).await?;
+            validate::tokens("session", &tokens, self.info.limits.vocab_size)?;
+            Ok(tokens)
+        };
+        load.await.with_operation("load_session")
     }
 }
 

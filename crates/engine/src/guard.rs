@@ -2,7 +2,7 @@
 
 use ternion_core::{Error, ErrorKind, Result, catch_panic};
 
-use crate::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
+use crate::{CausalLm, LogitsWanted, SequenceId, SequenceInput, causal::KvIdentity, kv::KvPrefix};
 
 /// Calls a [`CausalLm`] and turns its panics into errors.
 pub(crate) struct Guarded {
@@ -106,5 +106,17 @@ impl CausalLm for Guarded {
         if self.call("free", |model| model.free(sequence)).is_err() {
             let _ = self.call("free", |model| model.free(sequence));
         }
+    }
+
+    fn kv_identity(&self) -> Result<KvIdentity> {
+        self.model.kv_identity()
+    }
+
+    fn prefix(&self, sequence: SequenceId, length: usize) -> Result<KvPrefix> {
+        catch_panic(|| self.model.prefix(sequence, length)).unwrap_or_else(|panic| Err(Error::backend(panic)))
+    }
+
+    fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {
+        self.call("adopt", |model| model.adopt(prefix))?
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use ternion_core::{Error, ErrorKind, Result, Score, Usage};
@@ -10,6 +11,7 @@ use crate::{
     LogitsWanted,
     engine::Admission,
     generation::Generation,
+    kv::KvPrefix,
     scoring::{Rows, Scoring},
 };
 
@@ -28,6 +30,10 @@ pub(crate) struct Job {
     reached: usize,
     /// A step with several sequences, of which this was one, has panicked. Its steps are computed alone from then on.
     pub(crate) alone: bool,
+    /// What the prompt cache has of the job's first tokens, until it has a sequence.
+    pub(crate) restored: Option<KvPrefix>,
+    /// Who wants the keys and values of its tokens, at its end.
+    pub(crate) prefix: Option<oneshot::Sender<Result<KvPrefix>>>,
     pub(crate) admission: Admission,
 }
 
@@ -81,6 +87,8 @@ impl Job {
             cached: 0,
             reached: 0,
             alone: false,
+            restored: None,
+            prefix: None,
             admission,
         }
     }

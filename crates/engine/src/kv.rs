@@ -25,6 +25,32 @@ struct Sequence {
     length: usize,
 }
 
+/// The keys and values of the first tokens of a sequence, in whole blocks. Blocks are shared with the cache, so a clone is cheap, and
+/// the sequence may go on.
+#[derive(Clone)]
+pub struct KvPrefix {
+    layout: KvLayout,
+    kv_type: KvType,
+    blocks: Vec<Arc<KvBlock>>,
+}
+
+impl KvPrefix {
+    /// A prefix of blocks that have this layout and type.
+    pub(crate) fn new(layout: KvLayout, kv_type: KvType, blocks: Vec<Arc<KvBlock>>) -> Self {
+        Self { layout, kv_type, blocks }
+    }
+
+    /// Tokens in it, a multiple of [`BLOCK`].
+    pub fn tokens(&self) -> usize {
+        self.blocks.len() * BLOCK
+    }
+
+    /// Its blocks, the first positions first.
+    pub(crate) fn blocks(&self) -> &[Arc<KvBlock>] {
+        &self.blocks
+    }
+}
+
 /// The KV caches of all sequences.
 pub struct KvCache {
     layout: KvLayout,
@@ -43,6 +69,11 @@ impl KvCache {
     pub fn has(&self, layer: usize, kv_heads: usize, head_dim: usize) -> bool {
         let own = &self.layout;
         layer < own.layers && (kv_heads, head_dim) == (own.kv_heads, own.head_dim)
+    }
+
+    /// The shape of keys and values.
+    pub fn layout(&self) -> KvLayout {
+        self.layout
     }
 
     /// How many sequences there are.
@@ -87,6 +118,28 @@ impl KvCache {
         let length = length.min(source.length);
         let blocks = source.blocks[..length.div_ceil(BLOCK)].to_vec();
         Ok(self.insert(Sequence { blocks, length }))
+    }
+
+    /// The first `length` positions of a sequence as far as they fill whole blocks.
+    ///
+    /// # Errors
+    /// If `id` does not exist.
+    pub fn prefix(&self, id: SequenceId, length: usize) -> Result<KvPrefix> {
+        let source = self.sequences.get(&id).ok_or_else(|| no_such(id))?;
+        let blocks = source.blocks[..length.min(source.length) / BLOCK].to_vec();
+        Ok(KvPrefix::new(self.layout, self.kv_type, blocks))
+    }
+
+    /// A new sequence that begins with a prefix.
+    ///
+    /// # Errors
+    /// [`Backend`](ErrorKind::Backend) if the prefix is of a cache with another layout or type.
+    pub fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {
+        if (prefix.layout, prefix.kv_type) != (self.layout, self.kv_type) {
+            return Err(Error::backend("the prefix has another layout than the KV cache"));
+        }
+        let length = prefix.tokens();
+        Ok(self.insert(Sequence { blocks: prefix.blocks, length }))
     }
 
     /// Removes a sequence; nothing happens if it does not exist.

@@ -4,6 +4,7 @@
 //! * [`Engine`] owns one `CausalLm` on a thread of its own. Batching, prefix reuse, sampling, stop strings and streaming
 //!   are written once, here, so that engines differ in their logits and in nothing else.
 //! * [`batch`] holds the checks that every `CausalLm` makes of a batch.
+//! * A prompt cache on the disk ([`EngineOptions::prompt_cache`]) keeps the KV cache of prompts over a restart.
 //! * [`kv`] is a paged KV cache for engines that keep keys and values themselves.
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod guard;
 mod job;
 pub mod kv;
 mod options;
+mod prompt_cache;
 mod sampler;
 mod scoring;
 mod shares;
@@ -26,6 +28,7 @@ mod thought;
 mod window;
 mod worker;
 
-pub use causal::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
+pub use causal::{CausalLm, KvIdentity, LogitsWanted, SequenceId, SequenceInput};
 pub use engine::Engine;
 pub use options::EngineOptions;
+pub use prompt_cache::PromptCacheOptions;

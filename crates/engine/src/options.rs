@@ -9,6 +9,8 @@ use ternion_core::{
     text::{TokenName, Tokenizer},
 };
 
+use crate::PromptCacheOptions;
+
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// What an [`Engine`](crate::Engine) needs to know beyond the model itself.
@@ -36,6 +38,8 @@ pub struct EngineOptions {
     /// Bytes of logits that one request may have in memory at a time: scoring computes them in chunks of so many, and a
     /// request for more logits is refused. `None`: chunks of 32 MB, and as many logits as there is memory for.
     pub logits_bytes: Option<u64>,
+    /// Where prompts are kept over a restart. `None`: nowhere.
+    pub prompt_cache: Option<PromptCacheOptions>,
 }
 
 impl EngineOptions {
@@ -51,16 +55,20 @@ impl EngineOptions {
             max_queued: 64,
             stall_limit: STALL_LIMIT,
             logits_bytes: None,
+            prompt_cache: None,
         }
     }
 
-    /// Takes over what a model's configuration says to the engine: its sampling, end tokens, form of answers, queue and stall limit.
+    /// Takes over what a model's configuration says to the engine: its sampling, end tokens, form of answers, queue, stall limit and
+    /// prompt cache.
     pub fn configure(&mut self, config: &ModelConfig) {
         self.sampling = config.sampling.clone();
         self.end_tokens.clone_from(&config.end_tokens);
         self.tool_format = config.tool_format;
         self.reasoning.clone_from(&config.reasoning);
         self.max_queued = config.max_queued.unwrap_or(self.max_queued);
+        self.prompt_cache =
+            config.prompt_cache.as_ref().map(|cache| PromptCacheOptions::new(&cache.path, cache.max_size.0));
         self.stall_limit = config.stall_limit_ms.map_or(self.stall_limit, Duration::from_millis);
     }
 

@@ -3,7 +3,7 @@
 
 use ternion_core::{Error, ErrorKind, Result};
 
-use crate::{CausalLm, SequenceId};
+use crate::{CausalLm, SequenceId, kv::KvPrefix};
 
 /// The fewest common tokens for which a sequence is forked. A fork copies a block of the KV cache when it is written to,
 /// which costs more than computing a BOS and the few tokens that a chat template begins with.
@@ -77,6 +77,26 @@ impl Slots {
             }
         }
         self.fresh(model)
+    }
+
+    /// The most tokens that `tokens` has in common with the beginning of a sequence.
+    pub(crate) fn longest_common(&self, tokens: &[u32]) -> usize {
+        self.slots.iter().map(|slot| common_prefix(&slot.tokens, tokens)).max().unwrap_or(0)
+    }
+
+    /// What the KV cache holds of `sequence`.
+    pub(crate) fn tokens(&self, sequence: SequenceId) -> &[u32] {
+        self.slots.iter().find(|slot| slot.sequence == sequence).map_or(&[], |slot| &slot.tokens)
+    }
+
+    /// Makes an idle sequence of keys and values that were saved for the first of `tokens`.
+    pub(crate) fn adopt(&mut self, model: &mut dyn CausalLm, prefix: KvPrefix, tokens: &[u32]) -> Result<()> {
+        self.make_room(model)?;
+        let tokens = &tokens[..prefix.tokens()];
+        let sequence = model.adopt(prefix)?;
+        self.keep(sequence, tokens);
+        self.release(sequence);
+        Ok(())
     }
 
     /// Notes that `tokens` have been appended to the KV cache of `sequence`.

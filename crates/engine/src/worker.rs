@@ -14,6 +14,7 @@ use crate::{
     engine::{Command, Shared, stopped},
     guard::Guarded,
     job::{End, Job, ModelFacts},
+    prompt_cache::{Loaded, PromptCache},
     slots::Slots,
 };
 
@@ -33,6 +34,9 @@ pub(crate) struct Worker {
     pub(crate) model: Guarded,
     pub(crate) facts: ModelFacts,
     inbox: mpsc::Receiver<Command>,
+    prompts: Option<PromptCache>,
+    /// Jobs that wait for what the prompt cache has of them, with their tickets.
+    restoring: Vec<(u64, Job)>,
     pub(crate) slots: Slots,
     /// Jobs that wait for a sequence.
     pub(crate) queue: VecDeque<Job>,
@@ -76,6 +80,7 @@ impl Drop for Closing {
 impl Worker {
     pub(crate) fn new(
         model: Box<dyn CausalLm>,
+        prompts: Option<PromptCache>,
         inbox: mpsc::Receiver<Command>,
         shared: Arc<Shared>,
         eos: Vec<u32>,
@@ -93,6 +98,8 @@ impl Worker {
             model,
             facts,
             inbox,
+            prompts,
+            restoring: Vec::new(),
             slots: Slots::default(),
             queue: VecDeque::new(),
             active: Vec::new(),
@@ -115,6 +122,7 @@ impl Worker {
         let mut working = false;
         while connected || self.has_jobs() {
             connected = self.receive(working);
+            self.restore();
             self.sweep();
             self.park();
             self.admit();
@@ -130,7 +138,10 @@ impl Worker {
     }
 
     fn has_jobs(&self) -> bool {
-        !(self.queue.is_empty() && self.active.is_empty() && self.parked.is_empty())
+        !(self.queue.is_empty()
+            && self.active.is_empty()
+            && self.parked.is_empty()
+            && self.restoring.is_empty())
     }
 
     /// Takes what is in the inbox; waits for something only if there is nothing to do. `false` if nothing can come.
@@ -158,8 +169,29 @@ impl Worker {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Submit(job) => self.queue.push_back(*job),
+            Command::Submit(job) => {
+                let ticket = self.prompts.as_mut().and_then(|prompts| {
+                    let have = self.slots.longest_common(&job.tokens);
+                    prompts.request(&job.tokens, job.first_wanted(), have)
+                });
+                match ticket {
+                    Some(ticket) => self.restoring.push((ticket, *job)),
+                    None => self.queue.push_back(*job),
+                }
+            }
             Command::Wake => {}
+        }
+    }
+
+    /// Queues the jobs for which the prompt cache has been read.
+    fn restore(&mut self) {
+        while let Some(Loaded { ticket, prefix }) = self.prompts.as_mut().and_then(PromptCache::loaded) {
+            // Where it was cancelled meanwhile, it is there no more.
+            if let Some(i) = self.restoring.iter().position(|(waiting, _)| *waiting == ticket) {
+                let (_, mut job) = self.restoring.remove(i);
+                job.restored = prefix;
+                self.queue.push_back(job);
+            }
         }
     }
 
@@ -171,6 +203,12 @@ impl Worker {
             if unwanted(&self.queue[i])
                 && let Some(job) = self.queue.remove(i)
             {
+                self.finish(job, End::Cancelled);
+            }
+        }
+        for i in (0..self.restoring.len()).rev() {
+            if unwanted(&self.restoring[i].1) {
+                let (_, job) = self.restoring.remove(i);
                 self.finish(job, End::Cancelled);
             }
         }
@@ -243,6 +281,11 @@ impl Worker {
         while self.active.len() < self.model.max_sequences()
             && let Some(mut job) = self.queue.pop_front()
         {
+            if let Some(prefix) = job.restored.take()
+                && let Err(error) = self.slots.adopt(&mut self.model, prefix, &job.tokens)
+            {
+                tracing::warn!(%error, "the prompt is computed: what the prompt cache has of it cannot be used");
+            }
             match self.slots.acquire(&mut self.model, &job.tokens, job.first_wanted()) {
                 Ok((sequence, cached)) => match job.start(cached, &self.facts) {
                     Ok(()) => self.active.push(Active { job, sequence, length: cached }),
@@ -259,10 +302,17 @@ impl Worker {
 
     /// Takes the job out and keeps its sequence for later requests, unless it has failed.
     pub(crate) fn end(&mut self, i: usize, end: End) {
-        let Active { job, sequence, .. } = self.active.remove(i);
+        let Active { mut job, sequence, length } = self.active.remove(i);
+        if let Some(sender) = job.prefix.take() {
+            // The send fails only if the reader is gone.
+            let _ = sender.send(self.model.prefix(sequence, length));
+        }
         if matches!(end, End::Failed(_)) {
             self.slots.discard(&mut self.model, sequence);
         } else {
+            if let Some(prompts) = &mut self.prompts {
+                prompts.save(&self.model, sequence, self.slots.tokens(sequence));
+            }
             self.slots.release(sequence);
         }
         self.finish(job, end);
@@ -298,7 +348,9 @@ impl Worker {
             self.take(command);
         }
         let active = std::mem::take(&mut self.active).into_iter().map(|active| active.job);
-        let jobs: Vec<Job> = active.chain(self.parked.drain(..)).chain(self.queue.drain(..)).collect();
+        let restoring = std::mem::take(&mut self.restoring).into_iter().map(|(_, job)| job);
+        let jobs: Vec<Job> =
+            active.chain(self.parked.drain(..)).chain(restoring).chain(self.queue.drain(..)).collect();
         for job in jobs {
             self.finish(job, End::Failed(stopped().with("reason", reason)));
         }

@@ -205,6 +205,12 @@ impl FileWatch {
         self.0.is_empty()
     }
 
+    /// What tells apart the contents of files: the lengths and hashes of the files, in order. Of a file over 8 MiB only samples
+    /// count. Names and times do not, so that a copy is the same. Another version of the compiler may give other hashes.
+    pub fn fingerprint(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|one| [one.file.opened.length, one.hash]).flat_map(u64::to_le_bytes).collect()
+    }
+
     /// An error if one of the files is no longer what it was. A file whose times alone have changed is the same.
     ///
     /// A program that shortens a file right after this check still ends the process with SIGBUS when the lost part is

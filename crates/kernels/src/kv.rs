@@ -182,6 +182,28 @@ impl KvBlock {
         }
     }
 
+    /// All keys, values and scales as bytes, in the byte order of the machine. Any bytes are valid.
+    pub fn parts(&self) -> [&[u8]; 2] {
+        match &self.storage {
+            Storage::F32(elements) => [bytemuck::cast_slice(elements), &[]],
+            Storage::F16(elements) => [bytemuck::cast_slice(elements), &[]],
+            Storage::Int8 { elements, scales } => {
+                [bytemuck::cast_slice(elements), bytemuck::cast_slice(scales)]
+            }
+        }
+    }
+
+    /// [`parts`](Self::parts) to be written to.
+    pub fn parts_mut(&mut self) -> [&mut [u8]; 2] {
+        match &mut self.storage {
+            Storage::F32(elements) => [bytemuck::cast_slice_mut(elements), &mut []],
+            Storage::F16(elements) => [bytemuck::cast_slice_mut(elements), &mut []],
+            Storage::Int8 { elements, scales } => {
+                [bytemuck::cast_slice_mut(elements), bytemuck::cast_slice_mut(scales)]
+            }
+        }
+    }
+
     /// The heads of one layer, to be written to.
     fn heads(&mut self, layer: usize) -> Vec<Head<'_>> {
         let (plane, scales_len) = (self.layout.plane(), self.layout.scales());

@@ -1,8 +1,9 @@
 //! `ternion chat`: one answer, or a conversation where a person sits at the terminal.
 
 use ternion::Message;
+use ternion::config::PromptCacheConfig;
 
-use super::{answer, conversation, load, long};
+use super::{answer, conversation, load, long, unload};
 use crate::App;
 use crate::args::ChatArgs;
 use crate::failure::{Failure, Outcome};
@@ -21,7 +22,14 @@ pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
         return Err(Failure::usage("--json prints one answer; give a message, or `-` for standard input"));
     }
     let constraint = args.constraint.read()?;
-    let selected = Selected::for_engine(app, &args.engine)?;
+    let mut selected = Selected::for_engine(app, &args.engine)?;
+    if let Some(folder) = &args.prompt_cache {
+        let config = selected.model_mut()?;
+        match &mut config.prompt_cache {
+            Some(cache) => cache.path.clone_from(folder),
+            none => *none = Some(PromptCacheConfig::in_folder(folder)),
+        }
+    }
     if selected.is_default {
         app.output.notice(
             "note: the model in fixtures/ is tiny and knows next to nothing; name a real one with --model",
@@ -29,7 +37,9 @@ pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
     }
     if source == TextSource::Nobody {
         let backend = load(app, &selected).await?;
-        return conversation::run(app, &*backend, &selected, args).await;
+        let ended = conversation::run(app, &*backend, &selected, args).await;
+        unload(app, backend).await;
+        return ended;
     }
     let message = source.read("message")?;
     // What `echo` or an editor puts at the end is no part of the message.
@@ -45,6 +55,7 @@ pub(crate) async fn run(app: &App, args: &ChatArgs) -> Outcome {
     long::apply(&selected, &args.long, &mut request)?;
     let backend = load(app, &selected).await?;
     let answer =
-        answer::generate(app, &*backend, request, &args.generation, args.thinking.show_reasoning).await?;
-    answer.outcome()
+        answer::generate(app, &*backend, request, &args.generation, args.thinking.show_reasoning).await;
+    unload(app, backend).await;
+    answer?.outcome()
 }

@@ -55,6 +55,18 @@ pub(crate) async fn load(app: &App, selected: &Selected) -> Outcome<Arc<dyn LlmB
     Ok(backend)
 }
 
+/// Waits until a model is gone, which has then written its prompt cache. Ctrl-C ends the wait.
+pub(crate) async fn unload(app: &App, backend: Arc<dyn LlmBackend>) {
+    let interrupted = app.interrupts.renew();
+    let gone = backend.unloaded();
+    drop(backend);
+    tokio::select! {
+        () = gone => {}
+        () = interrupted.cancelled() => {}
+    }
+    app.interrupts.idle();
+}
+
 /// Runs blocking work of a command that only reads or writes files, so that Ctrl-C ends it as it ends any program.
 pub(crate) fn blocking<T>(app: &App, work: impl FnOnce() -> T) -> T {
     app.interrupts.idle();

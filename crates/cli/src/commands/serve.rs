@@ -12,6 +12,8 @@ use crate::args_serve::ServeArgs;
 use crate::failure::Outcome;
 use crate::model::Selected;
 
+/// What prompts may take to be written after that; less than the margin.
+const WRITING: Duration = Duration::from_secs(2);
 /// What a server may take after its grace time before the process ends.
 const MARGIN: Duration = Duration::from_secs(3);
 
@@ -49,7 +51,13 @@ pub(crate) async fn run(app: &App, args: &ServeArgs) -> Outcome {
             .with_source(error)
             .with_operation("serve")
     })?;
-    drop(watch);
+    let keeps_prompts = models.config().models.values().any(|model| model.prompt_cache.is_some());
+    let unloaded = models.unloaded();
+    drop((watch, server, models));
+    if keeps_prompts {
+        // The last prompts are on their way to the disk.
+        let _ = tokio::time::timeout(WRITING, unloaded).await;
+    }
     Ok(served?)
 }
 

@@ -32,6 +32,7 @@ mod env;
 mod fallback;
 mod host;
 mod parse;
+mod prompt_cache;
 mod size;
 mod unique;
 
@@ -57,6 +58,7 @@ use crate::{
 };
 
 pub use host::{LayersConfig, LimitConfig, ReloadConfig, ReloadMode, RetryConfig, TimeoutConfig};
+pub use prompt_cache::PromptCacheConfig;
 
 /// The `backend` of a model for which the backend is chosen by what its files are, among those that are compiled in.
 pub const AUTO: &str = "auto";
@@ -134,6 +136,9 @@ pub struct ModelConfig {
     /// while the model runs. Left out: `true`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mmap: Option<bool>,
+    /// Where the KV cache of prompts is kept, so that it is there after a restart. Left out: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_cache: Option<PromptCacheConfig>,
     /// What is done with prompts that do not fit into the context, unless a request says otherwise. Left out: they are refused.
     pub context_policy: ContextPolicy,
     /// Models of this configuration that answer, in this order, where this one cannot be loaded or fails.
@@ -172,6 +177,7 @@ impl Default for ModelConfig {
             prefill_chunk: None,
             memory_limit: None,
             mmap: None,
+            prompt_cache: None,
             context_policy: ContextPolicy::default(),
             fallback: Vec::new(),
             layers: LayersConfig::default(),
@@ -265,6 +271,11 @@ impl Config {
                 if !overrides.has(&format!("models.{name}.path")) {
                     model.make_path_relative_to(folder);
                 }
+                if let Some(cache) = &mut model.prompt_cache
+                    && !overrides.has(&format!("models.{name}.prompt_cache.path"))
+                {
+                    cache.path = folder.join(&cache.path);
+                }
             }
             config.make_paths_absolute();
             Ok(config)
@@ -275,7 +286,7 @@ impl Config {
     /// Makes relative paths of models absolute, by the working directory of the process. Addresses such as `hf://...` stay
     /// as they are.
     pub fn make_paths_absolute(&mut self) {
-        for path in self.models.values_mut().filter_map(|model| model.path.as_mut()) {
+        for path in self.models.values_mut().flat_map(ModelConfig::paths_mut) {
             if !is_address(path)
                 && let Ok(absolute) = std::path::absolute(&*path)
             {
@@ -372,6 +383,11 @@ impl ModelConfig {
         Self { path: Some(path.into()), ..Self::default() }
     }
 
+    /// All paths of the model.
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        self.path.iter_mut().chain(self.prompt_cache.as_mut().map(|cache| &mut cache.path))
+    }
+
     fn make_path_relative_to(&mut self, folder: &Path) {
         if let Some(path) = self.path.as_mut().filter(|path| !is_address(path)) {
             *path = folder.join(&*path);
@@ -408,6 +424,19 @@ impl ModelConfig {
                 return Err(Error::invalid_config(format!(
                     "models.{name}.{key}: {value} is out of range; {allowed} expected"
                 )));
+            }
+        }
+        if let Some(cache) = &self.prompt_cache {
+            let refused =
+                |what: &str| Err(Error::invalid_config(format!("models.{name}.prompt_cache{what}")));
+            if cache.path.as_os_str().is_empty() {
+                return refused(".path: is empty; a folder expected");
+            }
+            if self.memory_limit.is_some() {
+                return refused(
+                    " together with `memory_limit`: prompts on their way to and from the disk take memory that no plan counts; leave \
+                     one of them out",
+                );
             }
         }
         self.context_policy

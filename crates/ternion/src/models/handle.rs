@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     fallback,
+    loaded::Pinned,
     slot::{Slot, Snapshot},
 };
 
@@ -72,6 +73,13 @@ impl ModelHandle {
     }
 }
 
+impl ModelHandle {
+    /// The model itself, without those that stand in for it.
+    async fn own(&self) -> Result<Pinned> {
+        self.slot().ready(&CancellationToken::new()).await?.ok_or_else(fallback::given_up)
+    }
+}
+
 #[async_trait]
 impl LlmBackend for ModelHandle {
     fn info(&self) -> Arc<ModelInfo> {
@@ -121,6 +129,15 @@ impl LlmBackend for ModelHandle {
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         fallback::logits(self.slot().chain(), request).await.with_operation("logits")
+    }
+
+    /// Of the model itself: a session is of no use to another one.
+    async fn save_session(&self, name: &str, tokens: Vec<u32>) -> Result<()> {
+        self.own().await.with_operation("save_session")?.save_session(name, tokens).await
+    }
+
+    async fn load_session(&self, name: &str) -> Result<Vec<u32>> {
+        self.own().await.with_operation("load_session")?.load_session(name).await
     }
 }
 

@@ -66,7 +66,7 @@ use std::{
 };
 
 use ternion_core::{
-    Error, Result, ResultExt,
+    Error, LlmBackend, Result, ResultExt, Unloaded,
     config::Config,
     registry::{Progress, Registry},
 };
@@ -195,6 +195,18 @@ impl Models {
         let mut catalog = self.0.catalog();
         let target = catalog.default.get_or_insert_with(|| Arc::new(RwLock::new(slot)));
         Ok(ModelHandle { target: Arc::clone(target) })
+    }
+
+    /// A future that ends when the models that are loaded now are gone. They go when this value, its clones, all handles and all
+    /// streams are dropped, and have then written their prompt caches.
+    pub fn unloaded(&self) -> Unloaded {
+        let serving = self.0.catalog().slots.values().filter_map(|slot| slot.serving()).collect::<Vec<_>>();
+        let gone: Vec<Unloaded> = serving.iter().map(LlmBackend::unloaded).collect();
+        Box::pin(async move {
+            for model in gone {
+                model.await;
+            }
+        })
     }
 
     /// The names of all models, in order.

@@ -8,7 +8,7 @@ use ternion::{
     formats::{self, Checkpoint, convert::Options},
 };
 
-use crate::{errors::exception, operation::Operation};
+use crate::{errors::exception, model::local, operation::Operation};
 
 /// Writes the checkpoint at `path` to `out` in the format with this name.
 #[pyfunction]
@@ -22,7 +22,7 @@ pub(crate) fn convert(
     let mut options = Options::new(format.parse().map_err(|error| exception(py, &error))?);
     options.overwrite = overwrite;
     let convert = move || {
-        let checkpoint = Checkpoint::open(path)?;
+        let checkpoint = Checkpoint::open(local(path)?)?;
         formats::convert::convert(&checkpoint, &out, &options, &mut |_, _| {})
     };
     let work = async {

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use pyo3::{prelude::*, types::PyBytes};
 use ternion::{ChatOptions, Message, Prompt, Result, formats::CheckpointOptions, text};
 
-use crate::{convert, errors::exception};
+use crate::{convert, errors::exception, model::local};
 
 /// A tokenizer with its chat template.
 #[pyclass(frozen, module = "ternion._native")]
@@ -33,7 +33,8 @@ impl Tokenizer {
     /// Reads the tokenizer of the checkpoint in a folder or file, without its weights.
     #[staticmethod]
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let open = || text::Tokenizer::from_parts(CheckpointOptions::default().tokenizer_parts(&path)?);
+        let open =
+            || text::Tokenizer::from_parts(CheckpointOptions::default().tokenizer_parts(local(path)?)?);
         py.detach(open).map(|tokenizer| Self(Arc::new(tokenizer))).map_err(|error| exception(py, &error))
     }
 

@@ -232,3 +232,20 @@ def test_a_response_format_that_is_not_known_is_refused(llm):
         llm.create_chat_completion(WEEK, response_format={"type": "xml"})
     with pytest.raises(ValueError, match="schema"):
         llm.create_chat_completion(WEEK, response_format={"type": "json_object", "schema": 7})
+
+
+def test_a_grammar_from_a_schema_holds(llm):
+    jsonschema = pytest.importorskip("jsonschema")
+    grammar = ternion.LlamaGrammar.from_json_schema(json.dumps(SCHEMA))
+    for reply in (llm(PROMPT, grammar=grammar, max_tokens=200), llm.create_chat_completion(WEEK, grammar=grammar)):
+        choice = reply["choices"][0]
+        jsonschema.validate(json.loads(choice["text"] if "text" in choice else choice["message"]["content"]), SCHEMA)
+    with pytest.raises(ternion.UnsupportedError, match="GBNF"):
+        ternion.LlamaGrammar.from_string("root ::= [a-z]+")
+
+
+def test_the_hub_is_not_there_yet():
+    with pytest.raises(ternion.UnsupportedError, match="not downloaded by this build.*hf://owner/name/model.gguf"):
+        Llama.from_pretrained("owner/name", "model.gguf")
+    with pytest.raises(ternion.UnsupportedError, match="hf://owner/name"):
+        ternion.AutoTokenizer.from_pretrained("owner/name")

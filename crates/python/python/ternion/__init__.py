@@ -14,7 +14,7 @@ Three ways lead to the same engine:
 
 from ._answer import Answer, Ending, Timing, Usage
 from ._auto import AutoModelForCausalLM, AutoModelForCausalLm, AutoTokenizer
-from ._llama import Llama
+from ._llama import Llama, LlamaGrammar
 from ._model import Model, Tokenizer, aload, convert, load
 from ._native import __version__
 from ._pipeline import TextGenerationPipeline, pipeline
@@ -54,6 +54,7 @@ __all__ = [
     "InvalidRequestError",
     "IoError",
     "Llama",
+    "LlamaGrammar",
     "Model",
     "NotFoundError",
     "ResourceExhaustedError",

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import sys
 import time
 import uuid
 import warnings
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Iterator, Mapping, Optional, Sequence, Union
 
 from . import _compat, _llama_answer, _model
 from ._llama_answer import ChatShape, TextShape
 from .errors import InvalidConfigError, UnsupportedError
 
-__all__ = ["Llama"]
+__all__ = ["Llama", "LlamaGrammar"]
 
 _DEFAULT_SEED = 0xFFFFFFFF
 """Stands for a seed that is drawn, as does -1."""
@@ -51,7 +52,6 @@ _ADVICE = {
     "chat_format": "the chat template of the model is used",
     "chat_handler": "the chat template of the model is used",
     "suffix": "write the form for infilling that the model knows into the prompt",
-    "grammar": "use `response_format` with a JSON schema, or `ternion.load` with `constraint`",
     "logits_processor": "`logit_bias` adds to the logits of tokens",
     "stopping_criteria": "use `stop`",
 }
@@ -72,6 +72,9 @@ _IGNORED = {
     "last_n_tokens_size": 64,
     "numa": False,
     "draft_model": None,
+    # Of older versions, which adapters still pass.
+    "n_parts": -1,
+    "f16_kv": True,
 }
 # Of a completion: as above.
 _REFUSED_SAMPLING = {
@@ -81,7 +84,6 @@ _REFUSED_SAMPLING = {
     "mirostat_mode": 0,
     "stopping_criteria": None,
     "logits_processor": None,
-    "grammar": None,
 }
 
 
@@ -147,6 +149,8 @@ class Llama:
         type_v: Optional[int] = None,
         spm_infill: bool = False,
         verbose: bool = True,
+        n_parts: int = -1,
+        f16_kv: bool = True,
     ) -> None:
         """Loads a model.
 
@@ -268,6 +272,7 @@ class Llama:
         params = self._params(
             max_tokens, temperature, top_p, min_p, top_k, repeat_penalty, presence_penalty, frequency_penalty, seed, stop, logit_bias
         )
+        params["constraint"] = _of_grammar(grammar)
         if logprobs is not None:
             params.update(logprobs=True, top_logprobs=logprobs)
         head = {"id": f"cmpl-{uuid.uuid4()}", "object": "text_completion", **self._head(model)}
@@ -331,7 +336,8 @@ class Llama:
             tool_choice = function_call if isinstance(function_call, str) else named
         if logprobs:
             params.update(logprobs=True, top_logprobs=top_logprobs or 0)
-        params.update(tools=tools, tool_choice=tool_choice, constraint=_constraint(response_format))
+        constraint = _of_grammar(grammar) or _of_response_format(response_format)
+        params.update(tools=tools, tool_choice=tool_choice, constraint=constraint)
         head = {"id": f"chatcmpl-{uuid.uuid4()}", **self._head(model)}
         return self._run(ChatShape(head, self._tokenizer, bool(logprobs)), list(messages), params, stream)
 
@@ -366,6 +372,11 @@ class Llama:
 
     def reset(self) -> None:
         """Does nothing: every request begins anew. What requests have in common is computed once all the same."""
+
+    @property
+    def context_params(self) -> SimpleNamespace:
+        """What adapters ask for: ``n_ctx``."""
+        return SimpleNamespace(n_ctx=self.n_ctx())
 
     def n_ctx(self) -> int:
         """Tokens that prompt and answer may have together."""
@@ -435,6 +446,29 @@ class Llama:
         return shape.chunks(events) if stream else shape.whole(events)
 
 
+class LlamaGrammar:
+    """What an answer must look like. Grammars of llama.cpp (GBNF) are not supported; JSON schemas are."""
+
+    def __init__(self, schema: Any) -> None:
+        self.schema = schema
+
+    @classmethod
+    def from_json_schema(cls, json_schema: str, verbose: bool = True) -> LlamaGrammar:
+        """JSON that is valid against a schema, which is given as text."""
+        return cls(json.loads(json_schema))
+
+    @classmethod
+    def from_string(cls, grammar: str, verbose: bool = True) -> LlamaGrammar:
+        """Not supported.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError("LlamaGrammar: GBNF is not supported; from_json_schema, or `constraint` with `lark` of ternion.load")
+
+    from_file = from_string
+
+
 def _load(path: str, n_ctx: int, settings: dict[str, Any]) -> _model.Model:
     """Loads a model with a context of ``n_ctx``, or of as much as it was made for."""
     if n_ctx <= 0:
@@ -450,7 +484,14 @@ def _load(path: str, n_ctx: int, settings: dict[str, Any]) -> _model.Model:
     return model
 
 
-def _constraint(response_format: Optional[Mapping[str, Any]]) -> Union[str, Mapping[str, Any], None]:
+def _of_grammar(grammar: Optional[LlamaGrammar]) -> Union[str, Mapping[str, Any], None]:
+    """What an answer must look like by a grammar."""
+    if grammar is not None and not isinstance(grammar, LlamaGrammar):
+        raise UnsupportedError(f"grammar={grammar!r} is not supported; LlamaGrammar.from_json_schema")
+    return None if grammar is None else {"json_schema": grammar.schema}
+
+
+def _of_response_format(response_format: Optional[Mapping[str, Any]]) -> Union[str, Mapping[str, Any], None]:
     """What an answer must look like."""
     if response_format is None or response_format.get("type") == "text":
         return None

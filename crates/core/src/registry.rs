@@ -513,7 +513,15 @@ fn none_suits(mut refusals: Vec<(&'static str, Error)>) -> Error {
     let is_shared = refusals.iter().all(|(_, reason)| reason.kind() == kind);
     let kind = if is_shared { kind } else { ErrorKind::Unsupported };
     let error = Error::new(kind, "none of the backends that are compiled in runs the model");
-    refusals.iter().fold(error, |error, (backend, reason)| error.with(backend, reason))
+    // Backends that read the same formats say the same.
+    let mut reasons: Vec<(&'static str, String)> = Vec::new();
+    for (backend, reason) in refusals {
+        let reason = reason.to_string();
+        if reasons.iter().all(|(_, known)| *known != reason) {
+            reasons.push((backend, reason));
+        }
+    }
+    reasons.into_iter().fold(error, |error, (backend, reason)| error.with(backend, reason))
 }
 
 impl Default for Registry {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ternion_core::{Result, ResultExt};
+use ternion_core::Result;
 
 use crate::checkpoint::{Access, Means};
 use crate::config::{self, Signs};
@@ -28,7 +28,7 @@ impl CheckpointOptions {
     /// # Errors
     /// Those of [`Checkpoint::open`](crate::Checkpoint::open) that need no look at the weights.
     pub fn recognise(&self, path: impl AsRef<Path>) -> Result<Recognised> {
-        recognise(path.as_ref(), self).with_operation("load")
+        recognise(path.as_ref(), self)
     }
 }
 

@@ -396,7 +396,9 @@ impl Model {
             gguf::decode(tensor.kind, &self.file.data(tensor), &mut values)?;
             if shape.len() == 1 {
                 // The file holds 1 + w of its norms, and candle adds 1 as transformers does.
-                values.iter_mut().for_each(|value| *value -= 1.0);
+                for value in &mut values {
+                    *value -= 1.0;
+                }
             }
             Ok(Some((shape, values)))
         });
@@ -408,12 +410,6 @@ impl Model {
 
 /// The name that transformers has for a tensor of Gemma 3.
 fn transformers_name(name: &str) -> String {
-    match name {
-        "token_embd.weight" => return "model.embed_tokens.weight".to_owned(),
-        "output_norm.weight" => return "model.norm.weight".to_owned(),
-        "output.weight" => return "lm_head.weight".to_owned(),
-        _ => {}
-    }
     const PARTS: [(&str, &str); 13] = [
         ("attn_q", "self_attn.q_proj"),
         ("attn_k", "self_attn.k_proj"),
@@ -429,6 +425,12 @@ fn transformers_name(name: &str) -> String {
         ("ffn_norm", "pre_feedforward_layernorm"),
         ("post_ffw_norm", "post_feedforward_layernorm"),
     ];
+    match name {
+        "token_embd.weight" => return "model.embed_tokens.weight".to_owned(),
+        "output_norm.weight" => return "model.norm.weight".to_owned(),
+        "output.weight" => return "lm_head.weight".to_owned(),
+        _ => {}
+    }
     let split = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
     let known = split.and_then(|(layer, part)| {
         let part = part.strip_suffix(".weight")?;

@@ -91,8 +91,8 @@ impl Facts {
         }
         let key = if is_gemma { "hidden_activation" } else { "hidden_act" };
         let activation = match (config.string(key)?, is_gemma) {
-            (Some("silu"), false) | (None, false) => Activation::Silu,
-            (Some("gelu_pytorch_tanh"), true) | (None, true) => Activation::GeluPytorchTanh,
+            (Some("silu") | None, false) => Activation::Silu,
+            (Some("gelu_pytorch_tanh") | None, true) => Activation::GeluPytorchTanh,
             (Some(other), true) => {
                 return Err(config.unsupported(key, &format!("`{other}`"), "gelu_pytorch_tanh"));
             }
@@ -313,7 +313,7 @@ fn partial(config: &JsonObject, head_dim: usize) -> Result<Option<f64>> {
     let inner = config.object("rope_parameters")?.map(|object| object.number(KEY, 0.0..=1.0)).transpose()?;
     let factor = inner.flatten().or(config.number(KEY, 0.0..=1.0)?).map_or(1.0, f64::from);
     let width = (factor * head_dim as f64) as usize;
-    if width == 0 || width % 2 != 0 {
+    if width == 0 || !width.is_multiple_of(2) {
         return Err(Error::unsupported(format!(
             "`{KEY}` is {factor}, expected one that rotates an even part of a head"
         )));

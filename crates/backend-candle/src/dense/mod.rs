@@ -102,7 +102,7 @@ pub(crate) fn load(
     let context = context(config, &model, facts.context)?;
     let (network, eos): (Box<dyn Network>, Vec<u32>) = match &model {
         Source::Gguf(model) => {
-            info.architecture = model.file.architecture()?.to_owned();
+            model.file.architecture()?.clone_into(&mut info.architecture);
             info.format = model.kind();
             info.parameters = model.parameters();
             info.weight_bytes = model.weight_bytes();

@@ -134,7 +134,7 @@ impl Network for QuantizedQwen2 {
             match (self.reload)() {
                 Ok(model) => (self.model, self.mask_bytes) = (model, 0),
                 Err(error) => {
-                    tracing::warn!(%error, "the model cannot be loaded again; its masks stay in memory")
+                    tracing::warn!(%error, "the model cannot be loaded again; its masks stay in memory");
                 }
             }
         }

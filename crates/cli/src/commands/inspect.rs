@@ -61,7 +61,7 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
     let kv_type = named::<KvType>(selected.model()?, "kv_type");
     let activations = named::<ActivationType>(selected.model()?, "activations");
     if app.output.json {
-        return app.output.object(&as_json(
+        let mut facts = as_json(
             &checkpoint,
             &report,
             (kv_type, activations),
@@ -69,8 +69,9 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
             &tokenizer,
             &warnings,
             plan.ok().as_ref(),
-            &backends,
-        ));
+        );
+        facts["backends"] = backends.json();
+        return app.output.object(&facts);
     }
     app.output.line(
         as_text(&checkpoint, &report, (kv_type, activations), args.tensors, &tokenizer, &backends).trim_end(),
@@ -304,7 +305,6 @@ fn as_json(
     tokenizer: &Value,
     warnings: &[String],
     plan: Option<&MemoryPlan>,
-    backends: &Backends,
 ) -> Value {
     let spec = &checkpoint.spec;
     let groups: Vec<Value> = groups(report)
@@ -356,7 +356,6 @@ fn as_json(
             "plan": plan,
             "planned_bytes": plan.map(MemoryPlan::total),
         },
-        "backends": backends.json(),
         "groups": groups,
         "tensors": all.then_some(&report.tensors),
         "assumptions": checkpoint.assumptions,

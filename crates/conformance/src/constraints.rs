@@ -114,7 +114,7 @@ pub async fn what_cannot_be_enforced_is_refused(model: &dyn LlmBackend) -> Resul
         match model.generate(constrained("refused", constraint)).await {
             Ok(_) => return Err(REFUSED.broken(format_args!("{what}: accepted"), "InvalidRequest")),
             Err(error) => {
-                REFUSED.equal(format_args!("error for {what}"), error.kind(), ErrorKind::InvalidRequest)?
+                REFUSED.equal(format_args!("error for {what}"), error.kind(), ErrorKind::InvalidRequest)?;
             }
         }
     }

@@ -50,7 +50,7 @@ use crate::{
     CausalLm, EngineOptions,
     constraint::{self, Grammars, Running},
     events::{Events, WakeOnDrop},
-    generation::{Ending, EventSender, Generation},
+    generation::{Ending, EventSender, Generation, Guides},
     job::{Job, Work},
     prompt_cache::{PromptCache, Sessions},
     sampler::Sampler,
@@ -426,8 +426,8 @@ impl LlmBackend for Engine {
             let (admission, Input { tokens, window, constraint, parser }) =
                 self.input(request, checks, permit).await?;
             ending.tags = parser.tags();
-            let budget = budget.map(|most| ThoughtBudget::new(most, &self.tokenizer, parser.thought()));
-            let budget = budget.transpose()?.flatten();
+            let thought = budget.map(|most| ThoughtBudget::new(most, &self.tokenizer, parser.thought()));
+            let thought = thought.transpose()?.flatten();
             // A grammar follows the bytes of tokens, and none of them changes because it is the first of the answer.
             let decoder =
                 if constraint.is_some() { self.tokenizer.decoder_within() } else { self.tokenizer.decoder() };
@@ -439,8 +439,7 @@ impl LlmBackend for Engine {
                 &tokens,
                 Sampler::new(&sampling, &self.info.defaults),
                 ending,
-                (constraint, budget),
-                window,
+                Guides { constraint, thought, window },
                 ServedBy::from(&*self.info),
             );
             self.submit(Job::new(tokens, Work::Generate(Box::new(generation)), cancel, admission, accepted))?;

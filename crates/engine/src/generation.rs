@@ -47,6 +47,13 @@ pub(crate) struct Ending {
     pub(crate) top_logprobs: usize,
 }
 
+/// What decides on the tokens of an answer besides the sampler.
+pub(crate) struct Guides {
+    pub(crate) constraint: Option<Running>,
+    pub(crate) thought: Option<ThoughtBudget>,
+    pub(crate) window: Option<Window>,
+}
+
 pub(crate) struct Generation {
     sender: EventSender,
     /// Room for the next token's event, taken before the token is computed so that it can always be delivered.
@@ -85,8 +92,7 @@ impl Generation {
         prompt: &[u32],
         mut sampler: Sampler,
         mut ending: Ending,
-        (constraint, mut thought): (Option<Running>, Option<ThoughtBudget>),
-        window: Option<Window>,
+        Guides { constraint, mut thought, window }: Guides,
         served_by: ServedBy,
     ) -> Self {
         sampler.observe_prompt(prompt);

@@ -85,7 +85,7 @@ impl Grammars {
         let grammar = top_level(constraint)?;
         let Factory { vocabulary, parsers } = self.factory()?;
         let parser = parsers.create_parser(grammar).map_err(|e| refused(constraint, &e.to_string()))?;
-        let mut matcher = Matcher::new(Ok(parser));
+        let mut matcher = Box::new(Matcher::new(Ok(parser)));
         // A grammar that nothing satisfies is found here and not after the prompt has been computed.
         matcher.compute_mask().map_err(|e| refused(constraint, &e.to_string()))?;
         Ok(Grammar { matcher, vocabulary: Arc::clone(vocabulary) })
@@ -212,7 +212,8 @@ fn one_line(reason: &str) -> String {
 
 /// A grammar and where in it an answer is. A clone goes its own way.
 pub(crate) struct Grammar {
-    matcher: Matcher,
+    /// Boxed, for it has more than a thousand bytes.
+    matcher: Box<Matcher>,
     vocabulary: Arc<Vocabulary>,
 }
 

@@ -41,7 +41,7 @@ impl Model {
 pub(crate) fn load(path: PathBuf, name: Option<String>, settings: &Bound<'_, PyAny>) -> PyResult<Operation> {
     let settings: Map<String, Value> = convert::from_python(settings)?;
     let load = async move {
-        let config = tokio::task::spawn_blocking(move || configuration(&local(path)?, name, settings))
+        let config = tokio::task::spawn_blocking(move || configuration(&path, name, settings))
             .await
             .unwrap_or_else(|e| Err(Error::backend("reading the configuration panicked").with_source(e)))?;
         ternion::load(&config, None).await
@@ -52,13 +52,13 @@ pub(crate) fn load(path: PathBuf, name: Option<String>, settings: &Bound<'_, PyA
     }))
 }
 
-/// A path of this machine.
+/// A path of this machine, where nothing is downloaded.
 ///
 /// # Errors
 /// [`Unsupported`](ternion::ErrorKind::Unsupported) for an address such as `hf://owner/name`.
 pub(crate) fn local(path: PathBuf) -> Result<PathBuf> {
     if path.to_str().is_some_and(|text| text.contains("://")) {
-        let message = "models are not downloaded by this build; download the files and name their folder";
+        let message = "a model of the hub is downloaded by `load` alone; name the folder of its files";
         return Err(Error::unsupported(message).with("path", path.display()).with_operation("load"));
     }
     Ok(path)

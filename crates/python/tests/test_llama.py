@@ -244,8 +244,10 @@ def test_a_grammar_from_a_schema_holds(llm):
         ternion.LlamaGrammar.from_string("root ::= [a-z]+")
 
 
-def test_the_hub_is_not_there_yet():
-    with pytest.raises(ternion.UnsupportedError, match="not downloaded by this build.*hf://owner/name/model.gguf"):
-        Llama.from_pretrained("owner/name", "model.gguf")
+def test_models_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ternion.Error, match="owner/name"):
+        Llama.from_pretrained("owner/name", "model.gguf", verbose=False)
     with pytest.raises(ternion.UnsupportedError, match="hf://owner/name"):
         ternion.AutoTokenizer.from_pretrained("owner/name")

@@ -248,14 +248,14 @@ impl Engine {
         let room = model.max_sequences().saturating_add(options.max_queued);
         let worker = Worker::new(
             model,
-            prompts,
             inbox,
             Arc::clone(&shared),
             eos,
             options.logits_bytes,
             room,
             options.stall_limit,
-        );
+        )
+        .with_prompt_cache(prompts);
         let (alive, gone) = watch::channel(());
         let run = move || {
             worker.run(); // drops the model

@@ -80,7 +80,6 @@ impl Drop for Closing {
 impl Worker {
     pub(crate) fn new(
         model: Box<dyn CausalLm>,
-        prompts: Option<PromptCache>,
         inbox: mpsc::Receiver<Command>,
         shared: Arc<Shared>,
         eos: Vec<u32>,
@@ -98,7 +97,7 @@ impl Worker {
             model,
             facts,
             inbox,
-            prompts,
+            prompts: None,
             restoring: Vec::new(),
             slots: Slots::default(),
             queue: VecDeque::new(),
@@ -110,6 +109,12 @@ impl Worker {
             room,
             stall_limit,
         }
+    }
+
+    /// The same with a prompt cache.
+    pub(crate) fn with_prompt_cache(mut self, prompts: Option<PromptCache>) -> Self {
+        self.prompts = prompts;
+        self
     }
 
     fn shared(&self) -> &Shared {

@@ -5,6 +5,7 @@
 //! leaves the same.
 
 use std::{
+    fmt::Write as _,
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
     path::Path,
@@ -253,7 +254,11 @@ pub(crate) fn sha256(path: &Path) -> Result<String> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Refuses downloads for which there is no space, before the first begins.

@@ -16,17 +16,19 @@ const MAX_MESSAGE: usize = 300;
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
-    /// Whether another attempt may succeed, and after which wait if the server says.
-    pub(crate) again: Option<Option<Duration>>,
+    /// Whether another attempt may succeed.
+    pub(crate) again: bool,
+    /// How long the server asks to wait before that.
+    pub(crate) wait: Option<Duration>,
 }
 
 impl Failure {
     pub(crate) fn lasting(error: Error) -> Self {
-        Self { error, again: None }
+        Self { error, again: false, wait: None }
     }
 
     pub(crate) fn passing(error: Error) -> Self {
-        Self { error: error.with_retryable(true), again: Some(None) }
+        Self { error: error.with_retryable(true), again: true, wait: None }
     }
 
     /// The failure of sending a request or of reading its response.
@@ -82,11 +84,11 @@ impl Failure {
                 lasting(ErrorKind::NotFound, &joined("the hub has no such repository or file", &said))
             }
             (_, 429) => Self {
-                again: Some(retry_after(headers)),
+                wait: retry_after(headers),
                 ..Self::passing(Error::new(ErrorKind::Busy, "the hub limits the rate of requests"))
             },
             (_, 408 | 500..) => Self {
-                again: Some(retry_after(headers)),
+                wait: retry_after(headers),
                 ..Self::passing(Error::new(
                     ErrorKind::Io,
                     joined(&format!("the hub answers {status}"), &said),
@@ -129,11 +131,11 @@ impl Waits {
     /// # Errors
     /// That of the failure, if it is the last one.
     pub(crate) async fn after(&mut self, failure: Failure) -> Result<()> {
-        let Some(asked) = failure.again.filter(|asked| asked.is_none_or(|wait| wait <= LONGEST_WAIT)) else {
+        if !failure.again || failure.wait.is_some_and(|wait| wait > LONGEST_WAIT) {
             return Err(failure.error);
-        };
+        }
         let Some(delay) = self.0.next() else { return Err(failure.error.into_retried()) };
-        let delay = asked.unwrap_or(delay);
+        let delay = failure.wait.unwrap_or(delay);
         tracing::debug!(error = %failure.error, ?delay, "made again");
         tokio::time::sleep(delay).await;
         Ok(())
@@ -160,7 +162,7 @@ mod tests {
         assert!(no_access.error.to_string().contains("accept its conditions"), "{}", no_access.error);
         let missing = of(404, &[("x-error-code", "RevisionNotFound")], false);
         assert_eq!(missing.error.kind(), ErrorKind::NotFound);
-        assert!(missing.again.is_none());
+        assert!(!missing.again);
         assert_eq!(of(401, &[], true).error.kind(), ErrorKind::NotFound);
         let said = of(403, &[("x-error-message", "no\tway")], false);
         assert!(said.error.to_string().ends_with("refuses access: no way"), "{}", said.error);
@@ -169,8 +171,8 @@ mod tests {
     #[test]
     fn what_passes_is_tried_again() {
         let busy = of(429, &[("retry-after", "3")], false);
-        assert_eq!(busy.again, Some(Some(Duration::from_secs(3))));
-        assert_eq!(of(502, &[], false).again, Some(None));
-        assert!(of(418, &[], false).again.is_none());
+        assert_eq!((busy.again, busy.wait), (true, Some(Duration::from_secs(3))));
+        assert!(of(502, &[], false).again);
+        assert!(!of(418, &[], false).again);
     }
 }

@@ -125,18 +125,14 @@ impl Http {
                 Err(failure) => waits.after(failure).await?,
             }
         };
-        let listing: Listing = serde_json::from_slice(&body).map_err(|e| self.no_hub().with_source(e))?;
+        let listing: Listing = serde_json::from_slice(&body).map_err(|e| no_hub().with_source(e))?;
         if !is_commit(&listing.sha) {
-            return Err(self.no_hub());
+            return Err(no_hub());
         }
         // A name that would lead out of the cache is no file that anybody needs.
         let files = listing.siblings.into_iter().filter(|file| is_safe_path(&file.rfilename));
         let files = files.map(|file| RemoteFile { name: file.rfilename, size: file.size }).collect();
         Ok(Revision { commit: listing.sha, files })
-    }
-
-    fn no_hub(&self) -> Error {
-        Error::new(ErrorKind::Io, "the server's answer is not that of a hub; check HF_ENDPOINT")
     }
 
     /// What a file is.
@@ -260,6 +256,10 @@ fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+fn no_hub() -> Error {
+    Error::new(ErrorKind::Io, "the server's answer is not that of a hub; check HF_ENDPOINT")
 }
 
 /// The hash without the form that HTTP gives it.

@@ -182,23 +182,10 @@ impl Hub {
         let all = repo.files(&commit);
         let incomplete = || missing("the model is not complete in the cache");
         let selection = select(&all, address.path.as_deref()).map_err(|_| incomplete())?;
-        if !self.is_complete(&repo, &commit, &all, &selection) {
+        if !is_complete(&repo, &commit, &all, &selection) {
             return Err(incomplete());
         }
         Ok(repo.snapshot(&commit).join(&selection.open))
-    }
-
-    fn is_complete(&self, repo: &RepoCache, commit: &str, all: &[RemoteFile], selection: &Selection) -> bool {
-        let has = |name: &str| all.iter().any(|file| file.name == name);
-        let shards = match &selection.index {
-            Some(index) => shards(&repo.snapshot(commit), index),
-            None => Ok(Vec::new()),
-        };
-        let needs_tokenizer = selection.files.iter().any(|name| select::split(name).1 == "config.json");
-        let has_tokenizer = selection.files.iter().any(|name| TOKENIZERS.contains(&select::split(name).1));
-        shards.is_ok_and(|shards| shards.iter().all(|shard| has(shard)))
-            && select::has_all_parts(&selection.files)
-            && (has_tokenizer || !needs_tokenizer)
     }
 
     pub(crate) fn repo(&self, address: &Address) -> RepoCache {
@@ -222,7 +209,7 @@ impl Hub {
         let mut names = selection.files;
         if let Some(index) = &selection.index {
             // It names the others.
-            files.extend(fetch.files(&[index.clone()]).await?);
+            files.extend(fetch.files(std::slice::from_ref(index)).await?);
             let (folder, index) = (snapshot.clone(), index.clone());
             names.retain(|name| *name != index);
             names.extend(blocking("the look into the cache", move || shards(&folder, &index)).await?);
@@ -230,6 +217,20 @@ impl Hub {
         files.extend(fetch.files(&names).await?);
         Ok(Fetched { path: snapshot.join(&selection.open), commit: revision.commit, files })
     }
+}
+
+/// Whether a snapshot has all files of a model.
+fn is_complete(repo: &RepoCache, commit: &str, all: &[RemoteFile], selection: &Selection) -> bool {
+    let has = |name: &str| all.iter().any(|file| file.name == name);
+    let shards = match &selection.index {
+        Some(index) => shards(&repo.snapshot(commit), index),
+        None => Ok(Vec::new()),
+    };
+    let needs_tokenizer = selection.files.iter().any(|name| select::split(name).1 == "config.json");
+    let has_tokenizer = selection.files.iter().any(|name| TOKENIZERS.contains(&select::split(name).1));
+    shards.is_ok_and(|shards| shards.iter().all(|shard| has(shard)))
+        && select::has_all_parts(&selection.files)
+        && (has_tokenizer || !needs_tokenizer)
 }
 
 /// The download of one model.

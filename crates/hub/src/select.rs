@@ -117,7 +117,7 @@ fn file(all: &[RemoteFile], name: &str) -> Selection {
         });
         files.extend(data.cloned());
         files.extend(side_files(all, folder));
-        if folder != "" {
+        if !folder.is_empty() {
             let (above, _) = split(folder);
             files.extend(side_files(all, above));
         }

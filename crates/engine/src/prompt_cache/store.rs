@@ -21,6 +21,7 @@
 //! another name and renamed, so that other processes see whole ones alone.
 
 use std::{
+    fmt::Write as _,
     fs::{self, File},
     io::{self, Read, Write},
     path::{Path, PathBuf},
@@ -135,7 +136,7 @@ impl Store {
                 }
             }
         }
-        self.touch(&paths[..blocks.len()]);
+        touch(&paths[..blocks.len()]);
         (!blocks.is_empty()).then(|| KvPrefix::new(self.identity.layout, self.identity.kv_type, blocks))
     }
 
@@ -153,7 +154,7 @@ impl Store {
             }
             paths.push(path);
         }
-        self.touch(&paths);
+        touch(&paths);
         self.make_room();
         Ok(())
     }
@@ -269,17 +270,6 @@ impl Store {
         })
     }
 
-    /// Notes that files are in use. Later blocks of a prompt count as older, since they are of no use without the first.
-    fn touch(&self, paths: &[PathBuf]) {
-        let now = SystemTime::now();
-        for (i, path) in paths.iter().enumerate() {
-            let time = now.checked_sub(Duration::from_millis(i as u64)).unwrap_or(now);
-            if let Ok(file) = File::options().write(true).open(path) {
-                let _ = file.set_modified(time);
-            }
-        }
-    }
-
     /// Removes the files that were used the longest time ago, of whatever model, until all are within the limit.
     fn make_room(&self) {
         let mut files = files_below(&self.root);
@@ -292,6 +282,17 @@ impl Store {
             if fs::remove_file(&file.path).is_ok() {
                 total -= file.bytes;
             }
+        }
+    }
+}
+
+/// Notes that files are in use. Later blocks of a prompt count as older, since they are of no use without the first.
+fn touch(paths: &[PathBuf]) {
+    let now = SystemTime::now();
+    for (i, path) in paths.iter().enumerate() {
+        let time = now.checked_sub(Duration::from_millis(i as u64)).unwrap_or(now);
+        if let Ok(file) = File::options().write(true).open(path) {
+            let _ = file.set_modified(time);
         }
     }
 }
@@ -365,7 +366,11 @@ fn token_bytes(tokens: &[u32]) -> Vec<u8> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]

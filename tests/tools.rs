@@ -173,3 +173,12 @@ async fn a_prompt_that_is_no_conversation_is_refused() {
     let error = ToolLoop::new(model).run(GenerateRequest::new("Hi")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidRequest);
 }
+
+/// The small model has no form of calls of its own.
+#[cfg(all(feature = "candle", feature = "constraints"))]
+#[tokio::test]
+async fn a_required_call_of_a_small_model_keeps_the_contract() {
+    let model = ternion::open(ternion_test_support::fixture("ternion-tiny")).await.unwrap();
+    ternion_conformance::tools::a_required_call_comes_in_pieces(&*model).await.unwrap();
+    ternion_conformance::tools::wrong_tools_are_refused(&*model).await.unwrap();
+}

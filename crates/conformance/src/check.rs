@@ -118,6 +118,8 @@ pub(crate) enum Need {
     Constraints,
     RequiredCalls,
     NoRequiredCalls,
+    /// The context has room for the description of a tool, which small vocabularies cut into many tokens.
+    LongContext,
     NoChat,
     NoScore,
     NoLogits,
@@ -139,6 +141,9 @@ pub(crate) enum Need {
     FewSequences,
 }
 
+/// Tokens of a context that the description of a tool and a call fit into.
+const LONG_CONTEXT: usize = 1024;
+
 impl Need {
     /// Why the backend does not have it.
     fn missing(self, model: &dyn LlmBackend) -> Option<String> {
@@ -157,6 +162,12 @@ impl Need {
             Self::NoConstraints => (!can.constraints, "the backend constrains answers"),
             Self::RequiredCalls => (can.required_tool_calls, "calls of tools cannot be required"),
             Self::NoRequiredCalls => (!can.required_tool_calls, "calls of tools can be required"),
+            Self::LongContext => {
+                let found = limits.context_length;
+                return (1..LONG_CONTEXT)
+                    .contains(&found)
+                    .then(|| format!("the context has {found} tokens; {LONG_CONTEXT} are needed"));
+            }
             Self::NoChat => (!can.chat, "there is a chat template"),
             Self::NoScore => (!can.score, "the backend scores"),
             Self::NoLogits => (!can.logits, "the backend gives logits"),

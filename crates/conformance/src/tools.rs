@@ -12,7 +12,7 @@ use crate::{
 };
 
 checks! { "tools";
-    a_required_call_comes_in_pieces, PIECES, [Generate, Chat, RequiredCalls];
+    a_required_call_comes_in_pieces, PIECES, [Generate, Chat, RequiredCalls, LongContext];
     wrong_tools_are_refused, WRONG, [Generate, Chat];
     no_required_calls_without_the_capability, NONE, [Generate, Chat, NoRequiredCalls];
 }

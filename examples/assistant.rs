@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use ternion::{
-    ChatOptions, Event, GenerateRequest, LlmBackend, Message, Result, Sampling, Tool, ToolChoice,
+    ChatOptions, Event, GenerateRequest, Message, Result, Sampling, Tool, ToolChoice,
     tools::{FunctionError, RunEvent, ToolLoop},
 };
 

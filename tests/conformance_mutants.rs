@@ -201,6 +201,8 @@ async fn a_double_bos_of_the_backend() {
         "chat::a_chat_has_as_many_tokens_as_counted",
         "chat::a_chat_begins_with_one_bos",
         "chat::special_tokens_in_messages_are_text",
+        // This fault hides the conversation from the checks of the model.
+        "tools::wrong_tools_are_refused",
         "chat1::chat",
     ];
     wrong_behavior(&expected, Fault::DoubleBos).await;
@@ -232,7 +234,9 @@ async fn a_seed_ignored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn special_tokens_of_users_obeyed() {
-    wrong_behavior(&["chat::special_tokens_in_messages_are_text"], Fault::TrustedMessages).await;
+    // This fault hides the conversation from the checks of the model.
+    let expected = ["chat::special_tokens_in_messages_are_text", "tools::wrong_tools_are_refused"];
+    wrong_behavior(&expected, Fault::TrustedMessages).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,6 +281,8 @@ async fn the_last_piece_lost() {
         "stopping::the_first_complete_stop_string_counts",
         "stopping::a_beginning_of_a_stop_string_comes_out_at_the_end",
         "stopping::a_stop_token_ends_the_answer",
+        "constraints::answers_have_the_form_that_was_asked_for",
+        "constraints::a_value_is_extracted",
     ];
     wrong_behavior(&expected, Fault::LastPieceLost).await;
 }

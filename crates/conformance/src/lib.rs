@@ -79,6 +79,7 @@ mod reference;
 mod runner;
 pub mod sampling;
 pub mod scoring;
+pub mod sessions;
 pub mod stopping;
 pub mod streaming;
 pub mod tools;
@@ -107,6 +108,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         validation::CHECKS,
         constraints::CHECKS,
         tools::CHECKS,
+        sessions::CHECKS,
     ]
     .into_iter()
     .flatten()

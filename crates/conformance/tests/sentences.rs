@@ -8,6 +8,7 @@ const WITHOUT_A_CHECK: &[(&str, &str)] = &[
     ("unloaded", "a check does not outlive the backend"),
     ("is_closed", "a check cannot close a backend"),
     ("required_tokenizer", "no method"),
+    ("no_sessions", "no method"),
     ("fmt", "for people"),
 ];
 

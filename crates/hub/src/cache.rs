@@ -16,6 +16,7 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -150,10 +151,12 @@ fn has(path: &Path, size: Option<u64>) -> bool {
     fs::metadata(path).is_ok_and(|found| found.is_file() && size.is_none_or(|size| size == found.len()))
 }
 
-/// A name beside `path` that no other process uses.
+/// A name beside `path` that nobody else uses, in this process or another.
 fn unique(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.incomplete", std::process::id()));
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    name.push(format!(".{}-{count}.incomplete", std::process::id()));
     path.with_file_name(name)
 }
 

@@ -138,7 +138,7 @@ fn git_hash(bytes: &[u8]) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 async fn serve(side: Side) -> SocketAddr {
@@ -159,9 +159,8 @@ async fn handle(State(side): State<Side>, request: Request) -> Response<Body> {
     });
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     let repos = side.shared.repos.lock().unwrap().clone();
-    let (owner, name, rest) = match &parts[..] {
-        ["api", "models", owner, name, rest @ ..] | [owner, name, rest @ ..] => (owner, name, rest),
-        _ => return error(404, "", "no such page"),
+    let (["api", "models", owner, name, rest @ ..] | [owner, name, rest @ ..]) = &parts[..] else {
+        return error(404, "", "no such page");
     };
     if *owner == "renamed" {
         let to = path.replacen("/renamed/", "/test/", 1);

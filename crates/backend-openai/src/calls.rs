@@ -53,14 +53,13 @@ impl Calls {
         if number >= MAX_CALLS {
             return Err(Error::backend(format!("the server sends a tool call with the index {number}")));
         }
-        let index = match self.0.iter().position(|call| call.number == number) {
-            Some(index) => index,
-            None => {
-                // A call that begins ends the names before it.
-                self.announce(self.0.len(), events)?;
-                self.0.push(Call { number, ..Call::default() });
-                self.0.len() - 1
-            }
+        let index = if let Some(index) = self.0.iter().position(|call| call.number == number) {
+            index
+        } else {
+            // A call that begins ends the names before it.
+            self.announce(self.0.len(), events)?;
+            self.0.push(Call { number, ..Call::default() });
+            self.0.len() - 1
         };
         let call = &mut self.0[index];
         if !call.announced {

@@ -112,3 +112,40 @@ async fn llama_server_with_smollm2() {
     let score = model.score(ScoreRequest::new(vec![504, 3575], 1)).await.unwrap_err();
     assert_eq!(score.kind(), ErrorKind::Unsupported);
 }
+
+/// vLLM 0.32 on a CPU with a Llama of random weights and the tokenizer of the small model.
+#[tokio::test]
+async fn vllm_with_random_weights() {
+    let (_fake, config) = server("vllm.json").await;
+    let model = load(&config).await.unwrap();
+    let info = model.info();
+    assert_eq!(info.format, "remote (vllm)");
+    assert_eq!(info.limits.context_length, 1024);
+    let can = &info.capabilities;
+    assert!(can.generate && can.chat && can.score && can.logprobs && can.seed, "{can:?}");
+
+    // A tokenizer is not known on this side, but the ids of tokens are.
+    let text = answer(&model, GenerateRequest::new("How many days").with_max_tokens(6).with_top_logprobs(3));
+    let text = text.await.unwrap();
+    assert_eq!((&text.finish_reason, text.usage.completion_tokens), (&FinishReason::MaxTokens, 6));
+    assert_eq!((text.tokens.len(), text.logprobs.len()), (6, 6));
+    for (token, (logprob, top)) in text.tokens.iter().zip(text.logprobs.iter().zip(&text.top_logprobs)) {
+        assert_eq!((top.len(), top[0].id, top[0].logprob), (3, *token, *logprob));
+    }
+
+    // The answer's own log-probabilities are those that a score of prompt and answer gives.
+    let prompt = vec![1264, 300, 301, 302];
+    let tokens = GenerateRequest::new(prompt.clone()).with_max_tokens(4).with_top_logprobs(1);
+    let tokens = answer(&model, tokens).await.unwrap();
+    let whole = [&prompt[..], &tokens.tokens].concat();
+    let score = model.score(ScoreRequest::new(whole, prompt.len()).with_top(2)).await.unwrap();
+    for (found, (token, logprob)) in score.tokens.iter().zip(tokens.tokens.iter().zip(&tokens.logprobs)) {
+        assert_eq!((found.id, found.rank, found.top.len()), (*token, 0, 2));
+        assert!((found.logprob - logprob).abs() < 1e-4, "{found:?}, {logprob} expected");
+    }
+
+    let chat = answer(&model, france()).await.unwrap();
+    assert_eq!((chat.finish_reason, chat.usage.completion_tokens), (FinishReason::MaxTokens, 16));
+    let error = answer(&model, GenerateRequest::new(vec![300; 2000])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ContextOverflow, "{error}");
+}

@@ -85,7 +85,7 @@ fn options_render_as_in_transformers() {
 #[test]
 fn tools_are_described_where_the_template_does_not_print_them() {
     let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}";
-    let tokenizer = with_template(source, Default::default());
+    let tokenizer = with_template(source, BTreeMap::default());
     let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}});
     let options = ChatOptions::default().with_tools([Tool::function("weather", "The weather.", schema)]);
     let conversation = [

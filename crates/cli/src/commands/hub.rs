@@ -106,7 +106,7 @@ fn shown(app: &App) -> (Bar, Progress) {
             output.progress("waiting for another process that downloads the model");
             return;
         }
-        let tenth = if p.total == 0 { 0 } else { p.done * 10 / p.total };
+        let tenth = (p.done * 10).checked_div(p.total).unwrap_or(0);
         if tenths.fetch_max(tenth, Ordering::Relaxed) < tenth {
             output.progress(&format!("download: {} of {}", ByteSize(p.done), ByteSize(p.total)));
         }

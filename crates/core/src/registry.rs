@@ -43,7 +43,7 @@ pub trait BackendFactory: Send + Sync {
     async fn load(&self, name: &str, config: &ModelConfig, progress: Progress)
     -> Result<Arc<dyn LlmBackend>>;
 
-    /// How well the backend suits a model, for [`AUTO`](crate::config::AUTO). Blocks.
+    /// How well the backend suits a model, for [`AUTO`]. Blocks.
     ///
     /// # Requires
     /// As [`load`](Self::load).

@@ -3,7 +3,7 @@
 //! What users see is written in Python (`python/ternion`), on top of the few classes here. Requests, events and results
 //! cross the border as dictionaries in the serde form of the Rust types, so a new field needs no code here.
 //!
-//! A call that blocks does so without the GIL and lets signal handlers run ([`wait`]). Event loops of Python poll the same
+//! A call that blocks does so without the GIL and lets signal handlers run (`wait`). Event loops of Python poll the same
 //! objects with a callback instead.
 
 mod conversion;

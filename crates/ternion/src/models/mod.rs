@@ -23,7 +23,7 @@
 //! * A model that cannot be loaded is tried again by [`get`](Models::get) and [`reload`](Models::reload), and by the first
 //!   request to a handle that comes one second later or more; after each further failure the wait is twice as long, up to a
 //!   minute. Requests in between fail at once, with the error of the last attempt.
-//! * A model that has stopped by itself ([`LlmBackend::is_closed`](crate::LlmBackend::is_closed), or a request that failed
+//! * A model that has stopped by itself ([`LlmBackend::is_closed`], or a request that failed
 //!   with [`Closed`](crate::ErrorKind::Closed)) is loaded again by any of these, and by [`watch`](Models::watch): the first
 //!   time at once, and if it stops again within a minute, after waits as above.
 //!

@@ -8,8 +8,8 @@ pub(crate) mod grouped_avx2;
 pub(crate) mod grouped_avx512;
 pub(crate) mod vector;
 
-/// How far ahead of its use a stream of codes from memory is asked for; the hardware's own prefetching ends at each page.
+/// How many bytes ahead codes are prefetched. The hardware's own prefetching ends at each page.
 const AHEAD: usize = 2048;
 
-/// The same for codes with a scale for each group, which are read faster.
+/// The same for codes with a scale for each group: at 2 KiB their product waits for memory.
 const GROUPED_AHEAD: usize = 8192;

@@ -19,19 +19,20 @@ pub(crate) struct Head {
     pub(crate) model: String,
 }
 
+/// One document of an answer: the whole, or a chunk.
 #[derive(Serialize)]
-struct Document<'a, C> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: C,
+pub(super) struct Document<'a, C> {
+    pub(super) id: &'a str,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: &'a str,
+    pub(super) choices: C,
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<UsageBody>,
+    pub(super) usage: Option<UsageBody>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    timings: Option<Timings>,
+    pub(super) timings: Option<Timings>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    context: Option<&'a ternion::context::ContextReport>,
+    pub(super) context: Option<&'a ternion::context::ContextReport>,
 }
 
 #[derive(Serialize)]

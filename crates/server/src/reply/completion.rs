@@ -5,29 +5,14 @@ use serde_json::{Map, Value};
 use ternion::{Event, FinishReason, Score, TextEvent, TokenEvent, TokenLogprob, context::ContextStep};
 
 use super::{
-    chat::Head,
-    common::{StopReason, Timings, Totals, UsageBody, finish_reason, finite},
+    chat::{Document, Head},
+    common::{StopReason, Totals, finish_reason, finite},
     sse::{Chunks, chunk},
 };
 use crate::{
     choices::ChoiceEvent,
     token_text::{TokenTexts, by_id},
 };
-
-#[derive(Serialize)]
-struct Document<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    choices: Vec<Choice>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<UsageBody>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timings: Option<Timings>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    context: Option<&'a ternion::context::ContextReport>,
-}
 
 #[derive(Serialize)]
 struct Choice {
@@ -232,7 +217,7 @@ impl Collected {
             object: "text_completion",
             created: head.created,
             model: &head.model,
-            choices: self.choices.into_iter().map(|(_, choice)| choice).collect(),
+            choices: self.choices.into_iter().map(|(_, choice)| choice).collect::<Vec<Choice>>(),
             usage: Some(self.totals.usage),
             timings: self.totals.timings,
             context: self.totals.context.as_ref(),

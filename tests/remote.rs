@@ -75,6 +75,30 @@ async fn what_the_request_or_the_key_is_at_fault_for_is_told() {
     }
 }
 
+/// A key that is refused is a mistake in the configuration, unless the configuration says that it is as good as a server that is down.
+#[tokio::test]
+async fn a_refused_key_is_fallen_back_from_only_where_the_configuration_says_so() {
+    for (status, code) in [(401, "invalid_api_key"), (403, "forbidden")] {
+        for (falls_back, expected) in [(false, "invalid_config"), (true, "local answers")] {
+            // At load, and with a request.
+            for at_load in [true, false] {
+                let denied = move |asked: &fake::Asked| {
+                    (at_load || !asked.path.ends_with("/models")).then(|| refusal(status, code))
+                };
+                let fake = Fake::with([], Box::new(denied)).await;
+                let mut config = remote_first(&fake);
+                let remote = config.models.get_mut("remote").unwrap();
+                remote.options.insert("fall_back_when_denied".to_owned(), json!(falls_back));
+                let found = match ternion::load(&config, Some("remote")).await {
+                    Ok(model) => told(&ask(&*model).await).0,
+                    Err(error) => error.kind().as_str().to_owned(),
+                };
+                assert_eq!(found, expected, "{status}, at load: {at_load}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_answer_that_breaks_off_is_an_error_and_not_begun_again_elsewhere() {
     let fake = Fake::new([Reply::Stream(vec![delta("Hel"), Step::Break])]).await;

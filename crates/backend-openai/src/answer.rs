@@ -10,6 +10,7 @@ use ternion_core::{
 
 use crate::{
     calls::Calls,
+    constraint::Kept,
     wire::{Choice, Chunk, Delta, Seen, best},
 };
 
@@ -31,6 +32,8 @@ pub(crate) struct Question {
     pub(crate) decoder: Option<IncrementalDecoder>,
     /// Tells thoughts and calls from text, where the server does not.
     pub(crate) parser: AnswerParser,
+    /// What the answer must look like.
+    pub(crate) kept: Option<Kept>,
     pub(crate) seed: Option<u64>,
     /// Whether the server's count of cached tokens is reported: without the capability there are none.
     pub(crate) prefix_reuse: bool,
@@ -55,6 +58,8 @@ pub(crate) struct Answer {
     stop_in_thought: StopMatcher,
     calls: Calls,
     finish: Option<FinishReason>,
+    /// The error of an answer that the server calls complete and that breaks its constraint.
+    broken: Option<Error>,
 }
 
 impl Answer {
@@ -74,6 +79,7 @@ impl Answer {
             stop_in_thought: StopMatcher::new(stops),
             calls: Calls::default(),
             finish: None,
+            broken: None,
         }
     }
 
@@ -185,10 +191,22 @@ impl Answer {
     }
 
     fn found(&mut self, (text, stop): (String, Option<String>), events: &mut Vec<Event>) {
-        events.extend(self.question.parser.push(&text));
+        let told = self.question.parser.push(&text);
+        self.tell(told, events);
         if let Some(stop) = stop {
             self.finish = Some(FinishReason::StopString(stop));
         }
+    }
+
+    fn tell(&mut self, told: Vec<Event>, events: &mut Vec<Event>) {
+        if let Some(kept) = &mut self.question.kept {
+            for event in &told {
+                if let Event::Text(text) = event {
+                    kept.push(&text.text);
+                }
+            }
+        }
+        events.extend(told);
     }
 
     fn thought(&mut self, text: &str, events: &mut Vec<Event>) {
@@ -262,7 +280,15 @@ impl Answer {
         if !matches!(finish, FinishReason::StopString(_) | FinishReason::StopToken(_)) {
             self.calls.finish(events)?;
         }
-        Ok(self.done(finish, events))
+        let usage = self.done(finish, events);
+        match self.broken.take() {
+            Some(error) => {
+                // An error stands instead of the last event.
+                events.pop();
+                Err(error)
+            }
+            None => Ok(usage),
+        }
     }
 
     /// The end of an answer that its request cancelled.
@@ -276,13 +302,22 @@ impl Answer {
             let rest = self.question.decoder.as_mut().and_then(|decoder| decoder.finish().ok());
             let (text, stop) = self.stop.push(&rest.unwrap_or_default());
             let text = if stop.is_none() { text + &self.stop.finish() } else { text };
-            events.extend(self.question.parser.push(&text));
+            let told = self.question.parser.push(&text);
+            self.tell(told, events);
         }
-        events.extend(self.question.parser.finish());
+        let told = self.question.parser.finish();
+        self.tell(told, events);
         let called = !self.calls.is_empty() || self.question.parser.calls() > 0;
         if finish == FinishReason::EndOfSequence && called {
             finish = FinishReason::ToolCalls;
         }
+        let complete = match self.question.kept.as_ref().map(|kept| kept.complete(&finish)) {
+            Some(Err(error)) => {
+                self.broken = Some(error);
+                None
+            }
+            complete => complete.transpose().ok().flatten(),
+        };
         // What was seen is what the reader counts; the server may have gone on past a stop string.
         if self.seen > 0 {
             self.usage.completion_tokens = self.seen;
@@ -303,6 +338,7 @@ impl Answer {
             self.first_token.map(|first| first.saturating_duration_since(self.question.accepted));
         let done = DoneEvent::new(finish, self.usage, timing)
             .with_seed(self.question.seed)
+            .with_constraint_complete(complete)
             .with_served_by(self.question.served_by.clone());
         events.push(done.into());
         self.usage

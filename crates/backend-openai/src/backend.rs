@@ -206,6 +206,8 @@ fn describe(name: &str, config: &ModelConfig, facts: &Facts, preparation: &Prepa
         config.reasoning.as_ref().is_some_and(|reasoning| *reasoning != Reasoning::Off)
             || !matches!(facts.dialect, Dialect::OpenAi | Dialect::Auto)
     };
+    // A kind that the endpoint of a request does not enforce is refused with the request.
+    can.constraints = [able.chat, able.completions].iter().any(|endpoint| endpoint.constraints.any());
     can.seed = able.seed;
     can.prefix_reuse = able.prefix_reuse;
     Ok(info)

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use ternion_core::{ChatOptions, Error, GenerateParams, Message, Result, Sampling, ToolChoice};
 
-use crate::{Dialect, probe::IdSource};
+use crate::{Dialect, constraint::Fields, probe::IdSource};
 
 /// Tokens that llama-server's penalties count where its context is not known.
 const UNKNOWN_CONTEXT: usize = 1 << 16;
@@ -49,6 +49,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) ids: IdSource,
     /// The seed that goes to the server.
     pub(crate) seed: Option<u32>,
+    /// The constraints that this endpoint enforces.
+    pub(crate) constraints: Fields,
 }
 
 /// The body of a request for a stream.
@@ -78,6 +80,11 @@ pub(crate) fn generation(common: &Common, input: &Input, wanted: &Wanted<'_>) ->
         if dialect == Dialect::OpenAi {
             return Err(unable("ignore_eos", dialect));
         }
+        if dialect == Dialect::LlamaServer && wanted.sampling.logit_bias.values().any(|bias| *bias > 0.0) {
+            return Err(Error::unsupported(
+                "ignore_eos: llama-server forbids the tokens that end an answer, whatever the `logit_bias` of the same request",
+            ));
+        }
         body.insert("ignore_eos".into(), true.into());
     }
     tokens(&mut body, common, input, wanted);
@@ -92,6 +99,9 @@ pub(crate) fn generation(common: &Common, input: &Input, wanted: &Wanted<'_>) ->
             return Err(unable("reasoning_budget", dialect));
         }
         body.insert("thinking_token_budget".into(), budget.into());
+    }
+    if let Some(constraint) = &wanted.params.constraint {
+        wanted.constraints.add(&mut body, constraint, dialect)?;
     }
     if let Input::Chat(_) = input {
         chat(&mut body, dialect, &wanted.params.chat)?;
@@ -229,7 +239,8 @@ fn chat(body: &mut Map<String, Value>, dialect: Dialect, options: &ChatOptions) 
     Ok(())
 }
 
-fn unable(field: &str, dialect: Dialect) -> Error {
+/// The error for what a dialect has no field for.
+pub(crate) fn unable(field: &str, dialect: Dialect) -> Error {
     Error::unsupported(format!(
         "{field}: a server of the dialect `{}` cannot be asked for it; `options.dialect` names another",
         dialect.as_str()
@@ -248,8 +259,14 @@ mod tests {
         let mut params = GenerateParams::new("x");
         change(&mut params);
         let common = Common { model: "m".to_owned(), dialect, context_length: 512 };
-        let wanted =
-            Wanted { params: &params, sampling, max_tokens: Some(3), ids: IdSource::None, seed: Some(7) };
+        let wanted = Wanted {
+            params: &params,
+            sampling,
+            max_tokens: Some(3),
+            ids: IdSource::None,
+            seed: Some(7),
+            constraints: Fields::default(),
+        };
         generation(&common, &Input::Text("x".to_owned()), &wanted)
     }
 
@@ -279,6 +296,10 @@ mod tests {
         assert_eq!((&llama["repeat_penalty"], &llama["repeat_last_n"]), (&json!(1.5), &json!(512)));
         let huge = Sampling::default().with_top_k(usize::MAX);
         assert_eq!(body(Dialect::LlamaServer, &huge, |_| {}).unwrap()["top_k"], i32::MAX);
+        // There an end token is never chosen, so nothing can go on past one that a bias makes certain.
+        let biased = Sampling::default().with_logit_bias(2, 50.0);
+        assert!(body(Dialect::LlamaServer, &biased, |p| p.ignore_eos = true).is_err());
+        assert!(body(Dialect::LlamaServer, &biased, |_| {}).is_ok());
     }
 
     #[test]

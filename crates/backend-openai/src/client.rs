@@ -25,6 +25,8 @@ pub(crate) struct Client {
     root: Url,
     authorization: Option<HeaderValue>,
     secret: Option<String>,
+    /// A key that is refused is a failure of the server, after which a fallback goes on.
+    denial_falls_over: bool,
     first_byte: Duration,
     pub(crate) idle: Duration,
     retry: RetryOptions,
@@ -63,6 +65,7 @@ impl Client {
             root,
             authorization: authorization.transpose()?,
             secret,
+            denial_falls_over: options.fall_back_when_denied,
             first_byte: options.first_byte_timeout(),
             idle: options.idle_timeout(),
             retry: options.retry.clone(),
@@ -173,7 +176,8 @@ impl Client {
         let (status, headers) = (response.status(), response.headers().clone());
         // What cannot be read of an error changes nothing about its status.
         let text = read(response, MAX_ERROR, self.first_byte.min(self.idle)).await.unwrap_or_default();
-        Err(Failure::of_status(status, &headers, &String::from_utf8_lossy(&text)))
+        let failure = Failure::of_status(status, &headers, &String::from_utf8_lossy(&text));
+        Err(if self.denial_falls_over { failure.falling_over() } else { failure })
     }
 
     /// The response if it is a stream of events; else an error with what it says.

@@ -19,6 +19,10 @@ pub struct OpenAiOptions {
     /// The environment variable that holds the API key. Left out: no key is sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_key_env: Option<String>,
+    /// Whether a model of `fallback` answers where the server refuses the key (401 and 403). `false`: the request fails, because
+    /// a wrong key is a mistake in the configuration, which a fallback would hide. `true`: a key that expires or is withdrawn
+    /// is as good as a server that is down.
+    pub fall_back_when_denied: bool,
     /// A folder with the model's `tokenizer.json` and the files beside it. A relative path is relative to the working directory.
     /// Left out: tokens are known to the server alone.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,6 +60,7 @@ impl Default for OpenAiOptions {
             url: String::new(),
             model: None,
             api_key_env: None,
+            fall_back_when_denied: false,
             tokenizer: None,
             rendering: Rendering::Auto,
             dialect: Dialect::Auto,

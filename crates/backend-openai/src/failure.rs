@@ -8,8 +8,9 @@
 //! | 429 for a quota that is used up | `ResourceExhausted` | no |
 //! | 409, other statuses from 500 on | `Backend` | yes |
 //! | 400 and others about the length of the prompt | `ContextOverflow` | no |
+//! | 400, 422 about a value of the sampling or of log-probabilities | `Unsupported` | no |
 //! | 400, 413, 422 | `InvalidRequest` | no |
-//! | 401, 403 | `InvalidConfig` | no |
+//! | 401, 403 | `InvalidConfig`; `Backend` with `fall_back_when_denied` | no |
 //! | 404 | `NotFound` | no |
 //! | 405, 501 | `Unsupported` | no |
 //! | HTML or another type where an answer is expected | `Backend` | no |
@@ -63,6 +64,15 @@ impl Failure {
             error = error.with("request", id);
         }
         Self { error, again, retry_after: retry_after(headers) }
+    }
+
+    /// The same as one after which a fallback goes on, if the server has refused the key.
+    pub(crate) fn falling_over(self) -> Self {
+        if self.error.kind() != ErrorKind::InvalidConfig {
+            return self;
+        }
+        let error = Error::backend(self.error.message()).with_retryable(false);
+        Self { error, ..self }
     }
 
     /// The failure of sending a request or of reading a response.
@@ -160,6 +170,9 @@ impl Told {
         if matches!(status.as_u16(), 400 | 413 | 422 | 500) && self.is_about_the_context() {
             return ErrorKind::ContextOverflow;
         }
+        if matches!(status.as_u16(), 400 | 422) && self.is_about_a_range() {
+            return ErrorKind::Unsupported;
+        }
         match status.as_u16() {
             401 | 403 => ErrorKind::InvalidConfig,
             404 if says("model_not_supported") => ErrorKind::Unsupported,
@@ -191,6 +204,26 @@ impl Told {
             "exceeds the context",
         ];
         phrases.iter().any(|phrase| text.contains(phrase))
+    }
+
+    /// Whether the server has a narrower range for a value. Requests are checked before they are sent, so a value that it
+    /// refuses is one that another backend takes.
+    fn is_about_a_range(&self) -> bool {
+        const FIELDS: [&str; 8] = [
+            "frequency_penalty",
+            "logit_bias",
+            "logprobs",
+            "presence_penalty",
+            "repetition_penalty",
+            "temperature",
+            "top_k",
+            "top_logprobs",
+        ];
+        if let Some(param) = &self.param {
+            return FIELDS.contains(&param.as_str());
+        }
+        let text = self.message.to_ascii_lowercase();
+        FIELDS.iter().any(|field| text.contains(field))
     }
 
     fn line(&self, status: StatusCode) -> String {
@@ -296,6 +329,25 @@ mod tests {
                 false,
             ),
             (422, r#"{"detail": [{"loc": ["body", "top_p"], "msg": "too large"}]}"#.to_owned(), InvalidRequest, false),
+            // Ranges of vLLM and OpenAI that are narrower than ours.
+            (
+                400,
+                r#"{"error": {"message": "presence_penalty must be in [-2, 2], got 100.0.", "type": "BadRequestError", "param": null, "code": 400}}"#.to_owned(),
+                ErrorKind::Unsupported,
+                false,
+            ),
+            (
+                400,
+                r#"{"error": {"message": "Requested sample logprobs of 50, which is greater than max allowed: 20", "type": "BadRequestError", "param": null, "code": 400}}"#.to_owned(),
+                ErrorKind::Unsupported,
+                false,
+            ),
+            (
+                400,
+                r#"{"error": {"message": "Invalid value", "type": "invalid_request_error", "param": "top_logprobs", "code": "decimal_above_max_value"}}"#.to_owned(),
+                ErrorKind::Unsupported,
+                false,
+            ),
         ] {
             let (found, retried, message) = kind(status, &body);
             assert_eq!((found, retried), (expected, again), "{status} {body}: {message}");

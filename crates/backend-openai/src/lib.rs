@@ -32,6 +32,13 @@
 //! the content become events of their own. A server that leaves them in the text needs `tool_format` and `reasoning` in the model's
 //! configuration.
 //!
+//! # Constraints
+//!
+//! A constraint goes to the server by the field of its dialect: `response_format`, `structured_outputs` or `guided_*` of vLLM,
+//! `json_schema` or `grammar` of llama-server. Each kind is tried when the model is loaded, and a kind that was not enforced is
+//! refused as [`Unsupported`](ternion_core::ErrorKind::Unsupported), so that a fallback goes on. The form of an answer is looked at
+//! once more on this side: one that the server calls complete and that is not what was asked for ends with an error.
+//!
 //! # Failures
 //!
 //! A request is made again (module `retry`) only as long as no byte of its answer has come. What the errors of servers
@@ -46,8 +53,10 @@ mod body;
 mod calls;
 mod client;
 mod config;
+mod constraint;
 mod facts;
 mod failure;
+mod llama_schema;
 mod model;
 mod probe;
 mod prompt;

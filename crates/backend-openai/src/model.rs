@@ -17,6 +17,7 @@ use crate::{
     answer::{Answer, Question},
     body::{self, Common, Input, Wanted},
     client::Client,
+    constraint::Kept,
     probe::{Echo, Endpoint, IdSource, Scoring},
     prompt::{Preparation, Prepared},
     score,
@@ -84,6 +85,7 @@ impl RemoteModel {
             max_tokens,
             ids,
             seed: seed.or(sampling.seed).map(wire_seed),
+            constraints: endpoint.constraints,
         };
         let body = body::generation(&self.common, &prepared.input, &wanted)?;
         Ok(Outgoing { prepared, body: body.to_string().into(), seed, ids })
@@ -127,6 +129,7 @@ impl RemoteModel {
             top_logprobs: params.top_logprobs,
             decoder: decoder.map(Tokenizer::decoder),
             parser: self.parser(request, &outgoing.prepared.input)?,
+            kept: params.constraint.as_ref().map(Kept::new).transpose()?,
             seed: outgoing.seed,
             prefix_reuse: self.info.capabilities.prefix_reuse,
             served_by: ServedBy::from(&*self.info),
@@ -211,6 +214,7 @@ impl LlmBackend for RemoteModel {
     }
 
     async fn validate(&self, request: &GenerateRequest) -> Result<()> {
+        request.params.constraint.as_ref().map(Kept::new).transpose().with_operation("generate")?;
         self.outgoing(request).await.map(drop).with_operation("generate")
     }
 

@@ -8,6 +8,7 @@ use crate::{
     Dialect,
     body::{Common, Input, base, logprobs},
     client::Client,
+    constraint::{Fields, Kind, candidates},
     score,
     sse::{Events, Next},
     wire::{Delta, Seen},
@@ -33,6 +34,8 @@ pub(crate) struct Endpoint {
     pub(crate) ids: IdSource,
     /// Log-probabilities come with token ids.
     pub(crate) logprobs: bool,
+    /// The constraints that are enforced.
+    pub(crate) constraints: Fields,
 }
 
 /// How given tokens are scored.
@@ -114,6 +117,11 @@ pub(crate) async fn find(client: &Client, common: &Common, ids: Option<Vec<u32>>
         if counted.is_some_and(|count| count > 0) { Tokenizing::Chats } else { Tokenizing::Texts }
     };
     let mut abilities = Abilities { chat, completions, tokenizing, ..Abilities::default() };
+    for (endpoint, input) in [(&mut abilities.chat, &chat_input), (&mut abilities.completions, &text)] {
+        if endpoint.works {
+            endpoint.constraints = probe.constraints(input).await?;
+        }
+    }
     if chat.works {
         abilities.required_calls = able(probe.answer(probe.required_call(&chat_input)).await)?.is_some();
     }
@@ -191,6 +199,28 @@ impl Probe<'_> {
         body.insert("tools".into(), json!([tool]));
         body.insert("tool_choice".into(), json!(ToolChoice::Required));
         body
+    }
+
+    /// The kinds of constraints that the answers of an endpoint keep to, and by which field.
+    async fn constraints(&self, input: &Input) -> Result<Fields> {
+        let mut fields = Fields::default();
+        for kind in Kind::ALL {
+            for &field in candidates(self.common.dialect, kind) {
+                let mut body = self.body(input, kind.trial_tokens());
+                let (key, value) = field.of(&kind.trial())?;
+                body.insert(key.to_owned(), value);
+                if matches!(input, Input::Chat(_)) && self.common.dialect != Dialect::OpenAi {
+                    // A thought would take all of the answer.
+                    body.insert("chat_template_kwargs".into(), json!({"enable_thinking": false}));
+                }
+                let answer = able(self.answer(body).await)?;
+                if answer.is_some_and(|answer| kind.is_kept(&answer.text)) {
+                    fields.set(kind, field);
+                    break;
+                }
+            }
+        }
+        Ok(fields)
     }
 
     async fn answer(&self, body: Map<String, Value>) -> Result<Answer> {

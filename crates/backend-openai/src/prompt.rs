@@ -41,6 +41,12 @@ impl Preparation {
             && self.tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.has_chat_template())
     }
 
+    /// Whether the answers to conversations begin with thoughts.
+    fn thinks(&self) -> bool {
+        let answers = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.answer_format());
+        answers.is_some_and(|answers| answers.reasoning.is_some())
+    }
+
     /// Checks a request, and turns its prompt into what the server takes.
     ///
     /// # Errors
@@ -75,6 +81,15 @@ impl Preparation {
         let params = &request.params;
         let local = match &params.prompt {
             Prompt::Tokens(_) => false,
+            Prompt::Chat(_) if params.constraint.is_some() && self.renders() && self.thinks() => {
+                // Of a prompt of tokens the server does not know where a thought ends and what is constrained begins.
+                if !able.chat.works {
+                    return Err(Error::unsupported(
+                        "constraint: the model thinks before it answers, and the server has no /chat/completions to tell the two apart",
+                    ));
+                }
+                false
+            }
             Prompt::Chat(_) => self.renders(),
             _ => able.token_prompts,
         };

@@ -12,7 +12,7 @@ use std::{path::Path, sync::Arc};
 use fake::{Fake, Reply, load, whole};
 use serde_json::{Value, json};
 use ternion_core::{
-    Completion, ErrorKind, FinishReason, GenerateRequest, LlmBackend, Message, Result, Sampling,
+    Completion, Constraint, ErrorKind, FinishReason, GenerateRequest, LlmBackend, Message, Result, Sampling,
     ScoreRequest, config::ModelConfig,
 };
 
@@ -70,7 +70,7 @@ async fn llama_server_with_smollm2() {
     let can = &info.capabilities;
     assert!(can.generate && can.chat && can.logprobs && can.seed && can.prefix_reuse, "{can:?}");
     // It has no scores.
-    assert!(!can.score && !can.logits && can.tool_calls && !can.constraints, "{can:?}");
+    assert!(!can.score && !can.logits && can.tool_calls && can.constraints, "{can:?}");
 
     let chat = answer(&model, france()).await.unwrap();
     assert_eq!(chat.text, "The capital city of France is Paris.");
@@ -111,6 +111,36 @@ async fn llama_server_with_smollm2() {
     assert_eq!(unknown.kind(), ErrorKind::InvalidRequest, "{unknown}");
     let score = model.score(ScoreRequest::new(vec![504, 3575], 1)).await.unwrap_err();
     assert_eq!(score.kind(), ErrorKind::Unsupported);
+}
+
+/// JSON schemas and choices are enforced; what its grammars cannot say is refused, for the server itself leaves it out.
+#[tokio::test]
+async fn llama_server_keeps_constraints() {
+    let (_fake, config) = server("llama-server.json").await;
+    let model = load(&config).await.unwrap();
+    let chat = |constraint: Constraint| france().with_max_tokens(40).with_constraint(constraint);
+    let schema = json!({ "type": "object", "properties": { "capital": { "enum": ["Paris", "Rome"] } }, "required": ["capital"] });
+    let found = answer(&model, chat(Constraint::JsonSchema(schema))).await.unwrap();
+    let value: Value = serde_json::from_str(&found.text).unwrap();
+    assert_eq!((value, found.constraint_complete), (json!({ "capital": "Paris" }), Some(true)));
+
+    let choice = Constraint::Choice(vec!["four \"or\" five".into(), "\\".into()]);
+    let text = GenerateRequest::new("One, two, three,").with_max_tokens(12).with_constraint(choice);
+    let found = answer(&model, text).await.unwrap();
+    assert_eq!((found.text.as_str(), found.constraint_complete), ("four \"or\" five", Some(true)));
+
+    for (constraint, said) in [
+        (Constraint::Regex("a+".into()), "a regular expression"),
+        (Constraint::Lark("start: \"a\"".into()), "a Lark grammar"),
+        (
+            Constraint::JsonSchema(json!({ "type": "array", "items": {}, "uniqueItems": true })),
+            "`uniqueItems` at #",
+        ),
+    ] {
+        let error = answer(&model, chat(constraint)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.message().contains(said), "{error}");
+    }
 }
 
 /// vLLM 0.32 on a CPU with a Llama of random weights and the tokenizer of the small model.

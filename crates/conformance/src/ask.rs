@@ -12,13 +12,13 @@ use ternion_core::{
     Sampling, text::Tokenizer,
 };
 
-use crate::{Failure, Sentence, check::attempt};
+use crate::{
+    Failure, Sentence,
+    check::{attempt, patience},
+};
 
 /// Tokens of most answers that checks ask for.
 pub(crate) const SHORT: usize = 12;
-
-/// How long a backend may take to notice what it should notice within a token or a chunk.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// A prompt whose beginning is its own, so that no check finds another's prefix in a KV cache, and no attempt of a check an
 /// earlier one's. A backend that repeats what it is told has some words to say.
@@ -138,7 +138,7 @@ pub(crate) async fn answer_in_pieces(
     own: &str,
     sentence: Sentence,
 ) -> Result<(GenerateRequest, Vec<String>), Failure> {
-    let without_repetition = Sampling::greedy().with_presence_penalty(100.0);
+    let without_repetition = Sampling::greedy().with_presence_penalty(2.0);
     let samplings =
         [Sampling::greedy(), without_repetition].into_iter().chain((0..14).map(|i| drawn(Some(i))));
     let mut best = 0;
@@ -172,9 +172,9 @@ pub(crate) async fn idle(model: &dyn LlmBackend, sentence: Sentence) -> Result<(
         if stats.active == 0 && stats.queued == 0 {
             return Ok(());
         }
-        if start.elapsed() > SOON {
+        if start.elapsed() > patience() {
             return Err(sentence.broken(
-                format_args!("{} active and {} queued after {SOON:?}", stats.active, stats.queued),
+                format_args!("{} active and {} queued after {:?}", stats.active, stats.queued, patience()),
                 "none",
             ));
         }
@@ -188,9 +188,10 @@ pub(crate) async fn soon<T>(
     sentence: Sentence,
     future: impl Future<Output = T>,
 ) -> Result<T, Failure> {
-    tokio::time::timeout(SOON, future)
+    let patience = patience();
+    tokio::time::timeout(patience, future)
         .await
-        .map_err(|_| sentence.broken(format_args!("{what}: nothing within {SOON:?}"), "an answer"))
+        .map_err(|_| sentence.broken(format_args!("{what}: nothing within {patience:?}"), "an answer"))
 }
 
 /// The end of a stream: what it gives to the end is read and forgotten.

@@ -2,7 +2,10 @@
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 
-use ternion_core::{Error, LlmBackend};
+use ternion_core::{Error, ErrorKind, LlmBackend};
+
+/// How long a backend may take to notice what it should notice within a token or a chunk.
+const SOON: Duration = Duration::from_secs(10);
 
 /// How long one check may take. A backend that hangs has failed.
 pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(120);
@@ -13,12 +16,23 @@ const ATTEMPTS: usize = 8;
 tokio::task_local! {
     /// Which of these attempts runs; prompts differ by it.
     static ATTEMPT: usize;
+
+    /// See [`patience`].
+    static PATIENCE: Duration;
 }
 
 /// The number of the attempt that runs, from 0; 0 for a function that is called by itself.
 pub(crate) fn attempt() -> usize {
     ATTEMPT.try_with(|attempt| *attempt).unwrap_or(0)
 }
+
+/// How long a backend may take to notice what it should notice within a token or a chunk.
+pub(crate) fn patience() -> Duration {
+    PATIENCE.try_with(|patience| *patience).unwrap_or(SOON)
+}
+
+/// What is added to that for each request that the backend works on at the same time: a check may open as many.
+const FOR_EACH: Duration = Duration::from_millis(200);
 
 /// A token that ends an answer of this model.
 pub(crate) fn end_token(model: &dyn LlmBackend) -> Option<u32> {
@@ -46,7 +60,12 @@ impl Sentence {
 
     /// The failure that `found` is where `expected` was.
     pub(crate) fn broken(self, found: impl fmt::Display, expected: impl fmt::Display) -> Failure {
-        Failure { sentence: self, found: found.to_string(), expected: expected.to_string() }
+        Failure {
+            sentence: self,
+            found: found.to_string(),
+            expected: expected.to_string(),
+            unsupported: None,
+        }
     }
 
     /// Nothing if `condition` holds.
@@ -74,7 +93,11 @@ impl Sentence {
 
     /// The failure that a call which had to work gave an error.
     pub(crate) fn refused(self, what: impl fmt::Display) -> impl FnOnce(Error) -> Failure {
-        move |error| self.broken(format_args!("{what}: the error `{error}`"), "success")
+        move |error| {
+            let unsupported = (error.kind() == ErrorKind::Unsupported).then(|| error.message().to_owned());
+            let failure = self.broken(format_args!("{what}: the error `{error}`"), "success");
+            Failure { unsupported, ..failure }
+        }
     }
 }
 
@@ -94,6 +117,8 @@ pub struct Failure {
     pub found: String,
     /// What it should have done.
     pub expected: String,
+    /// What the backend says where it has refused a request as `Unsupported`.
+    pub(crate) unsupported: Option<String>,
 }
 
 impl fmt::Display for Failure {
@@ -209,8 +234,7 @@ pub struct Check {
     /// The sentence of the contract.
     pub sentence: Sentence,
     pub(crate) needs: &'static [Need],
-    /// It compares answers or probabilities of several calls, so that rounding may show.
-    pub(crate) rounding: bool,
+    pub(crate) marks: &'static [&'static str],
     pub(crate) function: for<'a> fn(&'a dyn LlmBackend) -> Running<'a>,
 }
 
@@ -230,9 +254,10 @@ impl Check {
     /// Must be awaited in a tokio runtime with its timer enabled.
     ///
     /// # Errors
-    /// The sentence that is broken, with what was found and expected; a check that takes longer than two minutes is broken too.
+    /// The sentence that is broken, with what was found and expected; a check that takes longer than two minutes, and 0.2 s more for each request
+    /// that the backend works on at the same time, is broken too.
     pub async fn run(&self, model: &dyn LlmBackend) -> Result<(), Failure> {
-        let rounding = self.rounding && !model.info().capabilities.batch_invariant;
+        let rounding = self.is("rounding") && !model.info().capabilities.batch_invariant;
         let attempts = if rounding { ATTEMPTS } else { 1 };
         let tries = async {
             let mut outcome = Ok(());
@@ -244,18 +269,29 @@ impl Check {
             }
             outcome
         };
-        match tokio::time::timeout(TIME_LIMIT, tries).await {
+        let requests = model.info().limits.max_sequences.min(MOST_REQUESTS);
+        let more = FOR_EACH * requests as u32;
+        let limit = TIME_LIMIT + more;
+        match tokio::time::timeout(limit, PATIENCE.scope(SOON + more, tries)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(self.sentence.broken(format_args!("no end after {TIME_LIMIT:?}"), "an end")),
+            Err(_) => Err(self.sentence.broken(format_args!("no end after {limit:?}"), "an end")),
         }
     }
 
-    /// [`run`](Self::run) if the check applies.
+    fn is(&self, mark: &str) -> bool {
+        self.marks.contains(&mark)
+    }
+
+    /// [`run`](Self::run) if the check applies. One that goes to the ends of ranges does not apply to a backend that refuses
+    /// those as [`Unsupported`](ternion_core::ErrorKind::Unsupported).
     pub async fn outcome(&self, model: &dyn LlmBackend) -> Outcome {
         match self.skipped(model) {
             Some(reason) => Outcome::Skipped(reason),
             None => match self.run(model).await {
                 Ok(()) => Outcome::Passed,
+                Err(Failure { unsupported: Some(reason), .. }) if self.is("ranges") => {
+                    Outcome::Skipped(format!("the backend is narrower: {reason}"))
+                }
                 Err(failure) => Outcome::Failed(failure),
             },
         }
@@ -283,14 +319,15 @@ pub enum Outcome {
 }
 
 /// A list of checks: each with its function's name, its sentence and its needs. `rounding` marks one that compares answers
-/// or probabilities of several calls, so that rounding may show.
+/// or probabilities of several calls, so that rounding may show; `ranges` one that goes to the ends of ranges, or joins
+/// fields, where a server behind a remote backend may be narrower, so that a refusal as `Unsupported` is no mistake.
 macro_rules! checks {
-    ($module:literal; $($function:ident, $sentence:ident, [$($need:ident),*] $(, $rounding:ident)?;)*) => {
+    ($module:literal; $($function:ident, $sentence:ident, [$($need:ident),*] $(, $mark:ident)*;)*) => {
         pub(crate) const CHECKS: &[$crate::Check] = &[$($crate::Check {
             name: concat!($module, "::", stringify!($function)),
             sentence: $sentence,
             needs: &[$($crate::check::Need::$need),*],
-            rounding: { const MARKS: &[&str] = &[$(stringify!($rounding))?]; !MARKS.is_empty() },
+            marks: &[$(stringify!($mark)),*],
             function: |model| Box::pin($function(model)),
         }),*];
     };

@@ -9,8 +9,8 @@ use ternion_core::{
 
 use crate::{
     Failure, Sentence,
-    ask::{RunningRequests, SOON, answer, endless, greedy, idle, prompt, soon, start, tokens, too_long},
-    check::checks,
+    ask::{RunningRequests, answer, endless, greedy, idle, prompt, soon, start, tokens, too_long},
+    check::{checks, patience},
 };
 
 checks! { "limits";
@@ -238,7 +238,11 @@ pub(crate) async fn fill(
                     "a retryable one",
                 )?;
                 let waited = asked.elapsed();
-                sentence.require(waited < SOON, format_args!("a refusal after {waited:?}"), "one at once")?;
+                sentence.require(
+                    waited < patience(),
+                    format_args!("a refusal after {waited:?}"),
+                    "one at once",
+                )?;
                 return Ok(held);
             }
         }

@@ -21,10 +21,10 @@ checks! { "sampling";
     temperature_0_takes_the_most_probable_token, ZERO, [Generate], rounding;
     filters_that_leave_one_token_are_greedy, KEEP, [Generate, Seed], rounding;
     open_fields_take_the_defaults, DEFAULTS, [Generate, Seed], rounding;
-    a_bias_forbids_and_forces_tokens, BIAS, [Generate, Tokenizer], rounding;
+    a_bias_forbids_and_forces_tokens, BIAS, [Generate, Tokenizer], rounding, ranges;
     penalties_change_the_logits_as_documented, PENALTY, [Generate, Logits, Tokenizer], rounding;
-    a_presence_penalty_keeps_tokens_from_repeating, PRESENCE, [Generate, Tokenizer];
-    all_values_within_work_together, RANGES, [Generate];
+    a_presence_penalty_keeps_tokens_from_repeating, PRESENCE, [Generate, Tokenizer], ranges;
+    all_values_within_work_together, RANGES, [Generate], ranges;
 }
 
 const SEED: Sentence = Sentence::new(

@@ -15,7 +15,7 @@ checks! { "scoring";
     scores_are_the_log_probabilities_of_generation, SAME, [Generate, Score, Logprobs, Tokenizer], rounding;
     log_probabilities_come_before_penalties_and_temperature, RAW, [Generate, Score, Logprobs, Tokenizer], rounding;
     greedy_tokens_have_rank_0, RANK, [Generate, Score, Tokenizer], rounding;
-    the_top_tokens_are_the_most_probable, TOP, [Score, Tokenizer];
+    the_top_tokens_are_the_most_probable, TOP, [Score, Tokenizer], ranges;
     a_score_depends_on_what_stands_before, START, [Score, Tokenizer];
     scores_are_those_of_the_logits, RAW_LOGITS, [Score, Logits, Tokenizer], rounding;
     logits_are_a_row_for_each_position, ROWS, [Logits, Tokenizer];

@@ -16,8 +16,8 @@ checks! { "stopping";
     a_beginning_of_a_stop_string_comes_out_at_the_end, HELD, [Generate], rounding;
     max_tokens_end_the_answer, MAX_TOKENS, [Generate];
     an_end_of_sequence_is_counted_but_not_shown, EOS, [Generate, EndOfSequence], rounding;
-    ignore_eos_goes_on, IGNORE_EOS, [Generate, EndOfSequence], rounding;
-    names_of_special_tokens_are_stop_strings, NAMES, [Generate, EndOfSequence];
+    ignore_eos_goes_on, IGNORE_EOS, [Generate, EndOfSequence], rounding, ranges;
+    names_of_special_tokens_are_stop_strings, NAMES, [Generate, EndOfSequence], ranges;
     a_stop_token_ends_the_answer, STOP_TOKEN, [Generate, Tokenizer], rounding;
 }
 

@@ -7,8 +7,8 @@ use serde_json::Value;
 ///
 /// A backend with the capability [`constraints`](crate::Capabilities::constraints) lets the model choose only tokens with
 /// which the answer can still become what the constraint describes, and lets the answer end only where it is complete. What a
-/// backend cannot enforce it refuses as [`InvalidRequest`](crate::ErrorKind::InvalidRequest): no answer is unconstrained in
-/// silence. An answer may still be cut off, by `max_tokens` for example; [`DoneEvent::constraint_complete`] tells that.
+/// backend cannot enforce it refuses as [`InvalidRequest`](crate::ErrorKind::InvalidRequest), or as
+/// [`Unsupported`](crate::ErrorKind::Unsupported) where another backend could: no answer is unconstrained in silence. An answer may still be cut off, by `max_tokens` for example; [`DoneEvent::constraint_complete`] tells that.
 ///
 /// The model does not see the constraint. Describe the form of the answer in the prompt too: otherwise the answer is valid, but
 /// what it says may be of little use. [`with_schema_in_prompt`](crate::GenerateRequest::with_schema_in_prompt) does that for a

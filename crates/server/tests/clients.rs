@@ -6,6 +6,7 @@ mod common;
 use std::{
     path::{Path, PathBuf},
     process::Output,
+    sync::Arc,
 };
 
 use common::Running;
@@ -15,6 +16,7 @@ use ternion::{
     answer::{Reasoning, ReasoningTags, ToolFormat},
     config::ModelConfig,
 };
+use ternion_eval::{Kind, Model, Outcome, Report, RunOptions, Settings, Task, evaluate};
 use ternion_server::ServerOptions;
 
 /// The project's Python, if it has these modules.
@@ -79,6 +81,33 @@ async fn the_client_openai_works_unchanged() {
     assert_eq!(said["models"], json!(["tiny", "broken", "caller"]));
 }
 
+/// Random weights in each form of calls: whatever the model would like to say, a call that has to come comes, and is valid.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_of_random_weights_are_valid_to_jsonschema() {
+    let Some(python) = python("openai jsonschema") else { return };
+    let mut config = common::config("");
+    config.default_model = Some("hermes".to_owned());
+    let forms = [
+        ("hermes", Some(ToolFormat::Hermes)),
+        ("xml", Some(ToolFormat::QwenXml)),
+        ("llama3", Some(ToolFormat::Llama3)),
+        ("mistral", Some(ToolFormat::Mistral)),
+        // Described in the prompt, for a model without a form of its own.
+        ("described", None),
+    ];
+    for (name, form) in forms {
+        let mut model = ModelConfig::for_path(common::fixture("nano-packed"));
+        (model.threads, model.context_length, model.tool_format) = (Some(1), Some(4096), form);
+        config.models.insert(name.to_owned(), model);
+    }
+    let server = Running::start(config, ServerOptions::default()).await;
+    let names: Vec<&str> = forms.iter().map(|(name, _)| *name).collect();
+    let said = script(&python, "tool_calls.py", &[&[server.url.as_str()], &names[..]].concat()).await;
+    for name in names {
+        assert!(said["calls"][name].as_u64().unwrap() >= 20, "{said}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lm_eval_gets_the_scores_of_the_library() {
     let Some(python) = python("lm_eval aiohttp tenacity") else { return };
@@ -109,6 +138,62 @@ async fn lm_eval_gets_the_scores_of_the_library() {
         assert_eq!(found[1], json!(greedy), "{pair:?}");
     }
     assert!(said["texts"][0].is_string() && said["answers"][0].is_string(), "{said}");
+}
+
+/// The harness's own tasks through the server, and `ternion eval` beside the model: the same answers and the same scores.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lm_eval_and_the_own_evaluation_agree_on_the_bundled_data() {
+    const LIMIT: usize = 6;
+    let Some(python) = python("lm_eval aiohttp tenacity datasets transformers") else { return };
+    let mut config = common::tiny();
+    config.models.get_mut("tiny").unwrap().context_length = Some(1024);
+    let server = Running::start(config, ServerOptions::default()).await;
+    let data = common::fixture("ternion-tiny").join("eval");
+    let limit = LIMIT.to_string();
+    let said = script(&python, "lm_eval_tasks.py", &[&server.url, data.to_str().unwrap(), &limit]).await;
+
+    let handle = server.models.get("tiny").await.unwrap();
+    let model = Model::new(Arc::new(handle)).unwrap();
+    let settings = Settings { limit: Some(LIMIT), ..Settings::default() };
+    let mut compared = 0;
+    for (kind, data) in [(Kind::Gsm8k, data.join("gsm8k.jsonl")), (Kind::Mmlu, data.join("mmlu"))] {
+        let task = Task::open(kind, &data, &settings).unwrap();
+        let own = evaluate(&model, &task, RunOptions::default()).await.unwrap();
+        let report = Report::new(&own);
+        assert_eq!((report.fewer_shots, report.truncated), (0, 0));
+        for record in &own.records {
+            let (group, number) = record.id.split_once('/').unwrap();
+            let name = if kind == Kind::Mmlu { format!("mmlu_{group}") } else { group.to_owned() };
+            let item = &said["items"][&name][number.parse::<usize>().unwrap()];
+            match &record.outcome {
+                Outcome::Generated { text, strict, flexible, .. } => {
+                    assert_eq!(item["answer"], json!(text), "{}", record.id);
+                    let filtered = json!({ "strict-match": strict, "flexible-extract": flexible });
+                    assert_eq!(item["filtered"], filtered, "{}", record.id);
+                }
+                Outcome::Chosen { loglikelihoods, .. } => {
+                    let theirs = item["loglikelihoods"].as_array().unwrap();
+                    for (own, theirs) in loglikelihoods.iter().zip(theirs) {
+                        let theirs = theirs.as_f64().unwrap();
+                        assert!((own - theirs).abs() < 1e-9, "{}: {own} here, {theirs} there", record.id);
+                    }
+                }
+                other => panic!("{}: {other:?}", record.id),
+            }
+            compared += 1;
+        }
+        if kind == Kind::Gsm8k {
+            for metric in &report.metrics {
+                let theirs = said["scores"]["gsm8k"][format!("exact_match,{}", metric.name)].as_f64();
+                assert_eq!(Some(metric.value), theirs, "{}", metric.name);
+            }
+        }
+        for subject in &report.subjects {
+            let theirs = said["scores"][format!("mmlu_{}", subject.name)]["acc,none"].as_f64();
+            assert_eq!(Some(subject.value), theirs, "{}", subject.name);
+        }
+    }
+    assert_eq!(compared, 5 * LIMIT);
 }
 
 /// Hostile and merely odd requests, made from the document that the server gives of itself. Not all rules fit into that document,

@@ -63,7 +63,7 @@ fn apt_install(package: &str) -> Result<(), String> {
 }
 
 /// The packages, with the versions that the comparisons were written for.
-const PYTHON_PACKAGES: [&str; 11] = [
+const PYTHON_PACKAGES: [&str; 12] = [
     "gguf==0.19.0",
     "huggingface_hub",
     "jsonschema",
@@ -75,13 +75,15 @@ const PYTHON_PACKAGES: [&str; 11] = [
     "openai",
     "pytest>=8,<10",
     "schemathesis==4.32.5",
+    // Its tokenizers, which lm-eval takes; no model of it runs.
+    "transformers",
 ];
 
 /// Whether the project's Python has the packages that tests compare with.
 pub(crate) fn python_packages() -> Option<String> {
     let python = program(&tools(), "python").display().to_string();
     let program = "import gguf, huggingface_hub, jsonschema, maturin, numpy, onnx, onnxruntime, openai, pytest, tenacity; import importlib.util as u; \
-                   assert u.find_spec('lm_eval') and u.find_spec('schemathesis'); \
+                   assert all(map(u.find_spec, ['lm_eval', 'schemathesis', 'transformers'])); \
                    print('onnx', onnx.__version__)";
     shell::probe(&[&python, "-c", program])
 }

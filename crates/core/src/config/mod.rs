@@ -141,7 +141,9 @@ pub struct ModelConfig {
     pub prompt_cache: Option<PromptCacheConfig>,
     /// What is done with prompts that do not fit into the context, unless a request says otherwise. Left out: they are refused.
     pub context_policy: ContextPolicy,
-    /// Models of this configuration that answer, in this order, where this one cannot be loaded or fails.
+    /// Models of this configuration that answer, in this order, where this one cannot be loaded or fails. A mistake in a request or
+    /// in the configuration is told instead: a remote server that refuses the key is such a mistake, unless
+    /// `options.fall_back_when_denied` of the backend `openai` says otherwise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fallback: Vec<String>,
     /// What is done around each request to it.

@@ -9,6 +9,8 @@ use ternion_core::{
     text::Tokenizer,
 };
 
+use super::Grammars;
+
 /// What enforces the calls of an answer: the grammar, and where it holds. `None` if there is nothing to enforce.
 ///
 /// A call that is required is enforced from the beginning of the answer on. Where the model decides, its calls are enforced once
@@ -58,8 +60,11 @@ const TEXT: &str = r"/\s*[^\s{](.|\n)*/";
 /// What a constraint asks for, as a part of a grammar.
 fn alternative(constraint: &Constraint) -> Result<String> {
     match constraint {
-        Constraint::JsonSchema(schema) => Ok(format!("%json {schema}")),
-        Constraint::JsonObject => Ok("%json {\"type\": \"object\"}".to_owned()),
+        Constraint::JsonSchema(schema) => Ok(format!("%json {}", Grammars::prepared(schema)?)),
+        Constraint::JsonObject => {
+            let object = serde_json::json!({ "type": "object" });
+            Ok(format!("%json {}", Grammars::prepared(&object)?))
+        }
         Constraint::Choice(texts) => {
             let texts: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
             Ok(texts.join(" | "))

@@ -1,21 +1,21 @@
 //! Grammars by llguidance: one factory for each model, one grammar for each request.
 //!
-//! A grammar is made by strangers. It is compiled on a thread of its own with a large stack, and the limits below bound its size,
-//! its memory and the time of each step.
+//! A grammar is made by strangers. The module `compile` bounds the time of its compilation, and the limits below its size, its
+//! memory and the time of each step.
 
 use std::{
     fmt::Write,
     sync::{Arc, OnceLock},
-    thread,
 };
 
 use llguidance::{Matcher, ParserFactory, api::TopLevelGrammar, toktrie::TokEnv};
 use ternion_core::{Constraint, Error, Result, text::Tokenizer};
 
-use super::{schema, vocabulary::Vocabulary};
-
-/// Bytes of stack of the thread that compiles. Only what is used takes memory.
-const STACK: usize = 32 << 20;
+use super::{
+    compile::{self, Compilations},
+    schema,
+    vocabulary::Vocabulary,
+};
 
 /// The most bytes of a grammar or a regular expression.
 const MAX_BYTES: usize = 1 << 20;
@@ -26,18 +26,31 @@ pub(super) const MAX_TEXT: usize = 32 << 10;
 /// States of the lexer, each of 1 to 2 kB. Not a bound on the answer's length: states are used again.
 const MAX_LEXER_STATES: usize = 100_000;
 
+/// What llguidance says where one of the limits is reached.
+const LIMITS: [&str; 7] = [
+    "too many expressions",
+    "too many states",
+    "too many items",
+    "Too many items",
+    "fuel exhausted",
+    "precomputation failed",
+    // A table of the grammar is full.
+    "panic: assertion",
+];
+
 /// Compiles constraints for one model.
 pub(crate) struct Grammars {
     tokenizer: Arc<Tokenizer>,
     vocab_size: usize,
     end_tokens: Vec<u32>,
     /// Made for the first constraint, since it takes a moment for a large vocabulary.
-    factory: OnceLock<std::result::Result<Factory, String>>,
+    factory: OnceLock<std::result::Result<Arc<Factory>, String>>,
 }
 
 pub(super) struct Factory {
     vocabulary: Arc<Vocabulary>,
-    parsers: ParserFactory,
+    pub(super) parsers: ParserFactory,
+    pub(super) compilations: Compilations,
 }
 
 impl Grammars {
@@ -50,48 +63,28 @@ impl Grammars {
         tokenizer.has_token_bytes()
     }
 
-    /// Checks that a JSON schema within another grammar is within the limits.
+    /// A JSON schema as it stands within another grammar.
     ///
     /// # Errors
     /// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) for a schema that is too large, too deep, or takes too long to
     /// compile.
-    pub(crate) fn check_schema(schema: &serde_json::Value) -> Result<()> {
-        schema::prepare(schema).map(drop)
+    pub(crate) fn prepared(schema: &serde_json::Value) -> Result<serde_json::Value> {
+        schema::prepare(schema)
     }
 
-    /// Compiles a constraint. May take some hundred milliseconds, and for a model's first constraint longer.
+    /// Compiles a constraint, unless the grammar is still there from an earlier request. May take some hundred milliseconds, and for
+    /// a model's first constraint longer.
     ///
     /// # Errors
     /// [`InvalidRequest`](ternion_core::ErrorKind::InvalidRequest) for what cannot be understood, enforced or satisfied, and for
-    /// what exceeds the limits.
+    /// what exceeds the limits or the time; [`Busy`](ternion_core::ErrorKind::Busy) while too many compilations run.
     pub(crate) fn compile(&self, constraint: &Constraint) -> Result<Grammar> {
-        thread::scope(|scope| {
-            let compile = || self.compile_here(constraint);
-            let thread = thread::Builder::new().name("ternion-grammar".into()).stack_size(STACK);
-            let thread = thread.spawn_scoped(scope, compile).map_err(|e| {
-                Error::new(
-                    ternion_core::ErrorKind::ResourceExhausted,
-                    "cannot start a thread for the constraint",
-                )
-                .with_source(e)
-            })?;
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(Error::backend("the compilation of the constraint panicked")))
-        })
+        let factory = self.factory()?;
+        let matcher = compile::compile(factory, constraint, compile::PATIENCE)?;
+        Ok(Grammar { matcher, vocabulary: Arc::clone(&factory.vocabulary) })
     }
 
-    fn compile_here(&self, constraint: &Constraint) -> Result<Grammar> {
-        let grammar = top_level(constraint)?;
-        let Factory { vocabulary, parsers } = self.factory()?;
-        let parser = parsers.create_parser(grammar).map_err(|e| refused(constraint, &e.to_string()))?;
-        let mut matcher = Box::new(Matcher::new(Ok(parser)));
-        // A grammar that nothing satisfies is found here and not after the prompt has been computed.
-        matcher.compute_mask().map_err(|e| refused(constraint, &e.to_string()))?;
-        Ok(Grammar { matcher, vocabulary: Arc::clone(vocabulary) })
-    }
-
-    pub(super) fn factory(&self) -> Result<&Factory> {
+    pub(super) fn factory(&self) -> Result<&Arc<Factory>> {
         let made = self.factory.get_or_init(|| {
             let tokenizer = Arc::clone(&self.tokenizer);
             let vocabulary = Arc::new(Vocabulary::new(tokenizer, self.vocab_size, &self.end_tokens));
@@ -101,7 +94,7 @@ impl Grammars {
             let limits = parsers.limits_mut();
             limits.max_lexer_states = MAX_LEXER_STATES;
             limits.verbose_errors = false;
-            Ok(Factory { vocabulary, parsers })
+            Ok(Arc::new(Factory { vocabulary, parsers, compilations: Compilations::default() }))
         });
         made.as_ref().map_err(|reason| {
             Error::unsupported(format!("constraint: the model's tokenizer cannot be used: {reason}"))
@@ -109,7 +102,7 @@ impl Grammars {
     }
 }
 
-fn top_level(constraint: &Constraint) -> Result<TopLevelGrammar> {
+pub(super) fn top_level(constraint: &Constraint) -> Result<TopLevelGrammar> {
     let within = |text: &str, what: &str| {
         if text.len() <= MAX_BYTES {
             return Ok(());
@@ -125,6 +118,9 @@ fn top_level(constraint: &Constraint) -> Result<TopLevelGrammar> {
         }
         Constraint::Regex(regex) => {
             within(regex, "the regular expression")?;
+            if schema::needs_too_much(regex) {
+                return Err(refused(constraint, &schema::too_much()));
+            }
             Ok(TopLevelGrammar::from_regex(without_anchors(regex)))
         }
         Constraint::Choice(texts) => {
@@ -179,7 +175,7 @@ fn choice(texts: &[String]) -> String {
 }
 
 /// The error for a constraint that llguidance refuses for this reason.
-fn refused(constraint: &Constraint, reason: &str) -> Error {
+pub(super) fn refused(constraint: &Constraint, reason: &str) -> Error {
     let reason = &one_line(reason);
     let message = match constraint {
         Constraint::JsonSchema(schema) => schema::refused(schema, reason),
@@ -196,6 +192,9 @@ fn one_line(reason: &str) -> String {
     const ENDS: usize = 120;
     if reason.starts_with("NoExtension") {
         return "nothing satisfies it".to_owned();
+    }
+    if LIMITS.iter().any(|limit| reason.contains(limit)) {
+        return "it takes too much memory or time to follow; a simpler one expected".to_owned();
     }
     let mut line = reason.lines().next().unwrap_or_default().trim().to_owned();
     if let Some(cause) = reason.lines().find_map(|line| line.trim().strip_prefix("error: ")) {

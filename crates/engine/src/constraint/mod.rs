@@ -9,6 +9,8 @@
 
 mod calls;
 #[cfg(feature = "constraints")]
+mod compile;
+#[cfg(feature = "constraints")]
 mod grammar;
 #[cfg(not(feature = "constraints"))]
 #[path = "no_grammar.rs"]
@@ -23,8 +25,14 @@ mod vocabulary;
 #[allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 mod tests;
 
+#[cfg(all(test, feature = "constraints"))]
+#[allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
+mod limits_tests;
+
+use std::time::{Duration, Instant};
+
 use ternion_core::{
-    Constraint, ConstraintStart, Error, GenerateParams, Prompt, Result, Tool,
+    Constraint, ConstraintStart, Error, ErrorKind, GenerateParams, Prompt, Result, Tool,
     answer::{AnswerFormat, Thought},
     text::Tokenizer,
 };
@@ -56,13 +64,16 @@ pub(crate) fn plan(
     {
         let tools = params.chat.offered_tools();
         for tool in tools {
-            Grammars::check_schema(&calls::parameters(tool)).map_err(|error| of_tool(tool, &error))?;
+            Grammars::prepared(&calls::parameters(tool)).map_err(|error| of_tool(tool, &error))?;
         }
         let other = params.constraint.as_ref();
         if let Some((lark, start)) = calls::constraint(&params.chat, format, other, start.clone(), tokenizer)?
         {
             let grammar = grammars.compile(&Constraint::Lark(lark));
-            let grammar = grammar.map_err(|error| blame(tools, grammars, &error))?;
+            let grammar = grammar.map_err(|error| match error.kind() {
+                ErrorKind::InvalidRequest => blame(tools, grammars, &error),
+                _ => error,
+            })?;
             return Ok(Some((grammar, start)));
         }
     }
@@ -81,11 +92,13 @@ fn after_thought(format: &AnswerFormat, thought: Thought) -> ConstraintStart {
     }
 }
 
-/// The error for calls that cannot be enforced: of the tool that is to blame, if there is one.
+/// The error for calls that cannot be enforced: of the tool that is to blame, if there is one and it is found soon.
 fn blame(tools: &[Tool], grammars: &Grammars, error: &Error) -> Error {
-    let failing = tools.iter().find_map(|tool| {
+    const SOON: Duration = Duration::from_secs(2);
+    let start = Instant::now();
+    let failing = tools.iter().take_while(|_| start.elapsed() < SOON).find_map(|tool| {
         let error = grammars.compile(&Constraint::JsonSchema(calls::parameters(tool))).err()?;
-        Some(of_tool(tool, &error))
+        (error.kind() == ErrorKind::InvalidRequest).then(|| of_tool(tool, &error))
     });
     failing.unwrap_or_else(|| {
         let reason = error.message().trim_start_matches("constraint: ");

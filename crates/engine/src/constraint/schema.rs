@@ -64,6 +64,10 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
     visit(schema, "#", &mut |path, keywords| {
         one_of += pairs(keywords.get("oneOf").and_then(Value::as_array).map_or(0, Vec::len));
         patterns += pairs(keywords.get("patternProperties").and_then(Value::as_object).map_or(0, Map::len));
+        if let Some(keyword) = too_long(keywords) {
+            let message = format!("constraint: `{keyword}` at {path} cannot be enforced: {}", too_much());
+            return Some(Error::invalid_request(message));
+        }
         let too_many = if one_of > MAX_ONE_OF_PAIRS {
             "oneOf"
         } else if patterns > MAX_PATTERN_PAIRS {
@@ -80,6 +84,32 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
     .map_or(Ok(()), Err)?;
     prepared.insert(OPTIONS.to_owned(), serde_json::json!({ "whitespace_pattern": WHITE_SPACE }));
     Ok(Value::Object(prepared))
+}
+
+/// The keyword by which a text or a key must be longer than can be followed.
+fn too_long(keywords: &Map<String, Value>) -> Option<&'static str> {
+    let text = |keyword: &str| keywords.get(keyword).and_then(Value::as_str);
+    let patterns = keywords.get("patternProperties").and_then(Value::as_object);
+    if text("pattern").is_some_and(needs_too_much) {
+        Some("pattern")
+    } else if patterns.is_some_and(|patterns| patterns.keys().any(|pattern| needs_too_much(pattern))) {
+        Some("patternProperties")
+    } else if keywords.get("minLength").and_then(Value::as_f64).is_some_and(|least| least > MAX_TEXT as f64) {
+        Some("minLength")
+    } else {
+        None
+    }
+}
+
+/// Whether what matches a regular expression is longer than can be followed. What cannot be read is left to llguidance.
+pub(super) fn needs_too_much(regex: &str) -> bool {
+    let parsed = regex_syntax::parse(regex);
+    parsed.is_ok_and(|hir| hir.properties().minimum_len().is_some_and(|least| least > MAX_TEXT))
+}
+
+/// What is said of a regular expression or a keyword that needs more.
+pub(super) fn too_much() -> String {
+    format!("it asks for a text of more than {MAX_TEXT} bytes")
 }
 
 fn pairs(count: usize) -> usize {

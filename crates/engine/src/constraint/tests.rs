@@ -14,27 +14,27 @@ use ternion_test_support::fixture;
 
 use super::{EndTokens, Grammar, Grammars, Running};
 
-const VOCAB: usize = 600;
-const NO_ENDS: EndTokens<'static> = EndTokens { eos: &[], stop: &[] };
+pub(super) const VOCAB: usize = 600;
+pub(super) const NO_ENDS: EndTokens<'static> = EndTokens { eos: &[], stop: &[] };
 
-fn tokenizer(name: &str) -> Arc<Tokenizer> {
+pub(super) fn tokenizer(name: &str) -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_parts(TokenizerParts::from_folder(fixture(name)).unwrap()).unwrap())
 }
 
-fn grammars() -> Grammars {
+pub(super) fn grammars() -> Grammars {
     let tokenizer = tokenizer("nano-packed");
     let eos = tokenizer.eos_id().unwrap();
     Grammars::new(tokenizer, VOCAB, &[eos])
 }
 
 /// Whether the text, as the tokenizer writes it, is a whole answer.
-fn accepts(grammar: &Grammar, tokenizer: &Tokenizer, text: &str) -> bool {
+pub(super) fn accepts(grammar: &Grammar, tokenizer: &Tokenizer, text: &str) -> bool {
     let mut grammar = grammar.clone();
     let tokens = tokenizer.encode_within(text).unwrap();
     tokens.iter().all(|&id| grammar.allows(id) && grammar.push(id).is_ok()) && grammar.can_end()
 }
 
-fn compile(constraint: Constraint) -> Result<Grammar> {
+pub(super) fn compile(constraint: Constraint) -> Result<Grammar> {
     grammars().compile(&constraint)
 }
 

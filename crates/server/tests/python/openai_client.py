@@ -111,6 +111,38 @@ def tools():
     client.chat.completions.create(model="caller", messages=[*question, call, result], tools=[tool])
 
 
+def parsed():
+    """Answers that the SDK reads into a type, with a form of the answer and with tools."""
+
+    class Answer(pydantic.BaseModel):
+        days: typing.Literal[5, 6, 7]
+        sure: bool
+        words: typing.Annotated[list[typing.Literal["day", "week"]], pydantic.Field(max_length=3)]
+
+    class Trip(pydantic.BaseModel):
+        city: typing.Literal["Bern", "Rome"]
+
+    trip = openai.pydantic_function_tool(Trip, name="trip")
+    ways = [client.chat.completions.parse]
+    if hasattr(client, "beta") and hasattr(client.beta, "chat"):
+        ways.append(client.beta.chat.completions.parse)
+    for parse in ways:
+        for seed in range(3):
+            request = {"model": "tiny", "messages": QUESTION, "temperature": 1.5, "seed": seed, "max_tokens": 500}
+            choice = parse(response_format=Answer, **request).choices[0]
+            assert choice.finish_reason == "stop" and isinstance(choice.message.parsed, Answer), choice
+            # A hot model that may make several calls makes them until the limit.
+            choice = parse(tools=[trip], tool_choice="required", parallel_tool_calls=False, **request).choices[0]
+            arguments = [call.function.parsed_arguments for call in choice.message.tool_calls]
+            assert choice.finish_reason == "tool_calls" and all(isinstance(each, Trip) for each in arguments), choice
+            # Both: either is an answer.
+            choice = parse(response_format=Answer, tools=[trip], parallel_tool_calls=False, **request).choices[0]
+            calls = choice.message.tool_calls or []
+            assert isinstance(choice.message.parsed, Answer) or isinstance(calls[0].function.parsed_arguments, Trip), choice
+    with client.chat.completions.stream(model="tiny", messages=QUESTION, response_format=Answer, temperature=1.5, max_tokens=200) as events:
+        assert isinstance(events.get_final_completion().choices[0].message.parsed, Answer)
+
+
 def models():
     listed = [model.id for model in client.models.list()]
     assert listed[0] == "tiny" and client.models.retrieve("tiny").id == "tiny", listed
@@ -123,4 +155,5 @@ asyncio.run(many())
 completions()
 errors()
 tools()
+parsed()
 print(json.dumps({"openai": openai.__version__, "models": models()}))

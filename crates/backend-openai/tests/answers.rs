@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 use fake::{Asked, Fake, Reply, Step, answer, ask, data, delta, end, hello, load, refusal, whole};
 use serde_json::{Value, json};
 use ternion_core::{
-    ChatOptions, ErrorKind, Event, FinishReason, GenerateRequest, Message, Prompt, Sampling, ScoreRequest,
-    Segment, Tool, ToolChoice,
+    ChatOptions, Constraint, ErrorKind, Event, FinishReason, GenerateRequest, Message, Prompt, Sampling,
+    ScoreRequest, Segment, Tool, ToolChoice,
     answer::{Reasoning, ReasoningTags, ToolFormat},
     text::{Tokenizer, TokenizerParts},
 };
@@ -338,4 +338,72 @@ async fn a_tokenizer_of_another_model_is_refused() {
     let error = load(&config).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
     assert!(error.message().contains("options.tokenizer"), "{error}");
+}
+
+/// An older vLLM: it takes `guided_choice`, and ignores the newer field as well as every other constraint.
+fn older_vllm(asked: &Asked) -> Option<Reply> {
+    if asked.path.ends_with("/models") {
+        return Some(whole(
+            200,
+            &json!({ "data": [{ "id": "m", "owned_by": "vllm", "max_model_len": 512 }] }),
+        ));
+    }
+    if !asked.path.ends_with("completions") {
+        return None;
+    }
+    let said = asked.body["guided_choice"][0].as_str().unwrap_or("free text");
+    if asked.path.ends_with("chat/completions") {
+        return Some(answer(&[said]));
+    }
+    let finished = json!({ "choices": [{ "index": 0, "text": said, "finish_reason": "stop" }] });
+    Some(Reply::Stream(vec![data(&finished), Step::Bytes(b"data: [DONE]\n\n".to_vec())]))
+}
+
+#[tokio::test]
+async fn a_constraint_goes_by_the_field_that_the_server_has_kept_to() {
+    let fake = Fake::with([], Box::new(older_vllm)).await;
+    let mut config = fake.config();
+    config.options.insert("probe".to_owned(), json!(true));
+    let model = load(&config).await.unwrap();
+    assert!(model.info().capabilities.constraints);
+    let choice = Constraint::Choice(vec!["yes".to_owned(), "no".to_owned()]);
+    for prompt in [hello(), GenerateRequest::new("Hello")] {
+        let request = prompt.clone().with_constraint(choice.clone());
+        let said = model.generate(request).await.unwrap().collect().await.unwrap();
+        assert_eq!((said.text.as_str(), said.constraint_complete), ("yes", Some(true)));
+        let body = fake.asked().last().unwrap().body.clone();
+        assert_eq!((&body["guided_choice"], body.get("structured_outputs")), (&json!(["yes", "no"]), None));
+        for constraint in [
+            Constraint::JsonSchema(json!({ "type": "object" })),
+            Constraint::Regex("a".to_owned()),
+            Constraint::Lark("start: \"a\"".to_owned()),
+        ] {
+            let count = fake.asked().len();
+            let error = model.generate(prompt.clone().with_constraint(constraint)).await.err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+            assert!(error.message().contains("has not enforced"), "{error}");
+            assert_eq!(fake.asked().len(), count, "nothing is sent");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_the_server_ends_against_the_constraint_is_an_error() {
+    // It keeps to the trials, and to nothing that comes after.
+    let breaks = |asked: &Asked| {
+        let wanted = asked.body["guided_choice"][0].as_str();
+        if wanted.is_some_and(|text| !text.starts_with("Zq")) {
+            Some(answer(&["may", "be"]))
+        } else {
+            older_vllm(asked)
+        }
+    };
+    let fake = Fake::with([], Box::new(breaks)).await;
+    let mut config = fake.config();
+    config.options.insert("probe".to_owned(), json!(true));
+    let model = load(&config).await.unwrap();
+    let request = hello().with_constraint(Constraint::Choice(vec!["yes".to_owned()]));
+    let error = model.generate(request).await.unwrap().collect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Backend, "{error}");
+    assert!(error.message().contains("breaks the constraint"), "{error}");
 }

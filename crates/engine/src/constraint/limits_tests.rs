@@ -145,7 +145,8 @@ fn no_constraint_takes_longer_than_a_request_waits() {
         .collect();
     // Large terminals, each of which llguidance tries on the whole vocabulary.
     let big = "BIG: /([a-z]{1,3}[0-9]{1,3}|[A-Z]{1,3}x){1,400}/\n";
-    let terminals: String = (0..3000).map(|i| format!("T{i}: BIG \"{i}\" BIG\n")).collect();
+    let terminals: Vec<String> = (0..3000).map(|i| format!("T{i}: BIG \"{i}\" BIG\n")).collect();
+    let terminals = terminals.concat();
     let all: Vec<String> = (0..3000).map(|i| format!("T{i}")).collect();
     let lark = format!("start: {}\n{big}{terminals}", all.join(" | "));
     let constraints = [

@@ -5,6 +5,8 @@
 mod common;
 #[path = "hub/fake.rs"]
 mod fake;
+#[path = "hub/proxy.rs"]
+mod proxy;
 
 use std::{
     path::{Path, PathBuf},
@@ -375,6 +377,56 @@ async fn a_download_that_is_killed_goes_on() {
     let part = (size as u64 / 256).clamp(2 << 20, 16 << 20);
     let limit = size as u64 + 5 * (5 * part + (4 << 20));
     assert!(place.fake.served() <= limit, "{} of {limit}", place.fake.served());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proxies_are_those_of_the_environment() {
+    let place = Place::new().await;
+    place.fake.add("test/tiny", tiny());
+    let proxy = proxy::Proxy::start(place.fake.url.trim_start_matches("http://")).await;
+    let host = format!("http://{}", proxy::HOST);
+    let pull = |endpoint: &str, variables: &[(&str, &str)]| {
+        let mut command = place.ternion(&["pull", "hf://test/tiny"]);
+        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+            command.env_remove(variable).env_remove(variable.to_lowercase());
+        }
+        command.env("HF_ENDPOINT", endpoint).envs(variables.iter().copied());
+        command
+    };
+    // Without a proxy nobody knows the host. What is asked through one is the whole address.
+    let direct = pull(&host, &[]);
+    place.run(move || failure(direct, 4, &["the hub cannot be reached"])).await;
+    let through = pull(&host, &[("HTTP_PROXY", &proxy.url)]);
+    let said = place.run(move || success(through)).await;
+    assert!(Path::new(stdout(&said).trim()).join("model.safetensors").is_file());
+    let asked = proxy.asked();
+    let to = |host: &str| asked.iter().filter(|line| line.contains(host)).count();
+    assert!(to(&format!("GET {host}/api/models/test/tiny")) > 0, "{asked:#?}");
+    assert!(to("http://127.0.0.1:") > 0, "the host that the hub redirects to: {asked:#?}");
+    success(place.ternion(&["rm", "hf://test/tiny"]));
+
+    // Hosts that are excepted, a hub on this machine, and the proxy for the other scheme are not asked that way.
+    for (endpoint, variables) in [
+        (&host, vec![("HTTP_PROXY", proxy.url.as_str()), ("NO_PROXY", "other.invalid,.invalid")]),
+        (&host, vec![("HTTPS_PROXY", proxy.url.as_str())]),
+    ] {
+        let command = pull(endpoint, &variables);
+        place.run(move || failure(command, 4, &["the hub cannot be reached"])).await;
+        assert!(proxy.asked().is_empty(), "{variables:?}");
+    }
+    let local =
+        pull(&place.fake.url, &[("HTTP_PROXY", "http://127.0.0.1:9"), ("ALL_PROXY", "http://127.0.0.1:9")]);
+    place.run(move || success(local)).await;
+
+    // HTTPS asks for a tunnel, so that the proxy sees no token.
+    for variable in ["HTTPS_PROXY", "ALL_PROXY"] {
+        let mut secure = pull(&format!("https://{}", proxy::HOST), &[(variable, &proxy.url)]);
+        secure.env("HF_TOKEN", TOKEN).env("HF_HUB_CACHE", place.folder.path().join("empty"));
+        place.run(move || failure(secure, 4, &["the hub cannot be reached"])).await;
+        let asked = proxy.asked();
+        let tunnel = format!("CONNECT {}:443 HTTP/1.1", proxy::HOST);
+        assert!(!asked.is_empty() && asked.iter().all(|line| *line == tunnel), "{asked:?}");
+    }
 }
 
 /// The project's Python, if it has the hub's library.

@@ -34,6 +34,23 @@ pub struct Hub {
     pub(crate) settings: Settings,
 }
 
+/// What of an address is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Model,
+    /// The tokenizer alone.
+    Tokenizer,
+}
+
+impl What {
+    fn select(self, all: &[RemoteFile], path: Option<&str>) -> Result<Selection> {
+        match self {
+            Self::Model => select(all, path),
+            Self::Tokenizer => select::select_tokenizer(all, path),
+        }
+    }
+}
+
 /// A model whose files are in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -84,7 +101,15 @@ impl Hub {
     /// # Errors
     /// As [`fetch`](Self::fetch), where the cache does not have the model either.
     pub async fn resolve(&self, address: &Address, progress: &Progress) -> Result<PathBuf> {
-        self.resolve_as(address, None, progress).await
+        self.resolve_as(address, What::Model, None, progress).await
+    }
+
+    /// [`resolve`](Self::resolve) for the tokenizer of a model alone: its folder, without the weights, or the GGUF file that it is in.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub async fn resolve_tokenizer(&self, address: &Address, progress: &Progress) -> Result<PathBuf> {
+        self.resolve_as(address, What::Tokenizer, None, progress).await
     }
 
     /// [`resolve`](Self::resolve) for a model with a short name, of which new files must have the hashes that are recorded for it.
@@ -92,24 +117,25 @@ impl Hub {
     /// # Errors
     /// As [`resolve`](Self::resolve) and [`fetch_known`](Self::fetch_known).
     pub async fn resolve_known(&self, known: &'static KnownModel, progress: &Progress) -> Result<PathBuf> {
-        self.resolve_as(&known.address()?, Some(known), progress).await
+        self.resolve_as(&known.address()?, What::Model, Some(known), progress).await
     }
 
     async fn resolve_as(
         &self,
         address: &Address,
+        what: What,
         known: Option<&'static KnownModel>,
         progress: &Progress,
     ) -> Result<PathBuf> {
         if self.settings.offline || address.is_pinned() {
-            let found = self.look(address).await;
+            let found = self.look(address, what).await;
             if self.settings.offline || found.is_ok() {
                 return found;
             }
         }
         let fetched = match known {
             Some(known) => self.fetch_known(known, progress).await,
-            None => self.fetch(address, progress).await,
+            None => self.fetch_as(address, what, progress).await,
         };
         let error = match fetched {
             Ok(fetched) => return Ok(fetched.path),
@@ -117,15 +143,15 @@ impl Hub {
             Err(error) if error.kind() == ErrorKind::InvalidModel => return Err(error),
             Err(error) => error,
         };
-        let Ok(path) = self.look(address).await else { return Err(error) };
+        let Ok(path) = self.look(address, what).await else { return Err(error) };
         tracing::warn!(%address, %error, "the hub cannot be asked; the model in the cache is used");
         Ok(path)
     }
 
     /// [`cached`](Self::cached) where blocking is allowed.
-    async fn look(&self, address: &Address) -> Result<PathBuf> {
+    async fn look(&self, address: &Address, what: What) -> Result<PathBuf> {
         let (hub, address) = (self.clone(), address.clone());
-        blocking("the look into the cache", move || hub.cached(&address)).await
+        blocking("the look into the cache", move || hub.cached_as(&address, what)).await
     }
 
     /// Downloads the files of the model at `address` that the cache does not have. Files that have begun are completed. Dropping the
@@ -139,7 +165,11 @@ impl Hub {
     /// * [`Io`](ErrorKind::Io), [`Timeout`](ErrorKind::Timeout), [`Busy`](ErrorKind::Busy): the hub cannot be reached, the disk is
     ///   full.
     pub async fn fetch(&self, address: &Address, progress: &Progress) -> Result<Fetched> {
-        self.fetch_now(address, progress).await.with("address", address).with_operation("download")
+        self.fetch_as(address, What::Model, progress).await
+    }
+
+    async fn fetch_as(&self, address: &Address, what: What, progress: &Progress) -> Result<Fetched> {
+        self.fetch_now(address, what, progress).await.with("address", address).with_operation("download")
     }
 
     /// [`fetch`](Self::fetch) for a model with a short name, whose files must have the hashes that are recorded for it.
@@ -170,6 +200,10 @@ impl Hub {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) where the cache does not have all of it.
     pub fn cached(&self, address: &Address) -> Result<PathBuf> {
+        self.cached_as(address, What::Model)
+    }
+
+    fn cached_as(&self, address: &Address, what: What) -> Result<PathBuf> {
         let why = if self.settings.offline { " and HF_HUB_OFFLINE is set" } else { "" };
         let missing = |what: &str| {
             Error::new(ErrorKind::NotFound, format!("{what}{why}; download it with `ternion pull {address}`"))
@@ -181,7 +215,7 @@ impl Hub {
         let commit = commit.ok_or_else(|| missing("the model is not in the cache"))?;
         let all = repo.files(&commit);
         let incomplete = || missing("the model is not complete in the cache");
-        let selection = select(&all, address.path.as_deref()).map_err(|_| incomplete())?;
+        let selection = what.select(&all, address.path.as_deref()).map_err(|_| incomplete())?;
         if !is_complete(&repo, &commit, &all, &selection) {
             return Err(incomplete());
         }
@@ -192,14 +226,14 @@ impl Hub {
         RepoCache::new(&self.settings.cache, &address.repo)
     }
 
-    async fn fetch_now(&self, address: &Address, progress: &Progress) -> Result<Fetched> {
+    async fn fetch_now(&self, address: &Address, what: What, progress: &Progress) -> Result<Fetched> {
         if self.settings.offline {
             return Err(Error::unsupported("HF_HUB_OFFLINE is set; nothing is downloaded"));
         }
         let http = Http::new(&self.settings)?;
         let asked = http.revision(&address.repo, &address.revision).await;
         let revision = asked.with("endpoint", &self.settings.endpoint)?;
-        let selection = select(&revision.files, address.path.as_deref())?;
+        let selection = what.select(&revision.files, address.path.as_deref())?;
         let fetch =
             Fetch { http, repo: self.repo(address), name: &address.repo, revision: &revision, progress };
         fetch.repo.create()?;

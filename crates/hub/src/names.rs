@@ -2,7 +2,8 @@
 //!
 //! A short name stands for a file set that Ternion has been tried with. Where hashes of its files are recorded, a download by the
 //! short name must match them: that protects against a changed repository and against a mirror that serves something else. For the
-//! other files, and for the models without recorded hashes, the hub's own hash is all there is.
+//! other files, and for the models without recorded hashes, the hub's own hash is all there is. A hash is recorded where public sources
+//! that do not copy from each other have it: those of Falcon-E are not.
 
 use ternion_core::{Error, Result};
 
@@ -31,28 +32,44 @@ impl KnownModel {
             description: "BitNet b1.58 2B4T, packed safetensors",
             sha256: BITNET_2B4T,
         },
-        known(
-            "bitnet-2b4t-gguf",
-            "hf://microsoft/bitnet-b1.58-2B-4T-gguf",
-            "BitNet b1.58 2B4T, GGUF in I2_S",
-        ),
+        Self {
+            name: "bitnet-2b4t-gguf",
+            address: "hf://microsoft/bitnet-b1.58-2B-4T-gguf",
+            description: "BitNet b1.58 2B4T, GGUF in I2_S",
+            sha256: &[(
+                "ggml-model-i2_s.gguf",
+                "4221b252fdd5fd25e15847adfeb5ee88886506ba50b8a34548374492884c2162",
+            )],
+        },
         known("falcon-e-1b", "hf://tiiuae/Falcon-E-1B-Instruct", "Falcon-E 1B Instruct, packed safetensors"),
         known("falcon-e-3b", "hf://tiiuae/Falcon-E-3B-Instruct", "Falcon-E 3B Instruct, packed safetensors"),
-        known(
-            "bonsai-1.7b",
-            "hf://prism-ml/Ternary-Bonsai-1.7B-gguf/Ternary-Bonsai-1.7B-Q2_0_g64.gguf",
-            "Ternary Bonsai 1.7B, GGUF in Q2_0 with groups of 64",
-        ),
-        known(
-            "bonsai-4b",
-            "hf://prism-ml/Ternary-Bonsai-4B-gguf/Ternary-Bonsai-4B-Q2_0_g64.gguf",
-            "Ternary Bonsai 4B, GGUF in Q2_0 with groups of 64",
-        ),
-        known(
-            "bonsai-8b",
-            "hf://prism-ml/Ternary-Bonsai-8B-gguf/Ternary-Bonsai-8B-Q2_0_g64.gguf",
-            "Ternary Bonsai 8B, GGUF in Q2_0 with groups of 64",
-        ),
+        Self {
+            name: "bonsai-1.7b",
+            address: "hf://prism-ml/Ternary-Bonsai-1.7B-gguf/Ternary-Bonsai-1.7B-Q2_0_g64.gguf",
+            description: "Ternary Bonsai 1.7B, GGUF in Q2_0 with groups of 64",
+            sha256: &[(
+                "Ternary-Bonsai-1.7B-Q2_0_g64.gguf",
+                "6d0ecb3d9055969b5cde332b6fdb60e67ed3599e9f73e56b977731e1467e5c91",
+            )],
+        },
+        Self {
+            name: "bonsai-4b",
+            address: "hf://prism-ml/Ternary-Bonsai-4B-gguf/Ternary-Bonsai-4B-Q2_0_g64.gguf",
+            description: "Ternary Bonsai 4B, GGUF in Q2_0 with groups of 64",
+            sha256: &[(
+                "Ternary-Bonsai-4B-Q2_0_g64.gguf",
+                "9d968b04a3c9a794897bcc744c8072fb6a061c0e42efd03c989401ddf8baef0c",
+            )],
+        },
+        Self {
+            name: "bonsai-8b",
+            address: "hf://prism-ml/Ternary-Bonsai-8B-gguf/Ternary-Bonsai-8B-Q2_0_g64.gguf",
+            description: "Ternary Bonsai 8B, GGUF in Q2_0 with groups of 64",
+            sha256: &[(
+                "Ternary-Bonsai-8B-Q2_0_g64.gguf",
+                "e17b298d84ee78797916ae5c2ecc8211469cc65cccfe3080cd9a9bb503fbc55e",
+            )],
+        },
     ];
 
     /// The model with this short name.
@@ -89,6 +106,8 @@ const fn known(name: &'static str, address: &'static str, description: &'static 
 
 const BITNET_2B4T: &[(&str, &str)] = &[
     ("config.json", "2b43e80788972e6d53967b01ac3609d7df23cf0aabb0c866e51be694a59c1149"),
+    // The packed weights.
+    ("model.safetensors", "8143ae115ed6babe5e5ada8fb8c5b769d8f417802b2db042ad98b4f7ed73975b"),
     ("generation_config.json", "af34a37cd006fd230106fcefc6bfdc1f775503aee05a80c174ccc5c6594f7054"),
     ("special_tokens_map.json", "462d91939dbc37178aa5a3eae7068d1990ccc92e09f288cc71f42cdf139d69cc"),
     ("tokenizer.json", "e134af98b985517b4f068e3755ae90d4e9cd2d45d328325dc503f1c6b2d06cc7"),
@@ -103,7 +122,13 @@ mod tests {
     fn every_short_name_has_an_address() {
         for model in KnownModel::ALL {
             model.address().unwrap();
-            assert!(model.sha256.iter().all(|(_, hash)| hash.len() == 64));
+            let is_hash =
+                |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            assert!(model.sha256.iter().all(|(_, hash)| is_hash(hash)));
+            // An address with a file names the one whose hash is recorded.
+            if let Some(file) = model.address().unwrap().path {
+                assert!(model.sha256.is_empty() || model.sha256.iter().any(|(name, _)| *name == file));
+            }
             assert_eq!(KnownModel::named(model.name).unwrap().address, model.address);
         }
         let known = KnownModel::named("bitnet-2b4t").unwrap();

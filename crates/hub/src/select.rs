@@ -43,6 +43,23 @@ const SIDE_FILES: [&str; 14] = [
     "quantize_config.json",
 ];
 
+/// Those of them that make a tokenizer, with the configuration that may say more of it.
+const TOKENIZER_FILES: [&str; 10] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// The file that a tokenizer is read from.
+const TOKENIZER: &str = "tokenizer.json";
+
 /// A folder of side files.
 const TEMPLATES: &str = "additional_chat_templates";
 
@@ -64,6 +81,32 @@ pub(crate) fn select(all: &[RemoteFile], path: Option<&str>) -> Result<Selection
         )),
         None => folder(all, ""),
     }
+}
+
+/// The files of the tokenizer of the model that `path` names (`None`: the repository's), without its weights where it lies
+/// beside them. A GGUF file has it inside and is taken whole.
+///
+/// # Errors
+/// As [`select`].
+pub(crate) fn select_tokenizer(all: &[RemoteFile], path: Option<&str>) -> Result<Selection> {
+    let has = |name: &str| all.iter().any(|file| file.name == name);
+    let named = path.unwrap_or_default();
+    let (above, _) = split(named);
+    let places = match path {
+        Some(path) if has_extension(path, "gguf") => Vec::new(),
+        // A graph may lie in a folder below its tokenizer.
+        Some(path) if has(path) => vec![above, split(above).0],
+        _ => vec![named],
+    };
+    let Some(folder) = places.into_iter().find(|folder| has(&join(folder, TOKENIZER))) else {
+        return select(all, path);
+    };
+    let mut files = side_files(all, folder);
+    files.retain(|name| {
+        let (place, own) = split(name);
+        place != folder || TOKENIZER_FILES.contains(&own)
+    });
+    Ok(Selection { open: folder.to_owned(), files, index: None })
 }
 
 /// The model in a folder.
@@ -293,6 +336,34 @@ mod tests {
         let (open, files) = files(&all, Some("onnx/model_q4.onnx"));
         assert_eq!(open, "onnx/model_q4.onnx");
         assert_eq!(files, ["onnx/model_q4.onnx", "onnx/model_q4.onnx_data", "config.json", "tokenizer.json"]);
+    }
+
+    #[test]
+    fn a_tokenizer_needs_no_weights_unless_it_is_inside_of_them() {
+        let all = repo(&[
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "additional_chat_templates/tool_use.jinja",
+            "onnx/model.onnx",
+            "m.gguf",
+        ]);
+        let own = [
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "additional_chat_templates/tool_use.jinja",
+        ];
+        for path in [None, Some("model.safetensors"), Some("onnx/model.onnx"), Some("tokenizer.json")] {
+            let selection = select_tokenizer(&all, path).unwrap();
+            assert_eq!((selection.open.as_str(), &selection.files[..]), ("", &own.map(str::to_owned)[..]));
+        }
+        let inside = select_tokenizer(&all, Some("m.gguf")).unwrap();
+        assert_eq!((inside.open.as_str(), &inside.files[..]), ("m.gguf", &["m.gguf".to_owned()][..]));
+        assert_eq!(select_tokenizer(&repo(&["q/m.gguf"]), None).unwrap().files, ["q/m.gguf"]);
+        assert_eq!(select_tokenizer(&all, Some("x.json")).unwrap_err().kind(), ErrorKind::NotFound);
     }
 
     #[test]

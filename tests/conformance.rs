@@ -20,7 +20,7 @@ use ternion::formats::{
 };
 use ternion::{
     LlmBackend, Message, Result,
-    config::{Config, ModelConfig},
+    config::{Config, ModelConfig, PromptCacheConfig},
 };
 use ternion_conformance::{Reference, Row, Suite};
 use ternion_test_support::fixture;
@@ -45,6 +45,14 @@ fn config(backend: &str, path: Option<&Path>) -> ModelConfig {
 
 async fn load(config: &ModelConfig) -> Result<Arc<dyn LlmBackend>> {
     ternion::load(&Config::single("model", config.clone()), None).await
+}
+
+/// The same with a prompt cache in a folder of its own.
+#[cfg(any(feature = "candle", feature = "llama-cpp", feature = "onnx"))]
+fn saving(mut config: ModelConfig, folder: &Path, name: &str) -> ModelConfig {
+    config.prompt_cache =
+        Some(PromptCacheConfig::in_folder(folder.join("prompts").join(name.replace("::", "-"))));
+    config
 }
 
 /// What transformers computed, where no activation lies near a rounding tie; the rest for its prompts alone.
@@ -119,21 +127,26 @@ fn engines(mut suite: Suite, name: &str, folder: &Path) -> Suite {
     let references = references(&checkpoint);
     #[cfg(feature = "candle")]
     {
-        let config = config("candle", Some(&checkpoint));
-        suite = with(suite, &format!("{name}::candle"), &references, config);
+        let test = format!("{name}::candle");
+        let config = saving(config("candle", Some(&checkpoint)), folder, &test);
+        suite = with(suite, &test, &references, config);
     }
     #[cfg(feature = "llama-cpp")]
     {
         let file = converted(&checkpoint, Target::GgufI2s, folder.join(name).with_extension("gguf"));
-        let config = config("llama-cpp", Some(&file));
-        suite = with(suite, &format!("{name}::llama-cpp"), &references, config);
+        let test = format!("{name}::llama-cpp");
+        let config = saving(config("llama-cpp", Some(&file)), folder, &test);
+        suite = with(suite, &test, &references, config);
     }
     #[cfg(feature = "onnx")]
     for (variant, target) in [("onnx", Target::Onnx), ("onnx-fast", Target::OnnxFast)] {
         let test = format!("{name}::{variant}");
         let path = converted(&checkpoint, target, folder.join(test.replace("::", "-")));
         suite = match ternion_backend_onnx::Library::load(None) {
-            Ok(_) => with(suite, &test, &references, config("onnx", Some(&path))),
+            Ok(_) => {
+                let config = saving(config("onnx", Some(&path)), folder, &test);
+                with(suite, &test, &references, config)
+            }
             Err(error) => {
                 assert!(std::env::var_os("ORT_DYLIB_PATH").is_none(), "{error}");
                 suite.skip(test, error.to_string())

@@ -85,6 +85,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     engine.eos_tokens.clone_from(&checkpoint.spec.eos);
     engine.configure(config);
     engine.logits_bytes = logits_bytes;
+    engine.prompt_cache = plan::prompt_cache(config);
 
     let decoder = Decoder::new(checkpoint, Decoder::threads(config.threads.unwrap_or(0))?, options)?;
     tracing::info!(model = name, context = options.context_length, "loaded");

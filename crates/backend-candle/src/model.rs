@@ -1,7 +1,7 @@
 //! The decoder: one graph for all families, which differ by what their [`Checkpoint`] has (sub-norms, activation,
 //! projections that are ternary or plain).
 
-use std::{cell::RefCell, path::PathBuf, sync::Arc};
+use std::{cell::RefCell, ops::Range, path::PathBuf, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
@@ -315,11 +315,11 @@ impl CausalLm for Decoder {
     fn kv_identity(&self) -> Result<KvIdentity> {
         let mut hash = Sha256::new_with_prefix(&self.facts);
         hash.update(FileWatch::open(&self.files)?.fingerprint());
-        Ok(KvIdentity::new(self.cache.layout(), self.options.kv_type, hash.finalize().into()))
+        Ok(KvIdentity::paged(self.cache.layout(), self.options.kv_type, hash.finalize().into()))
     }
 
-    fn prefix(&self, sequence: SequenceId, length: usize) -> Result<KvPrefix> {
-        self.cache.prefix(sequence, length)
+    fn prefix(&mut self, sequence: SequenceId, blocks: Range<usize>) -> Result<KvPrefix> {
+        self.cache.prefix(sequence, blocks)
     }
 
     fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {

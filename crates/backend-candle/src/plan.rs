@@ -17,7 +17,10 @@
 use ternion_core::{
     Error, ErrorKind, MemoryPlan, ProcessMemory, Result, config::ByteSize, config::ModelConfig,
 };
-use ternion_engine::kv::{BLOCK, KvType};
+use ternion_engine::{
+    PromptCacheOptions,
+    kv::{BLOCK, KvType},
+};
 use ternion_formats::{Checkpoint, LayerTensors, ModelSpec, Table};
 use ternion_kernels::CompactBits;
 
@@ -102,7 +105,8 @@ pub(crate) fn sizes(
     options: &CandleOptions,
     taken: Taken,
 ) -> Result<Sizes> {
-    let planner = Planner { checkpoint, taken, limit: config.memory_limit.map(|limit| limit.0) };
+    let prompts = prompt_cache(config);
+    let planner = Planner { checkpoint, taken, limit: config.memory_limit.map(|limit| limit.0), prompts };
     let mut wanted = DecoderOptions::new(&checkpoint.spec);
     wanted.head = options.head;
     wanted.kv_type = options.kv_type.unwrap_or(wanted.kv_type);
@@ -200,10 +204,20 @@ fn candidates(
     found
 }
 
+/// The prompt cache of a configuration. Under a limit, one prompt at a time is on its way from the disk, and one to it.
+pub(crate) fn prompt_cache(config: &ModelConfig) -> Option<PromptCacheOptions> {
+    let mut options = PromptCacheOptions::of(config.prompt_cache.as_ref()?);
+    if config.memory_limit.is_some() {
+        options.in_memory = 1;
+    }
+    Some(options)
+}
+
 struct Planner<'a> {
     checkpoint: &'a Checkpoint,
     taken: Taken,
     limit: Option<u64>,
+    prompts: Option<PromptCacheOptions>,
 }
 
 impl Planner<'_> {
@@ -272,6 +286,10 @@ impl Planner<'_> {
         plan.add("norms", norms(checkpoint));
         let kv = spec.kv_layout().bytes(options.kv_type, options.context_length);
         plan.add("keys and values", kv.saturating_mul(options.max_sequences as u64));
+        plan.add(
+            "prompts between memory and disk",
+            self.prompts.as_ref().map_or(0, |prompts| prompts.memory(kv)),
+        );
         plan.add("activations", activations(spec, options));
         plan.add("logits", self.logit_rows(options).saturating_add(3).saturating_mul(row_bytes(spec)));
         plan.add("read-ahead", division.largest * BUFFERS as u64);

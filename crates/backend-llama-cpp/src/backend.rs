@@ -25,6 +25,7 @@ pub fn factory() -> BlockingFactory {
         "llama.cpp: ternary checkpoints, and all GGUF models that it knows",
         load,
     )
+    .with_prompt_cache()
     .with_suitability(suitability)
 }
 
@@ -55,6 +56,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     options.threads = config.threads.unwrap_or(options.threads);
     options.context_length = config.context_length;
     options.mmap = config.mmap.unwrap_or(true);
+    options.keeps_prompts = config.prompt_cache.is_some();
     options.max_sequences = config.max_sequences.unwrap_or(options.max_sequences);
     options.prefill_chunk = config.prefill_chunk.unwrap_or(options.prefill_chunk);
     let path = config.path.as_ref().ok_or_else(|| {

@@ -1,6 +1,7 @@
 //! llama.cpp's objects with an owner: what is created is freed, in order, and what would abort the process is an error.
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
@@ -47,6 +48,8 @@ pub(crate) struct ContextSizes {
     pub(crate) threads: usize,
     pub(crate) kv_type: KvType,
     pub(crate) flash_attention: bool,
+    /// Whether there is a further sequence, by which blocks of others are saved and restored.
+    pub(crate) keeps_prompts: bool,
 }
 
 /// A model with its KV cache and its threads.
@@ -73,7 +76,7 @@ impl Context {
         params.n_ctx = sizes.cache_tokens as u32;
         params.n_batch = sizes.batch as u32;
         params.n_ubatch = sizes.batch as u32;
-        params.n_seq_max = sizes.sequences as u32;
+        params.n_seq_max = (sizes.sequences + usize::from(sizes.keeps_prompts)) as u32;
         params.n_threads = sizes.threads as i32;
         params.n_threads_batch = sizes.threads as i32;
         params.type_k = sizes.kv_type.ggml();
@@ -213,6 +216,82 @@ impl Context {
         self.is_sequence(sequence as i32)
             // SAFETY: The memory is that of a context that is alive, and the sequence is in range.
             && unsafe { sys::llama_memory_seq_rm(self.memory, sequence as i32, from as i32, -1) }
+    }
+
+    /// The state of the tokens at `positions` of a sequence, in llama.cpp's own form, as of the sequence [`passing`](Self::passing).
+    pub(crate) fn save(&mut self, sequence: u32, positions: Range<usize>) -> Result<Vec<u8>> {
+        let passing = self.passing()?;
+        if !self.is_sequence(sequence as i32) {
+            return Err(Error::backend(format!("there is no sequence {sequence}")));
+        }
+        let (from, to) = (positions.start as i32, positions.end as i32);
+        let (context, memory) = (self.raw.as_ptr(), self.memory);
+        // SAFETY: The context is alive, both sequences are in its range, and the buffer is as long as is said.
+        let ((size, written, bytes), log) = log::capture(|| unsafe {
+            sys::llama_memory_seq_cp(memory, sequence as i32, passing, from, to);
+            let size = sys::llama_state_seq_get_size(context, passing);
+            let mut bytes = Vec::new();
+            let mut written = 0;
+            if bytes.try_reserve_exact(size).is_ok() {
+                bytes.resize(size, 0u8);
+                written = sys::llama_state_seq_get_data(context, bytes.as_mut_ptr(), size, passing);
+            }
+            sys::llama_memory_seq_rm(memory, passing, -1, -1);
+            (size, written, bytes)
+        });
+        log.check_panics()?;
+        if size == 0 || written != size {
+            return Err(Error::backend(format!(
+                "llama.cpp cannot save a part of its KV cache: {}",
+                log.why()
+            )));
+        }
+        Ok(bytes)
+    }
+
+    /// Appends tokens to a sequence, of which `bytes` are the state that [`save`](Self::save) returns for these `positions`. After
+    /// an error the sequence is as it was.
+    pub(crate) fn restore(&mut self, sequence: u32, positions: Range<usize>, bytes: &[u8]) -> Result<()> {
+        let passing = self.passing()?;
+        if !self.is_sequence(sequence as i32) {
+            return Err(Error::backend(format!("there is no sequence {sequence}")));
+        }
+        let (from, to) = (positions.start as i32, positions.end as i32);
+        let (context, memory) = (self.raw.as_ptr(), self.memory);
+        // SAFETY: The context is alive, both sequences are in its range, and llama.cpp reads no further than it is told. It compares
+        // the shape and type of what it reads with its own, and the caller has seen to the positions.
+        let (read, log) = log::capture(|| unsafe {
+            let read = sys::llama_state_seq_set_data(context, bytes.as_ptr(), bytes.len(), passing);
+            if read == bytes.len() {
+                sys::llama_memory_seq_cp(memory, passing, sequence as i32, from, to);
+            }
+            sys::llama_memory_seq_rm(memory, passing, -1, -1);
+            read
+        });
+        log.check_panics()?;
+        if read == bytes.len() {
+            return Ok(());
+        }
+        Err(Error::backend(format!("llama.cpp cannot restore a part of its KV cache: {}", log.why())))
+    }
+
+    /// The sequence by which blocks of others pass. It is empty in between.
+    pub(crate) fn passing(&self) -> Result<i32> {
+        if self.sizes.keeps_prompts {
+            return Ok(self.sizes.sequences as i32);
+        }
+        Err(Error::unsupported("the context was made without a sequence to save others by"))
+    }
+
+    /// Tokens that attention looks back at most; 0 for all.
+    pub(crate) fn window(&self) -> usize {
+        // SAFETY: The model is alive.
+        usize::try_from(unsafe { sys::llama_model_n_swa(self.model.as_ptr()) }).unwrap_or(0)
+    }
+
+    /// Whether the products are Ternion's.
+    pub(crate) fn is_hooked(&self) -> bool {
+        self.hook.is_some()
     }
 
     /// Makes `target`, which is empty, share the first `length` tokens of `source`.

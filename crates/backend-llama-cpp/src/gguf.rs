@@ -53,8 +53,8 @@ pub(crate) fn load(path: &Path, name: &str, options: &ModelOptions, progress: &P
     info.parameters = facts.parameters;
     info.weight_bytes = facts.bytes;
     let eos = end_tokens(&model);
-    let model =
-        LlamaCpp::native(model, watch, &facts.shape, facts.can_cut, options).with("file", path.display())?;
+    let model = LlamaCpp::native(model, parts(path), watch, &facts.shape, facts.can_cut, options)
+        .with("file", path.display())?;
     Ok(Loaded { model, info, eos })
 }
 

@@ -20,6 +20,9 @@
 //! llama.cpp's own code is built for CPUs with AVX2, FMA and F16C on x86-64; Ternion's kernels choose their instructions
 //! at run time. `GGML_AVX512=ON` and the like in the environment of the build raise the former.
 //!
+//! For a prompt cache, blocks of the KV cache are taken out of llama.cpp and put back in its own form: see the module `saved`. Models
+//! with a sliding window or a recurrent state cannot do that.
+//!
 //! A cancellation is seen between two calls of `forward`, each of which is one chunk of a prompt, so llama.cpp's abort
 //! callback is not used.
 
@@ -35,6 +38,7 @@ mod model;
 mod ops;
 mod preflight;
 mod runtime;
+mod saved;
 mod selftest;
 mod source;
 

@@ -1,7 +1,12 @@
 //! [`CausalLm`] on a context of llama.cpp.
 
+use std::{ops::Range, path::PathBuf};
+
 use ternion_core::{Error, ErrorKind, Result, ResultExt};
-use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput, batch};
+use ternion_engine::{
+    CausalLm, KvIdentity, LogitsWanted, SequenceId, SequenceInput, batch,
+    kv::{BLOCK, KvPrefix},
+};
 use ternion_formats::{Checkpoint, FileWatch, Table};
 
 use crate::{
@@ -9,6 +14,7 @@ use crate::{
     ffi::{Batch, Context, ContextSizes, Input, MAX_SEQUENCES, Model},
     hook::Hook,
     memory, runtime,
+    saved::{self, Saved},
     source::Parts,
 };
 
@@ -34,6 +40,8 @@ pub struct ModelOptions {
     pub prefill_chunk: usize,
     /// Whether llama.cpp maps the files that it loads, rather than reading them into memory.
     pub mmap: bool,
+    /// Whether sequences can be saved, for a prompt cache.
+    pub keeps_prompts: bool,
     /// What only llama.cpp knows.
     pub llama_cpp: LlamaCppOptions,
 }
@@ -47,6 +55,7 @@ impl Default for ModelOptions {
             max_sequences: 1,
             prefill_chunk: 128,
             mmap: true,
+            keeps_prompts: false,
             llama_cpp: LlamaCppOptions::default(),
         }
     }
@@ -83,6 +92,7 @@ pub struct LlamaCpp {
     can_cut: bool,
     /// The files that weights are read from.
     watch: FileWatch,
+    saved: Saved,
 }
 
 impl LlamaCpp {
@@ -90,7 +100,8 @@ impl LlamaCpp {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`] for a size out of its range, [`ErrorKind::ResourceExhausted`] where the KV cache does
-    /// not fit into memory, [`ErrorKind::Unsupported`] for what llama.cpp's graphs cannot express.
+    /// not fit into memory, [`ErrorKind::Unsupported`] for what llama.cpp's graphs cannot express, or for a model whose sequences
+    /// are to be saved and cannot be.
     pub fn new(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<Self> {
         let spec = &checkpoint.spec;
         let shape = KvShape {
@@ -108,12 +119,14 @@ impl LlamaCpp {
         let mut this = Self::start(model, Some(hook), Some(checkpoint.embed.clone()), context_length, sizes)?;
         this.prefill_chunk = options.prefill_chunk;
         this.watch = watch;
-        Ok(this)
+        let facts = format!("{spec:?} {:?}", options.llama_cpp);
+        this.finish(options, checkpoint.files.clone(), &facts)
     }
 
-    /// A model that llama.cpp has loaded, from the files that are watched, and looks up by itself.
+    /// A model that llama.cpp has loaded, from `files`, which may be watched, and looks up by itself.
     pub(crate) fn native(
         model: Model,
+        files: Vec<PathBuf>,
         watch: FileWatch,
         shape: &KvShape,
         can_cut: bool,
@@ -124,7 +137,36 @@ impl LlamaCpp {
         this.can_cut = can_cut;
         this.watch = watch;
         this.prefill_chunk = options.prefill_chunk;
-        Ok(this)
+        this.finish(options, files, &format!("{:?}", options.llama_cpp))
+    }
+
+    /// The same, ready to save its sequences if that is asked for. `facts` are what keys and values depend on besides the files.
+    fn finish(mut self, options: &ModelOptions, files: Vec<PathBuf>, facts: &str) -> Result<Self> {
+        if options.keeps_prompts {
+            let sizes = self.context.sizes();
+            // Sizes, because llama.cpp chooses its graphs and their threads by them, and some rotary embeddings too.
+            self.saved.facts = format!(
+                "{} {} {} {} {} {:?} {} {facts}",
+                env!("CARGO_PKG_VERSION"),
+                runtime::description(),
+                sizes.cache_tokens,
+                sizes.threads,
+                sizes.batch,
+                sizes.kv_type,
+                self.context.is_hooked(),
+            );
+            self.saved.files = files;
+            self.keep_prompts()?;
+        }
+        Ok(self)
+    }
+
+    pub(crate) fn context(&mut self) -> &mut Context {
+        &mut self.context
+    }
+
+    pub(crate) fn saved(&mut self) -> &mut Saved {
+        &mut self.saved
     }
 
     pub(crate) fn start(
@@ -142,7 +184,18 @@ impl LlamaCpp {
         let lengths = vec![None; sizes.sequences];
         let (batch, prefill_chunk) = (Batch::new(input), context.sizes().batch);
         let watch = FileWatch::default();
-        Ok(Self { context, batch, embed, context_length, prefill_chunk, lengths, can_cut: true, watch })
+        let saved = Saved::default();
+        Ok(Self {
+            context,
+            batch,
+            embed,
+            context_length,
+            prefill_chunk,
+            lengths,
+            can_cut: true,
+            watch,
+            saved,
+        })
     }
 
     fn length(&self, sequence: SequenceId) -> Option<usize> {
@@ -288,6 +341,29 @@ impl CausalLm for LlamaCpp {
             self.context.remove(sequence.0, 0);
         }
     }
+
+    fn kv_identity(&self) -> Result<KvIdentity> {
+        self.saved_identity(&self.saved, self.prefill_chunk)
+    }
+
+    fn prefix(&mut self, sequence: SequenceId, blocks: Range<usize>) -> Result<KvPrefix> {
+        let length = self.length(sequence).ok_or_else(|| batch::no_such(sequence))?;
+        let end = blocks.end.min(length / BLOCK);
+        saved::take(&mut self.context, &self.saved, sequence.0, blocks.start.min(end)..end)
+    }
+
+    fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {
+        let id = self.free_id()?;
+        if prefix.tokens() > self.context_length {
+            return Err(Error::backend("the saved tokens are more than the context holds"));
+        }
+        if let Err(error) = saved::put(&mut self.context, &self.saved, id, &prefix) {
+            self.context.remove(id, 0);
+            return Err(error);
+        }
+        self.lengths[id as usize] = Some(prefix.tokens());
+        Ok(SequenceId(id))
+    }
 }
 
 /// The context's length, and sizes that llama.cpp takes without ending the process.
@@ -307,8 +383,9 @@ fn sizes(shape: &KvShape, options: &ModelOptions, default_kv_type: KvType) -> Re
     if context > own {
         return out_of_range("context_length", context, format!("at most {own}, the model's own,"));
     }
-    if options.max_sequences == 0 || options.max_sequences > MAX_SEQUENCES {
-        return out_of_range("max_sequences", options.max_sequences, format!("1 to {MAX_SEQUENCES}"));
+    let most = MAX_SEQUENCES - usize::from(options.keeps_prompts);
+    if options.max_sequences == 0 || options.max_sequences > most {
+        return out_of_range("max_sequences", options.max_sequences, format!("1 to {most}"));
     }
     if options.prefill_chunk == 0 {
         return out_of_range("prefill_chunk", 0, "at least 1".to_owned());
@@ -337,6 +414,7 @@ fn sizes(shape: &KvShape, options: &ModelOptions, default_kv_type: KvType) -> Re
         threads: if options.threads == 0 { cores } else { options.threads.min(cores) },
         kv_type,
         flash_attention,
+        keeps_prompts: options.keeps_prompts,
     };
     Ok((context, sizes))
 }

@@ -1,6 +1,7 @@
 //! llama.cpp as a whole: started once in a process, and shown to compute what it must before it is used.
 
-use std::sync::OnceLock;
+use std::ffi::CStr;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use llama_cpp_sys_2 as sys;
 use ternion_core::{Error, Result};
@@ -16,6 +17,15 @@ pub(crate) fn start() {
         // SAFETY: Called once; it needs nothing but to come before all other calls.
         unsafe { sys::llama_backend_init() };
     });
+}
+
+/// What the results of this process depend on: the instructions that llama.cpp and Ternion's kernels use.
+pub(crate) fn description() -> String {
+    static CALLED: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = CALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: It returns a string that stays until the next call, and nobody else calls it meanwhile.
+    let own = unsafe { CStr::from_ptr(sys::llama_print_system_info()) };
+    format!("{} {}", own.to_string_lossy(), ternion_kernels::Isa::detect())
 }
 
 /// [`start`], for a model whose graph is hooked: an error if this build of llama.cpp does not compute what it must.

@@ -62,6 +62,7 @@ pub(crate) fn run() -> Result<()> {
         threads: 2,
         kv_type: KvType::F32,
         flash_attention: false,
+        keeps_prompts: false,
     };
     let mut model = LlamaCpp::start(model, Some(hook), Some(Table::Dense(embed.clone())), 32, sizes)?;
     let sequence = model.new_sequence()?;

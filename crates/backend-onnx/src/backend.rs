@@ -15,6 +15,7 @@ use crate::{Decoder, DecoderOptions, Library, OnnxOptions};
 /// Loads models for the backend `onnx`.
 pub fn factory() -> BlockingFactory {
     BlockingFactory::new::<OnnxOptions>("onnx", "ONNX Runtime, decoders in .onnx files", load)
+        .with_prompt_cache()
         .with_suitability(suitability)
 }
 

@@ -8,6 +8,7 @@
 //! The sequences of a batch are computed one after the other: their lengths differ, and the layout has one past for all.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ort::memory::Allocator;
@@ -16,7 +17,8 @@ use ort::session::Session;
 use ort::value::{DynTensor, PrimitiveTensorElementType, Tensor, TensorElementType};
 use ternion_core::{Error, Result};
 use ternion_engine::batch::{self, Span};
-use ternion_engine::{CausalLm, SequenceId, SequenceInput};
+use ternion_engine::kv::{BLOCK, KvPrefix};
+use ternion_engine::{CausalLm, KvIdentity, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Summary};
 
 use crate::constants::Constants;
@@ -78,6 +80,12 @@ impl ExportedDecoder {
         self.next = self.next.wrapping_add(1);
         self.sequences.insert(id, sequence);
         id
+    }
+
+    /// Bytes of the keys and values of a block.
+    fn block_bytes(&self) -> u64 {
+        let elements: usize = self.layout.caches.iter().map(|cache| BLOCK * cache.heads * cache.width).sum();
+        (elements * if self.layout.is_f16 { 2 } else { 4 }) as u64
     }
 
     /// Appends the tokens to a sequence and the wanted logits to `logits`. After an error the sequence is as it was before.
@@ -277,6 +285,72 @@ fn copied<T: PrimitiveTensorElementType + Copy>(
     Ok(tensor)
 }
 
+/// An element of a cache, which any bits are.
+trait Element: PrimitiveTensorElementType + Copy {
+    fn bytes(self) -> impl IntoIterator<Item = u8>;
+    /// From as many bytes as it has.
+    fn of(bytes: &[u8]) -> Self;
+}
+
+impl Element for f32 {
+    fn bytes(self) -> impl IntoIterator<Item = u8> {
+        self.to_ne_bytes()
+    }
+
+    fn of(bytes: &[u8]) -> Self {
+        Self::from_ne_bytes(bytes.try_into().unwrap_or_default())
+    }
+}
+
+impl Element for half::f16 {
+    fn bytes(self) -> impl IntoIterator<Item = u8> {
+        self.to_ne_bytes()
+    }
+
+    fn of(bytes: &[u8]) -> Self {
+        Self::from_ne_bytes(bytes.try_into().unwrap_or_default())
+    }
+}
+
+/// Appends the keys or values of a block: `[heads, BLOCK, width]`.
+fn take_block<T: Element>(
+    cache: &Cache,
+    tensor: &DynTensor,
+    block: usize,
+    bytes: &mut Vec<u8>,
+) -> ort::Result<()> {
+    let (_, elements) = tensor.try_extract_tensor::<T>()?;
+    let stride = elements.len() / cache.heads;
+    for head in elements.chunks_exact(stride) {
+        let part = &head[block * BLOCK * cache.width..(block + 1) * BLOCK * cache.width];
+        bytes.extend(part.iter().flat_map(|element| element.bytes()));
+    }
+    Ok(())
+}
+
+/// A tensor of the keys or values of blocks. Theirs begin at `at` in each, which is moved behind them.
+fn put_blocks<T: Element>(
+    cache: &Cache,
+    element: TensorElementType,
+    blocks: &[&[u8]],
+    at: &mut usize,
+) -> ort::Result<DynTensor> {
+    let (part, held) = (BLOCK * cache.width, blocks.len() * BLOCK);
+    let mut tensor = DynTensor::new(&Allocator::default(), element, [1, cache.heads, held, cache.width])?;
+    let (_, elements) = tensor.try_extract_tensor_mut::<T>()?;
+    for (i, block) in blocks.iter().enumerate() {
+        let own = &block[*at..*at + cache.heads * part * size_of::<T>()];
+        let heads =
+            elements.chunks_exact_mut(held * cache.width).zip(own.chunks_exact(part * size_of::<T>()));
+        for (head, own) in heads {
+            let place = head[i * part..].iter_mut().zip(own.chunks_exact(size_of::<T>()));
+            place.for_each(|(to, from)| *to = T::of(from));
+        }
+    }
+    *at += cache.heads * part * size_of::<T>();
+    Ok(tensor)
+}
+
 /// Appends the last `rows` rows of logits `[1, any, vocab_size]`.
 fn append_last(
     found: &ort::value::DynValue,
@@ -362,5 +436,46 @@ impl CausalLm for ExportedDecoder {
 
     fn free(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);
+    }
+
+    fn kv_identity(&self) -> Result<KvIdentity> {
+        // `Decoder` knows the rest. The runtime's products of one row and of several go different ways.
+        Ok(KvIdentity::opaque(self.block_bytes(), [0; 32]).with_unit(self.sizes.prefill_chunk))
+    }
+
+    fn prefix(&mut self, sequence: SequenceId, blocks: Range<usize>) -> Result<KvPrefix> {
+        let source = self.sequences.get(&sequence).ok_or_else(|| batch::no_such(sequence))?;
+        let end = blocks.end.min(source.length / BLOCK);
+        let one = |block| {
+            let mut bytes = Vec::new();
+            for (cache, tensor) in self.layout.caches.iter().zip(&source.tensors) {
+                if self.layout.is_f16 {
+                    take_block::<half::f16>(cache, tensor, block, &mut bytes)?;
+                } else {
+                    take_block::<f32>(cache, tensor, block, &mut bytes)?;
+                }
+            }
+            Ok(bytes.into())
+        };
+        let taken: ort::Result<Vec<_>> = (blocks.start.min(end)..end).map(one).collect();
+        let failed = |e: ort::Error| engine_error("the keys and values cannot be read", &e);
+        KvPrefix::opaque(self.block_bytes(), taken.map_err(failed)?)
+    }
+
+    fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {
+        batch::room_for_one(self.sequences.len(), self.sizes.max_sequences)?;
+        let blocks = prefix.opaque_blocks(self.block_bytes())?;
+        let mut sequence = Sequence { length: prefix.tokens(), held: prefix.tokens(), tensors: Vec::new() };
+        let mut at = 0;
+        for cache in &self.layout.caches {
+            let tensor = if self.layout.is_f16 {
+                put_blocks::<half::f16>(cache, TensorElementType::Float16, &blocks, &mut at)
+            } else {
+                put_blocks::<f32>(cache, TensorElementType::Float32, &blocks, &mut at)
+            };
+            let failed = |e: ort::Error| engine_error("the keys and values cannot be taken over", &e);
+            sequence.tensors.push(Arc::new(tensor.map_err(failed)?));
+        }
+        Ok(self.insert(sequence))
     }
 }

@@ -1,13 +1,14 @@
 //! Decoders of the fast variant: the graph holds the weights and the order of the operators, the KV cache is ours.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use ort::session::Session;
 use ort::value::Tensor;
 use ternion_core::{Error, ErrorKind, Result};
 use ternion_engine::batch::{self, Span};
-use ternion_engine::kv::{KvCache, KvLayout, KvType};
-use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
+use ternion_engine::kv::{KvCache, KvLayout, KvPrefix, KvType};
+use ternion_engine::{CausalLm, KvIdentity, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Size, Summary, fast};
 use ternion_kernels::Team;
 
@@ -24,6 +25,7 @@ static OPENING: Mutex<()> = Mutex::new(());
 /// A decoder and the KV caches of its sequences.
 pub(crate) struct FastDecoder {
     sizes: Sizes,
+    kv_type: KvType,
     vocab_size: usize,
     session: Session,
     shared: Shared,
@@ -61,7 +63,7 @@ impl FastDecoder {
         let session =
             team.install(open).map_err(|e| in_file(engine_error("the model cannot be loaded", &e)))?;
         drop(opening);
-        Ok(Self { sizes, vocab_size, session, shared, team })
+        Ok(Self { sizes, kv_type, vocab_size, session, shared, team })
     }
 
     fn run(&mut self, batch: &[SequenceInput<'_>], spans: &[Span], logits: &mut Vec<f32>) -> Result<()> {
@@ -233,5 +235,20 @@ impl CausalLm for FastDecoder {
 
     fn free(&mut self, sequence: SequenceId) {
         self.shared.lock().cache.free(sequence);
+    }
+
+    fn kv_identity(&self) -> Result<KvIdentity> {
+        // `Decoder` knows the rest.
+        Ok(KvIdentity::paged(self.shared.lock().cache.layout(), self.kv_type, [0; 32]))
+    }
+
+    fn prefix(&mut self, sequence: SequenceId, blocks: Range<usize>) -> Result<KvPrefix> {
+        self.shared.lock().cache.prefix(sequence, blocks)
+    }
+
+    fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {
+        let mut state = self.shared.lock();
+        batch::room_for_one(state.cache.sequences(), self.sizes.max_sequences)?;
+        state.cache.adopt(prefix)
     }
 }

@@ -1,13 +1,16 @@
 //! Opening a model's file: which kind it is, and a session of the runtime for it.
 
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ort::ep;
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
+use sha2::{Digest, Sha256};
 use ternion_core::{Error, Result};
-use ternion_engine::kv::KvType;
-use ternion_engine::{CausalLm, SequenceId, SequenceInput};
+use ternion_engine::kv::{KvPrefix, KvType};
+use ternion_engine::{CausalLm, KvIdentity, SequenceId, SequenceInput};
 use ternion_formats::FileWatch;
 use ternion_formats::onnx::{Host, Summary};
 
@@ -100,6 +103,9 @@ pub struct Decoder {
     is_fast: bool,
     /// The files that the runtime maps.
     watch: FileWatch,
+    /// All files of the model, and what else keys and values depend on, in words.
+    files: Vec<PathBuf>,
+    facts: String,
 }
 
 impl Decoder {
@@ -131,7 +137,16 @@ impl Decoder {
             Box::new(ExportedDecoder::open(library, summary, host, sizes, &constants)?)
         };
         summary.check_unchanged()?;
-        Ok(Self { inner, is_fast, watch })
+        // Threads, because the runtime divides sums over them; the instruction set, because sums differ in their last bits.
+        let facts = format!(
+            "{} {} {is_fast} {} {}",
+            env!("CARGO_PKG_VERSION"),
+            library.version(),
+            ternion_kernels::Isa::detect(),
+            if is_fast { 0 } else { sizes.threads }
+        );
+        let files = [summary.path.clone()].into_iter().chain(summary.data_files.iter().cloned()).collect();
+        Ok(Self { inner, is_fast, watch, files, facts })
     }
 
     /// Whether the file is of the fast variant.
@@ -191,6 +206,22 @@ impl CausalLm for Decoder {
 
     fn free(&mut self, sequence: SequenceId) {
         self.inner.free(sequence);
+    }
+
+    fn kv_identity(&self) -> Result<KvIdentity> {
+        let mut hash = Sha256::new_with_prefix(&self.facts);
+        hash.update(FileWatch::open(&self.files)?.fingerprint());
+        let mut identity = self.inner.kv_identity()?;
+        identity.fingerprint = hash.finalize().into();
+        Ok(identity)
+    }
+
+    fn prefix(&mut self, sequence: SequenceId, blocks: Range<usize>) -> Result<KvPrefix> {
+        self.inner.prefix(sequence, blocks)
+    }
+
+    fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {
+        self.inner.adopt(prefix)
     }
 }
 

@@ -125,7 +125,6 @@ fn a_prompt_cache_has_a_folder_and_a_size() {
         ("max_size = 5", "missing field `path`"),
         ("path = 'x', size = 5", "unknown key `models.m.prompt_cache.size`"),
         ("path = ''", "models.m.prompt_cache.path: is empty"),
-        ("path = 'x' }\nmemory_limit = '1GB'\nsampling = {", "together with `memory_limit`"),
     ] {
         let text = format!("[models.m]\nprompt_cache = {{ {text} }}\n");
         let error = Config::from_str(&text, Format::Toml).unwrap_err().to_string();

@@ -3,6 +3,8 @@
 //! It is blocking and knows nothing of text, sampling or async; the [`Engine`](crate::engine::Engine) calls it from
 //! one thread, so it needs no locks.
 
+use std::ops::Range;
+
 use ternion_core::{Error, Result};
 
 use crate::kv::{KvLayout, KvPrefix, KvType};
@@ -50,22 +52,52 @@ impl<'a> SequenceInput<'a> {
     }
 }
 
+/// How the keys and values of a block of [`BLOCK`](crate::kv::BLOCK) tokens are kept outside of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KvForm {
+    /// As a block of a [`KvCache`](crate::kv::KvCache).
+    Paged {
+        /// The shape of the keys and values.
+        layout: KvLayout,
+        /// How they are stored.
+        kv_type: KvType,
+    },
+    /// As bytes that the engine alone understands.
+    Opaque {
+        /// How many they are.
+        bytes: u64,
+    },
+}
+
 /// What keys and values depend on beside the tokens that they are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KvIdentity {
-    /// The shape of the keys and values.
-    pub layout: KvLayout,
-    /// How they are stored.
-    pub kv_type: KvType,
+    /// How they are kept.
+    pub form: KvForm,
     /// A hash of all else: weights, arithmetic, rotary embedding. Equal hashes mean the same keys and values, bit for bit.
     pub fingerprint: [u8; 32],
+    /// Steps of which prompts are divided into, for an engine whose results depend on it in their last bits; 1 for one whose
+    /// results do not. A prompt is kept in multiples of it, so that the rest is divided as it would be without the cache.
+    pub unit: usize,
 }
 
 impl KvIdentity {
-    /// The identity of a model with this KV cache and this hash of all else.
-    pub fn new(layout: KvLayout, kv_type: KvType, fingerprint: [u8; 32]) -> Self {
-        Self { layout, kv_type, fingerprint }
+    /// The identity of a model whose keys and values are in a [`KvCache`](crate::kv::KvCache), with this hash of all else.
+    pub fn paged(layout: KvLayout, kv_type: KvType, fingerprint: [u8; 32]) -> Self {
+        Self { form: KvForm::Paged { layout, kv_type }, fingerprint, unit: 1 }
+    }
+
+    /// The identity of a model whose keys and values are so many bytes for each block, with this hash of all else.
+    pub fn opaque(bytes: u64, fingerprint: [u8; 32]) -> Self {
+        Self { form: KvForm::Opaque { bytes }, fingerprint, unit: 1 }
+    }
+
+    /// The same for an engine that divides prompts into steps of so many tokens, and whose results depend on it.
+    pub fn with_unit(mut self, tokens: usize) -> Self {
+        self.unit = tokens.max(1);
+        self
     }
 }
 
@@ -139,20 +171,21 @@ pub trait CausalLm: Send {
         Err(cannot_save())
     }
 
-    /// The keys and values of the first `length` tokens of `sequence`, as far as they fill whole blocks. Copies nothing.
+    /// The keys and values of some blocks of `sequence`, as far as they are full: block `i` has the tokens from
+    /// `i * BLOCK` on.
     ///
     /// # Errors
     /// `Unsupported`, or if the sequence does not exist.
-    fn prefix(&self, sequence: SequenceId, length: usize) -> Result<KvPrefix> {
-        let _ = (sequence, length);
+    fn prefix(&mut self, sequence: SequenceId, blocks: Range<usize>) -> Result<KvPrefix> {
+        let _ = (sequence, blocks);
         Err(cannot_save())
     }
 
     /// Makes a new sequence that begins with keys and values that a model with the same [`kv_identity`](Self::kv_identity) has
-    /// computed.
+    /// computed, from the first block on. Those of the form [`Opaque`](KvForm::Opaque) come from a file and are not trusted.
     ///
     /// # Errors
-    /// As [`new_sequence`](Self::new_sequence), or `Unsupported`.
+    /// As [`new_sequence`](Self::new_sequence), for bytes that no such model has made, or `Unsupported`.
     fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {
         let _ = prefix;
         Err(cannot_save())

@@ -492,6 +492,7 @@ impl LlmBackend for Engine {
             let sessions = self.sessions()?;
             let last = tokens.len().saturating_sub(1);
             validate::logits(&LogitsRequest::new(tokens.clone()).with_start(last), &self.info.limits)?;
+            let permit = sessions.permit().await?;
             let admission = self.admit()?;
             let (sender, result) = oneshot::channel();
             let (prefix_sender, prefix) = oneshot::channel();
@@ -501,7 +502,12 @@ impl LlmBackend for Engine {
             self.run(job, result).await?;
             let prefix = prefix.await.unwrap_or_else(|_| Err(stopped()))?;
             let name = name.to_owned();
-            blocking::blocking("saving the session", move || sessions.save(&name, tokens, &prefix)).await
+            let save = move || {
+                let saved = sessions.save(&name, tokens, prefix);
+                drop(permit);
+                saved
+            };
+            blocking::blocking("saving the session", save).await
         };
         run.await.with_operation("save_session")
     }

@@ -1,5 +1,7 @@
 //! A model whose panics are errors, so that a bug in an engine ends one request and not the thread of all requests.
 
+use std::ops::Range;
+
 use ternion_core::{Error, ErrorKind, Result, catch_panic};
 
 use crate::{CausalLm, LogitsWanted, SequenceId, SequenceInput, causal::KvIdentity, kv::KvPrefix};
@@ -112,8 +114,8 @@ impl CausalLm for Guarded {
         self.model.kv_identity()
     }
 
-    fn prefix(&self, sequence: SequenceId, length: usize) -> Result<KvPrefix> {
-        catch_panic(|| self.model.prefix(sequence, length)).unwrap_or_else(|panic| Err(Error::backend(panic)))
+    fn prefix(&mut self, sequence: SequenceId, blocks: Range<usize>) -> Result<KvPrefix> {
+        self.call("prefix", |model| model.prefix(sequence, blocks))?
     }
 
     fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {

@@ -12,6 +12,7 @@ use crate::{
     engine::Admission,
     generation::Generation,
     kv::KvPrefix,
+    prompt_cache::Restored,
     scoring::{Rows, Scoring},
 };
 
@@ -31,7 +32,7 @@ pub(crate) struct Job {
     /// A step with several sequences, of which this was one, has panicked. Its steps are computed alone from then on.
     pub(crate) alone: bool,
     /// What the prompt cache has of the job's first tokens, until it has a sequence.
-    pub(crate) restored: Option<KvPrefix>,
+    pub(crate) restored: Option<Restored>,
     /// Who wants the keys and values of its tokens, at its end.
     pub(crate) prefix: Option<oneshot::Sender<Result<KvPrefix>>>,
     pub(crate) admission: Admission,
@@ -231,6 +232,15 @@ impl Job {
         match &self.work {
             Work::Generate(g) => g.prompt_tokens,
             Work::Score(_) | Work::Logits(_) => self.tokens.len(),
+        }
+    }
+
+    /// Prompt tokens that were fed in steps as large as they may be: a step that gives many rows of logits is shorter.
+    pub(crate) fn plain_prompt(&self) -> usize {
+        match &self.work {
+            Work::Generate(g) => g.prompt_tokens,
+            Work::Logits(_) if self.prefix.is_some() => self.tokens.len(),
+            Work::Score(_) | Work::Logits(_) => 0,
         }
     }
 

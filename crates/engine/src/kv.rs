@@ -10,13 +10,14 @@
 
 use std::{
     collections::{BTreeMap, TryReserveError},
+    ops::Range,
     sync::Arc,
 };
 
 use ternion_kernels::kv::{self as layout, KvBlock};
 pub use ternion_kernels::kv::{BLOCK, KvBlocks, KvLayout, KvType};
 
-use crate::{SequenceId, batch::no_such};
+use crate::{KvForm, SequenceId, batch::no_such};
 use ternion_core::{Error, ErrorKind, Result};
 
 #[derive(Default)]
@@ -25,19 +26,49 @@ struct Sequence {
     length: usize,
 }
 
-/// The keys and values of the first tokens of a sequence, in whole blocks. Blocks are shared with the cache, so a clone is cheap, and
-/// the sequence may go on.
+/// Keys and values of successive blocks of a sequence, outside of the model. Blocks of a [`KvCache`] are shared with it, so a clone is
+/// cheap, and the sequence may go on.
 #[derive(Clone)]
 pub struct KvPrefix {
-    layout: KvLayout,
-    kv_type: KvType,
-    blocks: Vec<Arc<KvBlock>>,
+    form: KvForm,
+    blocks: Vec<SavedBlock>,
+}
+
+/// The keys and values of [`BLOCK`] tokens.
+#[derive(Clone)]
+pub(crate) enum SavedBlock {
+    Paged(Arc<KvBlock>),
+    Opaque(Arc<[u8]>),
+}
+
+impl SavedBlock {
+    /// Its bytes.
+    pub(crate) fn parts(&self) -> [&[u8]; 2] {
+        match self {
+            Self::Paged(block) => block.parts(),
+            Self::Opaque(bytes) => [bytes, &[]],
+        }
+    }
 }
 
 impl KvPrefix {
-    /// A prefix of blocks that have this layout and type.
-    pub(crate) fn new(layout: KvLayout, kv_type: KvType, blocks: Vec<Arc<KvBlock>>) -> Self {
-        Self { layout, kv_type, blocks }
+    /// Blocks of this form.
+    pub(crate) fn new(form: KvForm, blocks: Vec<SavedBlock>) -> Self {
+        Self { form, blocks }
+    }
+
+    /// Blocks of bytes that an engine understands.
+    ///
+    /// # Errors
+    /// [`Backend`](ErrorKind::Backend) where they are not equally long.
+    pub fn opaque(bytes: u64, blocks: Vec<Arc<[u8]>>) -> Result<Self> {
+        if let Some(other) = blocks.iter().find(|block| block.len() as u64 != bytes) {
+            return Err(Error::backend(format!(
+                "a block of {} bytes of keys and values, expected {bytes}",
+                other.len()
+            )));
+        }
+        Ok(Self::new(KvForm::Opaque { bytes }, blocks.into_iter().map(SavedBlock::Opaque).collect()))
     }
 
     /// Tokens in it, a multiple of [`BLOCK`].
@@ -45,10 +76,31 @@ impl KvPrefix {
         self.blocks.len() * BLOCK
     }
 
+    /// The blocks of [`opaque`](Self::opaque), the first positions first.
+    ///
+    /// # Errors
+    /// [`Backend`](ErrorKind::Backend) for blocks of another form or length.
+    pub fn opaque_blocks(&self, bytes: u64) -> Result<Vec<&[u8]>> {
+        let of_one = |block| match block {
+            &SavedBlock::Opaque(ref own) if own.len() as u64 == bytes => Ok(&own[..]),
+            _ => Err(other_form()),
+        };
+        self.blocks.iter().map(of_one).collect()
+    }
+
+    /// Keeps the first blocks alone.
+    pub(crate) fn truncate(&mut self, blocks: usize) {
+        self.blocks.truncate(blocks);
+    }
+
     /// Its blocks, the first positions first.
-    pub(crate) fn blocks(&self) -> &[Arc<KvBlock>] {
+    pub(crate) fn blocks(&self) -> &[SavedBlock] {
         &self.blocks
     }
+}
+
+fn other_form() -> Error {
+    Error::backend("the saved keys and values have another form than those of the model")
 }
 
 /// The KV caches of all sequences.
@@ -120,14 +172,16 @@ impl KvCache {
         Ok(self.insert(Sequence { blocks, length }))
     }
 
-    /// The first `length` positions of a sequence as far as they fill whole blocks.
+    /// Some blocks of a sequence, as far as they are full.
     ///
     /// # Errors
     /// If `id` does not exist.
-    pub fn prefix(&self, id: SequenceId, length: usize) -> Result<KvPrefix> {
+    pub fn prefix(&self, id: SequenceId, blocks: Range<usize>) -> Result<KvPrefix> {
         let source = self.sequences.get(&id).ok_or_else(|| no_such(id))?;
-        let blocks = source.blocks[..length.min(source.length) / BLOCK].to_vec();
-        Ok(KvPrefix::new(self.layout, self.kv_type, blocks))
+        let end = blocks.end.min(source.length / BLOCK);
+        let blocks = &source.blocks[blocks.start.min(end)..end];
+        let form = KvForm::Paged { layout: self.layout, kv_type: self.kv_type };
+        Ok(KvPrefix::new(form, blocks.iter().cloned().map(SavedBlock::Paged).collect()))
     }
 
     /// A new sequence that begins with a prefix.
@@ -135,11 +189,14 @@ impl KvCache {
     /// # Errors
     /// [`Backend`](ErrorKind::Backend) if the prefix is of a cache with another layout or type.
     pub fn adopt(&mut self, prefix: KvPrefix) -> Result<SequenceId> {
-        if (prefix.layout, prefix.kv_type) != (self.layout, self.kv_type) {
-            return Err(Error::backend("the prefix has another layout than the KV cache"));
-        }
+        let own = KvForm::Paged { layout: self.layout, kv_type: self.kv_type };
         let length = prefix.tokens();
-        Ok(self.insert(Sequence { blocks: prefix.blocks, length }))
+        let of_one = |block| match block {
+            SavedBlock::Paged(block) if prefix.form == own => Ok(block),
+            _ => Err(other_form()),
+        };
+        let blocks = prefix.blocks.into_iter().map(of_one).collect::<Result<_>>()?;
+        Ok(self.insert(Sequence { blocks, length }))
     }
 
     /// Removes a sequence; nothing happens if it does not exist.

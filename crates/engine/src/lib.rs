@@ -28,7 +28,7 @@ mod thought;
 mod window;
 mod worker;
 
-pub use causal::{CausalLm, KvIdentity, LogitsWanted, SequenceId, SequenceInput};
+pub use causal::{CausalLm, KvForm, KvIdentity, LogitsWanted, SequenceId, SequenceInput};
 pub use engine::Engine;
 pub use options::EngineOptions;
 pub use prompt_cache::PromptCacheOptions;

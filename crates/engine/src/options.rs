@@ -67,8 +67,7 @@ impl EngineOptions {
         self.tool_format = config.tool_format;
         self.reasoning.clone_from(&config.reasoning);
         self.max_queued = config.max_queued.unwrap_or(self.max_queued);
-        self.prompt_cache =
-            config.prompt_cache.as_ref().map(|cache| PromptCacheOptions::new(&cache.path, cache.max_size.0));
+        self.prompt_cache = config.prompt_cache.as_ref().map(PromptCacheOptions::of);
         self.stall_limit = config.stall_limit_ms.map_or(self.stall_limit, Duration::from_millis);
     }
 

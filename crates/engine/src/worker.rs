@@ -14,6 +14,7 @@ use crate::{
     engine::{Command, Shared, stopped},
     guard::Guarded,
     job::{End, Job, ModelFacts},
+    kv::BLOCK,
     prompt_cache::{Loaded, PromptCache},
     slots::Slots,
 };
@@ -190,11 +191,11 @@ impl Worker {
 
     /// Queues the jobs for which the prompt cache has been read.
     fn restore(&mut self) {
-        while let Some(Loaded { ticket, prefix }) = self.prompts.as_mut().and_then(PromptCache::loaded) {
+        while let Some(Loaded { ticket, restored }) = self.prompts.as_mut().and_then(PromptCache::loaded) {
             // Where it was cancelled meanwhile, it is there no more.
             if let Some(i) = self.restoring.iter().position(|(waiting, _)| *waiting == ticket) {
                 let (_, mut job) = self.restoring.remove(i);
-                job.restored = prefix;
+                job.restored = restored;
                 self.queue.push_back(job);
             }
         }
@@ -286,8 +287,8 @@ impl Worker {
         while self.active.len() < self.model.max_sequences()
             && let Some(mut job) = self.queue.pop_front()
         {
-            if let Some(prefix) = job.restored.take()
-                && let Err(error) = self.slots.adopt(&mut self.model, prefix, &job.tokens)
+            if let Some(restored) = job.restored.take()
+                && let Err(error) = self.slots.adopt(&mut self.model, restored.prefix, &job.tokens)
             {
                 tracing::warn!(%error, "the prompt is computed: what the prompt cache has of it cannot be used");
             }
@@ -307,16 +308,18 @@ impl Worker {
 
     /// Takes the job out and keeps its sequence for later requests, unless it has failed.
     pub(crate) fn end(&mut self, i: usize, end: End) {
-        let Active { mut job, sequence, length } = self.active.remove(i);
-        if let Some(sender) = job.prefix.take() {
-            // The send fails only if the reader is gone.
-            let _ = sender.send(self.model.prefix(sequence, length));
-        }
+        let Active { mut job, sequence, .. } = self.active.remove(i);
         if matches!(end, End::Failed(_)) {
             self.slots.discard(&mut self.model, sequence);
         } else {
             if let Some(prompts) = &mut self.prompts {
-                prompts.save(&self.model, sequence, self.slots.tokens(sequence));
+                let tokens = self.slots.tokens(sequence);
+                let keep = prompts.keepable(tokens.len(), job.plain_prompt(), job.usage().cached_tokens);
+                match job.prefix.take() {
+                    // The send fails only if the reader is gone.
+                    Some(sender) => drop(sender.send(self.model.prefix(sequence, 0..keep / BLOCK))),
+                    None => prompts.save(&mut self.model, sequence, &tokens[..keep]),
+                }
             }
             self.slots.release(sequence);
         }

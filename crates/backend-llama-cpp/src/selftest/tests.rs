@@ -75,6 +75,7 @@ impl Tiny {
             threads,
             kv_type: KvType::F32,
             flash_attention: false,
+            keeps_prompts: false,
         };
         LlamaCpp::start(model, Some(hook), Some(Table::Dense(self.embed.clone())), 32, sizes)
     }

@@ -434,12 +434,6 @@ impl ModelConfig {
             if cache.path.as_os_str().is_empty() {
                 return refused(".path: is empty; a folder expected");
             }
-            if self.memory_limit.is_some() {
-                return refused(
-                    " together with `memory_limit`: prompts on their way to and from the disk take memory that no plan counts; leave \
-                     one of them out",
-                );
-            }
         }
         self.context_policy
             .validate()

@@ -10,7 +10,7 @@
 //!  32 bytes   the model's identity
 //!  32 bytes   the key of the block before, zeros for the first
 //! 256 bytes   the tokens, 32 bits each
-//!             keys and values as they are in memory
+//!             keys and values as they are in memory, or as the engine writes them
 //!  32 bytes   SHA-256 of all before
 //! ```
 //!
@@ -37,8 +37,8 @@ use ternion_core::{Error, ErrorKind, Result, file::read_capped};
 use ternion_kernels::kv::KvBlock;
 
 use crate::{
-    KvIdentity,
-    kv::{BLOCK, KvPrefix},
+    KvForm, KvIdentity,
+    kv::{BLOCK, KvPrefix, SavedBlock},
 };
 
 const MAGIC: &[u8; 8] = b"TERNKV\0\x01";
@@ -62,16 +62,18 @@ pub(super) struct Store {
     folder: PathBuf,
     max_size: u64,
     identity: KvIdentity,
-    /// Hash of the identity with layout and type.
+    /// Hash of the identity with the form of the blocks.
     model: Key,
     block_bytes: u64,
 }
 
 /// A sequence to be written.
 pub(super) struct Save {
-    /// Whole blocks.
+    /// Of all blocks from the beginning of the sequence.
     pub(super) tokens: Vec<u32>,
-    pub(super) blocks: Vec<Arc<KvBlock>>,
+    /// The blocks before this one are not written.
+    pub(super) first: usize,
+    pub(super) blocks: KvPrefix,
 }
 
 impl Store {
@@ -82,12 +84,15 @@ impl Store {
         hash.update(identity.fingerprint);
         // Bytes in another order are other numbers.
         let endian = u16::from_ne_bytes([1, 0]);
-        hash.update(format!("{:?} {:?} {BLOCK} {endian}", identity.layout, identity.kv_type));
+        hash.update(format!("{:?} {} {BLOCK} {endian}", identity.form, identity.unit));
         let model: Key = hash.finalize().into();
         let folder = root.join(&hex(&model)[..32]);
         let store = Self {
             root: root.to_owned(),
-            block_bytes: identity.layout.bytes(identity.kv_type, BLOCK),
+            block_bytes: match identity.form {
+                KvForm::Paged { layout, kv_type } => layout.bytes(kv_type, BLOCK),
+                KvForm::Opaque { bytes } => bytes,
+            },
             folder,
             max_size,
             identity,
@@ -122,7 +127,7 @@ impl Store {
         let paths: Vec<PathBuf> = self.keys(tokens).map(|(_, key)| self.path(&key)).collect();
         for (((parent, _), part), path) in self.keys(tokens).zip(tokens.chunks_exact(BLOCK)).zip(&paths) {
             match self.read_block(path, &parent, part) {
-                Ok(block) => blocks.push(Arc::new(block)),
+                Ok(block) => blocks.push(block),
                 Err(error) => {
                     if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) {
                         let path = path.display();
@@ -137,7 +142,7 @@ impl Store {
             }
         }
         touch(&paths[..blocks.len()]);
-        (!blocks.is_empty()).then(|| KvPrefix::new(self.identity.layout, self.identity.kv_type, blocks))
+        (!blocks.is_empty()).then(|| KvPrefix::new(self.identity.form, blocks))
     }
 
     /// Writes the blocks that are not there, and makes room.
@@ -146,10 +151,12 @@ impl Store {
     /// [`Io`](ErrorKind::Io) where a block cannot be written; then the prompt is found up to that one.
     pub(super) fn write(&self, save: &Save) -> Result<()> {
         let mut paths = Vec::new();
-        let parts = save.tokens.chunks_exact(BLOCK).zip(&save.blocks);
-        for ((parent, key), (tokens, block)) in self.keys(&save.tokens).zip(parts) {
+        let keys = self.keys(&save.tokens).zip(save.tokens.chunks_exact(BLOCK)).enumerate();
+        for (i, ((parent, key), tokens)) in keys.take(save.first + save.blocks.blocks().len()) {
             let path = self.path(&key);
-            if !self.has(&path) {
+            if let Some(block) = i.checked_sub(save.first).map(|i| &save.blocks.blocks()[i])
+                && !self.has(&path)
+            {
                 self.write_block(&path, &parent, tokens, block).map_err(|e| cannot_write(&path, e))?;
             }
             paths.push(path);
@@ -226,7 +233,7 @@ impl Store {
         [&MAGIC[..], &self.model, parent, &token_bytes(tokens)].concat()
     }
 
-    fn read_block(&self, path: &Path, parent: &Key, tokens: &[u32]) -> io::Result<KvBlock> {
+    fn read_block(&self, path: &Path, parent: &Key, tokens: &[u32]) -> io::Result<SavedBlock> {
         let wrong = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, what));
         // Asked before it is opened: opening a pipe would wait for its writer.
         let metadata = fs::metadata(path)?;
@@ -240,18 +247,28 @@ impl Store {
             return wrong("it is of other tokens or of another model");
         }
         let mut hash = Sha256::new_with_prefix(&header);
-        let block = KvBlock::new(&self.identity.layout, self.identity.kv_type);
-        let mut block = block.map_err(|e| io::Error::new(io::ErrorKind::OutOfMemory, e))?;
-        for part in block.parts_mut() {
-            file.read_exact(part)?;
-            hash.update(part);
-        }
+        let no_memory = |e| io::Error::new(io::ErrorKind::OutOfMemory, e);
+        let mut read = |part: &mut [u8]| file.read_exact(part).map(|()| hash.update(&*part));
+        let block = match self.identity.form {
+            KvForm::Paged { layout, kv_type } => {
+                let mut block = KvBlock::new(&layout, kv_type).map_err(no_memory)?;
+                block.parts_mut().into_iter().try_for_each(&mut read)?;
+                SavedBlock::Paged(Arc::new(block))
+            }
+            KvForm::Opaque { bytes } => {
+                let mut block = Vec::new();
+                block.try_reserve_exact(bytes as usize).map_err(no_memory)?;
+                block.resize(bytes as usize, 0);
+                read(&mut block)?;
+                SavedBlock::Opaque(block.into())
+            }
+        };
         let mut expected = [0; 32];
         file.read_exact(&mut expected)?;
         if hash.finalize()[..] == expected { Ok(block) } else { wrong("its checksum is wrong") }
     }
 
-    fn write_block(&self, path: &Path, parent: &Key, tokens: &[u32], block: &KvBlock) -> io::Result<()> {
+    fn write_block(&self, path: &Path, parent: &Key, tokens: &[u32], block: &SavedBlock) -> io::Result<()> {
         let temporary = unfinished(path);
         let write = || {
             let mut file = create(&temporary)?;
@@ -381,11 +398,11 @@ mod tests {
     const LAYOUT: KvLayout = KvLayout { layers: 2, kv_heads: 2, head_dim: 4 };
 
     fn store(root: &Path, fingerprint: u8, kv_type: KvType) -> Store {
-        Store::open(root, u64::MAX, KvIdentity::new(LAYOUT, kv_type, [fingerprint; 32])).unwrap()
+        Store::open(root, u64::MAX, KvIdentity::paged(LAYOUT, kv_type, [fingerprint; 32])).unwrap()
     }
 
     /// Blocks for so many tokens, with noise in them.
-    fn blocks(kv_type: KvType, tokens: &[u32]) -> Vec<Arc<KvBlock>> {
+    fn blocks(kv_type: KvType, tokens: &[u32]) -> KvPrefix {
         let mut cache = KvCache::new(LAYOUT, kv_type);
         let id = cache.create();
         cache.reserve(id, tokens.len()).unwrap();
@@ -396,7 +413,7 @@ mod tests {
             cache.write(id, layer, &keys, &values).unwrap();
         }
         cache.advance(id, tokens.len());
-        cache.prefix(id, tokens.len()).unwrap().blocks().to_vec()
+        cache.prefix(id, 0..tokens.len() / BLOCK).unwrap()
     }
 
     fn tokens(count: usize, seed: u32) -> Vec<u32> {
@@ -404,9 +421,8 @@ mod tests {
     }
 
     fn save(store: &Store, tokens: &[u32]) {
-        store
-            .write(&Save { tokens: tokens.to_vec(), blocks: blocks(store.identity.kv_type, tokens) })
-            .unwrap();
+        let KvForm::Paged { kv_type, .. } = store.identity.form else { panic!("no paged blocks") };
+        store.write(&Save { tokens: tokens.to_vec(), first: 0, blocks: blocks(kv_type, tokens) }).unwrap();
     }
 
     fn files(root: &Path) -> Vec<PathBuf> {
@@ -425,7 +441,7 @@ mod tests {
             save(&own, &prompt);
             assert_eq!(own.known(&prompt), 3);
             let read = own.read(&prompt).unwrap();
-            for (a, b) in read.blocks().iter().zip(blocks(kv_type, &prompt)) {
+            for (a, b) in read.blocks().iter().zip(blocks(kv_type, &prompt).blocks()) {
                 assert_eq!(a.parts(), b.parts());
             }
             // Another prompt shares as many blocks as it begins with.
@@ -440,6 +456,32 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         save(&store(root.path(), 1, KvType::F32), &tokens(BLOCK, 5));
         assert!(store(root.path(), 1, KvType::F16).read(&tokens(BLOCK, 5)).is_none());
+    }
+
+    #[test]
+    fn bytes_of_an_engine_are_kept_too_and_later_blocks_alone_may_come() {
+        let root = tempfile::tempdir().unwrap();
+        let store = |unit| {
+            let identity = KvIdentity::opaque(1000, [7; 32]).with_unit(unit);
+            Store::open(root.path(), u64::MAX, identity).unwrap()
+        };
+        let own = store(1);
+        let prompt = tokens(3 * BLOCK, 5);
+        let block = |n: u8| Arc::<[u8]>::from(vec![n; 1000]);
+        let write = |tokens: &[u32], first, numbers: &[u8]| {
+            let blocks = KvPrefix::opaque(1000, numbers.iter().map(|n| block(*n)).collect()).unwrap();
+            own.write(&Save { tokens: tokens.to_vec(), first, blocks }).unwrap();
+        };
+        write(&prompt[..BLOCK], 0, &[1]);
+        write(&prompt, 1, &[2, 3]);
+        let read = own.read(&prompt).unwrap();
+        let expected: Vec<_> = [1, 2, 3].map(block).into();
+        assert_eq!(read.opaque_blocks(1000).unwrap(), expected.iter().map(|b| &b[..]).collect::<Vec<_>>());
+        assert_eq!(read.opaque_blocks(999).unwrap_err().kind(), ErrorKind::Backend);
+        assert!(KvPrefix::opaque(999, vec![block(1)]).is_err());
+        assert!(KvCache::new(LAYOUT, KvType::F32).adopt(read).is_err());
+        // Prompts that are divided into other steps are others.
+        assert!(store(128).read(&prompt).is_none());
     }
 
     #[test]
@@ -526,7 +568,7 @@ mod tests {
         assert_eq!(mode(&own.folder), 0o700);
         let file = root.path().join("file");
         fs::write(&file, "x").unwrap();
-        let identity = KvIdentity::new(LAYOUT, KvType::F32, [0; 32]);
+        let identity = KvIdentity::paged(LAYOUT, KvType::F32, [0; 32]);
         assert_eq!(Store::open(&file, 1, identity).err().unwrap().kind(), ErrorKind::Io);
     }
 }

@@ -8,7 +8,11 @@ use ternion::{
     formats::{self, Checkpoint, convert::Options},
 };
 
-use crate::{errors::exception, model::local, operation::Operation};
+use crate::{
+    errors::exception,
+    operation::Operation,
+    source::{self, Need},
+};
 
 /// Writes the checkpoint at `path` to `out` in the format with this name.
 #[pyfunction]
@@ -21,11 +25,12 @@ pub(crate) fn convert(
 ) -> PyResult<Operation> {
     let mut options = Options::new(format.parse().map_err(|error| exception(py, &error))?);
     options.overwrite = overwrite;
-    let convert = move || {
-        let checkpoint = Checkpoint::open(local(path)?)?;
-        formats::convert::convert(&checkpoint, &out, &options, &mut |_, _| {})
-    };
-    let work = async {
+    let work = async move {
+        let path = source::local(path, Need::Model).await?;
+        let convert = move || {
+            let checkpoint = Checkpoint::open(path)?;
+            formats::convert::convert(&checkpoint, &out, &options, &mut |_, _| {})
+        };
         tokio::task::spawn_blocking(convert)
             .await
             .unwrap_or_else(|e| Err(Error::backend("the conversion panicked").with_source(e)))

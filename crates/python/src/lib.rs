@@ -12,6 +12,7 @@ mod errors;
 mod model;
 mod operation;
 mod slot;
+mod source;
 mod stream;
 mod tokenizer;
 mod wait;
@@ -42,6 +43,8 @@ mod native {
     use crate::model::{Model, load};
     #[pymodule_export]
     use crate::operation::Operation;
+    #[pymodule_export]
+    use crate::source::local_path;
     #[pymodule_export]
     use crate::stream::Stream;
     #[pymodule_export]

@@ -52,18 +52,6 @@ pub(crate) fn load(path: PathBuf, name: Option<String>, settings: &Bound<'_, PyA
     }))
 }
 
-/// A path of this machine, where nothing is downloaded.
-///
-/// # Errors
-/// [`Unsupported`](ternion::ErrorKind::Unsupported) for an address such as `hf://owner/name`.
-pub(crate) fn local(path: PathBuf) -> Result<PathBuf> {
-    if path.to_str().is_some_and(|text| text.contains("://")) {
-        let message = "a model of the hub is downloaded by `load` alone; name the folder of its files";
-        return Err(Error::unsupported(message).with("path", path.display()).with_operation("load"));
-    }
-    Ok(path)
-}
-
 /// A configuration whose default model is the one that is meant.
 fn configuration(path: &Path, name: Option<String>, settings: Map<String, Value>) -> Result<Config> {
     let mut config = if is_config_file(path) {

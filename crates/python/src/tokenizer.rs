@@ -3,9 +3,14 @@
 use std::{path::PathBuf, sync::Arc};
 
 use pyo3::{prelude::*, types::PyBytes};
-use ternion::{ChatOptions, Message, Prompt, Result, formats::CheckpointOptions, text};
+use ternion::{ChatOptions, Error, Message, Prompt, Result, formats::CheckpointOptions, text};
 
-use crate::{convert, errors::exception, model::local};
+use crate::{
+    convert,
+    errors::exception,
+    operation::Operation,
+    source::{self, Need},
+};
 
 /// A tokenizer with its chat template.
 #[pyclass(frozen, module = "ternion._native")]
@@ -32,10 +37,16 @@ impl Tokenizer {
 impl Tokenizer {
     /// Reads the tokenizer of the checkpoint in a folder or file, without its weights.
     #[staticmethod]
-    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let open =
-            || text::Tokenizer::from_parts(CheckpointOptions::default().tokenizer_parts(local(path)?)?);
-        py.detach(open).map(|tokenizer| Self(Arc::new(tokenizer))).map_err(|error| exception(py, &error))
+    fn open(path: PathBuf) -> Operation {
+        let open = async move {
+            let path = source::local(path, Need::Tokenizer).await?;
+            let read =
+                move || text::Tokenizer::from_parts(CheckpointOptions::default().tokenizer_parts(path)?);
+            tokio::task::spawn_blocking(read)
+                .await
+                .unwrap_or_else(|e| Err(Error::backend("reading the tokenizer panicked").with_source(e)))
+        };
+        Operation::new(open, |py, tokenizer| Ok(Py::new(py, Self(Arc::new(tokenizer)))?.into_any()))
     }
 
     /// The ids of a text. `trusted`: special tokens in it are control tokens.

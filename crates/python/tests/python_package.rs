@@ -9,11 +9,24 @@ use std::{
     process::Command,
 };
 
+#[path = "../../../tests/hub/fake.rs"]
+#[allow(dead_code, reason = "the tests of the hub itself use the rest")]
+mod fake;
+
+use fake::{Fake, Repo};
+use ternion::formats::{
+    Checkpoint,
+    convert::{Options, Target, convert},
+};
+
 #[test]
 fn the_tests_in_python_pass() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let Some(python) = project_python() else { return };
     let work = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let hub = runtime.block_on(Fake::start());
+    fill(&hub, &folder.join("../../fixtures/ternion-tiny"), &work.path().join("bitnet.gguf"));
     let path = |name: &str| work.path().join(name);
 
     let pack = folder.join("tests/pack.py");
@@ -33,8 +46,22 @@ fn the_tests_in_python_pass() {
     let mut tests = Command::new(&fresh);
     tests.args(["-m", "pytest", "-q", "-rs"]).current_dir(folder);
     // A bytecode cache would end up in the source tree.
-    let printed = run(tests.env("PYTHONDONTWRITEBYTECODE", "1"));
-    println!("{printed}");
+    tests.env("PYTHONDONTWRITEBYTECODE", "1");
+    tests.env("TERNION_TEST_HUB", &hub.url).env("NO_PROXY", "127.0.0.1");
+    println!("{}", run(&mut tests));
+}
+
+/// Puts the small model into the hub: as it is, behind a gate, and as a GGUF file.
+fn fill(hub: &Fake, tiny: &Path, gguf: &Path) {
+    let mut repo = Repo::of([("README.md", b"# tiny".to_vec())]);
+    for entry in std::fs::read_dir(tiny).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
+        let bytes = std::fs::read(entry.path()).unwrap();
+        repo.files.insert(entry.file_name().into_string().unwrap(), bytes.into());
+    }
+    hub.add("test/tiny", repo.clone());
+    hub.add("test/gated", Repo { gated: true, ..repo });
+    convert(&Checkpoint::open(tiny).unwrap(), gguf, &Options::new(Target::GgufI2s), &mut |_, _| {}).unwrap();
+    hub.add("test/gguf", Repo::of([("bitnet.gguf", std::fs::read(gguf).unwrap())]));
 }
 
 /// The library of this crate, which Cargo puts beside the executables of its tests.

@@ -4,6 +4,7 @@
 //! works alike on Linux, macOS and Windows. Standard library only: a fresh clone compiles this in about a second.
 #![forbid(unsafe_code)]
 
+mod licenses;
 mod lint;
 mod native;
 mod onnxruntime;
@@ -65,13 +66,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// The package as it is published. It is compiled for itself: other features are selected for it than for the workspace.
+/// The package as it is published, with the licences of all that is in it. It is compiled for itself: other features are selected for
+/// it than for the workspace.
 fn wheel() -> Result<(), String> {
-    let words = ["maturin", "build", "--release", "--locked"];
-    shell::run(
-        &[&words[..], &["--manifest-path=crates/python/Cargo.toml", "--out=target/wheels"]].concat(),
-        &[],
-    )
+    licenses::write()?;
+    // A folder that is empty before, so that what is in it afterwards is the wheel.
+    let fresh = shell::root().join("target/wheels/new");
+    let failed = |error: std::io::Error| format!("cannot use {}: {error}", fresh.display());
+    if fresh.exists() {
+        std::fs::remove_dir_all(&fresh).map_err(failed)?;
+    }
+    let words = ["maturin", "build", "--release", "--locked", "--manifest-path=crates/python/Cargo.toml"];
+    shell::run(&[&words[..], &["--out=target/wheels/new"]].concat(), &[])?;
+    for entry in std::fs::read_dir(&fresh).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        licenses::check(&entry.path())?;
+        std::fs::rename(entry.path(), shell::root().join("target/wheels").join(entry.file_name()))
+            .map_err(failed)?;
+    }
+    std::fs::remove_dir(&fresh).map_err(failed)
 }
 
 fn usage_error(message: &str) -> ExitCode {

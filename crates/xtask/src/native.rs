@@ -63,12 +63,13 @@ fn apt_install(package: &str) -> Result<(), String> {
 }
 
 /// The packages, with the versions that the comparisons were written for.
-const PYTHON_PACKAGES: [&str; 12] = [
+const PYTHON_PACKAGES: [&str; 13] = [
     "gguf==0.19.0",
     "huggingface_hub",
     "jsonschema",
     "lm-eval[api]==0.4.13",
     "maturin>=1.9.4,<2",
+    "mypy>=2.4,<3",
     "numpy",
     "onnx",
     "onnxruntime==1.32.0",
@@ -82,7 +83,7 @@ const PYTHON_PACKAGES: [&str; 12] = [
 /// Whether the project's Python has the packages that tests compare with.
 pub(crate) fn python_packages() -> Option<String> {
     let python = program(&tools(), "python").display().to_string();
-    let program = "import gguf, huggingface_hub, jsonschema, maturin, numpy, onnx, onnxruntime, openai, pytest, tenacity; import importlib.util as u; \
+    let program = "import gguf, huggingface_hub, jsonschema, maturin, mypy, numpy, onnx, onnxruntime, openai, pytest, tenacity; import importlib.util as u; \
                    assert all(map(u.find_spec, ['lm_eval', 'schemathesis', 'transformers'])); \
                    print('onnx', onnx.__version__)";
     shell::probe(&[&python, "-c", program])

@@ -107,7 +107,7 @@ def _ending(event: Mapping[str, Any]) -> dict[str, Any]:
         "finish_reason": reason,
         "stopped_by": stopped_by,
         "usage": Usage(**usage),
-        "timing": Timing(**timing),
+        "timing": Timing(**timing),  # type: ignore[arg-type]
         "seed": event.get("seed"),
         "served_by": event.get("served_by"),
         "details": event,

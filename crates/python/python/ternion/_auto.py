@@ -36,7 +36,7 @@ def checkpoint_path(where: str, name: _model.StrPath, options: dict[str, Any]) -
     _compat.ignore(where, given, _IGNORED)
     path = os.fspath(name)
     if not os.path.exists(path) and "://" not in path and path.count("/") == 1 and not path.startswith((".", "~", "/")):
-        path = f"hf://{path}" if revision is None else f"hf://{path}@{revision}"
+        path = f"hf://{path}" if revision is None else f"hf://{path}@{revision.replace('/', '%2F')}"
     elif revision not in (None, "main"):
         raise TypeError(f"{where}: `revision` names a version of a repository, and {path!r} is none")
     parts = [part for part in (subfolder, file) if part]
@@ -150,7 +150,7 @@ class AutoTokenizer:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: _model.StrPath, **kwargs: Any) -> AutoTokenizer:
-        """Reads the tokenizer of a checkpoint, without its weights."""
+        """Reads the tokenizer of a checkpoint, or of a repository of the Hugging Face Hub, without its weights."""
         path = checkpoint_path("AutoTokenizer", pretrained_model_name_or_path, kwargs)
         if kwargs:
             raise TypeError(f"AutoTokenizer: unexpected keyword argument {next(iter(kwargs))!r}")
@@ -168,7 +168,7 @@ class AutoTokenizer:
     ) -> BatchEncoding:
         """The token ids of one text or of several. Several are padded if ``padding`` is set."""
         several = not isinstance(text, str)
-        texts = list(text) if several else [text]
+        texts = [text] if isinstance(text, str) else list(text)
         batch = [self.encode(one, add_special_tokens=add_special_tokens) for one in texts]
         return self._encoding(batch, several, padding, return_tensors, return_attention_mask)
 

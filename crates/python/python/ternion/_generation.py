@@ -7,7 +7,7 @@ import os
 from collections import deque
 from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 
-from . import _answer, _compat, _model
+from . import _answer, _compat, _model, _native
 
 # What transformers takes where neither the call nor the model says.
 _DEFAULTS: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
@@ -86,8 +86,11 @@ _KNOWN = {
 
 def model_config(path: str) -> dict[str, Any]:
     """What the ``generation_config.json`` of a checkpoint's folder says; nothing where there is none."""
+    folder = _native.local_path(path) if path else None
+    if folder is None:
+        return {}
     try:
-        with open(os.path.join(path, "generation_config.json"), encoding="utf-8") as file:
+        with open(os.path.join(folder, "generation_config.json"), encoding="utf-8") as file:
             config = json.load(file)
     except (OSError, ValueError):
         return {}
@@ -124,7 +127,7 @@ class Arguments:
     @property
     def sequences(self) -> int:
         """How many answers each prompt gets."""
-        return self._values.get("num_return_sequences", 1)
+        return int(self._values.get("num_return_sequences", 1))
 
     def params(self, prompt_length: int, number: int) -> dict[str, Any]:
         """The parameters of the answer with this number to a prompt of so many tokens."""
@@ -148,7 +151,7 @@ class Arguments:
     def _max_tokens(self, prompt_length: int) -> int:
         new, length = self._values.get("max_new_tokens"), self._values.get("max_length")
         if new is not None:
-            return new
+            return int(new)
         return 20 if length is None else max(length - prompt_length, 1)
 
 
@@ -169,10 +172,10 @@ def text_of(answer: _answer.Answer) -> str:
     return answer.text + answer.stopped_by if isinstance(answer.stopped_by, str) else answer.text
 
 
-def rows(ids: Any, mask: Any) -> list[list[int]]:
+def rows(values: Any, mask: Any) -> list[list[int]]:
     """The token ids of a batch without padding."""
-    ids = as_lists(ids)
-    ids = ids if ids and isinstance(ids[0], list) else [ids]
+    given = as_lists(values)
+    ids: list[list[int]] = given if given and isinstance(given[0], list) else [given]
     if mask is None:
         return ids
     mask = as_lists(mask)

@@ -380,11 +380,11 @@ class Llama:
 
     def n_ctx(self) -> int:
         """Tokens that prompt and answer may have together."""
-        return self._info["limits"]["context_length"]
+        return int(self._info["limits"]["context_length"])
 
     def n_vocab(self) -> int:
         """Entries of the vocabulary."""
-        return self._info["limits"]["vocab_size"]
+        return int(self._info["limits"]["vocab_size"])
 
     def token_eos(self) -> int:
         """The token that ends a sequence; -1 if there is none."""

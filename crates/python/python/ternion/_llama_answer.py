@@ -157,7 +157,7 @@ class ChatShape:
     def whole(self, events: Iterable[Event]) -> dict[str, Any]:
         """The whole answer."""
         text, reasoning = "", ""
-        logprobs = {"content": [], "refusal": None} if self._logprobs else None
+        logprobs: Optional[dict[str, Any]] = {"content": [], "refusal": None} if self._logprobs else None
         calls: list[dict[str, Any]] = []
         for event in events:
             kind = event["type"]
@@ -219,11 +219,12 @@ class ChatShape:
 
 def _call_delta(event: Event) -> dict[str, Any]:
     """The part of a tool call that an event brings."""
-    function = {"name": event.get("name"), "arguments": event.get("arguments", "")}
-    delta: dict[str, Any] = {"index": event["index"], "type": "function", "function": function}
-    if event.get("id") is not None:
-        delta["id"] = event["id"]
-    return delta
+    function = {"arguments": event.get("arguments", "")}
+    if event.get("id") is None:
+        return {"index": event["index"], "function": function}
+    # The first part of a call has its name.
+    function = {"name": event.get("name", ""), **function}
+    return {"index": event["index"], "id": event["id"], "type": "function", "function": function}
 
 
 def _add_call(calls: list[dict[str, Any]], event: Event) -> None:

@@ -25,7 +25,8 @@ def load(path: StrPath, model: Optional[str] = None, **settings: Any) -> Model:
     """Loads a model.
 
     Args:
-        path: A configuration file (.toml, .json, .yaml), or the folder or file of a checkpoint.
+        path: A configuration file (.toml, .json, .yaml), the folder or file of a checkpoint, or an address of the Hugging Face Hub
+            (``hf://owner/name[@revision][/file]``).
         model: Which model of the configuration. Left out: its default.
         settings: Keys of the model's configuration, which win over the file: ``backend``, ``threads``, ``context_length``,
             ``max_sequences``, ``memory_limit``, ``sampling``, ``options`` and so on.
@@ -46,7 +47,7 @@ def convert(path: StrPath, out: StrPath, format: str, *, overwrite: bool = False
     """Writes a checkpoint in another format. Ternary weights come out bit by bit as they went in.
 
     Args:
-        path: The folder or file of the checkpoint.
+        path: The folder or file of the checkpoint, or an address of the hub.
         out: The file to write for GGUF, a folder for other formats.
         format: ``gguf-i2s``, ``gguf-tq1``, ``gguf-tq2``, ``safetensors`` and the others of the command ``ternion convert``.
         overwrite: Whether a file or checkpoint at ``out`` is replaced.
@@ -126,12 +127,14 @@ class Model:
         Returns:
             For each token a dictionary with ``id``, ``logprob`` and ``top``.
         """
-        return self._native.score(list(tokens), start, top).wait()["tokens"]
+        scores: list[dict[str, Any]] = self._native.score(list(tokens), start, top).wait()["tokens"]
+        return scores
 
     async def ascore(self, tokens: Sequence[int], start: int = 1, top: int = 0) -> list[dict[str, Any]]:
         """:meth:`score` that does not block the event loop."""
         work = self._native.score(list(tokens), start, top)
-        return (await ready(work.poll, work.cancel))["tokens"]
+        scores: list[dict[str, Any]] = (await ready(work.poll, work.cancel))["tokens"]
+        return scores
 
     def close(self) -> None:
         """Frees the model once its streams have ended. Further calls raise :class:`ClosedError`."""
@@ -157,8 +160,9 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: StrPath) -> Tokenizer:
-        """Reads the tokenizer of the checkpoint in a folder or file."""
-        return cls(_native.Tokenizer.open(os.fspath(path)))
+        """Reads the tokenizer of the checkpoint in a folder or file, or at an address ``hf://owner/name``, of which only the files of
+        the tokenizer are downloaded."""
+        return cls(_native.Tokenizer.open(os.fspath(path)).wait())
 
     def encode(self, text: str, *, add_special: bool = True, trusted: bool = True) -> list[int]:
         """The token ids of a text.

@@ -49,6 +49,10 @@ class Params(TypedDict, total=False):
     """The tools that the model may call, as in OpenAI's chat API."""
     tool_choice: Union[str, Mapping[str, Any], None]
     """Whether it may, must or must not call one: ``"auto"``, ``"none"``, ``"required"`` or a tool."""
+    parallel_tool_calls: bool
+    """Whether it may call several at a time. Default: ``True``."""
+    reasoning_budget: Optional[int]
+    """The most tokens of the model's thought, which is then ended for it."""
     template_args: Optional[Mapping[str, Any]]
     """Further variables of the chat template, such as ``enable_thinking``."""
     add_generation_prompt: bool
@@ -72,7 +76,7 @@ _SAMPLING = {
     "logit_bias",
     "seed",
 }
-_CHAT = {"tools", "tool_choice", "template_args", "add_generation_prompt", "continue_final_message"}
+_CHAT = {"tools", "tool_choice", "parallel_tool_calls", "template_args", "add_generation_prompt", "continue_final_message"}
 
 
 def request(prompt: Prompt, params: Params) -> dict[str, Any]:
@@ -105,7 +109,8 @@ def request(prompt: Prompt, params: Params) -> dict[str, Any]:
 
 def chat_options(params: Mapping[str, Any]) -> dict[str, Any]:
     """The options for the chat template alone."""
-    return request("", params).get("chat", {})  # type: ignore[arg-type]
+    options: dict[str, Any] = request("", params).get("chat", {})  # type: ignore[arg-type]
+    return options
 
 
 def _prompt(prompt: Prompt) -> dict[str, Any]:

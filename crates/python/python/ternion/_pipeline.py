@@ -136,7 +136,7 @@ class _Call:
         return tokenizer.encode_chat(chat, tools=self._tools, continue_final_message=continues)
 
     def _continues(self, chat: list[Mapping[str, Any]]) -> bool:
-        return chat[-1]["role"] == "assistant" if self._continue is None else self._continue
+        return bool(chat[-1]["role"] == "assistant" if self._continue is None else self._continue)
 
     def _show(self, prompt: Any, tokens: list[int], answer: Any) -> dict[str, Any]:
         if self._tensors:

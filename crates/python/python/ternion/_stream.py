@@ -78,7 +78,7 @@ class TextStream(Stream[str]):
     def _item(self, event: Mapping[str, Any]) -> Optional[str]:
         kind = event["type"]
         if kind == "text":
-            return event["text"]
+            return str(event["text"])
         if kind == "done":
             self.ending = _answer.ending(event)
         return None

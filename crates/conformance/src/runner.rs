@@ -5,11 +5,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use ternion_core::{LlmBackend, Result};
 use tokio::runtime::Runtime;
 
-use crate::{Aspect, Check, Failure, Reference, all};
+use crate::{Aspect, Check, Failure, Outcome, Reference, all};
 
 /// Runs all checks on one backend: the whole `main` of a test without harness. The arguments are those of `cargo test`.
 ///
@@ -92,19 +92,19 @@ struct Shared {
 }
 
 impl Shared {
-    fn run(
+    fn run<T>(
         &self,
-        check: impl AsyncFnOnce(&dyn LlmBackend) -> std::result::Result<(), Failure>,
-    ) -> std::result::Result<(), Failed> {
+        check: impl AsyncFnOnce(&dyn LlmBackend) -> std::result::Result<T, Failure>,
+    ) -> std::result::Result<T, Failed> {
         // A check that panicked has left nothing in the lock: the model was taken out.
         let mut place = self.model.lock().unwrap_or_else(PoisonError::into_inner);
         let model = match place.take() {
             Some(model) => model,
             None => (self.load)(&self.runtime)?,
         };
-        self.runtime.block_on(check(&*model))?;
+        let found = self.runtime.block_on(check(&*model))?;
         *place = Some(model);
-        Ok(())
+        Ok(found)
     }
 }
 
@@ -148,7 +148,13 @@ fn of_model(
         let shared = Arc::clone(&shared);
         trials.push(match reason {
             Some(reason) => ignored(&test, reason),
-            None => Trial::test(test, move || shared.run(async |model| check.run(model).await)),
+            None => Trial::ignorable_test(test, move || {
+                shared.run(async |model| match check.outcome(model).await {
+                    Outcome::Passed => Ok(Completion::Completed),
+                    Outcome::Skipped(reason) => Ok(Completion::ignored_with(reason)),
+                    Outcome::Failed(failure) => Err(failure),
+                })
+            }),
         });
     }
     for (reference, aspect, reason) in aspects {

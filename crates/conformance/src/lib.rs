@@ -71,6 +71,7 @@ pub mod compare;
 pub mod concurrency;
 pub mod constraints;
 pub mod drawing;
+pub mod embeddings;
 pub mod errors;
 pub mod facts;
 pub mod failing;
@@ -109,6 +110,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         constraints::CHECKS,
         tools::CHECKS,
         sessions::CHECKS,
+        embeddings::CHECKS,
     ]
     .into_iter()
     .flatten()

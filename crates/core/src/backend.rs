@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Completion, Error, GenerateRequest, GenerateStream, LogitsRequest, Message, ModelInfo, Result, ResultExt,
-    Score, ScoreRequest, Stats, text::Tokenizer, validate,
+    Completion, EmbedRequest, Embeddings, Error, GenerateRequest, GenerateStream, LogitsRequest, Message,
+    ModelInfo, Result, ResultExt, Score, ScoreRequest, Stats, embed, text::Tokenizer, validate,
 };
 
 /// What [`LlmBackend::unloaded`] returns.
@@ -143,6 +143,31 @@ pub trait LlmBackend: Send + Sync {
         drop(request);
         Err(Error::unsupported(format!("backend `{}` does not give logits", self.info().backend))
             .with_operation("logits"))
+    }
+
+    /// The embeddings of texts, by a model that is made for it.
+    ///
+    /// # Requires
+    /// At least one input, none of them empty, every token below `vocab_size`; a length that
+    /// [`EmbeddingInfo`](crate::EmbeddingInfo) has.
+    ///
+    /// # Behavior
+    /// One [`Embedding`](crate::Embedding) for each input, in their order. Pooling and normalisation are those of the model's
+    /// files, which [`ModelInfo::embedding`](crate::ModelInfo::embedding) tells. An input's vector does not depend on the others of its request,
+    /// beyond the rounding of float sums in another order. An input that is longer than `context_length` is refused or cut,
+    /// as the request's [`InputTruncation`](crate::InputTruncation) says, and one that was cut is marked.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) without the capability, and for a length that the model has not;
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) naming the field;
+    /// [`ContextOverflow`](crate::ErrorKind::ContextOverflow) for an input that is too long and must not be cut;
+    /// [`Busy`](crate::ErrorKind::Busy) when the queue is full, [`Closed`](crate::ErrorKind::Closed).
+    ///
+    /// # Cancellation
+    /// As [`score`](Self::score), seen between two steps, each of which computes some inputs.
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        drop(request);
+        Err(embed::no_embeddings(&self.info()).with_operation("embed"))
     }
 
     /// Keeps tokens under a name in the model's prompt cache, with their keys and values, so that

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{MemoryPlan, Sampling};
+use crate::{EmbeddingInfo, MemoryPlan, Sampling};
 
 /// What a loaded model is and can do. Constant for the life of a backend (a wrapper that swaps models returns a new one).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct ModelInfo {
     pub limits: Limits,
     /// What can be asked of this backend.
     pub capabilities: Capabilities,
+    /// How it makes embeddings; `None` for a model that makes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<EmbeddingInfo>,
     /// The tokens that end an answer, in ascending order; empty where they are not known on this side.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub end_tokens: Vec<u32>,
@@ -47,6 +50,7 @@ impl ModelInfo {
             memory: None,
             limits: Limits::default(),
             capabilities: Capabilities { generate: true, ..Capabilities::default() },
+            embedding: None,
             end_tokens: Vec::new(),
             defaults: SamplingDefaults::default(),
         }
@@ -80,6 +84,9 @@ pub struct Capabilities {
     pub score: bool,
     /// `logits` works.
     pub logits: bool,
+    /// `embed` works.
+    #[serde(default)]
+    pub embed: bool,
     /// Generated tokens can carry their log-probability.
     pub logprobs: bool,
     /// The answer can be made to follow a [`Constraint`](crate::Constraint).

@@ -9,6 +9,7 @@
 //! * [`context`] is what is done with inputs that are longer than the context.
 //! * [`config`] and [`registry`] turn a configuration file into a backend.
 //! * [`MemoryPlan`] says what a model takes in memory, before it takes it.
+//! * [`embed`] holds requests for embeddings and what a model says of them.
 //! * [`mod@file`] reads small files within a bound; [`blocking`] runs long work where blocking is allowed.
 //! * [`echo`] is a backend without a model, for the tests of hosts.
 //!
@@ -23,6 +24,7 @@ pub mod config;
 mod constraint;
 pub mod context;
 pub mod echo;
+pub mod embed;
 mod error;
 mod event;
 mod extract;
@@ -44,6 +46,7 @@ mod wrapper;
 
 pub use backend::{LlmBackend, LlmBackendExt, Unloaded};
 pub use constraint::{Constraint, ConstraintStart};
+pub use embed::{EmbedInput, EmbedRequest, Embedding, EmbeddingInfo, Embeddings, InputTruncation, Pooling};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use event::{
     Completion, DoneEvent, Event, FinishReason, GenerateStream, PrefillEvent, Score, ServedBy, TextEvent,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
-    GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Result, Score, ScoreRequest,
-    Stats, Unloaded, text::Tokenizer,
+    EmbedRequest, Embeddings, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Result,
+    Score, ScoreRequest, Stats, Unloaded, text::Tokenizer,
 };
 
 /// A backend that wraps another one. Every method forwards to [`inner`](Self::inner) unless the wrapper overrides it, and
@@ -100,6 +100,14 @@ pub trait BackendWrapper: Send + Sync {
         self.inner().logits(request).await
     }
 
+    /// See [`LlmBackend::embed`].
+    ///
+    /// # Errors
+    /// Those of the inner backend.
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        self.inner().embed(request).await
+    }
+
     /// See [`LlmBackend::save_session`].
     ///
     /// # Errors
@@ -155,6 +163,10 @@ impl<W: BackendWrapper> LlmBackend for W {
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         BackendWrapper::logits(self, request).await
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        BackendWrapper::embed(self, request).await
     }
 
     async fn save_session(&self, name: &str, tokens: Vec<u32>) -> Result<()> {

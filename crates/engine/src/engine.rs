@@ -148,7 +148,7 @@ pub(crate) struct Shared {
 pub(crate) struct Process(u32);
 
 impl Process {
-    fn current() -> Self {
+    pub(crate) fn current() -> Self {
         Self(std::process::id())
     }
 

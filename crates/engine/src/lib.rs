@@ -3,6 +3,7 @@
 //! * [`CausalLm`] is what a local engine implements: sequences with a KV cache, tokens in, logits out.
 //! * [`Engine`] owns one `CausalLm` on a thread of its own. Batching, prefix reuse, sampling, stop strings and streaming
 //!   are written once, here, so that engines differ in their logits and in nothing else.
+//! * [`EmbeddingEngine`] does the same for an [`EmbeddingModel`]: tokens in, one vector out.
 //! * [`batch`] holds the checks that every `CausalLm` makes of a batch.
 //! * A prompt cache on the disk ([`EngineOptions::prompt_cache`]) keeps the KV cache of prompts over a restart.
 //! * [`kv`] is a paged KV cache for engines that keep keys and values themselves.
@@ -11,6 +12,7 @@
 pub mod batch;
 mod causal;
 mod constraint;
+mod embedding;
 mod engine;
 mod events;
 mod generation;
@@ -29,6 +31,7 @@ mod window;
 mod worker;
 
 pub use causal::{CausalLm, KvForm, KvIdentity, LogitsWanted, SequenceId, SequenceInput};
+pub use embedding::{EmbeddingEngine, EmbeddingModel};
 pub use engine::Engine;
 pub use options::EngineOptions;
 pub use prompt_cache::PromptCacheOptions;

@@ -17,9 +17,9 @@
 use std::{fmt, path::Path, sync::Arc};
 
 use ternion_core::{
-    Completion, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LlmBackendExt,
-    LogitsRequest, Message, ModelInfo, Result, ResultExt, Score, ScoreRequest, Stats, config::Config,
-    text::Tokenizer,
+    Completion, EmbedRequest, Embeddings, Error, ErrorKind, Event, GenerateRequest, GenerateStream,
+    LlmBackend, LlmBackendExt, LogitsRequest, Message, ModelInfo, Result, ResultExt, Score, ScoreRequest,
+    Stats, config::Config, text::Tokenizer,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -139,6 +139,14 @@ impl Model {
     /// Those of [`LlmBackend::logits`].
     pub fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         self.runtime.block_on(self.backend.logits(request))
+    }
+
+    /// [`LlmBackend::embed`]
+    ///
+    /// # Errors
+    /// Those of [`LlmBackend::embed`].
+    pub fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        self.runtime.block_on(self.backend.embed(request))
     }
 }
 

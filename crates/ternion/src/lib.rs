@@ -46,14 +46,14 @@ use std::{path::Path, sync::Arc};
 
 pub use ternion_core::{
     BackendWrapper, CancellationToken, Capabilities, ChatOptions, Completion, Constraint, Content,
-    ContentPart, DoneEvent, Error, ErrorKind, Event, FinishReason, GenerateParams, GenerateRequest,
-    GenerateStream, Limits, LlmBackend, LlmBackendExt, LogitsRequest, MemoryPart, MemoryPlan, Message,
-    ModelInfo, Prediction, PrefillEvent, ProcessMemory, Prompt, Result, ResultExt, Sampling,
-    SamplingDefaults, Score, ScoreRequest, Segment, ServedBy, Stats, TextEvent, TextStream, Timing,
-    TokenEvent, TokenLogprob, TokenScore, Tool, ToolCall, ToolCallEvent, ToolChoice, Unloaded, Usage,
-    async_trait,
+    ContentPart, DoneEvent, EmbedInput, EmbedRequest, Embedding, EmbeddingInfo, Embeddings, Error, ErrorKind,
+    Event, FinishReason, GenerateParams, GenerateRequest, GenerateStream, InputTruncation, Limits,
+    LlmBackend, LlmBackendExt, LogitsRequest, MemoryPart, MemoryPlan, Message, ModelInfo, Pooling,
+    Prediction, PrefillEvent, ProcessMemory, Prompt, Result, ResultExt, Sampling, SamplingDefaults, Score,
+    ScoreRequest, Segment, ServedBy, Stats, TextEvent, TextStream, Timing, TokenEvent, TokenLogprob,
+    TokenScore, Tool, ToolCall, ToolCallEvent, ToolChoice, Unloaded, Usage, async_trait,
 };
-pub use ternion_core::{answer, config, context, echo, logprob, registry, text, validate};
+pub use ternion_core::{answer, config, context, echo, embed, logprob, registry, text, validate};
 #[cfg(feature = "local")]
 pub use ternion_engine::{self as engine, CausalLm, LogitsWanted, SequenceId, SequenceInput, kv};
 #[cfg(feature = "local")]

@@ -4,6 +4,8 @@
 use serde_json::{Map, Value, json};
 use tokenizers::{DecoderWrapper, ModelWrapper, PreTokenizerWrapper};
 
+use super::vocabulary::{Inner, VocabularyModel};
+
 use super::tokenizer::{json_of, unreadable};
 use crate::Result;
 
@@ -59,8 +61,10 @@ impl Pipeline {
     }
 
     /// Puts the steps in place of the file's.
-    pub(super) fn apply(self, inner: &mut tokenizers::Tokenizer) -> Result<()> {
-        if self == Self::AsWritten || !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
+    pub(super) fn apply(self, inner: &mut Inner) -> Result<()> {
+        if self == Self::AsWritten
+            || !matches!(inner.get_model(), VocabularyModel::Library(ModelWrapper::BPE(_)))
+        {
             return Ok(());
         }
         let mut pre_tokenizer = json_of(inner.get_pre_tokenizer())?.unwrap_or_default();
@@ -82,7 +86,7 @@ impl Pipeline {
     }
 }
 
-fn sentence_piece(prefix: SpacePrefix, inner: &mut tokenizers::Tokenizer) -> Result<()> {
+fn sentence_piece(prefix: SpacePrefix, inner: &mut Inner) -> Result<()> {
     let scheme = match prefix {
         SpacePrefix::First => "first",
         SpacePrefix::Always => "always",
@@ -104,11 +108,11 @@ fn sentence_piece(prefix: SpacePrefix, inner: &mut tokenizers::Tokenizer) -> Res
     inner.with_normalizer(none).map_err(unreadable)?;
     inner.with_pre_tokenizer(Some(steps));
     inner.with_decoder(Some(decoder));
-    let ModelWrapper::BPE(model) = inner.get_model() else { return Ok(()) };
+    let VocabularyModel::Library(ModelWrapper::BPE(model)) = inner.get_model() else { return Ok(()) };
     if !(model.fuse_unk && model.byte_fallback) || model.ignore_merges {
         let mut model = model.clone();
         (model.fuse_unk, model.byte_fallback, model.ignore_merges) = (true, true, false);
-        inner.with_model(ModelWrapper::BPE(model));
+        inner.with_model(VocabularyModel::Library(ModelWrapper::BPE(model)));
     }
     Ok(())
 }

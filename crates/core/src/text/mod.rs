@@ -18,6 +18,7 @@ mod stream;
 mod template;
 mod token_name;
 mod tokenizer;
+mod vocabulary;
 
 pub use added::AddedToken;
 pub use chunk::{Chunk, ChunkKind, ChunkOptions, chunks};
@@ -28,3 +29,4 @@ pub use stop::StopMatcher;
 pub use stream::IncrementalDecoder;
 pub use token_name::TokenName;
 pub use tokenizer::Tokenizer;
+pub use vocabulary::Vocabulary;

@@ -1,12 +1,12 @@
 //! What a tokenizer is made of, as it lies in a model's folder: `tokenizer.json`, side files that name tokens, and chat
 //! templates in one of several places.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde_json::{Map, Value};
 
 use super::added::{AddedToken, named_tokens};
-use super::class::Pipeline;
+use super::{Vocabulary, class::Pipeline};
 use crate::file::{bytes_without_bom, read_capped};
 use crate::{Error, ErrorKind, Result, ResultExt};
 
@@ -23,6 +23,8 @@ const MAX_TEMPLATES: usize = 64;
 pub struct TokenizerParts {
     /// The bytes of a `tokenizer.json`.
     pub tokenizer_json: Vec<u8>,
+    /// An engine's own vocabulary, in place of a `tokenizer.json`.
+    pub vocabulary: Option<Arc<dyn Vocabulary>>,
     /// The steps around the tokenizer's model.
     pub pipeline: Pipeline,
     /// The special tokens by their names in templates: `bos_token`, `eos_token`, `pad_token`, ...
@@ -49,6 +51,12 @@ impl TokenizerParts {
     /// The parts of a tokenizer without chat template or named special tokens.
     pub fn new(tokenizer_json: impl Into<Vec<u8>>) -> Self {
         Self { tokenizer_json: tokenizer_json.into(), ..Self::default() }
+    }
+
+    /// The parts of a tokenizer that an engine has itself. `added` are the tokens that are looked for in a text before the
+    /// vocabulary sees it; each states its id.
+    pub fn from_vocabulary(vocabulary: Arc<dyn Vocabulary>, added: Vec<AddedToken>) -> Self {
+        Self { vocabulary: Some(vocabulary), added_tokens: added, ..Self::default() }
     }
 
     /// Reads the tokenizer of a model folder as transformers does. Only `tokenizer.json` must exist. Beside it may be

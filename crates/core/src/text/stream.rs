@@ -97,6 +97,8 @@ pub(super) enum Stage {
     ByteFallback { run: Vec<u8> },
     /// Up to `left` of `content` at the start are dropped: of each piece, or of the whole text once it is joined.
     Strip { content: char, count: usize, left: usize, joined: bool },
+    /// A space before each token but the first, or instead of it nothing for the `prefix` of a token that continues a word.
+    WordPiece { prefix: String, cleanup: bool, first: bool },
     /// `replacement` to a space, but to nothing in the first piece.
     Metaspace { replacement: char, drop: bool, joined: bool },
 }
@@ -105,7 +107,7 @@ impl Stage {
     /// Leaves out what is special about the start of a text.
     fn skip_start(&mut self) {
         match self {
-            Self::Separate { first } => *first = false,
+            Self::Separate { first } | Self::WordPiece { first, .. } => *first = false,
             Self::Strip { left, joined: true, .. } => *left = 0,
             Self::Metaspace { drop, joined: false, .. } => *drop = false,
             _ => {}
@@ -148,6 +150,15 @@ impl Stage {
                     }
                 }
                 emit(rest.to_owned());
+            }
+            Self::WordPiece { prefix, cleanup, first } => {
+                if !std::mem::take(first) {
+                    piece = match piece.strip_prefix(prefix.as_str()) {
+                        Some(rest) => rest.to_owned(),
+                        None => format!(" {piece}"),
+                    };
+                }
+                emit(if *cleanup { without_spaces(&piece) } else { piece });
             }
             Self::Metaspace { replacement, drop, joined } => {
                 let to = if *drop { "" } else { " " };
@@ -239,6 +250,14 @@ fn add_stages(decoder: &Value, stages: &mut Vec<Stage>, joined: &mut bool, depth
             let drop = decoder.get("prepend_scheme").and_then(Value::as_str) != Some("never");
             stages.push(Stage::Metaspace { replacement: character("replacement")?, drop, joined: *joined });
         }
+        "WordPiece" => {
+            if *joined {
+                return Err(unsupported(" after a step that joins"));
+            }
+            let prefix = decoder.get("prefix").and_then(Value::as_str).unwrap_or("##").to_owned();
+            let cleanup = decoder.get("cleanup").and_then(Value::as_bool).unwrap_or(true);
+            stages.push(Stage::WordPiece { prefix, cleanup, first: true });
+        }
         _ => return Err(unsupported("")),
     }
     Ok(())
@@ -249,7 +268,8 @@ pub(super) fn have_token_bytes(stages: &[Stage]) -> bool {
     let mut joined = false;
     stages.iter().all(|stage| {
         let is_start = matches!(stage, Stage::Strip { joined: true, .. });
-        let allowed = is_start || !(joined || matches!(stage, Stage::Separate { .. }));
+        let spaced = matches!(stage, Stage::Separate { .. } | Stage::WordPiece { .. });
+        let allowed = is_start || !(joined || spaced);
         joined |= matches!(stage, Stage::ByteLevel { .. });
         allowed
     })
@@ -328,6 +348,24 @@ fn take_certain(bytes: &mut Vec<u8>) -> String {
     }
     bytes.drain(..done);
     text
+}
+
+/// A token without the spaces before punctuation and contractions, as the tokenizers crate cleans up WordPiece.
+fn without_spaces(piece: &str) -> String {
+    const CLEANED: [(&str, &str); 11] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" do not", " don't"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    CLEANED.iter().fold(piece.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 fn byte_token(token: &str) -> Option<u8> {

@@ -14,11 +14,12 @@ use tokenizers::{
 };
 
 use super::{
-    AddedToken, IncrementalDecoder, TokenizerParts,
+    AddedToken, IncrementalDecoder, TokenizerParts, Vocabulary,
     control::{ControlTokens, choose_sentinel, mark},
     growth,
     stream::{self, Stage, stages},
     template::ChatTemplate,
+    vocabulary::{EngineModel, Inner, VocabularyModel, alphabet},
 };
 use crate::{
     Error, Result, ResultExt,
@@ -27,7 +28,7 @@ use crate::{
 
 /// A tokenizer with its chat template. Immutable; share it in an [`Arc`].
 pub struct Tokenizer {
-    pub(super) inner: tokenizers::Tokenizer,
+    pub(super) inner: Inner,
     /// The added tokens for untrusted text: special ones do not match.
     pub(super) plain_added: AddedVocabulary,
     /// The pre-tokenizer for text within a prompt, where it differs from the start's (SentencePiece's `first` scheme).
@@ -68,7 +69,7 @@ impl std::fmt::Debug for Tokenizer {
 
 /// What is read of a `tokenizer.json` besides what the tokenizers crate makes of it. To parse these parts first also
 /// finds broken JSON, which that crate does not expect everywhere.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Head {
     #[serde(default)]
     added_tokens: Vec<HeadToken>,
@@ -81,7 +82,7 @@ struct HeadToken {
     content: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct HeadModel {
     unk_token: Option<String>,
     unk_id: Option<u32>,
@@ -98,19 +99,23 @@ impl Tokenizer {
         guarded(|| Self::build(parts), Error::invalid_model).with_operation("load tokenizer")
     }
 
-    fn build(parts: TokenizerParts) -> Result<Self> {
-        growth::check(&parts.tokenizer_json)?;
-        let head: Head = serde_json::from_slice(&parts.tokenizer_json)
-            .map_err(|e| Error::invalid_model("tokenizer.json is damaged").with_source(e))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&parts.tokenizer_json)
-            .map_err(|e| Error::invalid_model("tokenizer.json is not understood").with_source(e))?;
+    fn build(mut parts: TokenizerParts) -> Result<Self> {
+        let around = parts.vocabulary.as_ref().map(|vocabulary| vocabulary.around());
+        let (head, mut inner) = match parts.vocabulary.take() {
+            Some(vocabulary) => (Head::default(), of_engine(vocabulary, &parts.added_tokens)?),
+            None => read(&parts.tokenizer_json)?,
+        };
         // Settings of a training run; transformers drops them as well unless a call asks for them.
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
         parts.pipeline.apply(&mut inner)?;
 
         let own_size = check_ids(&inner, &head.added_tokens)?;
-        let harmless = single_letters(&inner, &head.added_tokens, &parts.added_tokens);
+        let harmless = if around.is_some() {
+            HashSet::new() // the vocabulary itself says what is special
+        } else {
+            single_letters(&inner, &head.added_tokens, &parts.added_tokens)
+        };
         add_tokens(&mut inner, &head.added_tokens, &parts.added_tokens)?;
         inner.set_encode_special_tokens(parts.split_special_tokens);
         let added_ids = inner.get_added_vocabulary().get_added_tokens_decoder().keys();
@@ -135,6 +140,10 @@ impl Tokenizer {
         let unk_id = head.model.unk_token.and_then(|token| inner.token_to_id(&token)).or(head.model.unk_id);
 
         let mut special_tokens = parts.special_tokens;
+        let unk_id = match special_tokens.get("unk_token").filter(|_| around.is_some()) {
+            Some(token) => inner.token_to_id(token),
+            None => unk_id,
+        };
         if let Some(id) = parts.bos_id {
             let token = inner.id_to_token(id).ok_or_else(|| {
                 Error::invalid_config(format!("bos: {id} is no token; ids below {vocab_size} expected"))
@@ -143,9 +152,11 @@ impl Tokenizer {
         }
         let named = |name: &str| special_tokens.get(name).and_then(|token| inner.token_to_id(token));
         let (bos_id, eos_id) = (parts.bos_id.or_else(|| named("bos_token")), named("eos_token"));
-        let own_affixes =
-            parts.bos_id.is_some() || parts.add_bos_token.is_some() || parts.add_eos_token.is_some();
-        let (mut before, mut after) = added_around(&inner, vocab_size)?;
+        let own_affixes = around.is_some()
+            || parts.bos_id.is_some()
+            || parts.add_bos_token.is_some()
+            || parts.add_eos_token.is_some();
+        let (mut before, mut after) = around.map_or_else(|| added_around(&inner, vocab_size), Ok)?;
         let wanted = |name: &str, id: Option<u32>| match special_tokens.get(name) {
             Some(token) => id.map(|id| vec![id]).ok_or_else(|| {
                 Error::invalid_model(format!("`{name}` is `{token}`, which tokenizer.json does not have"))
@@ -293,6 +304,9 @@ impl Tokenizer {
     /// # Errors
     /// [`Backend`](crate::ErrorKind::Backend) where the decoder fails, which those accepted at load do not.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        if let VocabularyModel::Engine(model) = self.inner.get_model() {
+            return Ok(self.decode_with(&model.vocabulary, ids, skip_special));
+        }
         let cannot = |e| Error::backend("the tokenizer cannot decode").with_source(e);
         guarded(|| self.inner.decode(ids, skip_special).map_err(cannot), Error::backend)
             .with_operation("decode")
@@ -405,6 +419,10 @@ impl Tokenizer {
 
     /// The token as the decoder takes it; `None` where it has no text.
     pub(super) fn text_token(&self, id: u32) -> Option<String> {
+        if let VocabularyModel::Engine(model) = self.inner.get_model() {
+            let is_text = (id as usize) < model.vocabulary.size() && !self.is_special(id);
+            return is_text.then(|| alphabet(&model.vocabulary.bytes(id)));
+        }
         let token = self.inner.id_to_token(id)?;
         if self.inner.get_added_vocabulary().is_special_token(&token) { None } else { Some(token) }
     }
@@ -441,6 +459,20 @@ impl Tokenizer {
         parts.into_encoding(None, 0, offsets).map_err(failed)
     }
 
+    /// The text of ids of an engine's own vocabulary.
+    fn decode_with(&self, vocabulary: &Arc<dyn Vocabulary>, ids: &[u32], skip_special: bool) -> String {
+        let mut bytes = Vec::new();
+        for &id in ids.iter().filter(|&&id| (id as usize) < vocabulary.size()) {
+            if !self.is_special(id) {
+                bytes.extend(vocabulary.bytes(id));
+            } else if !skip_special {
+                bytes.extend(self.token(id).unwrap_or_default().into_bytes());
+            }
+        }
+        let begins_with_space = vocabulary.adds_space() && bytes.first() == Some(&b' ');
+        String::from_utf8_lossy(&bytes[usize::from(begins_with_space)..]).into_owned()
+    }
+
     pub(super) fn has_control(&self, ids: &[u32]) -> bool {
         ids.iter().any(|&id| self.is_control(id))
     }
@@ -449,6 +481,32 @@ impl Tokenizer {
     pub(super) fn is_control(&self, id: u32) -> bool {
         self.is_special(id) && Some(id) != self.unk_id && !self.harmless.contains(&id)
     }
+}
+
+/// What a `tokenizer.json` holds.
+fn read(json: &[u8]) -> Result<(Head, Inner)> {
+    growth::check(json)?;
+    let head: Head = serde_json::from_slice(json)
+        .map_err(|e| Error::invalid_model("tokenizer.json is damaged").with_source(e))?;
+    let inner = Inner::from_bytes(json)
+        .map_err(|e| Error::invalid_model("tokenizer.json is not understood").with_source(e))?;
+    Ok((head, inner))
+}
+
+/// An engine's own vocabulary, whose tokens are called by their bytes.
+fn of_engine(vocabulary: Arc<dyn Vocabulary>, added: &[AddedToken]) -> Result<Inner> {
+    let mut decoders = vec![serde_json::json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false
+    })];
+    if vocabulary.adds_space() {
+        decoders.push(serde_json::json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
+    }
+    let decoder = serde_json::json!({ "type": "Sequence", "decoders": decoders });
+    let mut inner = Inner::new(VocabularyModel::Engine(EngineModel::new(vocabulary, added)));
+    inner.with_decoder(Some(
+        serde_json::from_value::<tokenizers::DecoderWrapper>(decoder).map_err(unreadable)?,
+    ));
+    Ok(inner)
 }
 
 /// The tokenizers crate panics on some damaged files (a wrong `precompiled_charsmap`, a template without its tokens),
@@ -464,7 +522,7 @@ pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T>, error: fn(String) -> 
 }
 
 /// The vocabulary's size, after the checks that ids are what the file says and what the model has.
-fn check_ids(inner: &tokenizers::Tokenizer, added: &[HeadToken]) -> Result<usize> {
+fn check_ids(inner: &Inner, added: &[HeadToken]) -> Result<usize> {
     for token in added.iter().filter(|t| !t.content.is_empty()) {
         let id = inner.token_to_id(&token.content);
         if id != Some(token.id) {
@@ -475,6 +533,9 @@ fn check_ids(inner: &tokenizers::Tokenizer, added: &[HeadToken]) -> Result<usize
             )));
         }
     }
+    if let VocabularyModel::Engine(model) = inner.get_model() {
+        return Ok(model.vocabulary.size());
+    }
     let largest = inner.get_vocab(true).into_values().max();
     largest
         .map(|id| id as usize + 1)
@@ -482,14 +543,14 @@ fn check_ids(inner: &tokenizers::Tokenizer, added: &[HeadToken]) -> Result<usize
 }
 
 /// The letters of the model's own vocabulary that side files make special. No text with such a letter can avoid it.
-fn single_letters(inner: &tokenizers::Tokenizer, own: &[HeadToken], added: &[AddedToken]) -> HashSet<u32> {
+fn single_letters(inner: &Inner, own: &[HeadToken], added: &[AddedToken]) -> HashSet<u32> {
     let letters = added.iter().filter(|token| token.content.chars().nth(1).is_none());
     let letters = letters.filter(|token| own.iter().all(|known| known.content != token.content));
     letters.filter_map(|token| inner.token_to_id(&token.content)).collect()
 }
 
 /// Adds the tokens that side files name.
-fn add_tokens(inner: &mut tokenizers::Tokenizer, own: &[HeadToken], added: &[AddedToken]) -> Result<()> {
+fn add_tokens(inner: &mut Inner, own: &[HeadToken], added: &[AddedToken]) -> Result<()> {
     let own_texts: HashSet<&str> = own.iter().map(|token| token.content.as_str()).collect();
     let own_ids: HashSet<u32> = own.iter().map(|token| token.id).collect();
     let known = inner.get_added_vocabulary().get_added_tokens_decoder();
@@ -516,7 +577,7 @@ fn add_tokens(inner: &mut tokenizers::Tokenizer, own: &[HeadToken], added: &[Add
 }
 
 /// What the post-processor adds before and after a text, after the check that its ids are below `limit`.
-fn added_around(inner: &tokenizers::Tokenizer, limit: usize) -> Result<(Vec<u32>, Vec<u32>)> {
+fn added_around(inner: &Inner, limit: usize) -> Result<(Vec<u32>, Vec<u32>)> {
     let with = inner.encode_fast("a", true).map_err(unreadable)?;
     let without = inner.encode_fast("a", false).map_err(unreadable)?;
     let (with, without) = (with.get_ids(), without.get_ids());

@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
-    BackendWrapper, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest,
-    ModelInfo, Result, ResultExt, Score, ScoreRequest, Stats, config::LimitConfig,
+    BackendWrapper, EmbedRequest, Embeddings, Error, ErrorKind, Event, GenerateRequest, GenerateStream,
+    LlmBackend, LogitsRequest, ModelInfo, Result, ResultExt, Score, ScoreRequest, Stats, config::LimitConfig,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -180,6 +180,11 @@ impl BackendWrapper for Limited {
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         let _place = self.wait(&request.cancel).await.with_operation("logits")?;
         self.inner.logits(request).await
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        let _place = self.wait(&request.cancel).await.with_operation("embed")?;
+        self.inner.embed(request).await
     }
 }
 

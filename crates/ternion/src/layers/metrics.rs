@@ -14,8 +14,8 @@ use metrics::{
     SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use ternion_core::{
-    BackendWrapper, DoneEvent, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result,
-    Score, ScoreRequest, Usage, context::ContextStep,
+    BackendWrapper, DoneEvent, EmbedRequest, Embeddings, Event, GenerateRequest, GenerateStream, LlmBackend,
+    LogitsRequest, Result, Score, ScoreRequest, Usage, context::ContextStep,
 };
 
 use super::Layer;
@@ -43,12 +43,12 @@ const GENERATED_TOKENS: &str = "ternion_completion_tokens_total";
 /// | `ternion_queued_seconds` | histogram | how long a generation waited for its turn | `model` |
 /// | `ternion_first_token_seconds` | histogram | from a request to its first token | `model` |
 /// | `ternion_generations_total` | counter | answers that the model has ended; several for one request where a context policy works in steps | `model` |
-/// | `ternion_prompt_tokens_total` | counter | tokens of the prompts of all these | `model` |
+/// | `ternion_prompt_tokens_total` | counter | tokens of the prompts of all these, and of what was embedded | `model` |
 /// | `ternion_cached_tokens_total` | counter | those of them that did not have to be computed | `model` |
 /// | `ternion_completion_tokens_total` | counter | tokens of all these answers | `model` |
 ///
-/// `model` is the model's name and `operation` one of `generate`, `score` and `logits`. `outcome` is the reason for the
-/// end ([`FinishReason::as_str`](ternion_core::FinishReason::as_str)), or `ok` for scores and logits; the kind of the
+/// `model` is the model's name and `operation` one of `generate`, `score`, `logits` and `embed`. `outcome` is the reason for the
+/// end ([`FinishReason::as_str`](ternion_core::FinishReason::as_str)), or `ok` for all but `generate`; the kind of the
 /// error ([`ErrorKind::as_str`](ternion_core::ErrorKind::as_str)); or `dropped` for what nobody waited for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MetricsLayer(());
@@ -119,6 +119,13 @@ impl BackendWrapper for Measured {
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         self.measure("logits", self.inner.logits(request)).await
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        let embeddings = self.measure("embed", self.inner.embed(request)).await?;
+        let model = SharedString::from(self.inner.info().name.clone());
+        counter!(PROMPT_TOKENS, "model" => model).increment(embeddings.usage.prompt_tokens as u64);
+        Ok(embeddings)
     }
 }
 

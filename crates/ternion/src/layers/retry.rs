@@ -5,8 +5,8 @@ use std::{future::Future, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use ternion_core::{
-    BackendWrapper, Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result,
-    Score, ScoreRequest, config::RetryConfig,
+    BackendWrapper, EmbedRequest, Embeddings, Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend,
+    LogitsRequest, Result, Score, ScoreRequest, config::RetryConfig,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -108,6 +108,10 @@ impl BackendWrapper for Retrying {
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         self.repeat(&request.cancel, || self.inner.logits(request.clone())).await
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        self.repeat(&request.cancel, || self.inner.embed(request.clone())).await
     }
 }
 

@@ -12,8 +12,8 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
-    BackendWrapper, Error, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest,
-    Result, ResultExt, Score, ScoreRequest, config::TimeoutConfig,
+    BackendWrapper, EmbedRequest, Embeddings, Error, ErrorKind, Event, GenerateRequest, GenerateStream,
+    LlmBackend, LogitsRequest, Result, ResultExt, Score, ScoreRequest, config::TimeoutConfig,
 };
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
@@ -22,7 +22,7 @@ use super::{Layer, is_end};
 /// Ends a request that takes too long with [`Timeout`](ErrorKind::Timeout), and the work on it. A stream ends in time whether
 /// or not anybody reads it.
 ///
-/// Scores and logits know the whole time only. Needs a tokio runtime with its timer enabled.
+/// Scores, logits and embeddings know the whole time only. Needs a tokio runtime with its timer enabled.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TimeoutLayer {
     first_token: Option<Duration>,
@@ -143,6 +143,10 @@ impl BackendWrapper for Timed {
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         within(self.total(Instant::now()), self.inner.logits(request)).await.with_operation("logits")
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        within(self.total(Instant::now()), self.inner.embed(request)).await.with_operation("embed")
     }
 }
 

@@ -9,18 +9,19 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
-    BackendWrapper, DoneEvent, Error, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest,
-    Prompt, Result, Score, ScoreRequest,
+    BackendWrapper, DoneEvent, EmbedRequest, Embeddings, Error, Event, GenerateRequest, GenerateStream,
+    LlmBackend, LogitsRequest, Prompt, Result, Score, ScoreRequest,
 };
 use tracing::{Instrument, Span, debug, field::Empty, info_span, warn};
 
 use super::{Layer, is_end};
 
-/// Lays a span around each request: `generate`, `score` or `logits` with the target `ternion::layers::tracing` and the
+/// Lays a span around each request: `generate`, `score`, `logits` or `embed` with the target `ternion::layers::tracing` and the
 /// level `info`.
 ///
 /// Its fields are `model` and `backend`; for generations also `prompt` (`text`, `tokens` or `chat`), `max_tokens` and, from
-/// their end, `prompt_tokens`, `cached_tokens`, `completion_tokens`, `finish_reason` and `served_by`; for others `tokens`.
+/// their end, `prompt_tokens`, `cached_tokens`, `completion_tokens`, `finish_reason` and `served_by`; for embeddings `inputs`
+/// and, from their end, `prompt_tokens`; for others `tokens`.
 /// A request that fails has the kind of its `error`. The end is an event of level `debug`, a failure one of level
 /// `warn`. What was said, by whomever, is in none of them.
 #[derive(Debug, Clone, Copy, Default)]
@@ -98,6 +99,24 @@ impl BackendWrapper for Traced {
         let tokens = request.tokens.len();
         let span = info_span!("logits", model = info.name, backend = info.backend, tokens, error = Empty);
         let result = self.inner.logits(request).instrument(span.clone()).await;
+        result.inspect_err(|error| failed(&span, error))
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        let info = self.inner.info();
+        let inputs = request.inputs.len();
+        let span = info_span!(
+            "embed",
+            model = info.name,
+            backend = info.backend,
+            inputs,
+            prompt_tokens = Empty,
+            error = Empty
+        );
+        let result = self.inner.embed(request).instrument(span.clone()).await;
+        if let Ok(embeddings) = &result {
+            span.record("prompt_tokens", embeddings.usage.prompt_tokens);
+        }
         result.inspect_err(|error| failed(&span, error))
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ternion_core::{
-    DoneEvent, Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend, Message, Result,
-    ResultExt, Sampling, ScoreRequest, TokenEvent, config::ReloadConfig,
+    DoneEvent, EmbedInput, EmbedRequest, Error, ErrorKind, Event, FinishReason, GenerateRequest, LlmBackend,
+    Message, Result, ResultExt, Sampling, ScoreRequest, TokenEvent, config::ReloadConfig,
 };
 
 /// The prompts of a configuration that names none.
@@ -55,6 +55,9 @@ async fn check_prompt(model: &dyn LlmBackend, prompt: &str) -> Result<()> {
     if info.capabilities.generate {
         tokens.extend(check_answer(model, prompt).await?);
     }
+    if info.capabilities.embed {
+        check_embedding(model, prompt, &tokens).await?;
+    }
     if info.capabilities.score && tokens.len() >= 2 && tokens.len() <= info.limits.context_length {
         let score = model.score(ScoreRequest::new(tokens, 1)).await?;
         for token in &score.tokens {
@@ -62,6 +65,21 @@ async fn check_prompt(model: &dyn LlmBackend, prompt: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The embedding of the prompt, as text and as tokens, is one.
+async fn check_embedding(model: &dyn LlmBackend, prompt: &str, tokens: &[u32]) -> Result<()> {
+    let mut inputs = vec![EmbedInput::from(prompt)];
+    inputs.extend((!tokens.is_empty()).then(|| tokens.to_vec().into()));
+    let count = inputs.len();
+    let found = model.embed(EmbedRequest::new(inputs)).await?.items;
+    let is_one = |values: &[f32]| {
+        !values.is_empty() && values.iter().all(|x| x.is_finite()) && values.iter().any(|x| *x != 0.0)
+    };
+    if found.len() == count && found.iter().all(|embedding| is_one(&embedding.values)) {
+        return Ok(());
+    }
+    Err(Error::backend("the embeddings of the prompt are no vectors of finite numbers"))
 }
 
 /// The prompt's tokens, which mean the prompt; none where they are not known.

@@ -7,8 +7,8 @@ use std::{
 
 use async_trait::async_trait;
 use ternion_core::{
-    GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Result, ResultExt, Score,
-    ScoreRequest, Stats, Unloaded, text::Tokenizer,
+    EmbedRequest, Embeddings, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, ModelInfo, Result,
+    ResultExt, Score, ScoreRequest, Stats, Unloaded, text::Tokenizer,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -129,6 +129,11 @@ impl LlmBackend for ModelHandle {
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         fallback::logits(self.slot().chain(), request).await.with_operation("logits")
+    }
+
+    /// By the model itself: vectors of another one cannot be compared with its own, so that none stands in for it.
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        self.own().await.with_operation("embed")?.embed(request).await
     }
 
     /// Of the model itself: a session is of no use to another one.

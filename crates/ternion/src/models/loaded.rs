@@ -15,8 +15,8 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use ternion_core::{
-    BackendWrapper, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend, LogitsRequest, Result,
-    Score, ScoreRequest, config::ModelConfig, text::Tokenizer,
+    BackendWrapper, EmbedRequest, Embeddings, ErrorKind, Event, GenerateRequest, GenerateStream, LlmBackend,
+    LogitsRequest, Result, Score, ScoreRequest, config::ModelConfig, text::Tokenizer,
 };
 use tokio::{
     sync::{OnceCell, watch},
@@ -165,6 +165,12 @@ impl BackendWrapper for Pinned {
 
     async fn logits(&self, request: LogitsRequest) -> Result<Vec<f32>> {
         let result = self.0.backend.logits(request).await;
+        self.0.observe(&result);
+        result
+    }
+
+    async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        let result = self.0.backend.embed(request).await;
         self.0.observe(&result);
         result
     }

@@ -14,6 +14,7 @@ use ternion_formats::{Access, Checkpoint, Recognised};
 
 #[cfg(feature = "dense")]
 use crate::dense;
+use crate::embed;
 use crate::plan::{self, Sizes, Taken};
 use crate::{CandleOptions, Decoder, model::no_threads};
 
@@ -29,12 +30,23 @@ pub fn factory() -> BlockingFactory {
 fn suitability(config: &ModelConfig) -> Result<Suitability> {
     let options: CandleOptions = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| Error::invalid_config("the model has no `path`"))?;
-    #[cfg(feature = "dense")]
-    match dense::find(path, config.context_length) {
-        Ok(None) => {}
+    let embeds = match embed::spec(config, &options) {
+        Ok(spec) => spec.is_some(),
         Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error),
-        // Loading says what is wrong with damaged files.
-        Ok(Some(_)) | Err(_) => return Ok(Suitability::Limited),
+        Err(_) => false,
+    };
+    #[cfg(feature = "dense")]
+    if embeds && dense::bert(config)?.is_some() {
+        return Ok(Suitability::Native);
+    }
+    #[cfg(feature = "dense")]
+    if !embeds {
+        match dense::find(path, config.context_length) {
+            Ok(None) => {}
+            Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error),
+            // Loading says what is wrong with damaged files.
+            Ok(Some(_)) | Err(_) => return Ok(Suitability::Limited),
+        }
     }
     match options.checkpoint().recognise(path) {
         Ok(Recognised::AsItLies) => Ok(Suitability::Native),
@@ -57,6 +69,9 @@ fn memory_plan(name: &str, config: &ModelConfig) -> Result<MemoryPlan> {
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
+    if let Some(spec) = embed::spec(config, &config.parse_options()?)? {
+        return embed::load(name, config, &spec, progress);
+    }
     #[cfg(feature = "dense")]
     if let Some(path) = &config.path
         && let Some(model) = dense::find(path, config.context_length)?
@@ -93,14 +108,19 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
 }
 
 /// What is known of a model before memory is taken for it.
-struct Prepared {
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    sizes: Sizes,
+pub(crate) struct Prepared {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) sizes: Sizes,
 }
 
 /// Opens a model and plans its memory. With a limit, or `only_planned`, no page of its weights is touched.
-fn prepare(name: &str, config: &ModelConfig, progress: &Progress, only_planned: bool) -> Result<Prepared> {
+pub(crate) fn prepare(
+    name: &str,
+    config: &ModelConfig,
+    progress: &Progress,
+    only_planned: bool,
+) -> Result<Prepared> {
     let options: CandleOptions = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| {
         Error::invalid_config(format!(

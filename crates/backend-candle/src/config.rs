@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use ternion_core::Pooling;
 use ternion_engine::kv::KvType;
 use ternion_formats::{Activation, CheckpointOptions, I2sLayout};
 use ternion_kernels::{ActivationType, CompactBits};
@@ -22,6 +23,17 @@ pub struct CandleOptions {
     /// less than float rounding does elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activations: Option<ActivationType>,
+    /// How a model for embeddings pools: `mean`, `cls` or `last`. Left out: as its files say (`modules.json`, or `pooling_type` of a
+    /// GGUF file). Set for a model that generates, it makes embeddings instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<Pooling>,
+    /// Whether embeddings have the length 1. Left out: as the files say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalize: Option<bool>,
+    /// Whether the first values of an embedding are one too, so that a request may ask for fewer (`dimensions`): for models that
+    /// are trained that way (Matryoshka). Left out: as `config.json` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matryoshka: Option<bool>,
     /// The activation of the feed-forward network. Left out: what the checkpoint states, else what its other facts tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,

@@ -16,6 +16,7 @@ mod backend;
 mod config;
 #[cfg(feature = "dense")]
 mod dense;
+mod embed;
 mod head;
 mod layer;
 mod model;

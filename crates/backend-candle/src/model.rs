@@ -180,6 +180,64 @@ impl Decoder {
         self.head(&h, wanted, logits)
     }
 
+    /// Computes inputs from their beginnings, in steps of at most `step` tokens of each, and gives every token's hidden state behind
+    /// the final norm to `take`, with the index of its input, in their order. All sequences are gone afterwards.
+    pub(crate) fn hidden(
+        &mut self,
+        inputs: &[&[u32]],
+        step: usize,
+        mut take: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        self.watch.check()?;
+        let sequences: Vec<SequenceId> = inputs.iter().map(|_| self.cache.create()).collect();
+        let team = Arc::clone(&self.team);
+        let outcome = team.install(|| self.hidden_of(inputs, &sequences, step, &mut take));
+        sequences.into_iter().for_each(|sequence| self.cache.free(sequence));
+        // A file that changed meanwhile explains whatever was computed.
+        self.watch.check().and(outcome)
+    }
+
+    fn hidden_of(
+        &mut self,
+        inputs: &[&[u32]],
+        sequences: &[SequenceId],
+        step: usize,
+        take: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        let longest = inputs.iter().map(|input| input.len()).max().unwrap_or(0);
+        for from in (0..longest).step_by(step) {
+            let piece = |input: usize| &inputs[input][from..inputs[input].len().min(from + step)];
+            let present: Vec<usize> = (0..inputs.len()).filter(|&input| inputs[input].len() > from).collect();
+            let batch: Vec<SequenceInput<'_>> = present
+                .iter()
+                .map(|&input| SequenceInput::new(sequences[input], piece(input), LogitsWanted::None))
+                .collect();
+            let length = |id| self.cache.length(id);
+            let spans = batch::spans(&batch, length, self.options.context_length, self.vocab_size)?;
+            for span in &spans {
+                self.cache.reserve(span.sequence, span.count)?;
+            }
+            if let Some(stream) = &self.stream {
+                stream.begin(false);
+            }
+            let rows = self.embedded(&batch, &spans)?;
+            let h = self.hidden_states(rows, &spans).map_err(|e| self.failure(e))?;
+            let (storage, layout) = h.storage_and_layout();
+            let candle_core::Storage::Cpu(storage) = &*storage else {
+                return Err(Error::backend("a tensor is not on the CPU"));
+            };
+            let mut normed = Vec::new();
+            let states = ops::floats(storage, layout).map_err(candle_error)?;
+            ops::normalize(states, &self.final_norm, &mut normed);
+            let mut rows = normed.chunks_exact(self.embed.shape()[1]);
+            for (&input, span) in present.iter().zip(&spans) {
+                rows.by_ref().take(span.count).for_each(|row| take(input, row));
+                self.cache.advance(span.sequence, span.count);
+            }
+        }
+        Ok(())
+    }
+
     /// The rows of the embedding for all tokens, `[T, hidden]`.
     fn embedded(&self, batch: &[SequenceInput<'_>], spans: &[Span]) -> Result<Vec<f32>> {
         let tokens: usize = spans.iter().map(|s| s.count).sum();

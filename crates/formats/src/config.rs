@@ -35,6 +35,8 @@ pub(crate) struct Signs {
     /// Output width of the first key projection.
     kv_width: Option<usize>,
     has_head: bool,
+    /// Each projection has a norm of its own before it, as in BitNet-embedding.
+    projection_norms: bool,
 }
 
 /// By whose names the sub-norms go.
@@ -57,7 +59,8 @@ impl Signs {
             let rows = *tensor.shape.first()?;
             if tensor.dtype == Dtype::U8 { rows.checked_mul(4) } else { Some(rows) }
         });
-        Self { sub_norms, kv_width, has_head: tensors.contains_key(crate::layers::HEAD) }
+        let projection_norms = has("self_attn.q_proj.norm");
+        Self { sub_norms, kv_width, has_head: tensors.contains_key(crate::layers::HEAD), projection_norms }
     }
 }
 
@@ -164,8 +167,26 @@ pub(crate) fn read(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<
         tied: tied(config, signs, notes)?,
         bos: config.token_ids("bos_token_id")?.and_then(|ids| ids.first().copied()),
         eos: config.token_ids("eos_token_id")?.unwrap_or_default(),
-        quantization: quantization(config, family, notes)?,
+        quantization: match quantization(config, family, notes)? {
+            None if signs.projection_norms => Some(with_norms(rms_eps, notes)),
+            found => found,
+        },
     })
+}
+
+/// The quantisation of a model whose projections have norms of their own: W1.58A8 by the mean of absolute values, as in
+/// Microsoft's BitNet-embedding, whose files hold float masters.
+fn with_norms(eps: f32, notes: &mut Notes) -> Quantization {
+    notes.assume(
+        "float weights are masters of ternary ones: each projection has a norm of its own, as in BitNet-embedding, and config.json \
+         has no `quantization_config`",
+    );
+    Quantization {
+        scale_use: ScaleUse::Multiplies,
+        online: true,
+        input_norm_eps: Some(eps),
+        keep_dense: Vec::new(),
+    }
 }
 
 fn family(config: &Object, architecture: &str, signs: &Signs, notes: &mut Notes) -> Result<Family> {

@@ -35,7 +35,9 @@ pub(crate) fn open(
 ) -> Result<Checkpoint> {
     let (folder, weights) = locate(path)?;
     let config = Object::read(&folder.join(CONFIG), CONFIG_CAP)?;
-    let (mut tensors, files) = open_weights(&weights, means)?;
+    let (tensors, files) = open_weights(&weights, means)?;
+    let headless = tensors.contains_key("embed_tokens.weight");
+    let mut tensors = with_prefix(tensors);
     let mut spec = config::read(&config, &Signs::of(&tensors), notes)?;
     if notes.options.i2s_layout.is_some() {
         notes.warn("the option `i2s_layout` is set, but the checkpoint has no I2_S tensors");
@@ -53,8 +55,10 @@ pub(crate) fn open(
 
     let keep_scale = spec.family == Family::BitNet && config.value("quantization_config").is_none();
     let mlx = MlxQuantization::read(&config)?;
-    let mut reader =
-        Reader::new(&spec, tensors, &weights, notes, means, progress).keep_scale(keep_scale).mlx(mlx);
+    let mut reader = Reader::new(&spec, tensors, &weights, notes, means, progress)
+        .keep_scale(keep_scale)
+        .headless(headless)
+        .mlx(mlx);
     let embed = reader.embedding()?;
     let layers = (0..spec.layers).map(|i| reader.layer(i)).collect::<Result<Vec<_>>>()?;
     let final_norm = reader.final_norm()?;
@@ -154,6 +158,16 @@ pub(crate) fn name_of(path: &Path, folder: &Path) -> String {
 #[derive(Deserialize)]
 struct Index {
     weight_map: Entries<String>,
+}
+
+/// The tensors by their names in a model with a head. Models for embeddings are saved without one, and without `model.` before the
+/// names.
+pub(crate) fn with_prefix(tensors: BTreeMap<String, RawTensor>) -> BTreeMap<String, RawTensor> {
+    if !tensors.contains_key("embed_tokens.weight") {
+        return tensors;
+    }
+    let name = |name: String| if name == layers::HEAD { name } else { format!("model.{name}") };
+    tensors.into_iter().map(|(old, tensor)| (name(old), tensor)).collect()
 }
 
 /// All tensors that `path` leads to, and the files that hold them.

@@ -49,6 +49,8 @@ pub(crate) struct Reader<'a> {
     source: &'a Path,
     /// Floats that are quantised already keep their scale.
     keep_scale: bool,
+    /// The model may lack a head.
+    headless: bool,
     notes: &'a mut Notes,
     means: Means,
     progress: &'a mut Progress<'a>,
@@ -75,6 +77,7 @@ impl<'a> Reader<'a> {
             tensors,
             source,
             keep_scale: false,
+            headless: false,
             notes,
             means,
             progress,
@@ -100,6 +103,12 @@ impl<'a> Reader<'a> {
     /// Lets float weights that are quantised already keep their scale.
     pub(crate) fn keep_scale(mut self, keep: bool) -> Self {
         self.keep_scale = keep;
+        self
+    }
+
+    /// Lets the model lack a head.
+    pub(crate) fn headless(mut self, headless: bool) -> Self {
+        self.headless = headless;
         self
     }
 
@@ -131,7 +140,9 @@ impl<'a> Reader<'a> {
     /// The head. Where the configuration ties it to the embedding and the file holds one all the same, a head of its
     /// own is used, as transformers does since version 5, unless it is a copy.
     pub(crate) fn head(&mut self, embed: &Table) -> Result<Option<Table>> {
-        if self.spec.tied && !self.tensors.contains_key(HEAD) {
+        // A model for embeddings has no head, whatever its configuration says.
+        let lacks = !self.tensors.contains_key(HEAD) && !self.tensors.contains_key("lm_head.scales");
+        if lacks && (self.spec.tied || self.headless) {
             return Ok(None);
         }
         let head = self.table("lm_head")?;
@@ -325,7 +336,11 @@ impl<'a> Reader<'a> {
             }
         };
         let input_norm = match quantization.and_then(|q| q.input_norm_eps) {
-            Some(eps) => Some(self.norm(&format!("{name}.rms_norm.weight"), cols, eps)?),
+            Some(eps) => {
+                let own = format!("{name}.norm.weight");
+                let is_own = self.tensors.contains_key(&own);
+                Some(self.norm(&if is_own { own } else { format!("{name}.rms_norm.weight") }, cols, eps)?)
+            }
             None => None,
         };
         Ok(Linear { name, weights, input_norm })

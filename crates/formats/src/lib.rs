@@ -15,6 +15,7 @@ mod bytes;
 mod checkpoint;
 mod config;
 pub mod convert;
+mod embedding;
 mod generation;
 pub mod gguf;
 mod grouped;
@@ -37,6 +38,7 @@ mod watch;
 
 pub use bytes::SharedBytes;
 pub use checkpoint::{Access, Checkpoint, Progress};
+pub use embedding::EmbeddingSpec;
 pub use inspect::{Report, TensorReport};
 pub use json::Object as JsonObject;
 pub use locate::gguf_file;

@@ -40,6 +40,6 @@ fn recognise(path: &Path, options: &CheckpointOptions) -> Result<Recognised> {
     let (folder, weights) = huggingface::locate(path)?;
     let config = Object::read(&folder.join(huggingface::CONFIG), huggingface::CONFIG_CAP)?;
     let (tensors, _) = huggingface::open_weights(&weights, Means::of(Access::Untouched))?;
-    config::read(&config, &Signs::of(&tensors), &mut notes)?;
+    config::read(&config, &Signs::of(&huggingface::with_prefix(tensors)), &mut notes)?;
     Ok(Recognised::AsItLies)
 }

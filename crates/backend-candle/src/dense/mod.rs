@@ -8,6 +8,7 @@
 //! Llama, Mistral and Qwen3 in safetensors, and such GGUF files of floats, stay with the own decoder: it uses weights where they
 //! lie and has all that is missing here.
 
+mod bert;
 mod gguf;
 mod hub;
 mod model;
@@ -21,6 +22,8 @@ use ternion_core::{
 };
 use ternion_engine::{Engine, EngineOptions};
 use ternion_formats::{RawCheckpoint, gguf::File, gguf_file};
+
+pub(crate) use bert::{bert, load_bert};
 
 use crate::{CandleOptions, HeadPrecision};
 use gguf::Architecture;

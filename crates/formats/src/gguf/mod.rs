@@ -42,7 +42,7 @@ pub use spec::sampling_defaults;
 pub use special::end_tokens;
 pub use support::Reader;
 pub(crate) use support::is_model;
-pub use tokenizer::tokenizer_parts;
+pub use tokenizer::{chat_template, tokenizer_parts};
 pub(crate) use tokenizer::{names_rule, tokenizer_parts_as};
 pub use types::{I2S_GROUP, I2S_TRAILER, TensorType};
 pub use value::{Array, Value, ValueType};

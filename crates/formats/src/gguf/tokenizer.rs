@@ -275,8 +275,11 @@ fn special_tokens(tokens: &Vocabulary<'_>, ids: SpecialIds) -> BTreeMap<String, 
     texts.map(|(name, text)| (name.to_owned(), text.to_owned())).collect()
 }
 
-/// The chat template. Official BitNet files hold Llama 3's, which the model was not trained with.
-fn chat_template(file: &File) -> Result<Option<String>> {
+/// The chat template. Official BitNet files hold Llama 3's, which the model was not trained with; theirs is given instead.
+///
+/// # Errors
+/// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where its key has another type.
+pub fn chat_template(file: &File) -> Result<Option<String>> {
     let embedded = file.string(keys::CHAT_TEMPLATE)?;
     let is_official =
         matches!(file.architecture()?, "bitnet-b1.58" | "bitnet-25") && file.value(keys::WRITER).is_none();

@@ -6,15 +6,19 @@ use ternion_core::{
     Error, ErrorKind, LlmBackend, ModelInfo, Result, ResultExt,
     config::ModelConfig,
     registry::{BlockingFactory, LoadProgress, Progress, Suitability},
-    text::Tokenizer,
+    text::{Tokenizer, TokenizerParts},
 };
-use ternion_engine::{CausalLm, Engine, EngineOptions};
-use ternion_formats::Access;
+use ternion_engine::{CausalLm, EmbeddingEngine, Engine, EngineOptions};
+use ternion_formats::{Access, EmbeddingSpec, gguf as formats_gguf};
 
 use crate::{
     Arithmetic, LlamaCpp, LlamaCppOptions, ModelOptions, gguf,
     preflight::{self, Loader},
+    vocabulary,
 };
+
+/// Requests for embeddings that may wait, unless the configuration says otherwise.
+const MAX_QUEUED: usize = 64;
 
 const NAME: &str = "llama-cpp";
 
@@ -32,7 +36,9 @@ pub fn factory() -> BlockingFactory {
 fn suitability(config: &ModelConfig) -> Result<Suitability> {
     let options: LlamaCppOptions = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| Error::invalid_config("the model has no `path`"))?;
+    let is_embedder = options.pooling.is_some() || EmbeddingSpec::at(path).is_ok_and(|spec| spec.is_some());
     let judged = preflight::loader(path).and_then(|loader| match loader {
+        Loader::Ternion | Loader::TernionOrLlamaCpp(_) if is_embedder => Err(no_embedder(path)),
         Loader::Ternion => options.checkpoint().recognise(path).map(drop),
         Loader::TernionOrLlamaCpp(_) => Ok(()),
         Loader::LlamaCpp(file) => preflight::check(&file),
@@ -65,6 +71,9 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
         ))
     })?;
 
+    if let Some(model) = load_embedder(path, name, &options, progress, config.max_queued)? {
+        return Ok(model);
+    }
     let checkpoint = || load_checkpoint(path, name, &options, progress);
     let Loaded { model, tokenizer, mut engine } = match preflight::loader(path)? {
         Loader::Ternion if options.llama_cpp.arithmetic == Some(Arithmetic::LlamaCpp) => {
@@ -119,11 +128,84 @@ fn load_gguf(path: &Path, name: &str, options: &ModelOptions, progress: &Progres
         ))
         .with("file", path.display()));
     }
-    let mut parts = facts.tokenizer_parts(path)?;
     let gguf::Loaded { model, info, eos } = gguf::load(path, name, options, progress)?;
-    parts.vocab_limit = Some(model.vocab_size());
-    let tokenizer = Tokenizer::from_parts(parts).with("file", path.display())?;
+    let tokenizer = tokenizer(path, options, model.vocab_size())?;
     let mut engine = EngineOptions::new(info);
     engine.eos_tokens = eos;
     Ok(Loaded { model, tokenizer, engine })
+}
+
+/// A model for embeddings; `None` for one that is not made for them. Ternary ones are for `candle`.
+fn load_embedder(
+    path: &Path,
+    name: &str,
+    options: &ModelOptions,
+    progress: &Progress,
+    max_queued: Option<usize>,
+) -> Result<Option<Arc<dyn LlmBackend>>> {
+    let own = options.llama_cpp.pooling;
+    let Some(file) = ternion_formats::gguf_file(path)? else {
+        return match own.map(EmbeddingSpec::new).or(EmbeddingSpec::at(path)?) {
+            None => Ok(None),
+            Some(_) => Err(no_embedder(path)),
+        };
+    };
+    let Some(mut spec) =
+        own.map_or_else(|| EmbeddingSpec::at(&file), |pooling| Ok(Some(EmbeddingSpec::new(pooling))))?
+    else {
+        return Ok(None);
+    };
+    if preflight::loader(&file)? != Loader::LlamaCpp(file.clone()) {
+        return Err(no_embedder(path));
+    }
+    preflight::check(&file)?;
+    let (model, info) = gguf::load_embedder(&file, name, own, options, progress)?;
+    spec.pooling = model.pooling();
+    spec.normalized = options.llama_cpp.normalize.unwrap_or(true);
+    spec.shortened = options.llama_cpp.matryoshka.unwrap_or(false).then(Vec::new);
+    let embedding = spec.info(model.dimensions());
+    let tokenizer = tokenizer(&file, options, ternion_engine::EmbeddingModel::vocab_size(&model))?;
+    tracing::info!(model = name, ?options, "loaded for embeddings");
+    let engine = EmbeddingEngine::start(
+        Box::new(model),
+        tokenizer,
+        info,
+        embedding,
+        max_queued.unwrap_or(MAX_QUEUED),
+    )?;
+    Ok(Some(Arc::new(engine)))
+}
+
+fn no_embedder(path: &Path) -> Error {
+    Error::unsupported(
+        "llama.cpp makes embeddings of GGUF files that it computes by itself, and of no others",
+    )
+    .with("path", path.display())
+    .with("runs with", "the backend `candle`")
+}
+
+/// The tokenizer of a file that llama.cpp computes: ours, and where it has no equal, llama.cpp's own.
+fn tokenizer(path: &Path, options: &ModelOptions, vocab_size: usize) -> Result<Tokenizer> {
+    let facts = options.llama_cpp.checkpoint();
+    let build = |mut parts: TokenizerParts| {
+        parts.vocab_limit = Some(vocab_size);
+        Tokenizer::from_parts(parts).with("file", path.display())
+    };
+    // A `tokenizer.json` beside the file is the model's own; what is wrong with it is told.
+    let has_own = path.with_file_name("tokenizer.json").exists();
+    let is_for_llama_cpp =
+        |error: &Error| !has_own && matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidModel);
+    match facts.tokenizer_parts(path).and_then(build) {
+        Ok(tokenizer) => Ok(tokenizer),
+        Err(error) if is_for_llama_cpp(&error) => {
+            tracing::info!(%error, "llama.cpp tokenizes by itself");
+            let file = formats_gguf::File::open(path)?;
+            let template = formats_gguf::chat_template(&file)?;
+            let mut parts = vocabulary::parts(path, template)?;
+            parts.add_bos_token = facts.add_bos;
+            parts.bos_id = facts.bos;
+            build(parts)
+        }
+        Err(error) => Err(error),
+    }
 }

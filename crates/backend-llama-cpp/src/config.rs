@@ -3,6 +3,7 @@
 use llama_cpp_sys_2 as sys;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use ternion_core::Pooling;
 use ternion_formats::{Activation, CheckpointOptions, I2sLayout};
 use ternion_kernels::ActivationType;
 
@@ -31,6 +32,17 @@ pub struct LlamaCppOptions {
     /// Who computes a GGUF model that llama.cpp could compute as well. Left out: `ternion`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arithmetic: Option<Arithmetic>,
+    /// How a model for embeddings pools: `mean`, `cls` or `last`. Left out: as the file says. Set for a model that generates, it
+    /// makes embeddings instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<Pooling>,
+    /// Whether embeddings have the length 1. Left out: they have, as llama.cpp's tools give them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalize: Option<bool>,
+    /// Whether the first values of an embedding are one too, so that a request may ask for fewer (`dimensions`): for models that
+    /// are trained that way (Matryoshka). Left out: they are not, as no GGUF file says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matryoshka: Option<bool>,
     /// The activation of the feed-forward network. Left out: what the checkpoint states, else what its other facts tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,

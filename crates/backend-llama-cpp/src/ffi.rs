@@ -374,7 +374,7 @@ impl Batch {
         self.wanted.push(i8::from(wanted));
     }
 
-    fn raw(&mut self) -> sys::llama_batch {
+    pub(crate) fn raw(&mut self) -> sys::llama_batch {
         let tokens = self.positions.len();
         self.counts.clear();
         self.counts.resize(tokens, 1);

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use llama_cpp_sys_2 as sys;
 use ternion_core::{
-    Error, ModelInfo, Result, ResultExt,
+    Error, ModelInfo, Pooling, Result, ResultExt,
     registry::{LoadProgress, Progress},
 };
 use ternion_formats::FileWatch;
 
-use crate::{LlamaCpp, ModelOptions, ffi::Model, guard::Guard, model::KvShape, runtime};
+use crate::{LlamaCpp, ModelOptions, embed::Embedder, ffi::Model, guard::Guard, model::KvShape, runtime};
 
 /// A GGUF model with what a host is told of it.
 pub(crate) struct Loaded {
@@ -25,6 +25,34 @@ pub(crate) struct Loaded {
 /// # Errors
 /// What llama.cpp says of a model that it cannot load, and those of [`LlamaCpp::native`].
 pub(crate) fn load(path: &Path, name: &str, options: &ModelOptions, progress: &Progress) -> Result<Loaded> {
+    let (model, watch) = read(path, options, progress)?;
+    let facts = Facts::of(&model)?;
+    let info = facts.info(&model, name);
+    let eos = end_tokens(&model);
+    let model = LlamaCpp::native(model, parts(path), watch, &facts.shape()?, facts.can_cut, options)
+        .with("file", path.display())?;
+    Ok(Loaded { model, info, eos })
+}
+
+/// Loads a model for embeddings.
+///
+/// # Errors
+/// What llama.cpp says of a model that it cannot load, and those of [`Embedder::new`].
+pub(crate) fn load_embedder(
+    path: &Path,
+    name: &str,
+    pooling: Option<Pooling>,
+    options: &ModelOptions,
+    progress: &Progress,
+) -> Result<(Embedder, ModelInfo)> {
+    let (model, watch) = read(path, options, progress)?;
+    let info = Facts::of(&model)?.info(&model, name);
+    let embedder = Embedder::new(model, watch, pooling, options).with("file", path.display())?;
+    Ok((embedder, info))
+}
+
+/// Lets llama.cpp read the file.
+fn read(path: &Path, options: &ModelOptions, progress: &Progress) -> Result<(Model, FileWatch)> {
     let file = path
         .to_str()
         .and_then(|path| CString::new(path).ok())
@@ -45,17 +73,7 @@ pub(crate) fn load(path: &Path, name: &str, options: &ModelOptions, progress: &P
         sys::llama_model_load_from_file(file.as_ptr(), params)
     });
     listener.guard.check()?;
-    let model = model.with("file", path.display())?;
-    let facts = Facts::of(&model)?;
-    let mut info = ModelInfo::new(name, "llama-cpp");
-    info.architecture = text(&model, "general.architecture").unwrap_or_default();
-    info.format = format!("GGUF ({})", facts.description);
-    info.parameters = facts.parameters;
-    info.weight_bytes = facts.bytes;
-    let eos = end_tokens(&model);
-    let model = LlamaCpp::native(model, parts(path), watch, &facts.shape, facts.can_cut, options)
-        .with("file", path.display())?;
-    Ok(Loaded { model, info, eos })
+    Ok((model.with("file", path.display())?, watch))
 }
 
 /// The files of a model: the parts of one that is split (`name-00001-of-00003.gguf`), or the file itself.
@@ -95,10 +113,13 @@ unsafe extern "C" fn on_progress(done: f32, data: *mut c_void) -> bool {
 
 /// What llama.cpp says of a model.
 struct Facts {
-    shape: KvShape,
+    /// Layers, heads of keys, heads, width, context, and the width of a head.
+    sizes: [usize; 6],
     description: String,
     parameters: u64,
     bytes: u64,
+    /// It is a decoder without an encoder.
+    decodes: bool,
     can_cut: bool,
 }
 
@@ -124,31 +145,49 @@ impl Facts {
                 sys::llama_model_is_recurrent(raw) || sys::llama_model_is_hybrid(raw),
             )
         };
-        if !decodes {
-            return Err(Error::unsupported("the model has an encoder, expected a decoder alone"));
-        }
         let [layers, kv_heads, heads, width, context_length] =
             sizes.map(|size| usize::try_from(size).unwrap_or(0));
-        if layers == 0 || heads == 0 || context_length == 0 {
-            return Err(Error::invalid_model(
-                "the model says of itself that it has no layers, heads or context",
-            ));
+        if layers == 0 || context_length == 0 {
+            return Err(Error::invalid_model("the model says of itself that it has no layers or context"));
         }
         let head_dim = text(model, &format!("{architecture}.attention.key_length"))
             .and_then(|length| length.parse().ok())
-            .unwrap_or(width / heads);
+            .unwrap_or(width / heads.max(1));
         Ok(Self {
-            shape: KvShape { layers, kv_heads, head_dim, context_length },
+            sizes: [layers, kv_heads, heads, width, context_length, head_dim],
             description: c_text(&description),
             parameters,
             bytes,
+            decodes,
             can_cut: !keeps_state,
         })
+    }
+
+    /// The shape of the KV cache of a model that generates.
+    fn shape(&self) -> Result<KvShape> {
+        let [layers, kv_heads, heads, _, context_length, head_dim] = self.sizes;
+        if !self.decodes {
+            return Err(Error::unsupported("the model has an encoder, expected a decoder alone"));
+        }
+        // A model without attention keeps a state instead of keys and values.
+        if heads == 0 && self.can_cut {
+            return Err(Error::invalid_model("the model says of itself that it has no heads"));
+        }
+        Ok(KvShape { layers, kv_heads, head_dim, context_length })
+    }
+
+    fn info(&self, model: &Model, name: &str) -> ModelInfo {
+        let mut info = ModelInfo::new(name, "llama-cpp");
+        info.architecture = text(model, "general.architecture").unwrap_or_default();
+        info.format = format!("GGUF ({})", self.description);
+        info.parameters = self.parameters;
+        info.weight_bytes = self.bytes;
+        info
     }
 }
 
 /// A value of the model's metadata, as text.
-fn text(model: &Model, key: &str) -> Option<String> {
+pub(crate) fn text(model: &Model, key: &str) -> Option<String> {
     let key = CString::new(key).ok()?;
     let mut value = [0; 256];
     // SAFETY: The model is alive, the key ends with NUL, and the buffer is as long as is said.

@@ -9,7 +9,9 @@
 //! keeps is the scheduling on its threads, norms, rotary embedding, attention and the KV cache. A model of one layer
 //! is computed in both ways before the first real one (`selftest`).
 //!
-//! **Other GGUF models** are loaded by llama.cpp, after a check in safe Rust (`preflight`), and left as they are.
+//! **Other GGUF models** are loaded by llama.cpp, after a check in safe Rust (`preflight`), and left as they are. Where the tokenizers
+//! crate has no equal of a file's tokenizer, llama.cpp's own is used (`vocabulary`). Models for embeddings get a context that pools
+//! (`embed`).
 //!
 //! This stands on `llama-cpp-sys-2` rather than on `llama-cpp-2`. The latter's types hide all that this crate needs (the
 //! evaluation callback, models from memory, batches of embeddings, the thread pool, why a model was refused) and its
@@ -28,6 +30,7 @@
 
 mod backend;
 mod config;
+mod embed;
 mod ffi;
 mod gguf;
 mod guard;
@@ -41,6 +44,7 @@ mod runtime;
 mod saved;
 mod selftest;
 mod source;
+mod vocabulary;
 
 pub use backend::factory;
 pub use config::{Arithmetic, KvType, LlamaCppOptions};

@@ -17,6 +17,7 @@ use crate::{
     admission::Admission,
     body::Common,
     client::Client,
+    embed,
     facts::{self, Facts},
     model::RemoteModel,
     probe::{self, Abilities, Scoring, Tokenizing},
@@ -84,6 +85,12 @@ async fn connect(name: &str, config: &ModelConfig) -> Result<Arc<dyn LlmBackend>
     .await?;
 
     let facts = facts::find(&client, &options).await.with("server", client.address())?;
+    if options.embeddings.unwrap_or(facts.embedding.is_some()) {
+        let address = client.address().to_owned();
+        return embed::connect(name, config, &options, (client, facts, tokenizer))
+            .await
+            .with("server", address);
+    }
     let common =
         Common { model: facts.model.clone(), dialect: facts.dialect, context_length: facts.context_length };
     let abilities = if options.probe {

@@ -37,6 +37,14 @@ pub struct OpenAiOptions {
     /// Whether token ids are asked for with every answer, where the server can give them. `false` saves llama-server the
     /// log-probabilities that it gives them with.
     pub token_ids: bool,
+    /// The model makes embeddings. Left out: it does where the server tells so, as Ternion's does. The server's endpoint
+    /// `/v1/embeddings` is then used, and no other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embeddings: Option<bool>,
+    /// Whether the server makes shorter embeddings where a request asks for them (`dimensions`). Left out: as the server tells, else
+    /// not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matryoshka: Option<bool>,
     /// Certificates in PEM form that are trusted besides those of the system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
@@ -66,6 +74,8 @@ impl Default for OpenAiOptions {
             dialect: Dialect::Auto,
             probe: true,
             token_ids: true,
+            embeddings: None,
+            matryoshka: None,
             ca_file: None,
             connect_timeout_ms: 5000,
             first_byte_timeout_ms: 120_000,

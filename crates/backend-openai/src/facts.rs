@@ -2,7 +2,7 @@
 
 use serde::Deserialize as _;
 use serde_json::Value;
-use ternion_core::{Error, ErrorKind, Result, SamplingDefaults};
+use ternion_core::{EmbeddingInfo, Error, ErrorKind, Result, SamplingDefaults};
 
 use crate::{Dialect, OpenAiOptions, client::Client};
 
@@ -18,6 +18,8 @@ pub(crate) struct Facts {
     /// Requests that the server works on at the same time.
     pub(crate) sequences: usize,
     pub(crate) defaults: SamplingDefaults,
+    /// How the model makes embeddings, where the server tells it.
+    pub(crate) embedding: Option<EmbeddingInfo>,
     /// Whether the server's list of models has the model; `None` without such a list.
     pub(crate) listed: Option<bool>,
 }
@@ -100,6 +102,9 @@ fn of_list(list: &Value, options: &OpenAiOptions) -> Result<Facts> {
                 defaults.temperature = 1.0;
                 defaults
             }),
+        embedding: entry
+            .filter(|_| matches!(options.dialect, Dialect::Auto | Dialect::Ternion))
+            .and_then(|model| EmbeddingInfo::deserialize(model.pointer("/ternion/embedding")?).ok()),
         listed: (!names.is_empty()).then_some(entry.is_some()),
         model: wanted,
     })

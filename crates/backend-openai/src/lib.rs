@@ -54,6 +54,7 @@ mod calls;
 mod client;
 mod config;
 mod constraint;
+mod embed;
 mod facts;
 mod failure;
 mod llama_schema;

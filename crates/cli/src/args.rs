@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Conformance(ConformanceArgs),
     /// Write the logits at every position of a sequence of tokens.
     Logits(LogitsArgs),
+    /// Make vectors of texts, with a model that is made for it.
+    Embed(EmbedArgs),
     /// Write a valid checkpoint with random ternary weights, for measurements.
     Synth(SynthArgs),
     /// Write a checkpoint in another format: packed safetensors, or GGUF with I2_S, TQ1_0 or TQ2_0.
@@ -540,6 +542,24 @@ pub(crate) struct LogitsArgs {
     /// Tokens of one prefill chunk.
     #[arg(long, value_name = "N")]
     pub(crate) chunk: Option<usize>,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    /// The texts; `-`, or nothing in a pipe, reads one text for each line of standard input.
+    #[arg(conflicts_with = "file")]
+    pub(crate) texts: Vec<String>,
+    /// Read one text for each line of a file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// The length of the vectors, for models that are trained for shorter ones.
+    #[arg(long, value_name = "N")]
+    pub(crate) dimensions: Option<usize>,
+    /// Leave out the end of a text that is longer than the model takes, rather than refusing it.
+    #[arg(long)]
+    pub(crate) truncate: bool,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }

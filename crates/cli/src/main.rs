@@ -103,6 +103,7 @@ async fn run(app: &App, command: Command) -> Outcome {
         Command::Verify(args) => commands::verify::run(app, &args).await,
         Command::Conformance(args) => commands::conformance::run(app, &args).await,
         Command::Logits(args) => commands::logits::run(app, &args).await,
+        Command::Embed(args) => commands::embed::run(app, &args).await,
         Command::Synth(args) => commands::synth::run(app, &args),
         Command::Convert(args) => commands::convert::run(app, &args),
         Command::Bench(args) => commands::bench::run(app, &args).await,

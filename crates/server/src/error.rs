@@ -101,7 +101,9 @@ impl ApiError {
         match error.kind() {
             ErrorKind::InvalidRequest => Self::of_field(error.message(), prompt, "invalid_value"),
             ErrorKind::ContextOverflow => {
-                let message = error.message().strip_prefix("prompt: ").unwrap_or(error.message());
+                let message = error.message();
+                let message =
+                    message.strip_prefix("prompt: ").or(message.strip_prefix("inputs: ")).unwrap_or(message);
                 Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message).with_param(prompt)
             }
             ErrorKind::Unsupported => Self::of_field(error.message(), prompt, "unsupported_value"),
@@ -137,7 +139,7 @@ impl ApiError {
             return Self::new(StatusCode::BAD_REQUEST, code, message);
         };
         let name = match name.strip_prefix("chat.").unwrap_or(name) {
-            "prompt" | "tokens" => prompt,
+            "prompt" | "tokens" | "inputs" => prompt,
             "constraint" => "response_format",
             "stop_tokens" => "stop_token_ids",
             "template_args" => "chat_template_kwargs",

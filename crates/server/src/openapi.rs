@@ -9,7 +9,7 @@ use axum::{
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use crate::request::{ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest};
+use crate::request::{ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingsRequest, TokenizeRequest};
 
 static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_string());
 
@@ -24,6 +24,7 @@ fn document() -> Value {
     let mut paths = Map::new();
     let chat = body::<ChatRequest>(&mut schemas, "messages");
     let completion = body::<CompletionRequest>(&mut schemas, "prompt");
+    let embeddings = body::<EmbeddingsRequest>(&mut schemas, "input");
     let tokenize = body::<TokenizeRequest>(&mut schemas, "");
     let detokenize = body::<DetokenizeRequest>(&mut schemas, "tokens");
     let chunks = ["application/json", "text/event-stream"];
@@ -31,6 +32,7 @@ fn document() -> Value {
     for (path, summary, request, kinds) in [
         ("/v1/chat/completions", "Answers a conversation.", chat, &chunks[..]),
         ("/v1/completions", "Continues texts, or scores them.", completion, &chunks[..]),
+        ("/v1/embeddings", "Makes vectors of texts.", embeddings, json_only),
         ("/tokenize", "Turns text or a conversation into tokens.", tokenize, json_only),
         ("/detokenize", "Turns tokens into text.", detokenize, json_only),
     ] {

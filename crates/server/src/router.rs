@@ -17,7 +17,7 @@ use tower_http::{
 use crate::{
     access, auth,
     error::ApiError,
-    handlers::{chat, completions, health, models, tokens},
+    handlers::{chat, completions, embeddings, health, models, tokens},
     metrics, openapi, page,
     reply::common::new_id,
     state::App,
@@ -30,6 +30,7 @@ pub(crate) fn router(app: &App) -> Router {
     let guarded = Router::new()
         .route("/v1/chat/completions", post(chat::post))
         .route("/v1/completions", post(completions::post))
+        .route("/v1/embeddings", post(embeddings::post))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
         .route("/tokenize", post(tokens::tokenize))

@@ -10,6 +10,7 @@ pub(crate) mod contract;
 pub(crate) mod conversation;
 pub(crate) mod convert;
 pub(crate) mod count;
+pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod expectation;
 pub(crate) mod generate;

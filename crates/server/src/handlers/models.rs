@@ -58,6 +58,7 @@ fn describe(app: &App, id: &str, name: &str) -> Value {
             "format": info.format,
             "parameters": info.parameters,
             "capabilities": info.capabilities,
+            "embedding": info.embedding,
             "defaults": info.defaults,
         });
     }

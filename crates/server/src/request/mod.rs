@@ -6,6 +6,7 @@ mod body;
 mod chat;
 mod common;
 mod completion;
+mod embeddings;
 mod format;
 mod prompt;
 mod schema;
@@ -15,6 +16,7 @@ pub(crate) use body::JsonBody;
 pub(crate) use chat::ChatRequest;
 pub(crate) use common::Delivery;
 pub(crate) use completion::{Completion, CompletionRequest};
+pub(crate) use embeddings::{EmbeddingsRequest, EncodingFormat};
 pub(crate) use prompt::Prompts;
 pub(crate) use tokens::{DetokenizeRequest, Input, TokenizeRequest};
 
@@ -24,4 +26,5 @@ pub(crate) fn check(bytes: &[u8]) {
     let _ = body::parse::<CompletionRequest>(bytes).and_then(CompletionRequest::check);
     let _ = body::parse::<TokenizeRequest>(bytes).and_then(|request| request.into_input(4096));
     let _ = body::parse::<DetokenizeRequest>(bytes);
+    let _ = body::parse::<EmbeddingsRequest>(bytes).and_then(EmbeddingsRequest::check);
 }

@@ -8,7 +8,13 @@
 //! $ cargo run --release -p ternion --features llama-cpp,onnx --example hot_swap
 //! ```
 //!
-//! With the feature `dense` a dense model takes its turn, and with `openai` a remote one, if `HOT_SWAP_URL` is the address of a server.
+//! With the feature `dense` a dense model takes its turn, and with `openai` a remote one, if `HOT_SWAP_URL` is the address of a server:
+//! the three kinds of `examples/hosts/three.toml`.
+//!
+//! ```console
+//! $ cargo run --release -- serve --model fixtures/ternion-tiny --port 8123 &
+//! $ HOT_SWAP_URL=http://127.0.0.1:8123/v1 cargo run --release -p ternion --features dense,openai --example hot_swap
+//! ```
 //!
 //! An engine that cannot be loaded, as ONNX Runtime where its library is not installed, shows the other side: the error is
 //! told, and the old model goes on.

@@ -158,3 +158,72 @@ fn mistakes_are_told_at_once() {
     std::fs::write(damaged.path().join("model.safetensors"), "not safetensors").unwrap();
     failure(ternion(&["serve", "--model", damaged.path().to_str().unwrap(), "--port", "0"]), 3, &["load"]);
 }
+
+/// The models of `examples/hosts/three.toml` take turns under one name while clients ask: none of them loses a request.
+#[cfg(feature = "openai")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_kinds_of_models_are_swapped_under_load() {
+    use std::{
+        collections::BTreeMap,
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
+    use ternion::{GenerateRequest, LlmBackend, Message, Sampling, config::Config, models::Models};
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut server =
+        serve(&["--model", &fixture_arg("ternion-tiny"), "--context-length", "256"], None, folder.path());
+    wait_until_ready(&mut server);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/hosts/three.toml");
+    let example = Config::load(&file).unwrap();
+    let kind = |name: &str| {
+        let mut model = example.models[name].clone();
+        if name == "remote" {
+            model.options.insert("url".into(), format!("http://{}/v1", server.address).into());
+        } else {
+            model.threads = Some(1);
+        }
+        model
+    };
+    let models = Models::new(Config::single("chat", kind("bitnet"))).unwrap();
+    let handle: Arc<dyn LlmBackend> = Arc::new(models.get("chat").await.unwrap());
+    let (stop, served) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(BTreeMap::<String, usize>::new())));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (handle, stop, served) = (Arc::clone(&handle), Arc::clone(&stop), Arc::clone(&served));
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let question = GenerateRequest::chat([Message::user("How many days are in a week?")]);
+                    let question = question.with_max_tokens(8).with_sampling(Sampling::greedy());
+                    let answer = handle.generate(question).await.unwrap().collect().await.unwrap();
+                    let who = answer.served_by.unwrap();
+                    *served
+                        .lock()
+                        .unwrap()
+                        .entry(format!("{} {}", who.backend, handle.info().architecture))
+                        .or_default() += 1;
+                }
+            })
+        })
+        .collect();
+    for name in ["dense", "remote", "bitnet", "remote", "dense", "bitnet"] {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        models
+            .reload_with(Config::single("chat", kind(name)))
+            .await
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    let served = served.lock().unwrap();
+    println!("{served:?}");
+    for kind in ["candle bitnet", "candle qwen2", "openai "] {
+        assert!(served.keys().any(|key| key.starts_with(kind)), "{kind}: {served:?}");
+    }
+}

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{cases, exported, fixtures, largest_difference, open, whole};
+use serde_json::Value;
 use ternion_formats::convert::{Options, Target};
 
 #[test]
@@ -52,5 +53,38 @@ fn python_finds_both_variants_well_formed() {
         let model = file.path.join("model.onnx");
         let out = Command::new("python3").args(["-c", program]).arg(model).output().unwrap();
         assert!(out.status.success(), "{variant:?}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+}
+
+/// Exports in 4 bits (MatMulNBits), with and without GroupQueryAttention.
+#[test]
+fn quantised_exports_run() {
+    let Some(library) = common::library() else { return };
+    let imports = ["-c", "import numpy, onnx, onnxruntime"];
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/bin/python");
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map(|target| Path::new(&target).join("tools/bin/python"));
+    let programs = target.into_iter().chain([tools, "python3".into()]);
+    let python = programs
+        .into_iter()
+        .find(|program| Command::new(program).args(imports).output().is_ok_and(|out| out.status.success()));
+    let Some(python) = python else {
+        common::skipped("Python has no packages onnx, onnxruntime and numpy");
+        return;
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/quantised.py");
+    for name in ["grouped-f32", "plain-f32"] {
+        let source = fixtures().join("onnx").join(name);
+        let folder = tempfile::tempdir().unwrap();
+        let out = Command::new(&python).arg(&script).args([&source, folder.path()]).output().unwrap();
+        assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+        let rows: Vec<Vec<f32>> = serde_json::from_slice(&out.stdout).unwrap();
+        let golden: Value =
+            serde_json::from_slice(&std::fs::read(source.join("golden.json")).unwrap()).unwrap();
+        let ids: Vec<u32> = serde_json::from_value(golden["input_ids"].clone()).unwrap();
+        let mut model = open(&library, folder.path(), 2);
+        let difference = largest_difference(&whole(&mut model, &ids), &rows.concat());
+        println!("{name} in 4 bits: {difference:.1e}");
+        assert!(difference <= 1e-4, "{name}: {difference}");
     }
 }

@@ -63,7 +63,7 @@ fn apt_install(package: &str) -> Result<(), String> {
 }
 
 /// The packages, with the versions that the comparisons were written for.
-const PYTHON_PACKAGES: [&str; 13] = [
+const PYTHON_PACKAGES: [&str; 14] = [
     "gguf==0.19.0",
     "huggingface_hub",
     "jsonschema",
@@ -78,13 +78,14 @@ const PYTHON_PACKAGES: [&str; 13] = [
     "schemathesis==4.32.5",
     // Its tokenizers, which lm-eval takes; no model of it runs.
     "transformers",
+    "xllamacpp",
 ];
 
 /// Whether the project's Python has the packages that tests compare with.
 pub(crate) fn python_packages() -> Option<String> {
     let python = program(&tools(), "python").display().to_string();
     let program = "import gguf, huggingface_hub, jsonschema, maturin, mypy, numpy, onnx, onnxruntime, openai, pytest, tenacity; import importlib.util as u; \
-                   assert all(map(u.find_spec, ['lm_eval', 'schemathesis', 'transformers'])); \
+                   assert all(map(u.find_spec, ['lm_eval', 'schemathesis', 'transformers', 'xllamacpp'])); \
                    print('onnx', onnx.__version__)";
     shell::probe(&[&python, "-c", program])
 }

@@ -76,7 +76,7 @@ pub struct Limits {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// `generate` works.
+    /// `generate` works. Every backend generates or makes embeddings.
     pub generate: bool,
     /// A chat prompt works (there is a chat template).
     pub chat: bool,

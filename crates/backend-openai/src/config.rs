@@ -177,6 +177,7 @@ impl OpenAiOptions {
             ),
             ("threads", config.threads.is_some(), "the server has its own"),
             ("prefill_chunk", config.prefill_chunk.is_some(), "the server has its own"),
+            ("prompt_lookup", config.prompt_lookup.is_some(), "the server decides what it drafts"),
             ("mmap", config.mmap.is_some(), "there are no weights on this side"),
             (
                 "stall_limit_ms",

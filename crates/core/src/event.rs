@@ -324,6 +324,12 @@ pub struct Usage {
     /// Those of them that the model did not choose: the constraint allowed no other, or the thought was over its budget.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub forced_tokens: usize,
+    /// Tokens that were drafted and verified.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub drafted_tokens: usize,
+    /// Those of them that became part of the answer.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub accepted_tokens: usize,
 }
 
 fn is_zero(count: &usize) -> bool {
@@ -345,6 +351,12 @@ impl Usage {
     /// The same counts, with `forced_tokens` of the answer that the model did not choose.
     pub fn with_forced_tokens(mut self, forced_tokens: usize) -> Self {
         self.forced_tokens = forced_tokens;
+        self
+    }
+
+    /// The same counts, with `drafted` tokens that were drafted, of which `accepted` became part of the answer.
+    pub fn with_drafts(mut self, drafted: usize, accepted: usize) -> Self {
+        (self.drafted_tokens, self.accepted_tokens) = (drafted, accepted);
         self
     }
 }

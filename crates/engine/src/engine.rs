@@ -39,7 +39,7 @@ use tokio::{
 
 use ternion_core::{
     CancellationToken, Error, ErrorKind, GenerateRequest, GenerateStream, Limits, LlmBackend, LogitsRequest,
-    ModelInfo, Result, ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded,
+    ModelInfo, Prediction, Result, ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats, Unloaded,
     answer::{AnswerParser, ToolFormat},
     blocking,
     text::Tokenizer,
@@ -49,6 +49,7 @@ use ternion_core::{
 use crate::{
     CausalLm, EngineOptions,
     constraint::{self, Grammars, Running},
+    draft::{DraftSource, PromptLookup},
     events::{Events, WakeOnDrop},
     generation::{Ending, EventSender, Generation, Guides},
     job::{Job, Work},
@@ -75,6 +76,7 @@ pub struct Engine {
     grammars: Arc<Grammars>,
     sampling: Sampling,
     logits_bytes: Option<u64>,
+    prompt_lookup: bool,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     process: Process,
@@ -93,6 +95,8 @@ struct Input {
     /// The window that moves over them, if it is one that does.
     window: Option<Window>,
     constraint: Option<Running>,
+    /// Drafts the answer.
+    drafts: Option<Box<dyn DraftSource>>,
     /// Reads the answer.
     parser: AnswerParser,
 }
@@ -102,6 +106,7 @@ struct Checks {
     limits: Limits,
     window: Option<Window>,
     grammars: Arc<Grammars>,
+    prompt_lookup: bool,
 }
 
 impl Checks {
@@ -115,7 +120,26 @@ impl Checks {
         let parser = AnswerParser::for_request(&request.params, tokenizer, &tokens)?;
         let plan = constraint::plan(&request.params, tokenizer, parser.thought(), &self.grammars)?;
         let constraint = plan.map(|(grammar, start)| Running::new(grammar, start, tokenizer));
-        Ok(Input { tokens, window: self.window, constraint, parser })
+        let drafts = self.drafts(&request.params.prediction, &tokens, tokenizer)?;
+        Ok(Input { tokens, window: self.window, constraint, drafts, parser })
+    }
+}
+
+impl Checks {
+    fn drafts(
+        &self,
+        prediction: &Prediction,
+        prompt: &[u32],
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Box<dyn DraftSource>>> {
+        if !self.prompt_lookup || *prediction == Prediction::Off {
+            return Ok(None);
+        }
+        let expected = match prediction {
+            Prediction::Text(text) => tokenizer.encode(text, false)?,
+            _ => Vec::new(),
+        };
+        Ok(Some(Box::new(PromptLookup::new(&[&expected, prompt]))))
     }
 }
 
@@ -243,6 +267,8 @@ impl Engine {
             options.prompt_cache.as_ref().map(|cache| PromptCache::open(cache, &*model)).transpose();
         let prompts = prompts.with_operation("load")?;
         let sessions = prompts.as_ref().map(PromptCache::sessions);
+        let can_draft = options.info.capabilities.batch_invariant && model.can_truncate();
+        let prompt_lookup = options.prompt_lookup && can_draft;
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
         let room = model.max_sequences().saturating_add(options.max_queued);
@@ -270,6 +296,7 @@ impl Engine {
             grammars: Arc::new(grammars),
             sampling: options.sampling,
             logits_bytes: options.logits_bytes,
+            prompt_lookup,
             commands,
             shared,
             process: Process::current(),
@@ -285,7 +312,8 @@ impl Engine {
         let limits = self.info.limits.clone();
         let window = Window::of(request, limits.context_length)?;
         validate::generate(&request.params, &self.info)?;
-        Ok(Checks { limits, window, grammars: Arc::clone(&self.grammars) })
+        let grammars = Arc::clone(&self.grammars);
+        Ok(Checks { limits, window, grammars, prompt_lookup: self.prompt_lookup })
     }
 
     /// What is computed of a request before it is queued, and the permit that `permit` gave.
@@ -423,7 +451,7 @@ impl LlmBackend for Engine {
             let budget = request.params.reasoning_budget;
             let cancel = request.cancel.clone();
             let permit = async { self.admit() };
-            let (admission, Input { tokens, window, constraint, parser }) =
+            let (admission, Input { tokens, window, constraint, drafts, parser }) =
                 self.input(request, checks, permit).await?;
             ending.tags = parser.tags();
             let thought = budget.map(|most| ThoughtBudget::new(most, &self.tokenizer, parser.thought()));
@@ -439,7 +467,7 @@ impl LlmBackend for Engine {
                 &tokens,
                 Sampler::new(&sampling, &self.info.defaults),
                 ending,
-                Guides { constraint, thought, window },
+                Guides { constraint, thought, window, drafts },
                 ServedBy::from(&*self.info),
             );
             self.submit(Job::new(tokens, Work::Generate(Box::new(generation)), cancel, admission, accepted))?;

@@ -13,17 +13,20 @@ use tokio::sync::mpsc::{OwnedPermit, Sender};
 
 use ternion_core::{
     DoneEvent, Event, FinishReason, PrefillEvent, Result, ResultExt, ServedBy, Timing, TokenEvent, Usage,
+    context::ContextStep,
     logprob::log_sum_exp,
     text::{IncrementalDecoder, StopMatcher},
 };
 
 use crate::{
     constraint::{EndTokens, Running},
+    draft::DraftSource,
     engine::EVENT_CAPACITY,
     events::Message,
     job::{End, ModelFacts},
     sampler::Sampler,
     scoring::{logprob, top_tokens},
+    slots::common_prefix,
     thought::ThoughtBudget,
     window::Window,
 };
@@ -52,6 +55,7 @@ pub(crate) struct Guides {
     pub(crate) constraint: Option<Running>,
     pub(crate) thought: Option<ThoughtBudget>,
     pub(crate) window: Option<Window>,
+    pub(crate) drafts: Option<Box<dyn DraftSource>>,
 }
 
 pub(crate) struct Generation {
@@ -69,10 +73,17 @@ pub(crate) struct Generation {
     /// Tokens that come next whatever the logits are. All of them are fed in one pass.
     forced: VecDeque<u32>,
     pub(crate) window: Option<Window>,
+    drafts: Option<Box<dyn DraftSource>>,
     pub(crate) prompt_tokens: usize,
     pub(crate) generated: usize,
     /// Tokens of the answer that were not sampled.
     pub(crate) forced_tokens: usize,
+    /// Tokens that were drafted and verified.
+    pub(crate) drafted_tokens: usize,
+    /// Those of them that became part of the answer.
+    pub(crate) accepted_tokens: usize,
+    /// Tokens of the last step's draft that are part of the answer, and in the KV cache.
+    pub(crate) accepted_draft: usize,
     /// Time of the steps that computed the prompt.
     prefill: Duration,
     first_token: Option<Instant>,
@@ -92,7 +103,7 @@ impl Generation {
         prompt: &[u32],
         mut sampler: Sampler,
         mut ending: Ending,
-        Guides { constraint, mut thought, window }: Guides,
+        Guides { constraint, mut thought, window, drafts }: Guides,
         served_by: ServedBy,
     ) -> Self {
         sampler.observe_prompt(prompt);
@@ -109,9 +120,13 @@ impl Generation {
             forced: thought.as_mut().map(ThoughtBudget::begin).unwrap_or_default().into(),
             thought,
             window,
+            drafts,
             prompt_tokens: prompt.len(),
             generated: 0,
             forced_tokens: 0,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
+            accepted_draft: 0,
             prefill: Duration::ZERO,
             first_token: None,
             stalled_since: None,
@@ -187,26 +202,74 @@ impl Generation {
             self.sender.messages.try_send(Ok(Message::Event(Event::Prefill(PrefillEvent::new(done, total)))));
     }
 
-    /// Chooses the next token from the logits after `tokens`, and delivers it with the tokens that must follow it. `true` if the
-    /// answer ends with them.
+    /// The tokens that may come next, at most `room`, with how probable they are. `None` where a draft is of no use.
+    pub(crate) fn draft(&self, room: usize) -> Option<(&[u32], (f64, f64))> {
+        let drafts = self.drafts.as_ref()?;
+        // The last token of an answer is the model's own.
+        let room = room.min(self.ending.max_tokens.saturating_sub(self.generated + 1));
+        let draft = drafts.propose(room);
+        (!draft.is_empty()).then(|| (draft, drafts.confidence()))
+    }
+
+    /// Chooses the next token from the logits after `tokens`, then from those after each token of `draft` as long as the draft is
+    /// right, and delivers what was chosen. `true` if the answer ends with it.
     ///
-    /// With log-probabilities each token has a step of its own, since its probability needs the logits at its place.
+    /// `logits` are `[1 + draft, vocab_size]`.
     pub(crate) fn step(
         &mut self,
         tokens: &mut Vec<u32>,
+        draft: &[u32],
         logits: &mut [f32],
         model: &ModelFacts,
     ) -> Result<bool> {
         if self.generated == 0 {
             self.report_prefill(self.prompt_tokens, self.prompt_tokens);
         }
+        self.drafted_tokens += draft.len();
+        self.accepted_draft = 0;
+        let start = tokens.len();
+        let mut chosen = Vec::new();
+        let moved = loop {
+            let row = &mut logits[self.accepted_draft * model.vocab_size..][..model.vocab_size];
+            let moved = self.choose(tokens, row, model, &mut chosen)?;
+            if moved.is_some() {
+                break moved;
+            }
+            let new = &tokens[start..];
+            let accepted = common_prefix(new, draft);
+            self.accepted_tokens += accepted - self.accepted_draft;
+            self.accepted_draft = accepted;
+            if self.finish_reason.is_some() || accepted < new.len() {
+                break None;
+            }
+        };
+        if let Some(permit) = self.permit.take() {
+            permit.send(Ok(Message::Tokens(chosen)));
+        }
+        if let Some(step) = moved {
+            // The report has it as well.
+            let _ = self.sender.messages.try_send(Ok(Message::Event(Event::Context(step))));
+        }
+        Ok(self.finish_reason.is_some())
+    }
+
+    /// Chooses the token after `tokens` by its logits, and takes it into the answer with the tokens that must follow it. Returns
+    /// how the window has moved, if it has.
+    ///
+    /// With log-probabilities each token has logits of its own, since its probability needs those at its place.
+    fn choose(
+        &mut self,
+        tokens: &mut Vec<u32>,
+        logits: &mut [f32],
+        model: &ModelFacts,
+        chosen: &mut Vec<(TokenEvent, String)>,
+    ) -> Result<Option<ContextStep>> {
         let computed = tokens.len();
         let raw = self.ending.logprobs.then(|| logits.to_vec());
         let mut next = self.next_forced()?;
         if next.is_none() {
             next = Some(self.sample(logits, model)?);
         }
-        let (mut chosen, mut moved) = (Vec::new(), None);
         while let Some(id) = next {
             let mut token = TokenEvent::new(id);
             if let Some(raw) = &raw {
@@ -217,22 +280,15 @@ impl Generation {
             tokens.push(id);
             chosen.push((token, self.accept(id, model)?));
             if self.finish_reason.is_none() && tokens.len() >= model.context_length {
-                moved = self.window.as_mut().map(|window| window.advance(tokens, computed));
-                if moved.is_none() {
+                let Some(window) = &mut self.window else {
                     self.finish_reason = Some(FinishReason::ContextFull);
-                }
+                    break;
+                };
+                return Ok(Some(window.advance(tokens, computed)));
             }
-            let goes_on = self.finish_reason.is_none() && moved.is_none() && raw.is_none();
-            next = if goes_on { self.next_forced()? } else { None };
+            next = if self.finish_reason.is_none() && raw.is_none() { self.next_forced()? } else { None };
         }
-        if let Some(permit) = self.permit.take() {
-            permit.send(Ok(Message::Tokens(chosen)));
-        }
-        if let Some(step) = moved {
-            // The report has it as well.
-            let _ = self.sender.messages.try_send(Ok(Message::Event(Event::Context(step))));
-        }
-        Ok(self.finish_reason.is_some())
+        Ok(None)
     }
 
     fn sample(&mut self, logits: &mut [f32], model: &ModelFacts) -> Result<u32> {
@@ -259,6 +315,9 @@ impl Generation {
         self.first_token.get_or_insert_with(Instant::now);
         self.generated += 1;
         self.sampler.count(id);
+        if let Some(drafts) = &mut self.drafts {
+            drafts.push(id);
+        }
         if !self.ending.ignore_eos && model.eos.contains(&id) {
             self.finish_reason = Some(FinishReason::EndOfSequence);
             return Ok(String::new());

@@ -35,6 +35,8 @@ pub(crate) struct Job {
     pub(crate) restored: Option<Restored>,
     /// Who wants the keys and values of its tokens, at its end.
     pub(crate) prefix: Option<oneshot::Sender<Result<KvPrefix>>>,
+    /// The last token and the draft after it, if the next step verifies one.
+    feed: Vec<u32>,
     pub(crate) admission: Admission,
 }
 
@@ -90,6 +92,7 @@ impl Job {
             alone: false,
             restored: None,
             prefix: None,
+            feed: Vec::new(),
             admission,
         }
     }
@@ -121,6 +124,14 @@ impl Job {
             Work::Generate(g) => g.is_abandoned(),
             Work::Score(s) => s.result.is_closed(),
             Work::Logits(r) => r.result.is_closed(),
+        }
+    }
+
+    /// Tokens of the draft that the last step accepted into the answer.
+    pub(crate) fn accepted_draft(&self) -> usize {
+        match &self.work {
+            Work::Generate(g) => g.accepted_draft,
+            Work::Score(_) | Work::Logits(_) => 0,
         }
     }
 
@@ -158,6 +169,9 @@ impl Job {
         let wanted = self.first_wanted();
         let mut end = self.tokens.len().min(length.saturating_add(budget));
         if matches!(self.work, Work::Generate(_)) {
+            if !self.feed.is_empty() {
+                return (&self.feed, LogitsWanted::From(0));
+            }
             let last = end == self.tokens.len();
             return (&self.tokens[length..end], if last { LogitsWanted::Last } else { LogitsWanted::None });
         }
@@ -168,6 +182,32 @@ impl Job {
         (&self.tokens[length..end], logits)
     }
 
+    /// The draft that the next step may verify, at most `room` tokens: how many tokens there are of it, and how probable they are.
+    pub(crate) fn draft(&self, room: usize) -> Option<(usize, (f64, f64))> {
+        let Work::Generate(g) = &self.work else { return None };
+        g.draft(room).map(|(draft, confidence)| (draft.len(), confidence))
+    }
+
+    /// Lets the next step verify `length` tokens of the draft after the last token.
+    pub(crate) fn set_draft(&mut self, length: usize) {
+        self.feed.clear();
+        let Work::Generate(g) = &self.work else { return };
+        if let (Some((draft, _)), Some(&last)) = (g.draft(length), self.tokens.last()) {
+            self.feed.push(last);
+            self.feed.extend_from_slice(draft);
+        }
+    }
+
+    /// Lets the next step verify nothing.
+    pub(crate) fn clear_draft(&mut self) {
+        self.feed.clear();
+    }
+
+    /// The draft that the next step verifies, or the last step has.
+    pub(crate) fn drafted(&self) -> &[u32] {
+        self.feed.get(1..).unwrap_or_default()
+    }
+
     /// The tokens at the beginning of the KV cache that are still those of the job, once after the window has moved.
     pub(crate) fn take_rewind(&mut self) -> Option<usize> {
         match &mut self.work {
@@ -176,8 +216,8 @@ impl Job {
         }
     }
 
-    /// Takes the logits of a step of this `time`, after which `length` tokens are in the KV cache. `true` when the job is
-    /// finished.
+    /// Takes the logits of a step of this `time`, after which `length` of the job's tokens are in the KV cache, and after them the
+    /// draft. `true` when the job is finished.
     pub(crate) fn advance(
         &mut self,
         length: usize,
@@ -192,7 +232,8 @@ impl Job {
             Work::Generate(g) => {
                 g.count_prefill(time);
                 if length == total {
-                    return g.step(&mut self.tokens, logits, model);
+                    let draft = self.feed.get(1..).unwrap_or_default();
+                    return g.step(&mut self.tokens, draft, logits, model);
                 }
                 // Reports no progress for tokens that are computed again.
                 if g.generated == 0 && is_news {
@@ -246,12 +287,12 @@ impl Job {
 
     /// What the job has used so far.
     pub(crate) fn usage(&self) -> Usage {
-        let (completion_tokens, forced_tokens) = match &self.work {
-            Work::Generate(g) => (g.generated, g.forced_tokens),
-            Work::Score(_) | Work::Logits(_) => (0, 0),
+        let usage = match &self.work {
+            Work::Generate(g) => Usage::new(g.prompt_tokens, g.generated)
+                .with_forced_tokens(g.forced_tokens)
+                .with_drafts(g.drafted_tokens, g.accepted_tokens),
+            Work::Score(_) | Work::Logits(_) => Usage::new(self.tokens.len(), 0),
         };
-        Usage::new(self.prompt_tokens(), completion_tokens)
-            .with_cached_tokens(self.cached)
-            .with_forced_tokens(forced_tokens)
+        usage.with_cached_tokens(self.cached)
     }
 }

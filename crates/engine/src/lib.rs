@@ -5,6 +5,7 @@
 //!   are written once, here, so that engines differ in their logits and in nothing else.
 //! * [`EmbeddingEngine`] does the same for an [`EmbeddingModel`]: tokens in, one vector out.
 //! * [`batch`] holds the checks that every `CausalLm` makes of a batch.
+//! * Prompt lookup drafts what an answer repeats, and one pass verifies a draft ([`EngineOptions::prompt_lookup`]).
 //! * A prompt cache on the disk ([`EngineOptions::prompt_cache`]) keeps the KV cache of prompts over a restart.
 //! * [`kv`] is a paged KV cache for engines that keep keys and values themselves.
 #![forbid(unsafe_code)]
@@ -12,6 +13,7 @@
 pub mod batch;
 mod causal;
 mod constraint;
+mod draft;
 mod embedding;
 mod engine;
 mod events;

@@ -40,6 +40,10 @@ pub struct EngineOptions {
     pub logits_bytes: Option<u64>,
     /// Where prompts are kept over a restart. `None`: nowhere.
     pub prompt_cache: Option<PromptCacheOptions>,
+    /// Whether answers that repeat parts of their prompts are drafted from them. The tokens of an answer are the same with and
+    /// without, so this works only where the model is
+    /// [`batch_invariant`](ternion_core::Capabilities::batch_invariant) and [can truncate](crate::CausalLm::can_truncate).
+    pub prompt_lookup: bool,
 }
 
 impl EngineOptions {
@@ -56,11 +60,12 @@ impl EngineOptions {
             stall_limit: STALL_LIMIT,
             logits_bytes: None,
             prompt_cache: None,
+            prompt_lookup: true,
         }
     }
 
-    /// Takes over what a model's configuration says to the engine: its sampling, end tokens, form of answers, queue, stall limit and
-    /// prompt cache.
+    /// Takes over what a model's configuration says to the engine: its sampling, end tokens, form of answers, queue, stall limit,
+    /// prompt cache and prompt lookup.
     pub fn configure(&mut self, config: &ModelConfig) {
         self.sampling = config.sampling.clone();
         self.end_tokens.clone_from(&config.end_tokens);
@@ -68,6 +73,7 @@ impl EngineOptions {
         self.reasoning.clone_from(&config.reasoning);
         self.max_queued = config.max_queued.unwrap_or(self.max_queued);
         self.prompt_cache = config.prompt_cache.as_ref().map(PromptCacheOptions::of);
+        self.prompt_lookup = config.prompt_lookup.unwrap_or(self.prompt_lookup);
         self.stall_limit = config.stall_limit_ms.map_or(self.stall_limit, Duration::from_millis);
     }
 

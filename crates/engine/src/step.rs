@@ -6,9 +6,10 @@ use ternion_core::{Error, ErrorKind, Result, catch_panic};
 
 use crate::{
     CausalLm, SequenceInput,
+    draft::{MAX_DRAFT, worthwhile},
     job::End,
     shares::{Waiting, divide},
-    worker::Worker,
+    worker::{Active, Worker},
 };
 
 /// What a step has fed to an active job.
@@ -17,6 +18,13 @@ struct Fed {
     tokens: usize,
     /// Rows of logits.
     rows: usize,
+}
+
+impl Fed {
+    /// Whether it is the next token of an answer, and nothing of a prompt.
+    fn decodes(&self, active: &Active) -> bool {
+        self.tokens == 1 + active.job.drafted().len()
+    }
 }
 
 /// The outcome of a call of the model, with the time that it took.
@@ -77,10 +85,31 @@ impl Worker {
                 return vec![*share];
             }
         }
+        let fed = self.plan_drafts(&mut decoding, budget);
         // At least one token, so that prompts go on beside as many decoding sequences as a step has tokens.
-        let left = budget.saturating_sub(decoding.len()).max(1);
+        let left = budget.saturating_sub(fed).max(1);
         decoding.extend(divide(prompts, left, self.steps));
         decoding
+    }
+
+    /// Adds drafts to the shares of jobs that decode, as long as they promise more tokens per second. Returns the tokens that the
+    /// step has then.
+    fn plan_drafts(&mut self, decoding: &mut [(usize, usize)], budget: usize) -> usize {
+        let cost = self.step_cost.line();
+        let mut rows = self.max_rows.min(budget).saturating_sub(decoding.len());
+        let (mut tokens, mut gain) = (decoding.len() as f64, decoding.len() as f64);
+        let mut fed = decoding.len();
+        for (index, share) in decoding {
+            let active = &mut self.active[*index];
+            let room = self.facts.context_length.saturating_sub(active.length + 1).min(rows).min(MAX_DRAFT);
+            let length = active.job.draft(room).map_or(0, |(length, confidence)| {
+                worthwhile(confidence, length, cost, &mut tokens, &mut gain)
+            });
+            active.job.set_draft(length);
+            let length = active.job.drafted().len();
+            (*share, rows, fed) = (1 + length, rows - length, fed + length);
+        }
+        fed
     }
 
     /// Whether the model holds of these jobs what it held before a step that failed.
@@ -91,6 +120,8 @@ impl Worker {
 
     /// A step for one job, after making all the room that idle sequences take.
     fn step_alone(&mut self, share: (usize, usize)) -> Vec<(usize, End)> {
+        // It may be the draft for which there is no room.
+        self.active[share.0].job.clear_draft();
         let mut outcome = self.forward(&[share]);
         while matches!(&outcome, Err(e) if e.kind() == ErrorKind::ResourceExhausted)
             && self.are_intact(&[share])
@@ -127,6 +158,9 @@ impl Worker {
         let start = Instant::now();
         self.model.forward(&batch, &mut self.logits)?;
         let time = start.elapsed();
+        if fed.iter().all(|f| f.decodes(&self.active[f.index])) {
+            self.step_cost.observe(fed.iter().map(|f| f.tokens).sum(), time);
+        }
         let expected = fed.iter().map(|f| f.rows).sum::<usize>() * self.facts.vocab_size;
         if self.logits.len() == expected {
             Ok((fed, time))
@@ -143,7 +177,8 @@ impl Worker {
         for &Fed { index, tokens, rows } in fed {
             let active = &mut self.active[index];
             let start = active.length;
-            active.length += tokens;
+            let drafted = active.job.drafted().len();
+            active.length += tokens - drafted;
             self.slots.appended(active.sequence, &active.job.tokens[start..active.length]);
             let (own, others) = std::mem::take(&mut rest).split_at_mut(rows * self.facts.vocab_size);
             rest = others;
@@ -152,6 +187,16 @@ impl Worker {
                     Err(Error::backend(format!("the choice of a token panicked: {panic}")))
                 })
                 .and_then(|finished| {
+                    if drafted > 0 {
+                        let accepted = active.job.accepted_draft();
+                        self.slots.appended(active.sequence, &active.job.drafted()[..accepted]);
+                        active.length += accepted;
+                        active.job.clear_draft();
+                        if accepted < drafted {
+                            (active.sequence, active.length) =
+                                self.slots.rewind(&mut self.model, active.sequence, active.length)?;
+                        }
+                    }
                     if let Some(kept) = active.job.take_rewind() {
                         (active.sequence, active.length) =
                             self.slots.rewind(&mut self.model, active.sequence, kept)?;

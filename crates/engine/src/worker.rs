@@ -11,6 +11,7 @@ use ternion_core::{Error, ErrorKind};
 
 use crate::{
     CausalLm, SequenceId,
+    draft::StepCost,
     engine::{Command, Shared, stopped},
     guard::Guarded,
     job::{End, Job, ModelFacts},
@@ -49,6 +50,8 @@ pub(crate) struct Worker {
     pub(crate) max_rows: usize,
     /// Steps so far.
     pub(crate) steps: usize,
+    /// What steps of decoding cost.
+    pub(crate) step_cost: StepCost,
     /// Requests that are accepted at the same time.
     room: usize,
     stall_limit: Duration,
@@ -107,6 +110,7 @@ impl Worker {
             logits: Vec::new(),
             max_rows,
             steps: 0,
+            step_cost: StepCost::default(),
             room,
             stall_limit,
         }
@@ -344,6 +348,7 @@ impl Worker {
         for i in indices {
             let Active { mut job, sequence, .. } = self.active.remove(i);
             self.slots.discard(&mut self.model, sequence);
+            job.clear_draft();
             job.alone = true;
             self.queue.push_front(job);
         }

@@ -139,6 +139,10 @@ pub struct ModelConfig {
     /// Where the KV cache of prompts is kept, so that it is there after a restart. Left out: nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_cache: Option<PromptCacheConfig>,
+    /// Whether answers that repeat parts of their prompts are drafted from them, which is faster and changes no token. Engines that
+    /// could not keep the tokens the same never do so. Left out: `true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_lookup: Option<bool>,
     /// What is done with prompts that do not fit into the context, unless a request says otherwise. Left out: they are refused.
     pub context_policy: ContextPolicy,
     /// Models of this configuration that answer, in this order, where this one cannot be loaded or fails. A mistake in a request or
@@ -180,6 +184,7 @@ impl Default for ModelConfig {
             memory_limit: None,
             mmap: None,
             prompt_cache: None,
+            prompt_lookup: None,
             context_policy: ContextPolicy::default(),
             fallback: Vec::new(),
             layers: LayersConfig::default(),

@@ -84,6 +84,8 @@ pub(crate) struct Toy {
     pub(crate) can_truncate: bool,
     /// Tokens that all sequences may hold together.
     pub(crate) memory: usize,
+    /// The most tokens before that the logits depend on. A small number makes answers that repeat themselves.
+    pub(crate) order: usize,
     pub(crate) probe: Arc<Probe>,
     sequences: HashMap<SequenceId, Vec<u32>>,
     next: u32,
@@ -108,6 +110,7 @@ impl Toy {
             can_fork: true,
             can_truncate: true,
             memory: usize::MAX,
+            order: usize::MAX,
             probe,
             sequences: HashMap::new(),
             next: 0,
@@ -169,6 +172,10 @@ impl CausalLm for Toy {
         self.chunk
     }
 
+    fn can_truncate(&self) -> bool {
+        self.can_truncate
+    }
+
     fn new_sequence(&mut self) -> Result<SequenceId> {
         self.faults.check("new_sequence");
         assert!(self.sequences.len() < self.max_sequences, "the engine asked for too many sequences");
@@ -206,7 +213,8 @@ impl CausalLm for Toy {
                 assert_ne!(self.panic_token, Some(token), "a bug with one token");
                 sequence.push(token);
                 if i >= first {
-                    let mut row = hashed_logits(sequence, self.vocab);
+                    let seen = &sequence[sequence.len().saturating_sub(self.order)..];
+                    let mut row = hashed_logits(seen, self.vocab);
                     if let Some(at) = (sequence.len()).checked_sub(self.prompt_length)
                         && let Some(&say) = self.script.get(at)
                     {

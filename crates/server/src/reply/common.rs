@@ -61,11 +61,18 @@ pub(crate) struct UsageBody {
     completion_tokens: usize,
     total_tokens: usize,
     prompt_tokens_details: PromptDetails,
+    completion_tokens_details: CompletionDetails,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 struct PromptDetails {
     cached_tokens: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+struct CompletionDetails {
+    accepted_prediction_tokens: usize,
+    rejected_prediction_tokens: usize,
 }
 
 /// Where the time of a request went, under the names of llama.cpp. Of several answers, the last one's.
@@ -98,6 +105,9 @@ impl Totals {
             sum.prompt_tokens_details.cached_tokens += usage.cached_tokens;
         }
         sum.completion_tokens += usage.completion_tokens;
+        let details = &mut sum.completion_tokens_details;
+        details.accepted_prediction_tokens += usage.accepted_tokens;
+        details.rejected_prediction_tokens += usage.drafted_tokens.saturating_sub(usage.accepted_tokens);
         sum.total_tokens = sum.prompt_tokens + sum.completion_tokens;
         let ms = |time: std::time::Duration| time.as_secs_f64() * 1000.0;
         self.timings = Some(Timings {

@@ -1,25 +1,31 @@
 //! The head: from hidden states to logits.
 //!
 //! It is read whole for every token, and in half precision it is more bytes than all ternary weights of BitNet 2B4T. A copy
-//! of fewer bits is read instead where the host wants it; the leading candidates are then computed again from the original
-//! weights, so that the choice among them is the exact one.
+//! of fewer bits is read instead; the leading candidates are then computed again from the original weights, so that the choice
+//! among them is the exact one. With a certified copy these are all that could be leading, by proof.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use ternion_core::Result;
+use ternion_engine::LogitsPrecision;
 use ternion_formats::{DenseTensor, Table};
 use ternion_kernels::{
-    ActivationType, CompactBits, CompactMatrix, GroupedInput, GroupedMatrix, GroupedProduct, dense_matmul,
-    for_each_mut, leading,
+    ActivationType, CompactMatrix, GroupedInput, GroupedMatrix, GroupedProduct, dense_matmul, for_each_mut,
+    leading,
 };
 
+use crate::HeadPrecision;
+use crate::certified::Certified;
 use crate::ops::grouped_products;
 use crate::residency::{Place, Placement, head_rows};
 use crate::stream::Stream;
 
 /// How many of the largest logits are exact with a copy.
 const RESCORED: usize = 64;
+
+/// Rows that one task computes again.
+const ROWS_AT_ONCE: usize = 16;
 
 /// A head `[vocab_size, hidden]`.
 pub(crate) struct Head {
@@ -32,18 +38,20 @@ enum Rows {
     /// Parts in order, each with its first row; one where all of them are in memory.
     Exact(Vec<(usize, DenseTensor, Place)>),
     Copy(CompactMatrix),
+    /// The weights, and a copy with bounds.
+    Certified(DenseTensor, Certified),
     /// Grouped weights, which take fewer bits than any copy.
     Grouped(Arc<GroupedMatrix>, ActivationType),
 }
 
 impl Head {
-    /// A head on `weights`, or on a copy of them.
+    /// A head on `weights`, or on a copy of them, which may be made by so many threads of its own.
     ///
     /// # Errors
     /// Where weights that stay in memory cannot be read, or there is no memory.
     pub(crate) fn new(
         weights: Table,
-        copy: Option<CompactBits>,
+        (precision, threads): (HeadPrecision, usize),
         activations: ActivationType,
         placement: &mut Placement,
     ) -> Result<Self> {
@@ -55,13 +63,10 @@ impl Head {
             Table::Dense(weights) => weights,
         };
         let (vocab, width) = (weights.shape[0], weights.shape[1]);
-        let rows = if let Some(bits) = copy {
-            Rows::Copy(CompactMatrix::new(bits, vocab, width, |rows: Range<usize>, out: &mut [f32]| {
-                let bytes = weights.rows(rows).bytes.loaded()?;
-                let rows = weights.dtype.view(&bytes);
-                out.chunks_exact_mut(width).enumerate().for_each(|(row, out)| rows.row(row, out));
-                Ok(())
-            })?)
+        let rows = if let Some(bits) = precision.copy() {
+            Rows::Copy(CompactMatrix::new(bits, vocab, width, |rows, out| widen(&weights, rows, out))?)
+        } else if precision == HeadPrecision::Certified {
+            Rows::Certified(weights.clone(), Certified::start(weights.clone(), threads))
         } else {
             let step = if placement.is_limited() { head_rows(&weights) } else { vocab };
             let part = |first: usize| {
@@ -74,13 +79,15 @@ impl Head {
         Ok(Self { exact: Table::Dense(weights), rows })
     }
 
-    /// Logits `[rows, vocab_size]` of normalised hidden states `[rows, hidden]`. `None` if a part could not be streamed.
+    /// Logits `[rows, vocab_size]` of normalised hidden states `[rows, hidden]`, each row with its precision. `None` if a part
+    /// could not be streamed.
     ///
     /// # Errors
     /// Where a row that is to be exact cannot be read.
     pub(crate) fn forward(
         &self,
         hidden: &[f32],
+        precision: &[LogitsPrecision],
         logits: &mut [f32],
         stream: Option<&Stream>,
     ) -> Result<Option<()>> {
@@ -90,6 +97,9 @@ impl Head {
                 copy.matmul(hidden, logits, vocab);
                 let mut rows = logits.chunks_exact_mut(vocab).zip(hidden.chunks_exact(width));
                 return rows.try_for_each(|(logits, hidden)| self.rescore(hidden, logits)).map(Some);
+            }
+            Rows::Certified(weights, copy) => {
+                return copy.forward(weights, hidden, precision, logits).map(Some);
             }
             Rows::Grouped(weights, activations) => {
                 let product = [GroupedProduct { weights, offset: 0 }];
@@ -119,21 +129,43 @@ impl Head {
 
     /// Replaces the largest logits by exact ones.
     fn rescore(&self, hidden: &[f32], logits: &mut [f32]) -> Result<()> {
-        let ids = leading(logits, RESCORED);
-        let mut exact: Vec<_> = ids.iter().map(|id| (*id as usize, Ok(0.0))).collect();
-        for_each_mut(&mut exact, |_, (id, logit)| {
-            let Table::Dense(exact) = &self.exact else { return };
-            *logit = exact.row(*id).bytes.loaded().map(|bytes| {
-                let mut logit = [0.0];
-                dense_matmul(exact.dtype.view(&bytes), 1, hidden.len(), hidden, &mut logit, 1);
-                logit[0]
-            });
-        });
-        for (id, logit) in exact {
-            logits[id] = logit?;
-        }
-        Ok(())
+        let Table::Dense(weights) = &self.exact else { return Ok(()) };
+        exact_rows(weights, &leading(logits, RESCORED), hidden, logits)
     }
+}
+
+/// The weights of some rows as floats.
+pub(crate) fn widen(weights: &DenseTensor, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+    let width = weights.shape[1];
+    let bytes = weights.rows(rows).bytes.loaded()?;
+    let rows = weights.dtype.view(&bytes);
+    out.chunks_exact_mut(width).enumerate().for_each(|(row, out)| rows.row(row, out));
+    Ok(())
+}
+
+/// Replaces the logits of these rows by exact ones.
+pub(crate) fn exact_rows(
+    weights: &DenseTensor,
+    rows: &[u32],
+    hidden: &[f32],
+    logits: &mut [f32],
+) -> Result<()> {
+    let mut parts: Vec<_> = rows.chunks(ROWS_AT_ONCE).map(|ids| (ids, Ok(Vec::new()))).collect();
+    for_each_mut(&mut parts, |_, (ids, found)| {
+        *found = ids.iter().map(|id| exact_row(weights, *id as usize, hidden)).collect();
+    });
+    for (ids, found) in parts {
+        ids.iter().zip(found?).for_each(|(id, logit)| logits[*id as usize] = logit);
+    }
+    Ok(())
+}
+
+fn exact_row(weights: &DenseTensor, row: usize, hidden: &[f32]) -> Result<f32> {
+    let row = weights.rows(row..row + 1);
+    let bytes = row.bytes.loaded()?;
+    let mut logit = [0.0];
+    dense_matmul(row.dtype.view(&bytes), 1, hidden.len(), hidden, &mut logit, 1);
+    Ok(logit[0])
 }
 
 #[cfg(test)]
@@ -150,18 +182,22 @@ mod tests {
         let bytes: Vec<u8> = (0..vocab * width).flat_map(|i| value(i).to_le_bytes()).collect();
         let weights = DenseTensor { dtype: DenseType::F32, shape: vec![vocab, width], bytes: bytes.into() };
         let hidden: Vec<f32> = (0..rows * width).map(|i| (i * 31 % 17) as f32 - 8.0).collect();
-        let logits = |copy| {
+        let logits = |precision| {
             let mut logits = vec![0.0; rows * vocab];
             let mut placement = Placement::new(Budget::new(None));
-            let head =
-                Head::new(Table::Dense(weights.clone()), copy, ActivationType::default(), &mut placement)
-                    .unwrap();
-            head.forward(&hidden, &mut logits, None).unwrap().unwrap();
+            let head = Head::new(
+                Table::Dense(weights.clone()),
+                (precision, 1),
+                ActivationType::default(),
+                &mut placement,
+            )
+            .unwrap();
+            head.forward(&hidden, &[LogitsPrecision::Exact; 3], &mut logits, None).unwrap().unwrap();
             logits
         };
-        let exact = logits(None);
-        for (bits, bound) in [(CompactBits::Eight, 2.0), (CompactBits::Four, 30.0)] {
-            let copy = logits(Some(bits));
+        let exact = logits(HeadPrecision::Exact);
+        for (bits, bound) in [(HeadPrecision::Int8, 2.0), (HeadPrecision::Int4, 30.0)] {
+            let copy = logits(bits);
             for (exact, copy) in exact.chunks_exact(vocab).zip(copy.chunks_exact(vocab)) {
                 let mut order: Vec<usize> = (0..vocab).collect();
                 order.sort_by(|a, b| exact[*b].total_cmp(&exact[*a]));

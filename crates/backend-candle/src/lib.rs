@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod certified;
 mod config;
 #[cfg(feature = "dense")]
 mod dense;

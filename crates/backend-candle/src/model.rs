@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 use ternion_core::{Error, ErrorKind, Result};
 use ternion_engine::{
-    CausalLm, KvIdentity, LogitsWanted, SequenceId, SequenceInput,
+    CausalLm, KvIdentity, LogitsPrecision, LogitsWanted, SequenceId, SequenceInput,
     batch::{self, Span},
     kv::{KvCache, KvPrefix, KvType},
 };
@@ -51,7 +51,7 @@ impl DecoderOptions {
             context_length: spec.context_length,
             max_sequences: 4,
             prefill_chunk: 128,
-            head: HeadPrecision::Exact,
+            head: HeadPrecision::Auto,
             resident_weights: None,
             kv_type: KvType::F32,
             activations: ActivationType::default(),
@@ -121,8 +121,8 @@ impl Decoder {
         let places =
             checkpoint.layers.iter_mut().map(|layer| placement.layer(layer)).collect::<Result<Vec<_>>>()?;
         let head_begins = placement.len();
-        let head =
-            team.install(|| Head::new(head, options.head.copy(), options.activations, &mut placement))?;
+        let precision = (options.head, team.threads());
+        let head = team.install(|| Head::new(head, precision, options.activations, &mut placement))?;
         let stream = match placement.into_pieces() {
             none if none.is_empty() => None,
             pieces => Some(Arc::new(Stream::start(pieces, head_begins)?)),
@@ -171,13 +171,13 @@ impl Decoder {
         for span in spans {
             self.cache.reserve(span.sequence, span.count)?;
         }
-        let wanted = wanted(batch, spans);
+        let (wanted, precision) = wanted(batch, spans);
         if let Some(stream) = &self.stream {
             stream.begin(!wanted.is_empty());
         }
         let rows = self.embedded(batch, spans)?;
         let h = self.hidden_states(rows, spans).map_err(|e| self.failure(e))?;
-        self.head(&h, wanted, logits)
+        self.head(&h, wanted, &precision, logits)
     }
 
     /// Computes inputs from their beginnings, in steps of at most `step` tokens of each, and gives every token's hidden state behind
@@ -268,7 +268,13 @@ impl Decoder {
     }
 
     /// The rows of logits of the `wanted` tokens.
-    fn head(&self, h: &Tensor, wanted: Vec<u32>, logits: &mut Vec<f32>) -> Result<()> {
+    fn head(
+        &self,
+        h: &Tensor,
+        wanted: Vec<u32>,
+        precision: &[LogitsPrecision],
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         if wanted.is_empty() {
             return Ok(());
         }
@@ -282,7 +288,7 @@ impl Decoder {
         };
         let mut normed = Vec::new();
         ops::normalize(ops::floats(storage, layout).map_err(candle_error)?, &self.final_norm, &mut normed);
-        match self.head.forward(&normed, logits, self.stream.as_deref())? {
+        match self.head.forward(&normed, precision, logits, self.stream.as_deref())? {
             Some(()) => Ok(()),
             None => Err(self.failure(candle_core::Error::msg("the head could not be read"))),
         }
@@ -295,9 +301,9 @@ impl Decoder {
     }
 }
 
-/// The tokens of a batch whose logits are asked for, by their place in it.
-fn wanted(batch: &[SequenceInput<'_>], spans: &[Span]) -> Vec<u32> {
-    let mut wanted = Vec::new();
+/// The tokens of a batch whose logits are asked for, by their place in it, and how exact those must be.
+fn wanted(batch: &[SequenceInput<'_>], spans: &[Span]) -> (Vec<u32>, Vec<LogitsPrecision>) {
+    let (mut wanted, mut precision) = (Vec::new(), Vec::new());
     for (input, span) in batch.iter().zip(spans) {
         let first = match input.logits {
             LogitsWanted::None => continue,
@@ -305,8 +311,9 @@ fn wanted(batch: &[SequenceInput<'_>], spans: &[Span]) -> Vec<u32> {
             LogitsWanted::From(first) => first.min(span.count),
         };
         wanted.extend((span.start + first..span.start + span.count).map(|i| i as u32));
+        precision.resize(wanted.len(), input.precision);
     }
-    wanted
+    (wanted, precision)
 }
 
 impl CausalLm for Decoder {

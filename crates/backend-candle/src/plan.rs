@@ -10,7 +10,7 @@
 //! 4. keys and values in f16, then in int8: nearly the same results,
 //! 5. a shorter context.
 //!
-//! So what changes no result comes first. The head is never changed: an int8 copy of it takes more memory, since its
+//! So what changes no result comes first. The head has no copy under a limit unless the configuration wants one: an int8 copy of it takes more memory, since its
 //! original can be streamed and the copy cannot. What the configuration fixes stays, and a limit that cannot be kept with
 //! it is refused with the least that could be.
 
@@ -22,11 +22,11 @@ use ternion_engine::{
     kv::{BLOCK, KvType},
 };
 use ternion_formats::{Checkpoint, LayerTensors, ModelSpec, Table};
-use ternion_kernels::CompactBits;
+use ternion_kernels::{BoundedMatrix, CompactBits};
 
 use crate::residency::{Budget, Division};
 use crate::stream::BUFFERS;
-use crate::{CandleOptions, DecoderOptions};
+use crate::{CandleOptions, DecoderOptions, HeadPrecision};
 
 /// Chunks that are tried, and the shortest context that is chosen.
 const CHUNKS: [usize; 3] = [128, 64, 32];
@@ -108,7 +108,7 @@ pub(crate) fn sizes(
     let prompts = prompt_cache(config);
     let planner = Planner { checkpoint, taken, limit: config.memory_limit.map(|limit| limit.0), prompts };
     let mut wanted = DecoderOptions::new(&checkpoint.spec);
-    wanted.head = options.head;
+    wanted.head = head(checkpoint, options.head, planner.limit)?;
     wanted.kv_type = options.kv_type.unwrap_or(wanted.kv_type);
     wanted.activations = options.activations.unwrap_or(wanted.activations);
     wanted.context_length = config.context_length.unwrap_or(wanted.context_length);
@@ -156,6 +156,30 @@ pub(crate) fn sizes(
             options.kv_type,
         ),
     ))
+}
+
+/// Weights of a head that is worth a copy: beyond what a cache holds.
+const LARGE_HEAD: usize = 1 << 24;
+
+/// What logits are computed from.
+///
+/// # Errors
+/// For a certified copy under a limit.
+fn head(checkpoint: &Checkpoint, wanted: HeadPrecision, limit: Option<u64>) -> Result<HeadPrecision> {
+    let [rows, cols] = checkpoint.head_or_embed().shape();
+    let is_dense = matches!(checkpoint.head_or_embed(), Table::Dense(_));
+    match (wanted, limit) {
+        (HeadPrecision::Certified, Some(_)) => Err(Error::invalid_config(
+            "options.head: `certified` together with `memory_limit`, for the copy takes memory beside the weights; set `int8` or \
+             `exact`, or remove one of the two",
+        )),
+        (HeadPrecision::Auto, None) if is_dense && rows.saturating_mul(cols) >= LARGE_HEAD => {
+            Ok(HeadPrecision::Certified)
+        }
+        (HeadPrecision::Auto, _) => Ok(HeadPrecision::Exact),
+        (HeadPrecision::Certified, None) if !is_dense => Ok(HeadPrecision::Exact),
+        _ => Ok(wanted),
+    }
 }
 
 /// The sizes that are tried, the best first. `streams`: weights may be left on the disk.
@@ -282,6 +306,10 @@ impl Planner<'_> {
         if let Some(bits) = copy {
             let name = if bits == CompactBits::Eight { "head in int8" } else { "head in int4" };
             plan.add(name, bits.bytes(spec.vocab_size, spec.hidden_size) as u64);
+        }
+        if options.head == HeadPrecision::Certified {
+            let bytes = BoundedMatrix::bytes(spec.vocab_size, spec.hidden_size);
+            plan.add("certified copy of the head", bytes as u64);
         }
         plan.add("norms", norms(checkpoint));
         let kv = spec.kv_layout().bytes(options.kv_type, options.context_length);

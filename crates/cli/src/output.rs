@@ -208,6 +208,9 @@ fn closing_line(usage: &Usage, timing: &Timing) -> String {
     if let Some(first) = timing.first_token {
         line += &format!(", first token after {}", seconds(first));
     }
+    if usage.accepted_tokens > 0 {
+        line += &format!(" ({} drafted)", usage.accepted_tokens);
+    }
     line + &format!(", prompt {} tokens ({} cached)", usage.prompt_tokens, usage.cached_tokens)
 }
 

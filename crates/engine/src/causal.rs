@@ -24,6 +24,18 @@ pub enum LogitsWanted {
     From(usize),
 }
 
+/// How exact rows of logits must be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LogitsPrecision {
+    /// All of them.
+    #[default]
+    Exact,
+    /// The so many largest, in their order. The others are smaller than each of these and nearly exact, always the same for the
+    /// same tokens.
+    Leading(usize),
+}
+
 /// Tokens to append to one sequence.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
@@ -34,12 +46,20 @@ pub struct SequenceInput<'a> {
     pub tokens: &'a [u32],
     /// Which logits are wanted.
     pub logits: LogitsWanted,
+    /// How exact they must be. A model may always give exact ones.
+    pub precision: LogitsPrecision,
 }
 
 impl<'a> SequenceInput<'a> {
-    /// `tokens` for a sequence, with the logits that are wanted of them.
+    /// `tokens` for a sequence, with the exact logits that are wanted of them.
     pub fn new(sequence: SequenceId, tokens: &'a [u32], logits: LogitsWanted) -> Self {
-        Self { sequence, tokens, logits }
+        Self { sequence, tokens, logits, precision: LogitsPrecision::Exact }
+    }
+
+    /// The same with logits of this precision.
+    pub fn with_precision(mut self, precision: LogitsPrecision) -> Self {
+        self.precision = precision;
+        self
     }
 
     /// How many rows of logits this input asks for.

@@ -19,6 +19,7 @@ use ternion_core::{
 };
 
 use crate::{
+    LogitsPrecision,
     constraint::{EndTokens, Running},
     draft::DraftSource,
     engine::EVENT_CAPACITY,
@@ -209,6 +210,12 @@ impl Generation {
         let room = room.min(self.ending.max_tokens.saturating_sub(self.generated + 1));
         let draft = drafts.propose(room);
         (!draft.is_empty()).then(|| (draft, drafts.confidence()))
+    }
+
+    /// How exact logits must be, so that the most probable token is the right one, and a draw is one from the right candidates.
+    pub(crate) fn precision(&self) -> LogitsPrecision {
+        let restricted = self.constraint.is_some();
+        if self.ending.logprobs { LogitsPrecision::Exact } else { self.sampler.precision(restricted) }
     }
 
     /// Chooses the next token from the logits after `tokens`, then from those after each token of `draft` as long as the draft is

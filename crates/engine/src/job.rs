@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use ternion_core::{Error, ErrorKind, Result, Score, Usage};
 
 use crate::{
-    LogitsWanted,
+    LogitsPrecision, LogitsWanted,
     engine::Admission,
     generation::Generation,
     kv::KvPrefix,
@@ -206,6 +206,14 @@ impl Job {
     /// The draft that the next step verifies, or the last step has.
     pub(crate) fn drafted(&self) -> &[u32] {
         self.feed.get(1..).unwrap_or_default()
+    }
+
+    /// How exact the logits of its next step must be.
+    pub(crate) fn precision(&self) -> LogitsPrecision {
+        match &self.work {
+            Work::Generate(g) => g.precision(),
+            Work::Score(_) | Work::Logits(_) => LogitsPrecision::Exact,
+        }
     }
 
     /// The tokens at the beginning of the KV cache that are still those of the job, once after the window has moved.

@@ -32,7 +32,7 @@ mod thought;
 mod window;
 mod worker;
 
-pub use causal::{CausalLm, KvForm, KvIdentity, LogitsWanted, SequenceId, SequenceInput};
+pub use causal::{CausalLm, KvForm, KvIdentity, LogitsPrecision, LogitsWanted, SequenceId, SequenceInput};
 pub use embedding::{EmbeddingEngine, EmbeddingModel};
 pub use engine::Engine;
 pub use options::EngineOptions;

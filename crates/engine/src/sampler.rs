@@ -16,6 +16,11 @@ use rand_chacha::{
 
 use ternion_core::{Error, Result, Sampling, SamplingDefaults};
 
+use crate::LogitsPrecision;
+
+/// The most logits that have to be exact where tokens are drawn.
+const MOST_LEADING: usize = 64;
+
 /// A random seed below 2^53. Many readers of JSON hold numbers as f64, which rounds larger integers.
 fn drawn_seed() -> u64 {
     RandomState::new().hash_one(std::time::SystemTime::now()) >> 11
@@ -57,6 +62,21 @@ impl Sampler {
     /// The seed, unless every token is simply the most probable one.
     pub(crate) fn seed(&self) -> Option<u64> {
         (self.params.temperature > 0.0).then_some(self.seed)
+    }
+
+    /// How exact logits must be. `restricted`: some tokens are not allowed, so that the chosen one may be far from the largest.
+    pub(crate) fn precision(&self, restricted: bool) -> LogitsPrecision {
+        let changed = restricted
+            || self.params.repetition_penalty != 1.0
+            || (self.presence, self.frequency) != (0.0, 0.0)
+            || !self.bias.is_empty();
+        match (self.params.temperature > 0.0, self.params.top_k) {
+            (false, _) if changed => LogitsPrecision::Exact,
+            (false, _) => LogitsPrecision::Leading(1),
+            (true, 1..=MOST_LEADING) => LogitsPrecision::Leading(self.params.top_k),
+            // The rest of the distribution is drawn from too, and nearly exact.
+            (true, _) => LogitsPrecision::Leading(MOST_LEADING),
+        }
     }
 
     /// Tells the prompt, which the repetition penalty counts.

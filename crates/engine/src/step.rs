@@ -147,7 +147,8 @@ impl Worker {
                 // The other jobs take all rows of this step. The first job always gets at least one.
                 continue;
             }
-            let input = SequenceInput::new(active.sequence, tokens, logits);
+            let input =
+                SequenceInput::new(active.sequence, tokens, logits).with_precision(active.job.precision());
             if share > 1 {
                 rows = rows.saturating_sub(input.rows());
             }

@@ -10,7 +10,7 @@ use std::{
 
 use common::{Toy, VOCAB, tokens};
 use ternion_core::{
-    Completion, Constraint, GenerateRequest, LlmBackend, Prediction, Sampling, Usage, context::ContextPolicy,
+    Completion, GenerateRequest, LlmBackend, Prediction, Sampling, Usage, context::ContextPolicy,
 };
 use ternion_engine::{Engine, EngineOptions};
 
@@ -169,6 +169,7 @@ async fn answers_are_the_same_in_batches_and_with_little_memory() {
     assert!(accepted > 100, "{accepted}");
 }
 
+#[cfg(feature = "constraints")]
 #[tokio::test]
 async fn constraints_decide_on_drafts_too() {
     // The script repeats an object; the grammar forces parts of it and forbids what does not belong.
@@ -178,9 +179,9 @@ async fn constraints_decide_on_drafts_too() {
     let (script, prompt) =
         (tokenizer.encode(text, false).unwrap(), tokenizer.encode(&text.repeat(2), false).unwrap());
     let constraints = [
-        Constraint::JsonObject,
-        Constraint::Regex("[a-z \\[\\]{}:,\"0-9]*".to_owned()),
-        Constraint::Regex("\\[(\\{\"name\": \"a+\", \"n\": 1\\},? ?)+\\]".to_owned()),
+        ternion_core::Constraint::JsonObject,
+        ternion_core::Constraint::Regex("[a-z \\[\\]{}:,\"0-9]*".to_owned()),
+        ternion_core::Constraint::Regex("\\[(\\{\"name\": \"a+\", \"n\": 1\\},? ?)+\\]".to_owned()),
     ];
     for constraint in constraints {
         let mut answers = Vec::new();

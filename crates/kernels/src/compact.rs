@@ -86,26 +86,41 @@ impl CompactMatrix {
         cols: usize,
         read: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
     ) -> Result<Self, E> {
+        Self::with_notes(bits, rows, cols, read, |_, _, _| ()).map(|(matrix, _)| matrix)
+    }
+
+    /// [`new`](Self::new) with what `note` makes of the weights, codes and scales of each row.
+    pub(crate) fn with_notes<E: Send, N: Send + Default + Clone>(
+        bits: CompactBits,
+        rows: usize,
+        cols: usize,
+        read: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
+        note: impl Fn(&[f32], &[u8], &[f32]) -> N + Sync,
+    ) -> Result<(Self, Vec<N>), E> {
+        let mut notes = vec![N::default(); rows];
         let (width, groups) = bits.row(cols);
         let mut matrix =
             Self { bits, rows, cols, codes: vec![0; rows * width], scales: vec![0.0; rows * groups] };
         let codes = matrix.codes.chunks_mut(PIECE * width.max(1));
         let scales = matrix.scales.chunks_mut(PIECE * groups.max(1));
-        let mut pieces: Vec<_> = codes.zip(scales).map(|(codes, scales)| (codes, scales, Ok(()))).collect();
-        team::for_each_mut(&mut pieces, |i, (codes, scales, outcome)| {
+        let places = codes.zip(scales).zip(notes.chunks_mut(PIECE));
+        let mut pieces: Vec<_> =
+            places.map(|((codes, scales), notes)| (codes, scales, notes, Ok(()))).collect();
+        team::for_each_mut(&mut pieces, |i, (codes, scales, notes, outcome)| {
             let first = i * PIECE;
             let mut weights = vec![0.0; PIECE.min(rows - first) * cols];
             *outcome = read(first..first + weights.len() / cols, &mut weights);
             let places = codes.chunks_exact_mut(width).zip(scales.chunks_exact_mut(groups));
-            for (row, (codes, scales)) in weights.chunks_exact(cols).zip(places) {
+            for ((row, (codes, scales)), noted) in weights.chunks_exact(cols).zip(places).zip(&mut **notes) {
                 match bits {
                     CompactBits::Eight => round_to_8(row, codes, &mut scales[0]),
                     CompactBits::Four => round_to_4(row, codes, scales),
                 }
+                *noted = note(row, codes, scales);
             }
         });
-        pieces.into_iter().try_for_each(|(_, _, outcome)| outcome)?;
-        Ok(matrix)
+        pieces.into_iter().try_for_each(|(.., outcome)| outcome)?;
+        Ok((matrix, notes))
     }
 
     /// [`new`](Self::new) of weights in memory.
@@ -120,6 +135,10 @@ impl CompactMatrix {
         };
         let Ok(matrix) = Self::new(bits, rows, cols, read);
         matrix
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
     }
 
     /// Bytes that it takes.
@@ -140,25 +159,33 @@ impl CompactMatrix {
     /// # Panics
     /// As there, and if the CPU does not have them.
     pub fn matmul_with(&self, isa: Isa, x: &[f32], out: &mut [f32], stride: usize) {
-        assert!(isa.is_available(), "this CPU has no {isa}");
         assert!(x.len().is_multiple_of(self.cols), "{} activations in rows of {}", x.len(), self.cols);
         let inputs = Inputs::new(self.bits, x, self.cols);
         dense::by_rows(self.rows, inputs.factors.len(), out, stride, |first, out| {
-            let task = Task { matrix: self, first, inputs: &inputs };
-            match isa {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: The CPU has these instructions, as was asserted.
-                Isa::Avx512Vnni => unsafe { crate::x86::compact::run(&task, out) },
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: As above.
-                Isa::Avx2 => unsafe { crate::x86::compact_avx2::run(&task, out) },
-                #[cfg(target_arch = "aarch64")]
-                // SAFETY: As above.
-                Isa::NeonDot | Isa::NeonI8mm => unsafe { crate::aarch64::compact::run(&task, out) },
-                Isa::Scalar => portable_body::<{ cfg!(target_feature = "fma") }>(&task, out),
-                _ => portable(&task, out),
-            }
+            self.compute(isa, first, &inputs, out);
         });
+    }
+
+    /// The products of the rows from `first` on that each of `out`, one for each token, has room for.
+    ///
+    /// # Panics
+    /// If the CPU does not have the instructions.
+    pub(crate) fn compute(&self, isa: Isa, first: usize, inputs: &Inputs, out: &mut [&mut [f32]]) {
+        assert!(isa.is_available(), "this CPU has no {isa}");
+        let task = Task { matrix: self, first, inputs };
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: The CPU has these instructions, as was asserted.
+            Isa::Avx512Vnni => unsafe { crate::x86::compact::run(&task, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: As above.
+            Isa::Avx2 => unsafe { crate::x86::compact_avx2::run(&task, out) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: As above.
+            Isa::NeonDot | Isa::NeonI8mm => unsafe { crate::aarch64::compact::run(&task, out) },
+            Isa::Scalar => portable_body::<{ cfg!(target_feature = "fma") }>(&task, out),
+            _ => portable(&task, out),
+        }
     }
 }
 
@@ -213,7 +240,7 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    fn new(bits: CompactBits, x: &[f32], cols: usize) -> Self {
+    pub(crate) fn new(bits: CompactBits, x: &[f32], cols: usize) -> Self {
         let mut quantized = Quantized::default();
         quantized.quantize(x, cols);
         let (padded, groups) = (bits.padded(cols), bits.row(cols).1);

@@ -6,8 +6,8 @@
 #![allow(clippy::type_complexity, reason = "the types of the functions that are compared")]
 
 use crate::{
-    GatedUnit, Isa, Quantized, TernaryLayout, TernaryRef, accumulate, compact, dense, float, gated_matmul,
-    leading, pack, quantize, rotary,
+    GatedUnit, Isa, Quantized, TernaryLayout, TernaryRef, accumulate, bounded, compact, dense, float,
+    gated_matmul, leading, pack, quantize, rotary,
 };
 
 /// Lengths with and without whole vectors and rests of every kind.
@@ -144,6 +144,36 @@ fn maxima() {
             || with(&leading::chunk_maxima),
             || with(&leading::chunk_maxima_body::<false>),
             || with(&leading::chunk_maxima_body::<true>),
+        );
+    }
+}
+
+#[test]
+fn bounds_of_products() {
+    for length in LENGTHS {
+        let (weights, errors, norms) = (noise(5, length), noise(6, length), noise(7, length));
+        let codes: Vec<u8> = weights.iter().map(|w| (w * 127.0) as i8 as u8 ^ 128).collect();
+        let with = |function: &dyn Fn(&[f32], &[u8], f32, &mut [f32; 2])| {
+            let mut sums = [0.0; 2];
+            function(&weights, &codes, 0.008, &mut sums);
+            bits(&sums)
+        };
+        check(
+            "sums_of_squares",
+            || with(&bounded::sums_of_squares),
+            || with(&bounded::squares_body::<false>),
+            || with(&bounded::squares_body::<true>),
+        );
+        let with = |function: &dyn Fn(&[f32], &[f32], &[f32], (f32, f32), &mut [f32])| {
+            let mut out = vec![0.0; length];
+            function(&weights, &errors, &norms, (0.3, -0.7), &mut out);
+            bits(&out)
+        };
+        check(
+            "limit",
+            || with(&bounded::limit),
+            || with(&bounded::limit_body::<false>),
+            || with(&bounded::limit_body::<true>),
         );
     }
 }

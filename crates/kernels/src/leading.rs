@@ -3,7 +3,7 @@
 use crate::isa::multiversion;
 
 /// Elements that are looked at together.
-const CHUNK: usize = 256;
+pub(crate) const CHUNK: usize = 256;
 
 /// The indices of the `count` largest elements, in no order; of equal ones the first. Those that are not a number are passed
 /// over.

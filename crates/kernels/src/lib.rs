@@ -8,6 +8,7 @@
 //! * [`Quantized`]: activations as the products take them.
 //! * [`kv`]: how the KV cache lays out keys and values in blocks, for those who write them and for [`attention`].
 //! * [`CompactMatrix`]: a copy of plain weights in 8 or 4 bits.
+//! * [`BoundedMatrix`]: an int8 copy whose products have proven bounds.
 //! * [`dense_matmul`], [`rms_norm`], [`relu2_glu`], [`silu_glu`], [`rotate`], [`attention`]: the float operations of a
 //!   decoder.
 //!
@@ -32,6 +33,7 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod attention;
+mod bounded;
 mod compact;
 mod dense;
 #[cfg(test)]
@@ -54,6 +56,7 @@ mod vector;
 mod x86;
 
 pub use attention::{Attention, attention, attention_with};
+pub use bounded::{BoundedMatrix, InputBound};
 pub use compact::{CompactBits, CompactMatrix};
 pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
 pub use float::{add, relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};

@@ -6,8 +6,8 @@ use ternion::config::ModelConfig;
 use ternion::engine::kv::KvType;
 use ternion::formats::{Checkpoint, LayerTensors};
 
-/// A copy of the head that an engine computes with is a part of its memory plan, by this name and that of its type.
-const HEAD_COPY: &str = "head in ";
+/// A copy of the head that an engine computes with is a part of its memory plan, under a name that begins with one of these.
+const HEAD_COPIES: [&str; 2] = ["head in ", "certified copy of the head"];
 
 /// Bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +43,8 @@ impl Reads {
 
 /// The copy of the head, where the engine made one.
 fn head_copy(plan: Option<&MemoryPlan>) -> Option<u64> {
-    plan?.parts.iter().find(|part| part.name.starts_with(HEAD_COPY)).map(|part| part.bytes)
+    let is_copy = |name: &str| HEAD_COPIES.iter().any(|copy| name.starts_with(copy));
+    plan?.parts.iter().find(|part| is_copy(&part.name)).map(|part| part.bytes)
 }
 
 /// How keys and values are stored: as planned, else as configured, else in f32.
@@ -74,7 +75,7 @@ mod tests {
         let mut plan = MemoryPlan::new();
         plan.add("embedding and head", exact.head);
         assert_eq!(Reads::of(&checkpoint, &config, Some(&plan)), exact);
-        for name in ["head in int8", "head in int4"] {
+        for name in ["head in int8", "head in int4", "certified copy of the head"] {
             let mut plan = plan.clone();
             plan.add(name, 1234);
             assert_eq!(Reads::of(&checkpoint, &config, Some(&plan)).head, 1234, "{name}");

@@ -227,6 +227,9 @@ async fn a_seed_ignored() {
         "sampling::a_seed_that_was_drawn_is_reported",
         "sampling::a_seed_that_was_given_is_reported",
         "sampling::open_fields_take_the_defaults",
+        // For these prompts only a drawn answer of the small model has pieces enough.
+        "stopping::the_first_complete_stop_string_counts",
+        "stopping::a_beginning_of_a_stop_string_comes_out_at_the_end",
         "concurrency::requests_side_by_side_give_what_they_give_alone",
     ];
     wrong_behavior(&expected, Fault::SeedIgnored).await;

@@ -56,6 +56,8 @@ pub(crate) fn load(
     if config.context_length.is_none() {
         config.context_length = spec.max_tokens;
     }
+    // There are no logits, so the head needs no copy.
+    config.options.insert("head".to_owned(), "exact".into());
     let Prepared { checkpoint, tokenizer, sizes } = prepare(name, &config, progress, false)?;
     let Sizes { options, plan, .. } = sizes;
     checkpoint.log_notes();

@@ -14,7 +14,7 @@ use crate::{
 checks! { "concurrency";
     requests_side_by_side_give_what_they_give_alone, SIDE_BY_SIDE, [Generate], rounding;
     all_methods_work_at_the_same_time, SIDE_BY_SIDE, [Generate, Score, Logits, Tokenizer], rounding;
-    a_slow_reader_slows_nobody_else, SLOW, [Generate, FewSequences];
+    a_slow_reader_slows_nobody_else, SLOW, [Generate, FewSequences], rounding;
     a_kept_prefix_does_not_show, KEPT, [Generate], rounding;
     a_common_prefix_is_computed_once, PREFIX, [Generate, PrefixReuse, Tokenizer];
     no_more_sequences_than_promised, SEQUENCES, [Generate, SmallQueue];

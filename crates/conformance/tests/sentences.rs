@@ -43,6 +43,7 @@ fn checks_name_items_that_exist() {
     let files = [
         "backend.rs",
         "constraint.rs",
+        "embed.rs",
         "event.rs",
         "request.rs",
         "prompt.rs",

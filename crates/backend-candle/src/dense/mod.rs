@@ -152,7 +152,7 @@ pub(crate) fn load(
 /// Refuses what is for the own decoder alone.
 fn check_options(config: &ModelConfig, options: &CandleOptions) -> Result<()> {
     let set = [
-        ("head", options.head != HeadPrecision::Exact),
+        ("head", !matches!(options.head, HeadPrecision::Auto | HeadPrecision::Exact)),
         ("kv_type", options.kv_type.is_some()),
         ("activations", options.activations.is_some()),
     ];

@@ -1,4 +1,4 @@
-//! Programs of others, unchanged: `openai` and `lm-eval` of PyPI, which `cargo xtask setup` installs, and `curl`.
+//! Programs of others, unchanged: `openai`, `lm-eval` and `pydantic-ai` of PyPI, which `cargo xtask setup` installs, and `curl`.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 mod common;
@@ -106,6 +106,22 @@ async fn calls_of_random_weights_are_valid_to_jsonschema() {
     for name in names {
         assert!(said["calls"][name].as_u64().unwrap() >= 20, "{said}");
     }
+}
+
+/// An agent framework whose answers have types.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_framework_works_unchanged() {
+    let Some(python) = python("pydantic_ai openai") else { return };
+    let mut config = common::tiny();
+    let mut random = ModelConfig::for_path(common::fixture("nano-packed"));
+    (random.threads, random.context_length) = (Some(1), Some(4096));
+    random.tool_format = Some(ToolFormat::Hermes);
+    config.models.insert("random".to_owned(), random);
+    let server = Running::start(config, ServerOptions::default()).await;
+    let said = script(&python, "agent.py", &[&server.url, "random", "tiny"]).await;
+    assert_eq!(said["found"].as_array().unwrap().len(), 8, "{said}");
+    assert_eq!(said["text"], "There are seven days in a week.", "{said}");
+    assert!(said["pieces"].as_u64().unwrap() > 2, "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -63,7 +63,7 @@ fn apt_install(package: &str) -> Result<(), String> {
 }
 
 /// The packages, with the versions that the comparisons were written for.
-const PYTHON_PACKAGES: [&str; 14] = [
+const PYTHON_PACKAGES: [&str; 15] = [
     "gguf==0.19.0",
     "huggingface_hub",
     "jsonschema",
@@ -74,6 +74,8 @@ const PYTHON_PACKAGES: [&str; 14] = [
     "onnx",
     "onnxruntime==1.32.0",
     "openai",
+    // An agent framework, without the clients of other services.
+    "pydantic-ai-slim[openai]>=2.68,<3",
     "pytest>=8,<10",
     "schemathesis==4.32.5",
     // Its tokenizers, which lm-eval takes; no model of it runs.
@@ -85,7 +87,7 @@ const PYTHON_PACKAGES: [&str; 14] = [
 pub(crate) fn python_packages() -> Option<String> {
     let python = program(&tools(), "python").display().to_string();
     let program = "import gguf, huggingface_hub, jsonschema, maturin, mypy, numpy, onnx, onnxruntime, openai, pytest, tenacity; import importlib.util as u; \
-                   assert all(map(u.find_spec, ['lm_eval', 'schemathesis', 'transformers', 'xllamacpp'])); \
+                   assert all(map(u.find_spec, ['lm_eval', 'pydantic_ai', 'schemathesis', 'transformers', 'xllamacpp'])); \
                    print('onnx', onnx.__version__)";
     shell::probe(&[&python, "-c", program])
 }

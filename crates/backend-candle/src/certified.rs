@@ -126,17 +126,13 @@ impl Certified {
     ) -> Result<()> {
         self.counts.rows.fetch_add(1, Ordering::Relaxed);
         let candidates = copy.candidates(logits, bound, count);
-        match candidates.filter(|found| found.len() <= logits.len() / MOST_CANDIDATES) {
-            Some(found) => {
-                self.counts.candidates.fetch_add(found.len() as u64, Ordering::Relaxed);
-                exact_rows(weights, &found, hidden, logits)
-            }
-            None => {
-                self.counts.whole.fetch_add(1, Ordering::Relaxed);
-                dense_matmul(weights.view(), logits.len(), hidden.len(), hidden, logits, logits.len());
-                Ok(())
-            }
+        if let Some(found) = candidates.filter(|found| found.len() <= logits.len() / MOST_CANDIDATES) {
+            self.counts.candidates.fetch_add(found.len() as u64, Ordering::Relaxed);
+            return exact_rows(weights, &found, hidden, logits);
         }
+        self.counts.whole.fetch_add(1, Ordering::Relaxed);
+        dense_matmul(weights.view(), logits.len(), hidden.len(), hidden, logits, logits.len());
+        Ok(())
     }
 }
 

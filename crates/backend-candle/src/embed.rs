@@ -167,7 +167,9 @@ mod tests {
     fn rows_are_pooled() {
         let pooled = |pooling| {
             let mut pool = Pool::new(pooling);
-            [[1.0, 2.0], [3.0, 6.0]].iter().for_each(|row| pool.add(row));
+            for row in [[1.0, 2.0], [3.0, 6.0]] {
+                pool.add(&row);
+            }
             pool.finish()
         };
         assert_eq!(pooled(Pooling::Mean).unwrap(), [2.0, 4.0]);

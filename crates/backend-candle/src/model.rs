@@ -192,7 +192,9 @@ impl Decoder {
         let sequences: Vec<SequenceId> = inputs.iter().map(|_| self.cache.create()).collect();
         let team = Arc::clone(&self.team);
         let outcome = team.install(|| self.hidden_of(inputs, &sequences, step, &mut take));
-        sequences.into_iter().for_each(|sequence| self.cache.free(sequence));
+        for sequence in sequences {
+            self.cache.free(sequence);
+        }
         // A file that changed meanwhile explains whatever was computed.
         self.watch.check().and(outcome)
     }

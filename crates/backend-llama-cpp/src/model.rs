@@ -343,7 +343,7 @@ impl CausalLm for LlamaCpp {
     }
 
     fn kv_identity(&self) -> Result<KvIdentity> {
-        self.saved_identity(&self.saved, self.prefill_chunk)
+        self.saved.identity(self.prefill_chunk)
     }
 
     fn prefix(&mut self, sequence: SequenceId, blocks: Range<usize>) -> Result<KvPrefix> {

@@ -37,6 +37,19 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
+    /// What keys and values depend on, in blocks of `unit` tokens.
+    ///
+    /// # Errors
+    /// Without a prompt cache, or where a file cannot be read.
+    pub(crate) fn identity(&self, unit: usize) -> Result<KvIdentity> {
+        if self.bytes == 0 {
+            return Err(Error::unsupported("the model was loaded without `prompt_cache`"));
+        }
+        let mut hash = Sha256::new_with_prefix(&self.facts);
+        hash.update(FileWatch::open(&self.files)?.fingerprint());
+        Ok(KvIdentity::opaque(self.bytes as u64, hash.finalize().into()).with_unit(unit))
+    }
+
     /// The beginning of a state: where its cells are.
     fn places(&self, sequence: i32, positions: Range<usize>) -> Vec<u8> {
         let head = [sequence, 1, positions.len() as i32];
@@ -88,15 +101,6 @@ impl LlamaCpp {
         self.free(first);
         self.free(second);
         if again == two { Ok(()) } else { Err(cannot("llama.cpp does not restore what it saves")) }
-    }
-
-    pub(crate) fn saved_identity(&self, saved: &Saved, unit: usize) -> Result<KvIdentity> {
-        if saved.bytes == 0 {
-            return Err(Error::unsupported("the model was loaded without `prompt_cache`"));
-        }
-        let mut hash = Sha256::new_with_prefix(&saved.facts);
-        hash.update(FileWatch::open(&saved.files)?.fingerprint());
-        Ok(KvIdentity::opaque(saved.bytes as u64, hash.finalize().into()).with_unit(unit))
     }
 }
 

@@ -208,7 +208,9 @@ impl EmbeddingInfo {
         if self.normalized {
             let norm = pooled.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
             if norm > 0.0 {
-                pooled.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+                for x in &mut pooled {
+                    *x = (f64::from(*x) / norm) as f32;
+                }
             }
         }
         pooled

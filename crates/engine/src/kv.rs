@@ -81,11 +81,14 @@ impl KvPrefix {
     /// # Errors
     /// [`Backend`](ErrorKind::Backend) for blocks of another form or length.
     pub fn opaque_blocks(&self, bytes: u64) -> Result<Vec<&[u8]>> {
-        let of_one = |block| match block {
-            &SavedBlock::Opaque(ref own) if own.len() as u64 == bytes => Ok(&own[..]),
-            _ => Err(other_form()),
-        };
-        self.blocks.iter().map(of_one).collect()
+        let mut found = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            match block {
+                SavedBlock::Opaque(own) if own.len() as u64 == bytes => found.push(&own[..]),
+                _ => return Err(other_form()),
+            }
+        }
+        Ok(found)
     }
 
     /// Keeps the first blocks alone.

@@ -275,7 +275,9 @@ mod tests {
             let mut weights = noise(seed as u64 + 1, rows * cols);
             for (row, weights) in weights.chunks_exact_mut(cols).enumerate() {
                 let size = [1.0, 0.1, 3.0, 1e-6, 0.0][row % 5];
-                weights.iter_mut().for_each(|w| *w *= size);
+                for w in &mut *weights {
+                    *w *= size;
+                }
                 weights[row % cols] *= if row % 7 == 0 { 40.0 } else { 1.0 };
             }
             let mut x = noise(seed as u64 + 100, tokens * cols);
@@ -324,7 +326,9 @@ mod tests {
                 for count in [1, 5, 64, 10_000] {
                     let found = matrix.candidates(products, bound, count).unwrap();
                     let mut logits = products.to_vec();
-                    found.iter().for_each(|row| logits[*row as usize] = exact[*row as usize]);
+                    for row in &found {
+                        logits[*row as usize] = exact[*row as usize];
+                    }
                     let mut order: Vec<usize> = (0..rows).collect();
                     order.sort_by(|a, b| exact[*b].total_cmp(&exact[*a]));
                     let mut mixed: Vec<usize> = (0..rows).collect();

@@ -155,7 +155,9 @@ fn texts_of(folder: &Path) -> Result<Vec<String>, String> {
     for path in entries {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         // `license.rs` would be a source.
-        if !NAMES.iter().any(|begin| name.starts_with(begin)) || name.ends_with(".rs") {
+        if !NAMES.iter().any(|begin| name.starts_with(begin))
+            || path.extension().is_some_and(|extension| extension == "rs")
+        {
             continue;
         }
         if path.is_dir() {

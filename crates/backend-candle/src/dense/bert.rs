@@ -178,7 +178,9 @@ impl EmbeddingModel for BertEmbedder {
                 .map_err(|e| Error::backend("candle cannot compute the step").with_source(e))?;
             for (&index, rows) in alike.iter().zip(states) {
                 let mut pool = Pool::new(self.pooling);
-                rows.iter().for_each(|row| pool.add(row));
+                for row in &rows {
+                    pool.add(row);
+                }
                 pooled[index] = pool.finish()?;
             }
         }

@@ -122,13 +122,7 @@ impl Tokenizer {
         let vocab_size = added_ids.map(|&id| id as usize + 1).fold(own_size, usize::max);
         let decoder = json_of(inner.get_decoder())?;
         let stages = stages(decoder.as_ref())?;
-        let pre_tokenizer_within = match json_of(inner.get_pre_tokenizer())? {
-            Some(mut json) => {
-                let differs = never_prepend(&mut json);
-                differs.then(|| serde_json::from_value(json)).transpose().map_err(unreadable)?
-            }
-            None => None,
-        };
+        let pre_tokenizer_within = pre_tokenizer_within(&inner)?;
         let mut plain_added = inner.get_added_vocabulary().clone();
         plain_added.set_encode_special_tokens(true);
 
@@ -588,6 +582,13 @@ fn added_around(inner: &Inner, limit: usize) -> Result<(Vec<u32>, Vec<u32>)> {
     }
     let start = (0..=with.len().saturating_sub(without.len())).find(|&at| with[at..].starts_with(without));
     Ok(start.map_or_else(Default::default, |at| (with[..at].to_vec(), with[at + without.len()..].to_vec())))
+}
+
+/// The pre-tokenizer for a text within another one; `None` where it is the same.
+fn pre_tokenizer_within(inner: &Inner) -> Result<Option<PreTokenizerWrapper>> {
+    let Some(mut json) = json_of(inner.get_pre_tokenizer())? else { return Ok(None) };
+    let differs = never_prepend(&mut json);
+    differs.then(|| serde_json::from_value(json)).transpose().map_err(unreadable)
 }
 
 /// Turns SentencePiece's `first` scheme into `never`; whether there was one.

@@ -49,6 +49,7 @@ pub(super) type Inner = TokenizerImpl<
     DecoderWrapper,
 >;
 
+#[allow(clippy::large_enum_variant, reason = "a tokenizer has one, and most have the larger")]
 pub(super) enum VocabularyModel {
     Library(ModelWrapper),
     Engine(EngineModel),

@@ -92,6 +92,15 @@ fn prompt_of(length: u32, question: u32) -> Vec<u32> {
     (0..length).map(|i| 20 + i * 7 % 200).chain([30 + question, 40, 41]).collect()
 }
 
+fn flip_a_bit_of_each(folder: &Path) {
+    for path in files(folder) {
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+}
+
 fn files(folder: &Path) -> Vec<std::path::PathBuf> {
     let models = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut files: Vec<_> = models
@@ -164,12 +173,7 @@ async fn every_engine_answers_bit_by_bit_as_without_a_cache() {
         assert_eq!(ask(&*model, &tokens).await.usage.cached_tokens, whole, "{name}");
         unload(model).await;
 
-        for path in files(folder.path()) {
-            let mut bytes = std::fs::read(&path).unwrap();
-            let middle = bytes.len() / 2;
-            bytes[middle] ^= 1;
-            std::fs::write(&path, bytes).unwrap();
-        }
+        flip_a_bit_of_each(folder.path());
         let model = load(cached.clone()).await;
         let found = ask(&*model, &prompt(0)).await;
         assert_eq!(found.usage.cached_tokens, 0, "{name}");
@@ -218,12 +222,7 @@ async fn a_flipped_bit_is_found_and_the_rest_computed() {
     let model = load(config(Some(folder.path()), "f32")).await;
     let expected = ask(&*model, &prompt(0)).await;
     unload(model).await;
-    for path in files(folder.path()) {
-        let mut bytes = std::fs::read(&path).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
-    }
+    flip_a_bit_of_each(folder.path());
     let model = load(config(Some(folder.path()), "f32")).await;
     let found = ask(&*model, &prompt(0)).await;
     assert_eq!(

@@ -20,8 +20,8 @@ use crate::{
     model::no_threads,
 };
 
-/// The share of all rows that may be candidates. Beyond that the whole head is computed, in one stream.
-const MOST_CANDIDATES: usize = 8;
+/// At most one in this many rows is computed again. With more candidates the whole head is computed, in one stream.
+const ROWS_PER_CANDIDATE: usize = 8;
 
 /// A copy with bounds of a head, or the making of it.
 pub(crate) struct Certified {
@@ -126,7 +126,7 @@ impl Certified {
     ) -> Result<()> {
         self.counts.rows.fetch_add(1, Ordering::Relaxed);
         let candidates = copy.candidates(logits, bound, count);
-        if let Some(found) = candidates.filter(|found| found.len() <= logits.len() / MOST_CANDIDATES) {
+        if let Some(found) = candidates.filter(|found| found.len() <= logits.len() / ROWS_PER_CANDIDATE) {
             self.counts.candidates.fetch_add(found.len() as u64, Ordering::Relaxed);
             return exact_rows(weights, &found, hidden, logits);
         }

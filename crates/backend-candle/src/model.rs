@@ -224,13 +224,7 @@ impl Decoder {
             }
             let rows = self.embedded(&batch, &spans)?;
             let h = self.hidden_states(rows, &spans).map_err(|e| self.failure(e))?;
-            let (storage, layout) = h.storage_and_layout();
-            let candle_core::Storage::Cpu(storage) = &*storage else {
-                return Err(Error::backend("a tensor is not on the CPU"));
-            };
-            let mut normed = Vec::new();
-            let states = ops::floats(storage, layout).map_err(candle_error)?;
-            ops::normalize(states, &self.final_norm, &mut normed);
+            let normed = self.normed(&h)?;
             let mut rows = normed.chunks_exact(self.embed.shape()[1]);
             for (&input, span) in present.iter().zip(&spans) {
                 rows.by_ref().take(span.count).for_each(|row| take(input, row));
@@ -284,16 +278,22 @@ impl Decoder {
         let select = || h.index_select(&Tensor::from_vec(wanted, count, &Device::Cpu)?, 0);
         let rows = select().map_err(candle_error)?;
         logits.resize(count * self.vocab_size, 0.0);
-        let (storage, layout) = rows.storage_and_layout();
+        let normed = self.normed(&rows)?;
+        match self.head.forward(&normed, precision, logits, self.stream.as_deref())? {
+            Some(()) => Ok(()),
+            None => Err(self.failure(candle_core::Error::msg("the head could not be read"))),
+        }
+    }
+
+    /// Hidden states behind the final norm, as floats.
+    fn normed(&self, states: &Tensor) -> Result<Vec<f32>> {
+        let (storage, layout) = states.storage_and_layout();
         let candle_core::Storage::Cpu(storage) = &*storage else {
             return Err(Error::backend("a tensor is not on the CPU"));
         };
         let mut normed = Vec::new();
         ops::normalize(ops::floats(storage, layout).map_err(candle_error)?, &self.final_norm, &mut normed);
-        match self.head.forward(&normed, precision, logits, self.stream.as_deref())? {
-            Some(()) => Ok(()),
-            None => Err(self.failure(candle_core::Error::msg("the head could not be read"))),
-        }
+        Ok(normed)
     }
 
     /// Why the layers or the head failed: the stream knows it of weights that could not be read.

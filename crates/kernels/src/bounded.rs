@@ -77,15 +77,12 @@ impl BoundedMatrix {
         let (rows, cols) = (self.errors.len(), self.copy.cols());
         assert!(x.len().is_multiple_of(cols), "{} activations in rows of {cols}", x.len());
         let tokens = x.len() / cols;
-        // The tokens, and after them what their rounding has lost.
-        let mut both = x.to_vec();
-        both.resize(2 * x.len(), 0.0);
-        let (first, lost) = both.split_at_mut(x.len());
         let mut rounded = Quantized::default();
-        rounded.quantize(first, cols);
-        subtract(&rounded, first, lost);
+        rounded.quantize(x, cols);
+        let mut lost = vec![0.0; x.len()];
+        subtract(&rounded, x, &mut lost);
         let mut remainder = Quantized::default();
-        remainder.quantize(lost, cols);
+        remainder.quantize(&lost, cols);
         let bounds = (0..tokens).map(|t| {
             let x = &x[t * cols..][..cols];
             let (high, low) = (1.0 / rounded.scale(t), 1.0 / remainder.scale(t));
@@ -94,7 +91,8 @@ impl BoundedMatrix {
         });
         let bounds = bounds.collect();
 
-        let inputs = Inputs::new(CompactBits::Eight, &both, cols);
+        // The tokens, and after them what their rounding has lost.
+        let inputs = Inputs::of(CompactBits::Eight, &[&rounded, &remainder], cols);
         dense::by_rows(rows, tokens, out, stride, |first, out| {
             let count = out.first().map_or(0, |out| out.len());
             let mut low = vec![0.0; tokens * count];

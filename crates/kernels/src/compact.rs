@@ -240,14 +240,19 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    pub(crate) fn new(bits: CompactBits, x: &[f32], cols: usize) -> Self {
-        let mut quantized = Quantized::default();
-        quantized.quantize(x, cols);
+    fn new(bits: CompactBits, x: &[f32], cols: usize) -> Self {
+        let mut rounded = Quantized::default();
+        rounded.quantize(x, cols);
+        Self::of(bits, &[&rounded], cols)
+    }
+
+    /// Of activations that are rounded already, the tokens of one after those of the other.
+    pub(crate) fn of(bits: CompactBits, rounded: &[&Quantized], cols: usize) -> Self {
         let (padded, groups) = (bits.padded(cols), bits.row(cols).1);
-        let tokens = quantized.tokens();
-        let mut values = vec![Line::EMPTY; tokens * padded / BLOCK];
-        for (t, padded) in Line::bytes_mut(&mut values).chunks_exact_mut(padded).enumerate() {
-            padded[..cols].copy_from_slice(quantized.values(t));
+        let tokens = || rounded.iter().flat_map(|rounded| (0..rounded.tokens()).map(move |t| (*rounded, t)));
+        let mut values = vec![Line::EMPTY; tokens().count() * padded / BLOCK];
+        for (padded, (rounded, t)) in Line::bytes_mut(&mut values).chunks_exact_mut(padded).zip(tokens()) {
+            padded[..cols].copy_from_slice(rounded.values(t));
         }
         let starts = values.chunks_exact(padded / BLOCK / groups).map(|group| {
             let mut start = [0; LANES];
@@ -258,7 +263,7 @@ impl Inputs {
             start
         });
         let starts = starts.collect();
-        let factors = (0..tokens).map(|t| 1.0 / quantized.scale(t)).collect();
+        let factors = tokens().map(|(rounded, t)| 1.0 / rounded.scale(t)).collect();
         Self { values, starts, factors }
     }
 

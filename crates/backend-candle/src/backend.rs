@@ -85,17 +85,11 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     let Prepared { checkpoint, tokenizer, sizes } = prepared?;
     let Sizes { options, plan, logits_bytes } = sizes;
     checkpoint.log_notes();
-    let report = checkpoint.report();
-    let mut info = ModelInfo::new(name, "candle");
-    info.architecture.clone_from(&checkpoint.spec.architecture);
-    info.format.clone_from(&checkpoint.format);
-    info.parameters = report.parameters;
-    info.weight_bytes = report.mapped_bytes + report.owned_bytes;
+    let mut info = described(name, &checkpoint);
     info.defaults = checkpoint.sampling.clone();
     let choices = plan.choices.join("; ");
     tracing::info!(model = name, memory = %plan, choices, "loading");
     info.memory = Some(plan);
-    info.capabilities.batch_invariant = true; // each sum is taken in one order, whatever the batch
     let mut engine = EngineOptions::new(info);
     engine.eos_tokens.clone_from(&checkpoint.spec.eos);
     engine.configure(config);
@@ -105,6 +99,18 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     let decoder = Decoder::new(checkpoint, Decoder::threads(config.threads.unwrap_or(0))?, options)?;
     tracing::info!(model = name, context = options.context_length, "loaded");
     Ok(Arc::new(Engine::start(Box::new(decoder), tokenizer, engine)?))
+}
+
+/// What a checkpoint tells of its model on this backend.
+pub(crate) fn described(name: &str, checkpoint: &Checkpoint) -> ModelInfo {
+    let report = checkpoint.report();
+    let mut info = ModelInfo::new(name, "candle");
+    info.architecture.clone_from(&checkpoint.spec.architecture);
+    info.format.clone_from(&checkpoint.format);
+    info.parameters = report.parameters;
+    info.weight_bytes = report.mapped_bytes + report.owned_bytes;
+    info.capabilities.batch_invariant = true; // each sum is taken in one order, whatever the batch
+    info
 }
 
 /// What is known of a model before memory is taken for it.

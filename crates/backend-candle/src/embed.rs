@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use ternion_core::{
-    Error, LlmBackend, ModelInfo, Pooling, Result, ResultExt, config::ModelConfig, registry::Progress,
-};
+use ternion_core::{Error, LlmBackend, Pooling, Result, ResultExt, config::ModelConfig, registry::Progress};
 use ternion_engine::{EmbeddingEngine, EmbeddingModel};
 use ternion_formats::EmbeddingSpec;
 
-use crate::backend::{Prepared, prepare};
+use crate::backend::{Prepared, described, prepare};
 use crate::plan::Sizes;
 use crate::{CandleOptions, Decoder};
 
@@ -61,14 +59,8 @@ pub(crate) fn load(
     let Prepared { checkpoint, tokenizer, sizes } = prepare(name, &config, progress, false)?;
     let Sizes { options, plan, .. } = sizes;
     checkpoint.log_notes();
-    let report = checkpoint.report();
-    let mut info = ModelInfo::new(name, "candle");
-    info.architecture.clone_from(&checkpoint.spec.architecture);
-    info.format.clone_from(&checkpoint.format);
-    info.parameters = report.parameters;
-    info.weight_bytes = report.mapped_bytes + report.owned_bytes;
+    let mut info = described(name, &checkpoint);
     info.memory = Some(plan);
-    info.capabilities.batch_invariant = true; // each sum is taken in one order, whatever the batch
     let embedding = spec.info(checkpoint.spec.hidden_size);
     let decoder = Decoder::new(checkpoint, Decoder::threads(config.threads.unwrap_or(0))?, options)?;
     let most = options.context_length;

@@ -10,9 +10,9 @@
 //! 4. keys and values in f16, then in int8: nearly the same results,
 //! 5. a shorter context.
 //!
-//! So what changes no result comes first. The head has no copy under a limit unless the configuration wants one: an int8 copy of it takes more memory, since its
-//! original can be streamed and the copy cannot. What the configuration fixes stays, and a limit that cannot be kept with
-//! it is refused with the least that could be.
+//! So what changes no result comes first. Under a limit the head has a copy only if the configuration wants one: an int8 copy
+//! takes more memory than no copy, since the original can be streamed and the copy cannot. What the configuration fixes stays,
+//! and a limit that cannot be kept with it is refused with the least that could be.
 
 use ternion_core::{
     Error, ErrorKind, MemoryPlan, ProcessMemory, Result, config::ByteSize, config::ModelConfig,

@@ -140,11 +140,6 @@ impl RemoteEmbedder {
         place.count(&Usage::new(embeddings.usage.prompt_tokens, 0));
         Ok(embeddings)
     }
-
-    fn generates_nothing(&self) -> Error {
-        let message = format!("the model `{}` makes embeddings and generates no text", self.info.name);
-        Error::unsupported(message).with_operation("generate")
-    }
 }
 
 /// The vectors of a response, in the order of the inputs. A server counts the tokens of all inputs together; where there are
@@ -192,12 +187,12 @@ impl LlmBackend for RemoteEmbedder {
 
     async fn validate(&self, request: &GenerateRequest) -> Result<()> {
         let _ = request;
-        Err(self.generates_nothing())
+        Err(embed::no_generation(&self.info))
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
         drop(request);
-        Err(self.generates_nothing())
+        Err(embed::no_generation(&self.info))
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {

@@ -272,6 +272,12 @@ pub fn check(request: &EmbedRequest, info: &ModelInfo) -> Result<()> {
 }
 
 /// The error of a model that makes no embeddings.
+/// What a model for embeddings answers to a request to generate.
+pub fn no_generation(info: &ModelInfo) -> Error {
+    Error::unsupported(format!("the model `{}` makes embeddings and generates no text", info.name))
+        .with_operation("generate")
+}
+
 pub(crate) fn no_embeddings(info: &ModelInfo) -> Error {
     Error::unsupported(format!(
         "the model `{}` on the backend `{}` makes no embeddings; one that is made for it expected",

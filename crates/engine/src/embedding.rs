@@ -326,12 +326,12 @@ impl LlmBackend for EmbeddingEngine {
 
     async fn validate(&self, request: &GenerateRequest) -> Result<()> {
         let _ = request;
-        Err(self.generates_nothing())
+        Err(embed::no_generation(&self.info))
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream> {
         drop(request);
-        Err(self.generates_nothing())
+        Err(embed::no_generation(&self.info))
     }
 
     async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
@@ -342,13 +342,6 @@ impl LlmBackend for EmbeddingEngine {
             outcome = self.run(request) => outcome,
         }
         .with_operation("embed")
-    }
-}
-
-impl EmbeddingEngine {
-    fn generates_nothing(&self) -> Error {
-        let message = format!("the model `{}` makes embeddings and generates no text", self.info.name);
-        Error::unsupported(message).with_operation("generate")
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) const PRE_TOKENIZER: &str = "tokenizer.ggml.pre";
 pub(crate) const TOKENS: &str = "tokenizer.ggml.tokens";
 pub(crate) const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 pub(crate) const SCORES: &str = "tokenizer.ggml.scores";
+/// The normalisation of Unigram.
+pub(crate) const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
 pub(crate) const MERGES: &str = "tokenizer.ggml.merges";
 pub(crate) const BOS: &str = "tokenizer.ggml.bos_token_id";
 pub(crate) const EOS: &str = "tokenizer.ggml.eos_token_id";

@@ -1,22 +1,22 @@
 //! What llama.cpp asserts, or does not check at all, looked at before it sees a file: a failed assertion there ends the
 //! whole process. The checks are for any architecture; they say nothing about whether llama.cpp implements it.
 //!
-//! Read in llama.cpp's `llama-model.cpp` (`load_hparams`), `llama-vocab.cpp` (`load`) and `llama-hparams.cpp`.
+//! Read in llama.cpp's `llama-model.cpp` (`load_hparams`), `llama-vocab.cpp` (`load`, `tokenize`) and `llama-hparams.cpp`.
 
 use ternion_core::{Error, Result};
 
-use super::file::duplicate;
+mod charsmap;
+mod vocabulary;
+
 use super::keys::{self, Keys};
-use super::special::SpecialIds;
 use super::{File, TensorType};
+pub use vocabulary::preflight_tokenizer;
 
 /// `LLAMA_MAX_LAYERS` and `LLAMA_MAX_EXPERTS`.
 const MAX_LAYERS: u64 = 512;
 const MAX_EXPERTS: u64 = 1024;
-const MAX_U32: u64 = u32::MAX as u64;
 const MAX_WIDTH: u64 = 1 << 24;
 const MAX_CONTEXT: u64 = 1 << 30;
-const MAX_TOKEN: usize = 1 << 16;
 
 /// Checks a file for llama.cpp, beyond what [`File::open`] has checked. A model in several parts has been
 /// [joined](File::joined).
@@ -26,9 +26,23 @@ const MAX_TOKEN: usize = 1 << 16;
 /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) for the rest; the message names the key or tensor, what was
 /// found and what was expected.
 pub fn preflight(file: &File) -> Result<()> {
+    texts(file)?;
     types(file)?;
     sizes(file)?;
-    vocabulary(file)
+    vocabulary::check(file)
+}
+
+/// llama.cpp sees keys and texts up to their first NUL: what stands behind it would be another key or value than is checked here.
+fn texts(file: &File) -> Result<()> {
+    let has_nul = |text: &str| text.contains('\0');
+    match file.metadata().find(|(key, value)| has_nul(key) || value.as_str().is_some_and(has_nul)) {
+        None => Ok(()),
+        Some((key, _)) => {
+            Err(Error::invalid_model("the key or its value has a NUL character, expected none")
+                .with("key", crate::json::shorten(&key))
+                .with("file", file.path().display()))
+        }
+    }
 }
 
 /// Whether each of the values of a key is within `range`: there may be one for all layers or an array with one for each.
@@ -117,72 +131,6 @@ fn experts(file: &File, keys: &Keys, layers: u64) -> Result<()> {
             return Err(file.invalid(&groups_key, &format!("a divisor of `expert_count` ({count})")));
         }
         file.required_integer(&keys.of("expert_group_used_count"), 1..=groups - 1)?;
-    }
-    Ok(())
-}
-
-fn vocabulary(file: &File) -> Result<()> {
-    let keys = Keys::new(file.architecture()?);
-    let model = file.string(keys::TOKENIZER)?;
-    let stated = file.integer(&keys.of("vocab_size"), 1..=MAX_U32)?;
-    if matches!(model, None | Some("none" | "no_vocab")) {
-        return match model {
-            None => Err(file.invalid(keys::TOKENIZER, "a string")),
-            Some(_) => Ok(()),
-        };
-    }
-    let list = file.array(keys::TOKENS)?.and_then(|tokens| tokens.as_strings());
-    let tokens: Vec<&str> = list.ok_or_else(|| file.invalid(keys::TOKENS, "an array of strings"))?.collect();
-    let wrong = |message: String| Error::invalid_model(message).with("file", file.path().display());
-    if tokens.is_empty() {
-        return Err(file.invalid(keys::TOKENS, "at least one token"));
-    }
-    if let Some((id, text)) = duplicate(tokens.iter().copied()) {
-        let (key, text) = (keys::TOKENS, crate::json::shorten(&text));
-        return Err(wrong(format!("token {id} of `{key}` is `{text}`, which another token is too")));
-    }
-    if let Some((id, text)) = tokens.iter().enumerate().find(|(_, text)| text.len() > MAX_TOKEN) {
-        let (key, length) = (keys::TOKENS, text.len());
-        return Err(wrong(format!("token {id} of `{key}` has {length} bytes, expected at most {MAX_TOKEN}")));
-    }
-    // The names that llama.cpp gives to empty tokens must not be in use either.
-    if tokens.iter().filter(|text| text.is_empty()).count() > 0
-        && tokens.iter().any(|t| t.starts_with("[EMPTY_"))
-    {
-        return Err(wrong(format!("`{}` has an empty token and one named `[EMPTY_...]`", keys::TOKENS)));
-    }
-    let count = tokens.len() as u64;
-    if let Some(size) = stated.filter(|size| *size > count) {
-        return Err(wrong(format!(
-            "`{}` has {count} tokens, expected {size} as `{}` says",
-            keys::TOKENS,
-            keys.of("vocab_size")
-        )));
-    }
-    if let Some(embedding) = file.tensor(keys::EMBED)
-        && embedding.dims.get(1).is_some_and(|rows| *rows != count)
-    {
-        return Err(wrong(format!(
-            "the tensor `{}` has the dimensions {:?}, expected {count} rows, one for each token",
-            keys::EMBED,
-            embedding.dims
-        )));
-    }
-    for key in [keys::TOKEN_TYPES, keys::SCORES] {
-        if file.array(key)?.is_some_and(|array| (array.len() as u64) < count || array.as_scalars().is_none())
-        {
-            return Err(file.invalid(key, &format!("{count} numbers, one for each token")));
-        }
-    }
-    if file.array(keys::MERGES)?.is_some_and(|merges| merges.as_strings().is_none()) {
-        return Err(file.invalid(keys::MERGES, "an array of strings"));
-    }
-    let ids = SpecialIds::read(file, tokens.len())?;
-    for (flag, key, id) in [(keys::ADD_BOS, keys::BOS, ids.bos), (keys::ADD_EOS, keys::EOS, ids.eos)] {
-        // It would assert when it adds a token that is not there.
-        if file.boolean(flag)? == Some(true) && id.is_none() {
-            return Err(file.invalid(key, &format!("a token, which `{flag}` wants")));
-        }
     }
     Ok(())
 }

@@ -33,6 +33,16 @@ pub(crate) fn names_rule(file: &File) -> bool {
     file.value(keys::HUGGING_FACE).is_none() && matches!(file.string(keys::TOKENIZER), Ok(Some("gpt2")))
 }
 
+/// Whether nothing says by which rule a text is split: neither the file, nor an option, nor what is known of the official BitNet
+/// files. The rule is then llama.cpp's `default`.
+///
+/// # Errors
+/// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where a key has the wrong type.
+pub fn splits_by_default(file: &File, options: &CheckpointOptions) -> Result<bool> {
+    let says = options.pre_tokenizer.is_some() || !names_rule(file);
+    Ok(!says && stated_rule(file)? == pre_tokenizer::DEFAULT)
+}
+
 /// [`tokenizer_parts`] of a file whose facts are partly set by hand.
 pub(crate) fn tokenizer_parts_as(file: &File, options: &CheckpointOptions) -> Result<TokenizerParts> {
     let vocabulary = Vocabulary::read(file)?;
@@ -90,20 +100,14 @@ fn pre_tokenizer(
             Error::invalid_config(format!("pre_tokenizer: `{}` is no rule that is known", shorten(name)))
         });
     }
-    let name = match file.string(keys::PRE_TOKENIZER)? {
-        Some(name) => name,
-        // The converter of the official BitNet files did not know the key.
-        None if file.architecture()?.starts_with("bitnet") => "llama-bpe",
-        None => {
-            warnings.push(format!(
-                "`{}` is missing: text is split by the rule `{}`, as in llama.cpp, which may not be the model's own; the \
-                 option `pre_tokenizer` decides",
-                keys::PRE_TOKENIZER,
-                pre_tokenizer::DEFAULT
-            ));
-            pre_tokenizer::DEFAULT
-        }
-    };
+    let name = stated_rule(file)?;
+    if name == pre_tokenizer::DEFAULT && file.string(keys::PRE_TOKENIZER)?.is_none_or(str::is_empty) {
+        warnings.push(format!(
+            "`{}` is missing: text is split by the rule `{name}`, as in llama.cpp, which may not be the model's own; the \
+             option `pre_tokenizer` decides",
+            keys::PRE_TOKENIZER,
+        ));
+    }
     PreTokenizer::named(name).ok_or_else(|| {
         Error::unsupported(format!(
             "`{}` is \"{}\", a rule that is not known; the option `pre_tokenizer` names another, and a `tokenizer.json` of \
@@ -112,6 +116,16 @@ fn pre_tokenizer(
             shorten(&name)
         ))
         .with("file", file.path().display())
+    })
+}
+
+/// The rule that the file names, or the one for files that name none.
+fn stated_rule(file: &File) -> Result<&str> {
+    Ok(match file.string(keys::PRE_TOKENIZER)? {
+        Some(name) if !name.is_empty() => name,
+        // The converter of the official BitNet files did not know the key.
+        _ if file.architecture()?.starts_with("bitnet") => "llama-bpe",
+        _ => pre_tokenizer::DEFAULT,
     })
 }
 

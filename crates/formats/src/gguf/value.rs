@@ -246,6 +246,11 @@ impl Array {
         Self { kind: ValueType::String, len, bytes: bytes.into() }
     }
 
+    /// An array of bytes.
+    pub fn u8s(items: &[u8]) -> Self {
+        Self { kind: ValueType::U8, len: items.len(), bytes: items.to_vec().into() }
+    }
+
     /// An array of 32-bit integers.
     pub fn i32s(items: &[i32]) -> Self {
         let bytes: Vec<u8> = items.iter().flat_map(|n| n.to_le_bytes()).collect();

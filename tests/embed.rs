@@ -263,21 +263,51 @@ fn texts() -> Vec<String> {
     for a in pieces {
         texts.extend(pieces.iter().map(|b| format!("{a}{b}the{a}")));
     }
+    // Random mixtures of scripts, numbers, marks, punctuation, emoji and kinds of white space.
+    let parts: Vec<&str> = "a|Z|ab|abc|...|ﬁ|①|Ａ|fox|THE|é|e\u{301}|ß|İ|ǅ|Я|ж|Ω|ا|ع|א|ह|ि|ก|ำ|中|漢字|の|カ|한|𐐀|0|7|12|345|½|Ⅷ|٣|²|'s|'LL|'re|don't|!|?|...|-|_|$|+|<=>|^|~~|||#|@|\\|`|¿|«|»|、|。|—|€|©|🦊|👨\u{200d}👩|🇪🇺|👍🏽|\u{fe0f}|\u{200b}|\u{feff}|\u{ad}|\u{0}|\u{7f}|\u{85}|\u{2028}| |  |     |\t|\n|\r\n|\n\n\n|\u{a0}|\u{3000}|\u{e000}|\u{10ffff}"
+        .split('|')
+        .filter(|part| !part.is_empty())
+        .collect();
+    let mut state = 88172645463325252u64;
+    let mut next = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    for _ in 0..400 {
+        let count = 1 + next(12);
+        texts.push((0..count).map(|_| parts[next(parts.len())]).collect());
+    }
     texts
 }
 
-/// Unigram, RWKV and WordPiece, of which the tokenizers crate has no equal: the same ids, and the text back.
+/// Unigram, RWKV, WordPiece, Gemma 4 and PLaMo 2, of which the tokenizers crate has no equal, and byte-level BPE without the name of a
+/// rule: the same ids, and the text back.
 #[cfg(feature = "llama-cpp")]
 #[tokio::test]
 async fn tokenizers_of_llama_cpp_are_used_where_there_is_no_equal() {
     let Some(folder) = models() else { return };
     let texts = texts();
-    for (name, keeps_text) in [("unigram", false), ("rwkv", true), ("wordpiece", false)] {
+    for (name, keeps_text) in [
+        ("unigram", false),
+        ("charsmap", false),
+        ("rwkv", true),
+        ("wordpiece", false),
+        ("gemma4", true),
+        ("plamo2", true),
+        ("bpe-missing", true),
+        ("bpe-default", true),
+    ] {
         let path = folder.join(format!("{name}.gguf"));
         let Some(expected) = llama_cpp::<Vec<Vec<u32>>>("tokens", &path, &texts) else { return };
-        let model = load(&path, |_| {}).await;
-        assert_eq!(model.info().backend, "llama-cpp");
+        let on_llama_cpp = |config: &mut ModelConfig| config.backend = "llama-cpp".into();
+        let model = load(&path, on_llama_cpp).await;
+        if !name.starts_with("bpe") {
+            assert_eq!(load(&path, |_| {}).await.info().backend, "llama-cpp", "{name}");
+        }
         let tokenizer = model.tokenizer().unwrap();
+        assert!(tokenizer.to_json().is_err(), "{name}: the tokenizer is ours");
         for (text, expected) in texts.iter().zip(&expected) {
             let (before, after) = tokenizer.added_around();
             let plain = tokenizer.encode_plain(text).unwrap();
@@ -285,7 +315,9 @@ async fn tokenizers_of_llama_cpp_are_used_where_there_is_no_equal() {
             let whole = tokenizer.decode(&plain, true).unwrap();
             assert_eq!(streamed(&tokenizer, &plain), whole, "{name}: {text:?}");
             if keeps_text {
-                assert_eq!(whole, *text, "{name}");
+                // PLaMo 2 leaves out a byte order mark.
+                let kept = if name == "plamo2" { text.strip_prefix('\u{feff}') } else { None };
+                assert_eq!(whole, kept.unwrap_or(text), "{name}");
             }
         }
         let request = GenerateRequest::new("the quick").with_max_tokens(5).with_sampling(Sampling::greedy());
@@ -295,6 +327,23 @@ async fn tokenizers_of_llama_cpp_are_used_where_there_is_no_equal() {
             model.count_tokens("the quick").unwrap(),
             tokenizer.encode_plain("the quick").unwrap().len()
         );
+    }
+    // The regular expressions of llama.cpp recurse once for each of these characters.
+    for name in ["bpe-missing", "bpe-default"] {
+        let path = folder.join(format!("{name}.gguf"));
+        let tokenizer = load(&path, |config| config.backend = "llama-cpp".into()).await.tokenizer().unwrap();
+        assert_eq!(tokenizer.warnings().is_empty(), name == "bpe-default", "{:?}", tokenizer.warnings());
+        for text in ["!".repeat(200_000), "7".repeat(50_000), "漢".repeat(50_000), " ".repeat(50_000)] {
+            assert_eq!(tokenizer.decode(&tokenizer.encode_plain(&text).unwrap(), true).unwrap(), text);
+        }
+        let error = tokenizer.encode_plain(&"!".repeat(2_000_000)).unwrap_err();
+        assert!(error.to_string().contains("2000000 characters without white space"), "{error}");
+        // A rule that is named is ours.
+        let named = |config: &mut ModelConfig| {
+            config.backend = "llama-cpp".into();
+            config.options.insert("pre_tokenizer".into(), "llama-bpe".into());
+        };
+        assert!(load(&path, named).await.tokenizer().unwrap().to_json().is_ok());
     }
     // Special tokens in trusted text are control tokens, and in messages they are text.
     let unigram = load(&folder.join("unigram.gguf"), |_| {}).await.tokenizer().unwrap();
@@ -312,6 +361,23 @@ fn streamed(tokenizer: &Arc<Tokenizer>, ids: &[u32]) -> String {
     let mut text: String = ids.iter().map(|&id| decoder.push(id).unwrap()).collect();
     text.push_str(&decoder.finish().unwrap());
     text
+}
+
+/// llama.cpp would end the process when a text leads out of the map.
+#[cfg(feature = "llama-cpp")]
+#[tokio::test]
+async fn a_damaged_map_of_characters_is_refused() {
+    let Some(folder) = models() else { return };
+    for backend in ["llama-cpp", "auto"] {
+        let mut config = ModelConfig::for_path(folder.join("damaged-charsmap.gguf"));
+        config.backend = backend.into();
+        let error = ternion::load(&Config::single("model", config), None).await.err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::InvalidModel, "{error}");
+        assert!(
+            error.to_string().contains("`tokenizer.ggml.precompiled_charsmap` has a replacement"),
+            "{error}"
+        );
+    }
 }
 
 /// Of a folder of sentence-transformers the library tokenizes as llama.cpp does of the GGUF file.

@@ -5,8 +5,8 @@ import json
 import gguf
 
 
-def add_tokenizer(writer, folder, size):
-    """Adds it, filled up to `size` tokens."""
+def add_tokenizer(writer, folder, size, pre="llama-bpe"):
+    """Adds it, filled up to `size` tokens, with a name of the rule by which it splits texts, if there is one."""
     facts = json.loads((folder / "tokenizer.json").read_text())
     tokens = {i: (text, gguf.TokenType.NORMAL) for text, i in facts["model"]["vocab"].items()}
     for token in facts["added_tokens"]:
@@ -15,7 +15,8 @@ def add_tokenizer(writer, folder, size):
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in facts["model"]["merges"]]
     texts = [text for text, _ in tokens]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(texts)
     writer.add_token_types([kind for _, kind in tokens])
     writer.add_token_merges(merges)

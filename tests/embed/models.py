@@ -2,9 +2,11 @@
 first. The second folder is the dense Qwen3 of the fixtures, whose weights become a model for embeddings."""
 
 import json
+import re
 import shutil
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 
 import gguf
@@ -340,6 +342,19 @@ def unigram(writer):
     return len(tokens)
 
 
+CHARSMAP = (QWEN3.parent.parent / "gguf-tokenizers/charsmap.bin").read_bytes()
+
+
+def with_charsmap(charsmap):
+    """Unigram that replaces parts of a text, as SentencePiece does."""
+
+    def vocabulary(writer):
+        writer.add_precompiled_charsmap(charsmap)
+        return unigram(writer)
+
+    return vocabulary
+
+
 def rwkv(writer):
     def escaped(data):
         return "".join(chr(b) if 0x20 <= b < 0x7F and b != 0x5C else f"\\x{b:02x}" for b in data)
@@ -369,10 +384,83 @@ def wordpiece(writer):
     return len(WORDS)
 
 
+def byte_level(pre):
+    """The tokenizer of the fixtures, as a file that names another rule, or none."""
+
+    def vocabulary(writer):
+        add_tokenizer(writer, QWEN3, 512, pre)
+        return 512
+
+    return vocabulary
+
+
+def learned(count):
+    """Merges as BPE learns them from this file, and the tokens that they make, over characters with a mark for a space."""
+    lines = [list(line) for line in re.findall("[^\n]+", Path(__file__).read_text().replace(" ", "\u2581"))]
+    tokens, merges = sorted({c for line in lines for c in line}), []
+    for _ in range(count):
+        pairs = Counter(pair for line in lines for pair in zip(line, line[1:]))
+        (a, b), _ = max(pairs.items(), key=lambda item: (item[1], item[0]))
+        merges.append(f"{a} {b}")
+        if a + b not in tokens:
+            tokens.append(a + b)
+        for line in lines:
+            i = 0
+            while i + 1 < len(line):
+                if (line[i], line[i + 1]) == (a, b):
+                    line[i : i + 2] = [a + b]
+                i += 1
+    return tokens, merges
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def gemma4(writer):
+    pieces, merges = learned(150)
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>"]
+    tokens = special + BYTES + ["\n", "\n\n", "\n\n\n"] + pieces
+    kinds = [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.UNKNOWN] + [gguf.TokenType.CONTROL] * 2
+    kinds += [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * (3 + len(pieces))
+    writer.add_tokenizer_model("gemma4")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(3)
+    writer.add_pad_token_id(0)
+    return len(tokens)
+
+
+def plamo2(writer):
+    special = ["<|plamo:unk|>", "<|plamo:bos|>", "<|plamo:eos|>", "<|plamo:pad|>"]
+    pieces = [piece.replace("\u2581", " ") for piece in learned(150)[0]] + ["日本", "語", "の", "テキスト", "テキ", "\n", "\n\n", "é"]
+    pieces = list(dict.fromkeys(pieces))
+    tokens = special + BYTES + pieces
+    kinds = [gguf.TokenType.UNKNOWN] + [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.BYTE] * 256
+    writer.add_tokenizer_model("plamo2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds + [gguf.TokenType.NORMAL] * len(pieces))
+    writer.add_token_scores([0.0] * 260 + [-3.0 - 0.03 * i - 4.0 / len(piece) for i, piece in enumerate(pieces)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(3)
+    writer.add_add_bos_token(True)
+    return len(tokens)
+
+
 OUT.mkdir(parents=True, exist_ok=True)
 bert()
 qwen3()
 bitnet_embedding()
 decoder("unigram", unigram)
+decoder("charsmap", with_charsmap(CHARSMAP))
+decoder("damaged-charsmap", with_charsmap(CHARSMAP[:-1] + b"x"))
 decoder("rwkv", rwkv)
 decoder("wordpiece", wordpiece)
+decoder("bpe-missing", byte_level(None))
+decoder("bpe-default", byte_level("default"))
+decoder("gemma4", gemma4)
+decoder("plamo2", plamo2)

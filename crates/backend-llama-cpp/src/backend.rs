@@ -184,28 +184,36 @@ fn no_embedder(path: &Path) -> Error {
     .with("runs with", "the backend `candle`")
 }
 
-/// The tokenizer of a file that llama.cpp computes: ours, and where it has no equal, llama.cpp's own.
+/// The tokenizer of a file that llama.cpp computes. Ours, which the other backends have too, reads a `tokenizer.json` in the file's
+/// folder or in its metadata, SentencePiece, and byte-level BPE that splits by a rule it knows by name. Where it has no equal, and
+/// where no rule is named, llama.cpp's own. Ternary models keep ours, so that the arithmetic changes no token.
 fn tokenizer(path: &Path, options: &ModelOptions, vocab_size: usize) -> Result<Tokenizer> {
     let facts = options.llama_cpp.checkpoint();
     let build = |mut parts: TokenizerParts| {
         parts.vocab_limit = Some(vocab_size);
         Tokenizer::from_parts(parts).with("file", path.display())
     };
+    let ours = || facts.tokenizer_parts(path).and_then(&build);
     // A `tokenizer.json` beside the file is the model's own; what is wrong with it is told.
-    let has_own = path.with_file_name("tokenizer.json").exists();
-    let is_for_llama_cpp =
-        |error: &Error| !has_own && matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidModel);
-    match facts.tokenizer_parts(path).and_then(build) {
-        Ok(tokenizer) => Ok(tokenizer),
-        Err(error) if is_for_llama_cpp(&error) => {
-            tracing::info!(%error, "llama.cpp tokenizes by itself");
-            let file = formats_gguf::File::open(path)?;
-            let template = formats_gguf::chat_template(&file)?;
-            let mut parts = vocabulary::parts(path, template)?;
-            parts.add_bos_token = facts.add_bos;
-            parts.bos_id = facts.bos;
-            build(parts)
-        }
-        Err(error) => Err(error),
+    if path.with_file_name("tokenizer.json").exists() {
+        return ours();
     }
+    let file = formats_gguf::File::open(path)?;
+    let is_ternary = preflight::loader(path)? != Loader::LlamaCpp(path.to_owned());
+    let mut warnings = Vec::new();
+    if !is_ternary && formats_gguf::splits_by_default(&file, &facts)? {
+        warnings = facts.tokenizer_parts(path).map(|ours| ours.warnings).unwrap_or_default();
+    } else {
+        match ours() {
+            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidModel) => {
+                tracing::info!(%error, "llama.cpp tokenizes by itself");
+            }
+            result => return result,
+        }
+    }
+    let mut parts = vocabulary::parts(path, formats_gguf::chat_template(&file)?)?;
+    parts.add_bos_token = facts.add_bos;
+    parts.bos_id = facts.bos;
+    parts.warnings = warnings;
+    build(parts)
 }

@@ -10,7 +10,8 @@
 //! is computed in both ways before the first real one (`selftest`).
 //!
 //! **Other GGUF models** are loaded by llama.cpp, after a check in safe Rust (`preflight`), and left as they are. Where the tokenizers
-//! crate has no equal of a file's tokenizer, llama.cpp's own is used (`vocabulary`). Models for embeddings get a context that pools
+//! crate has no equal of a file's tokenizer, or the file does not name the rule that splits texts, llama.cpp's own is used
+//! (`vocabulary`). Models for embeddings get a context that pools
 //! (`embed`).
 //!
 //! This stands on `llama-cpp-sys-2` rather than on `llama-cpp-2`. The latter's types hide all that this crate needs (the

@@ -1,5 +1,5 @@
 //! llama.cpp's own tokenizer, for kinds of vocabularies that the tokenizers crate has no equal of: WordPiece of llama.cpp's
-//! form, Unigram, RWKV, PLaMo 2 and whatever it reads beyond those.
+//! form, Unigram, RWKV, PLaMo 2, Gemma 4 and whatever it reads beyond those, and byte-level BPE whose rule no file names.
 
 use std::{
     ffi::{CStr, CString},
@@ -10,14 +10,22 @@ use std::{
 
 use llama_cpp_sys_2 as sys;
 use ternion_core::{
-    Error, Result, ResultExt,
+    Error, ErrorKind, Result, ResultExt,
     text::{AddedToken, TokenizerParts, Vocabulary},
 };
+
+use ternion_formats::gguf::{File, preflight_tokenizer};
 
 use crate::{ffi::Model, gguf, runtime};
 
 /// The most bytes of one call: llama.cpp counts in 32 bits.
 const MOST_BYTES: usize = 1 << 30;
+
+/// Stack for each character of a match: `std::regex` calls itself for each, with 340 bytes as libstdc++ is built by GCC 12.
+const STACK_OF_CHAR: usize = 1024;
+/// The longest run of characters that is split on the caller's stack, and the longest of all.
+const SHORT_RUN: usize = 256;
+const LONGEST_RUN: usize = 1 << 20;
 
 /// A vocabulary that llama.cpp has read, without the model's weights: it outlives the model.
 struct LlamaVocabulary {
@@ -26,6 +34,18 @@ struct LlamaVocabulary {
     bytes: Vec<Vec<u8>>,
     around: (Vec<u32>, Vec<u32>),
     adds_space: bool,
+    splits: Splits,
+}
+
+/// What splits a text before it becomes tokens.
+#[derive(Clone, Copy, PartialEq)]
+enum Splits {
+    /// Nothing that recurses.
+    No,
+    /// Regular expressions that match either white space or its absence, with at most one space beside.
+    Words,
+    /// Regular expressions that may match anything.
+    Anything,
 }
 
 // SAFETY: A vocabulary does not change once it is loaded, and llama.cpp's functions on it are thread-safe, as its header says.
@@ -42,8 +62,9 @@ impl fmt::Debug for LlamaVocabulary {
 /// The parts of the tokenizer in the file `path`, which has been checked, with llama.cpp's own vocabulary.
 ///
 /// # Errors
-/// What llama.cpp says of a vocabulary that it cannot load, and where the file has none.
+/// What llama.cpp says of a vocabulary that it cannot load, where the file has none, and those of [`preflight_tokenizer`].
 pub(crate) fn parts(path: &Path, chat_template: Option<String>) -> Result<TokenizerParts> {
+    preflight_tokenizer(&File::open(path)?)?;
     let file = path
         .to_str()
         .and_then(|path| CString::new(path).ok())
@@ -62,7 +83,15 @@ pub(crate) fn parts(path: &Path, chat_template: Option<String>) -> Result<Tokeni
     let (added, marked) = tokens.added();
     let stated = gguf::text(&model, "tokenizer.ggml.unknown_token_id").and_then(|id| id.parse().ok());
     let unknown = stated.filter(|id| *id < tokens.size).or(marked);
-    let mut vocabulary = LlamaVocabulary { bytes, around: tokens.around(), adds_space: false, model };
+    // SAFETY: The vocabulary is alive.
+    let splits = match unsafe { sys::llama_vocab_type(tokens.vocab) } {
+        sys::LLAMA_VOCAB_TYPE_BPE => match gguf::text(&model, "tokenizer.ggml.model").as_deref() {
+            Some("gpt2" | "gemma4" | "whitespace") => Splits::Words,
+            _ => Splits::Anything,
+        },
+        _ => Splits::No,
+    };
+    let mut vocabulary = LlamaVocabulary { bytes, around: tokens.around(), adds_space: false, splits, model };
     let first = vocabulary.tokenize("a").ok().and_then(|ids| ids.first().copied());
     vocabulary.adds_space = first.is_some_and(|id| vocabulary.bytes(id).starts_with(b" "));
 
@@ -106,6 +135,45 @@ impl Vocabulary for LlamaVocabulary {
         if text.len() > MOST_BYTES {
             return Err(Error::invalid_request(format!("the text has more than {MOST_BYTES} bytes")));
         }
+        let run = self.splits.longest_match(text);
+        if run <= SHORT_RUN {
+            return self.tokenize_here(text);
+        }
+        if run > LONGEST_RUN {
+            return Err(Error::invalid_request(format!(
+                "the text has {run} characters without white space between; llama.cpp's tokenizer, which the file needs, \
+                 takes at most {LONGEST_RUN}"
+            )));
+        }
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("ternion-tokenizer".to_owned())
+                .stack_size((1 << 20) + run * STACK_OF_CHAR)
+                .spawn_scoped(scope, || self.tokenize_here(text))
+                .map_err(|e| {
+                    Error::new(ErrorKind::ResourceExhausted, "cannot start a thread for the tokenizer")
+                        .with_source(e)
+                })?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn bytes(&self, id: u32) -> Vec<u8> {
+        self.bytes.get(id as usize).cloned().unwrap_or_default()
+    }
+
+    fn around(&self) -> (Vec<u32>, Vec<u32>) {
+        self.around.clone()
+    }
+
+    fn adds_space(&self) -> bool {
+        self.adds_space
+    }
+}
+
+impl LlamaVocabulary {
+    /// Tokenizes on the stack of this thread, which has to be large enough.
+    fn tokenize_here(&self, text: &str) -> Result<Vec<u32>> {
         // No token is shorter than a byte, but for a space before the text.
         let mut ids = vec![0; text.len() + 8];
         let tokenize = |ids: &mut Vec<i32>| {
@@ -137,17 +205,25 @@ impl Vocabulary for LlamaVocabulary {
             .map(|id| known(id).ok_or_else(|| Error::invalid_request("the vocabulary cannot write the text")))
             .collect()
     }
+}
 
-    fn bytes(&self, id: u32) -> Vec<u8> {
-        self.bytes.get(id as usize).cloned().unwrap_or_default()
-    }
-
-    fn around(&self) -> (Vec<u32>, Vec<u32>) {
-        self.around.clone()
-    }
-
-    fn adds_space(&self) -> bool {
-        self.adds_space
+impl Splits {
+    /// The most characters of `text` that one match can have.
+    fn longest_match(self, text: &str) -> usize {
+        match self {
+            Self::No => 0,
+            Self::Anything => text.chars().count(),
+            Self::Words => {
+                let (mut longest, mut run, mut before) = (0, 0, false);
+                for c in text.chars() {
+                    let is_space = c.is_ascii_whitespace();
+                    run = if is_space == before { run + 1 } else { 1 };
+                    before = is_space;
+                    longest = longest.max(run);
+                }
+                longest
+            }
+        }
     }
 }
 

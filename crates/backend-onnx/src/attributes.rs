@@ -37,6 +37,14 @@ pub(crate) fn epsilon(value: f32) -> Result<f32> {
     Err(format!("the attribute `epsilon` is {value}, expected a finite number that is not negative"))
 }
 
+/// What cosines and sines are multiplied by.
+pub(crate) fn factor(value: f32) -> Result<f32> {
+    if value.is_finite() {
+        return Ok(value);
+    }
+    Err(format!("the attribute `factor` is {value}, expected a finite number"))
+}
+
 /// What the integer products of each matrix are multiplied by.
 pub(crate) fn scales(values: Option<Vec<f32>>) -> Result<Vec<f32>> {
     let values = values.ok_or("the attribute `scales` is missing, expected a number for each matrix")?;
@@ -175,6 +183,10 @@ mod tests {
             assert!(epsilon(bad).unwrap_err().contains("`epsilon`"), "{bad}");
         }
         assert_eq!((epsilon(0.0), epsilon(1e-5)), (Ok(0.0), Ok(1e-5)));
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(factor(bad).unwrap_err().contains("`factor`"), "{bad}");
+        }
+        assert_eq!(factor(1.25), Ok(1.25));
         for bad in [
             None,
             Some(vec![]),

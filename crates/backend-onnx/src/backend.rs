@@ -8,7 +8,7 @@ use ternion_core::{
     registry::{BlockingFactory, LoadProgress, Progress, Suitability},
 };
 use ternion_engine::{CausalLm, Engine, EngineOptions};
-use ternion_formats::onnx::{Host, Summary};
+use ternion_formats::onnx::{Host, Summary, fast};
 
 use crate::{Decoder, DecoderOptions, Library, OnnxOptions};
 
@@ -30,7 +30,7 @@ fn suitability(config: &ModelConfig) -> Result<Suitability> {
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
-    let OnnxOptions { library, kv_type } = config.parse_options()?;
+    let OnnxOptions { library, kv_type, activations } = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| {
         Error::invalid_config(format!("model `{name}` has no `path`; a folder or a .onnx file expected"))
     })?;
@@ -49,8 +49,15 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
         max_sequences: config.max_sequences.unwrap_or(DecoderOptions::default().max_sequences),
         prefill_chunk: config.prefill_chunk.unwrap_or(DecoderOptions::default().prefill_chunk),
         kv_type,
+        activations: activations.unwrap_or_default(),
         mmap: config.mmap.unwrap_or(true),
     };
+    if activations.is_some() && !summary.nodes.iter().any(|node| node.operator == fast::GROUPED_LINEAR) {
+        return Err(Error::invalid_config(
+            "options.activations: the model has no weights with a scale for each group of a row in the fast variant, which alone \
+             leaves it open",
+        ));
+    }
     let decoder = Decoder::new(&library, &summary, &host, options)?;
     progress.report(LoadProgress::new("weights", summary.data_bytes(), summary.data_bytes()));
     let tokenizer = host.tokenizer(decoder.vocab_size())?;

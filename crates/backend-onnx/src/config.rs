@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ternion_engine::kv::KvType;
+use ternion_kernels::ActivationType;
 
 /// The table `options` of a model that runs on the backend `onnx`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -19,4 +20,9 @@ pub struct OnnxOptions {
     /// How keys and values are stored. Only models of the fast variant leave it open; in others it is the graph's choice, and
     /// anything but `f32` is refused.
     pub kv_type: KvType,
+    /// How activations are represented in products with weights that have a scale for each group of a row (Qwen3 in ternary and
+    /// binary forms): `f32` as they are, `int8` in 8 bits, `int8x2`, the default, as the sum of two of these. Only models of the
+    /// fast variant leave it open; others refuse it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activations: Option<ActivationType>,
 }

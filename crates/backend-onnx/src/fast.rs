@@ -10,7 +10,7 @@ use ternion_engine::batch::{self, Span};
 use ternion_engine::kv::{KvCache, KvLayout, KvPrefix, KvType};
 use ternion_engine::{CausalLm, KvIdentity, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Size, Summary, fast};
-use ternion_kernels::Team;
+use ternion_kernels::{ActivationType, Team};
 
 use crate::attributes::{self, Heads};
 use crate::constants::Constants;
@@ -44,12 +44,13 @@ impl FastDecoder {
         host: &Host,
         sizes: Sizes,
         kv_type: KvType,
+        activations: ActivationType,
         constants: &Constants,
     ) -> Result<Self> {
         let in_file = |e: Error| e.with("file", summary.path.display());
         let vocab_size = interface(summary, host).map_err(in_file)?;
         let layout = cache_layout(summary, host).map_err(in_file)?;
-        let shared = Shared::new(KvCache::new(layout, kv_type));
+        let shared = Shared::new(KvCache::new(layout, kv_type), activations);
         let no_threads =
             |e| Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e);
         let team = Team::new(sizes.threads).map_err(no_threads)?;

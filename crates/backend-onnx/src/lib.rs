@@ -17,6 +17,7 @@ mod config;
 mod constants;
 mod exported;
 mod fast;
+mod grouped;
 mod layout;
 mod library;
 mod model;

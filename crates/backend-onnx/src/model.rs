@@ -13,6 +13,7 @@ use ternion_engine::kv::{KvPrefix, KvType};
 use ternion_engine::{CausalLm, KvIdentity, SequenceId, SequenceInput};
 use ternion_formats::FileWatch;
 use ternion_formats::onnx::{Host, Summary};
+use ternion_kernels::ActivationType;
 
 use crate::constants::{self, Constants};
 use crate::exported::ExportedDecoder;
@@ -36,6 +37,9 @@ pub struct DecoderOptions {
     pub prefill_chunk: usize,
     /// How keys and values are stored; models that are not of the fast variant leave no choice.
     pub kv_type: KvType,
+    /// How activations are multiplied with weights that have a scale for each group of a row, in models of the fast variant; others
+    /// leave no choice.
+    pub activations: ActivationType,
     /// Whether the runtime maps the files of constants, rather than this reading them into memory.
     pub mmap: bool,
 }
@@ -49,6 +53,7 @@ impl Default for DecoderOptions {
             max_sequences: 4,
             prefill_chunk: 128,
             kv_type: KvType::F32,
+            activations: ActivationType::default(),
             mmap: true,
         }
     }
@@ -126,7 +131,8 @@ impl Decoder {
             (constants::read(summary)?, FileWatch::default())
         };
         let inner: Box<dyn CausalLm> = if is_fast {
-            Box::new(FastDecoder::open(library, summary, host, sizes, options.kv_type, &constants)?)
+            let (kv_type, activations) = (options.kv_type, options.activations);
+            Box::new(FastDecoder::open(library, summary, host, sizes, kv_type, activations, &constants)?)
         } else {
             if options.kv_type != KvType::F32 {
                 return Err(Error::invalid_config(
@@ -139,10 +145,11 @@ impl Decoder {
         summary.check_unchanged()?;
         // Threads, because the runtime divides sums over them; the instruction set, because sums differ in their last bits.
         let facts = format!(
-            "{} {} {is_fast} {} {}",
+            "{} {} {is_fast} {} {} {}",
             env!("CARGO_PKG_VERSION"),
             library.version(),
             ternion_kernels::Isa::detect(),
+            options.activations,
             if is_fast { 0 } else { sizes.threads }
         );
         let files = [summary.path.clone()].into_iter().chain(summary.data_files.iter().cloned()).collect();

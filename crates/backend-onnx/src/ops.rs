@@ -19,18 +19,24 @@ use ternion_formats::onnx::fast;
 use ternion_kernels as kernels;
 
 use crate::attributes::{self, Heads};
+use crate::grouped;
 
 /// What the operators of a session share.
 pub(crate) struct State {
     pub(crate) cache: KvCache,
-    scratch: Scratch,
+    /// How activations are multiplied with weights that have a scale for each group of a row.
+    pub(crate) activations: kernels::ActivationType,
+    pub(crate) scratch: Scratch,
 }
 
 /// Buffers that each operator uses while it runs; one runs at a time.
 #[derive(Default)]
-struct Scratch {
-    normed: Vec<f32>,
+pub(crate) struct Scratch {
+    pub(crate) normed: Vec<f32>,
+    pub(crate) grouped: kernels::GroupedInput,
     quantized: kernels::Quantized,
+    /// Queries, keys and values with the heads of queries and keys normalised.
+    heads: Vec<f32>,
     queries: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -41,8 +47,8 @@ struct Scratch {
 pub(crate) struct Shared(Arc<Mutex<State>>);
 
 impl Shared {
-    pub(crate) fn new(cache: KvCache) -> Self {
-        Self(Arc::new(Mutex::new(State { cache, scratch: Scratch::default() })))
+    pub(crate) fn new(cache: KvCache, activations: kernels::ActivationType) -> Self {
+        Self(Arc::new(Mutex::new(State { cache, activations, scratch: Scratch::default() })))
     }
 
     /// The state; after a panic in a kernel too, as a sequence's length says which of its positions count.
@@ -57,8 +63,12 @@ pub(crate) fn domain(shared: &Shared) -> ort::Result<OperatorDomain> {
         .add(Embedding::<f32>::new())?
         .add(Embedding::<half::f16>::new())?
         .add(Embedding::<half::bf16>::new())?
+        .add(grouped::Embedding::<f32>::new())?
+        .add(grouped::Embedding::<half::f16>::new())?
         .add(Rotations)?
         .add(TernaryLinear(shared.clone()))?
+        .add(grouped::Linear::<f32>::new(shared))?
+        .add(grouped::Linear::<half::f16>::new(shared))?
         .add(DenseLinear::<f32>::new(shared))?
         .add(DenseLinear::<half::f16>::new(shared))?
         .add(DenseLinear::<half::bf16>::new(shared))?
@@ -67,7 +77,7 @@ pub(crate) fn domain(shared: &Shared) -> ort::Result<OperatorDomain> {
         .add(Attention(shared.clone()))
 }
 
-fn failed<T>(message: impl Into<String>) -> ort::Result<T> {
+pub(crate) fn failed<T>(message: impl Into<String>) -> ort::Result<T> {
     Err(ort::Error::new(message))
 }
 
@@ -92,7 +102,7 @@ fn guarded<R>(operator: &str, work: impl FnOnce() -> ort::Result<R>) -> ort::Res
 }
 
 /// Makes the kernel of an operator from what `create` returns, which reads the attributes.
-fn kernel<F: FnMut(&ComputeContext) -> ort::Result<()> + Send + 'static>(
+pub(crate) fn kernel<F: FnMut(&ComputeContext) -> ort::Result<()> + Send + 'static>(
     operator: &'static str,
     create: impl FnOnce() -> ort::Result<F>,
 ) -> ort::Result<Guarded> {
@@ -100,11 +110,11 @@ fn kernel<F: FnMut(&ComputeContext) -> ort::Result<()> + Send + 'static>(
 }
 
 /// An input that may be left out.
-fn optional(ctx: &ComputeContext, index: usize) -> ort::Result<Option<ValueRef<'_>>> {
+pub(crate) fn optional(ctx: &ComputeContext, index: usize) -> ort::Result<Option<ValueRef<'_>>> {
     if index < ctx.num_inputs()? { ctx.input(index) } else { Ok(None) }
 }
 
-fn required(ctx: &ComputeContext, index: usize) -> ort::Result<ValueRef<'_>> {
+pub(crate) fn required(ctx: &ComputeContext, index: usize) -> ort::Result<ValueRef<'_>> {
     match optional(ctx, index)? {
         Some(value) => Ok(value),
         None => failed(format!("input {index} is missing")),
@@ -112,7 +122,7 @@ fn required(ctx: &ComputeContext, index: usize) -> ort::Result<ValueRef<'_>> {
 }
 
 /// The sizes of a matrix; a vector is a matrix of one column.
-fn matrix(shape: &[i64]) -> ort::Result<(usize, usize)> {
+pub(crate) fn matrix(shape: &[i64]) -> ort::Result<(usize, usize)> {
     match *shape {
         [rows, cols] if rows >= 0 && cols > 0 => Ok((rows as usize, cols as usize)),
         _ => failed(format!("the shape is {shape:?}, expected a matrix")),
@@ -124,7 +134,7 @@ fn invalid(message: String) -> ort::Error {
 }
 
 /// The attribute `epsilon`, where there is one.
-fn epsilon(context: &KernelContext<'_>) -> ort::Result<Option<f32>> {
+pub(crate) fn epsilon(context: &KernelContext<'_>) -> ort::Result<Option<f32>> {
     context.get::<f32>("epsilon").map(attributes::epsilon).transpose().map_err(invalid)
 }
 
@@ -134,7 +144,7 @@ fn needed(epsilon: Option<f32>) -> ort::Result<f32> {
 }
 
 /// Writes an output `[rows, cols]`.
-fn write(
+pub(crate) fn write(
     ctx: &ComputeContext,
     rows: usize,
     cols: usize,
@@ -184,7 +194,7 @@ fn dense<W: Weight>(weights: &[W]) -> kernels::DenseRef<'_> {
 }
 
 /// Normalises `x` into `out` where there is a norm, and returns what to go on with.
-fn normalised<'a>(
+pub(crate) fn normalised<'a>(
     x: &'a [f32],
     cols: usize,
     norm: Option<ValueRef<'_>>,
@@ -270,8 +280,9 @@ impl Operator for Rotations {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel(&self, _: &KernelContext<'_>) -> ort::Result<Guarded> {
-        let compute = |ctx: &ComputeContext| {
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Guarded> {
+        let factor = context.get::<f32>("factor").unwrap_or(1.0);
+        let compute = move |ctx: &ComputeContext| {
             let (positions, frequencies) = (required(ctx, 0)?, required(ctx, 1)?);
             let (_, positions) = positions.try_extract_tensor::<i64>()?;
             let (_, frequencies) = frequencies.try_extract_tensor::<f32>()?;
@@ -284,13 +295,16 @@ impl Operator for Rotations {
                     let (cosines, sines) = out.split_at_mut(half);
                     for ((cos, sin), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
                         let angle = *position as f32 * frequency;
-                        (*cos, *sin) = (angle.cos(), angle.sin());
+                        (*cos, *sin) = (angle.cos() * factor, angle.sin() * factor);
                     }
                 }
                 Ok(())
             })
         };
-        kernel(fast::ROTATIONS, || Ok(compute))
+        kernel(fast::ROTATIONS, || {
+            attributes::factor(factor).map_err(invalid)?;
+            Ok(compute)
+        })
     }
 }
 
@@ -525,6 +539,8 @@ impl Operator for Attention {
             OperatorInput::required(TensorElementType::Float32),
             OperatorInput::required(TensorElementType::Int64),
             OperatorInput::required(TensorElementType::Int64),
+            OperatorInput::optional(TensorElementType::Float32),
+            OperatorInput::optional(TensorElementType::Float32),
         ]
     }
 
@@ -537,6 +553,7 @@ impl Operator for Attention {
             let integer = |name| context.get::<i64>(name);
             let layer = attributes::size("layer", integer("layer")).map_err(invalid)?;
             let heads = Heads::new(integer).map_err(invalid)?;
+            let epsilon = epsilon(context)?;
             let shared = self.0.clone();
             if !shared.lock().cache.has(layer, heads.kv_heads, heads.head_dim) {
                 return failed(format!("layer {layer} with {heads:?} is not what the KV cache was made for"));
@@ -544,16 +561,36 @@ impl Operator for Attention {
             Ok(move |ctx: &ComputeContext| {
                 let (qkv, rotations) = (required(ctx, 0)?, required(ctx, 1)?);
                 let (positions, sequences) = (required(ctx, 2)?, required(ctx, 3)?);
-                attend(
+                let (q_norm, k_norm) = (optional(ctx, 4)?, optional(ctx, 5)?);
+                let state = &mut *shared.lock();
+                let mut normed = std::mem::take(&mut state.scratch.heads);
+                let (shape, mut products) = qkv.try_extract_tensor::<f32>()?;
+                if let (Some(q), Some(k)) = (&q_norm, &k_norm) {
+                    let all = heads.width + 2 * heads.kv_width;
+                    if matrix(shape)?.1 != all {
+                        return failed(format!("{shape:?} for {heads:?}"));
+                    }
+                    let (q, k) = (norm_weight(q, heads.head_dim)?, norm_weight(k, heads.head_dim)?);
+                    let epsilon = needed(epsilon)?;
+                    normed.clear();
+                    normed.extend_from_slice(products);
+                    kernels::norm_heads(&heads.attention(0), &mut normed, (q, epsilon), (k, epsilon));
+                    products = &normed;
+                } else if q_norm.is_some() || k_norm.is_some() {
+                    return failed("a norm of queries without one of keys, or the other way");
+                }
+                let attended = attend(
                     ctx,
-                    &mut shared.lock(),
+                    state,
                     layer,
                     heads,
-                    qkv.try_extract_tensor::<f32>()?,
+                    (shape, products),
                     rotations.try_extract_tensor::<f32>()?,
                     positions.try_extract_tensor::<i64>()?.1,
                     sequences.try_extract_tensor::<i64>()?.1,
-                )
+                );
+                state.scratch.heads = normed;
+                attended
             })
         })
     }
@@ -582,7 +619,7 @@ fn attend(
             sequences.len()
         ));
     }
-    let State { cache, scratch: Scratch { queries, keys, values, .. } } = state;
+    let State { cache, scratch: Scratch { queries, keys, values, .. }, .. } = state;
     queries.clear();
     keys.clear();
     values.clear();

@@ -15,6 +15,10 @@ fn fast() -> Exported {
     exported(&fixtures().join("nano-packed"), &Options::new(Target::OnnxFast))
 }
 
+fn grouped() -> Exported {
+    exported(&fixtures().join("qwen3-ternary/ptq1_0.gguf"), &Options::new(Target::OnnxFast))
+}
+
 fn error(library: &Library, path: &Path) -> String {
     let error = try_open(library, path, DecoderOptions::default()).err().expect("refused").to_string();
     assert!(error.contains("model.onnx") && !error.contains('\n'), "{error}");
@@ -191,6 +195,100 @@ fn with_attribute(good: &[u8], operator: &str, name: &str, change: Option<&dyn F
     message(&model)
 }
 
+/// Asserts that a graph is refused by an error that names the operator and the attribute.
+fn assert_refused(
+    library: &Library,
+    path: &Path,
+    graph: Vec<u8>,
+    (operator, name): (&str, &str),
+    what: &str,
+) {
+    std::fs::write(path.join("model.onnx"), graph).unwrap();
+    for threads in [1, 3] {
+        let mut options = DecoderOptions::default();
+        options.threads = threads;
+        let outcome = try_open(library, path, options).and_then(|mut model| {
+            // An attribute that only some inputs need is missed when it is needed.
+            let sequence = model.new_sequence()?;
+            let input =
+                ternion_engine::SequenceInput::new(sequence, &[1], ternion_engine::LogitsWanted::Last);
+            model.forward(&[input], &mut Vec::new())
+        });
+        let error = outcome.err().unwrap_or_else(|| panic!("{operator} {name} {what}: accepted"));
+        let said = error.to_string();
+        assert!(said.contains(operator) && said.contains(&format!("`{name}`")), "{what}: {said}");
+    }
+}
+
+/// The same for the operators on weights with a scale for each group of a row.
+#[test]
+fn attributes_of_grouped_weights_are_bounded() {
+    let Some(library) = common::library() else { return };
+    let file = grouped();
+    let good = std::fs::read(file.path.join("model.onnx")).unwrap();
+    let refused = |operator: &str, name: &str, change: Option<&dyn Fn(&mut Field)>, what: &str| {
+        let graph = with_attribute(&good, operator, name, change);
+        assert_refused(&library, &file.path, graph, (operator, name), what);
+    };
+    for value in [i64::MAX, i64::MIN, -1, 0, 3, 4] {
+        let set = |field: &mut Field| field.2 = varint(value as u64);
+        for operator in ["GroupedLinear", "GroupedEmbedding"] {
+            refused(operator, "bits", Some(&set), &value.to_string());
+        }
+        if value != 3 {
+            refused("GroupedLinear", "matrices", Some(&set), &value.to_string());
+        }
+    }
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let set = |field: &mut Field| field.2 = value.to_le_bytes().to_vec();
+        let places = [("GroupedLinear", "epsilon"), ("CachedAttention", "epsilon"), ("Rotations", "factor")];
+        for (operator, name) in places {
+            refused(operator, name, Some(&set), &value.to_string());
+        }
+    }
+    for (operator, name) in [
+        ("GroupedLinear", "bits"),
+        ("GroupedEmbedding", "bits"),
+        ("GroupedLinear", "matrices"),
+        ("GroupedLinear", "epsilon"),
+        ("CachedAttention", "epsilon"),
+    ] {
+        refused(operator, name, None, "left out");
+    }
+}
+
+/// Codes and scales as for every other form: a code 3, and scales that are no number, infinite or negative zero.
+#[test]
+fn grouped_weights_that_stand_for_nothing_are_refused() {
+    let Some(library) = common::library() else { return };
+    let checkpoint = ternion_formats::Checkpoint::open(fixtures().join("qwen3-ternary/ptq1_0.gguf")).unwrap();
+    let ternion_formats::Weights::Grouped(matrix) = &checkpoint.layers[1].down.weights else { panic!() };
+    let codes: Vec<u8> =
+        (0..matrix.rows()).flat_map(|row| matrix.words(row)).flat_map(u32::to_le_bytes).collect();
+    let scales =
+        (0..matrix.rows()).flat_map(|row| (0..matrix.cols() / matrix.group()).map(move |g| (row, g)));
+    let scales: Vec<u8> =
+        scales.flat_map(|(row, g)| half::f16::from_f32(matrix.scale(row, g)).to_le_bytes()).collect();
+    let groups = matrix.cols() / matrix.group();
+    let place = format!("row 2, group {}", groups - 1);
+    let changes: [(&[u8], usize, u16, &str); 4] = [
+        (&codes, 3 * matrix.cols() / 4 - 2, 0x00ff, "row 2 holds the code 3"),
+        (&scales, (3 * groups - 1) * 2, 0x7e00, &format!("{place}: the scale is NaN")),
+        (&scales, (3 * groups - 1) * 2, 0xfc00, &format!("{place}: the scale is -inf")),
+        (&scales, (3 * groups - 1) * 2, 0x8000, &format!("{place}: the scale is -0.0")),
+    ];
+    for (part, at, value, words) in changes {
+        let file = grouped();
+        let path = file.path.join("model.onnx.data");
+        let mut data = std::fs::read(&path).unwrap();
+        let start = (0..data.len()).step_by(4096).find(|at| data[*at..].starts_with(part)).unwrap();
+        data[start + at..start + at + 2].copy_from_slice(&value.to_le_bytes());
+        std::fs::write(&path, data).unwrap();
+        let error = error(&library, &file.path);
+        assert!(error.contains(words) && error.contains("GroupedLinear"), "{error}");
+    }
+}
+
 /// Every attribute of every operator with values that overflow, that are no numbers, or that are nothing: an error that
 /// names both, whatever the arithmetic of the build.
 #[test]
@@ -201,21 +299,7 @@ fn every_attribute_is_bounded() {
     let good = std::fs::read(&path).unwrap();
     assert_eq!(message(&fields(&good)), good, "the file as it is");
     let refused = |bytes: Vec<u8>, operator: &str, name: &str, what: &str| {
-        std::fs::write(&path, bytes).unwrap();
-        for threads in [1, 3] {
-            let mut options = DecoderOptions::default();
-            options.threads = threads;
-            let outcome = try_open(&library, &file.path, options).and_then(|mut model| {
-                // An attribute that only some inputs need is missed when it is needed.
-                let sequence = model.new_sequence()?;
-                let input =
-                    ternion_engine::SequenceInput::new(sequence, &[1], ternion_engine::LogitsWanted::Last);
-                model.forward(&[input], &mut Vec::new())
-            });
-            let error = outcome.err().unwrap_or_else(|| panic!("{operator} {name} {what}: accepted"));
-            let said = error.to_string();
-            assert!(said.contains(operator) && said.contains(&format!("`{name}`")), "{what}: {said}");
-        }
+        assert_refused(&library, &file.path, bytes, (operator, name), what);
     };
     let integers = [288_230_376_151_711_748, i64::MAX, i64::MIN, -1, 1 << 21, 1 << 32, 0];
     for name in ["layer", "heads", "kv_heads", "head_dim"] {

@@ -3,31 +3,49 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{cases, exported, fixtures, largest_difference, open, whole};
+use common::{cases_of, exported, fixtures, largest_difference, open, whole};
 use serde_json::Value;
 use ternion_formats::convert::{Options, Target};
+
+/// A Python with the packages of ONNX: the one that `cargo xtask setup` makes, else the system's.
+fn python() -> Option<PathBuf> {
+    let imports = ["-c", "import numpy, onnx, onnxruntime"];
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/bin/python");
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map(|target| Path::new(&target).join("tools/bin/python"));
+    let found = target
+        .into_iter()
+        .chain([tools, "python3".into()])
+        .find(|program| Command::new(program).args(imports).output().is_ok_and(|out| out.status.success()));
+    if found.is_none() {
+        common::skipped("Python has no packages onnx, onnxruntime and numpy");
+    }
+    found
+}
 
 #[test]
 fn python_accepts_the_portable_variant_and_gives_the_same_logits() {
     let Some(library) = common::library() else { return };
-    let imports = ["-c", "import numpy, onnx, onnxruntime"];
-    if !Command::new("python3").args(imports).output().is_ok_and(|out| out.status.success()) {
-        common::skipped("Python has no packages onnx, onnxruntime and numpy");
-        return;
-    }
+    let Some(python) = python() else { return };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/portable.py");
-    for name in ["tiny-packed", "llama-ternary", "1bitllm", "nano-master"] {
-        let checkpoint = fixtures().join(name);
-        let file = exported(&checkpoint, &Options::new(Target::Onnx));
+    for (name, golden) in [
+        ("tiny-packed", "tiny-packed"),
+        ("llama-ternary", "llama-ternary"),
+        ("1bitllm", "1bitllm"),
+        ("nano-master", "nano-master"),
+        ("qwen3-ternary/ptq1_0.gguf", "qwen3-ternary/hf"),
+        ("qwen3-binary/q1_0.gguf", "qwen3-binary/hf"),
+    ] {
+        let file = exported(&fixtures().join(name), &Options::new(Target::Onnx));
         let mut model = open(&library, &file.path, 2);
-        for case in cases(&checkpoint).iter().filter(|case| case.strict && case.ids.len() > 8).take(2) {
+        let cases = cases_of(&fixtures().join(golden));
+        for case in cases.iter().filter(|case| case.strict && case.ids.len() > 8).take(2) {
             let (ids, target) = (file.folder.path().join("ids.json"), file.folder.path().join("logits.bin"));
             std::fs::write(&ids, serde_json::to_string(&case.ids).unwrap()).unwrap();
-            let out =
-                Command::new("python3").arg(&script).args([&file.path, &ids, &target]).output().unwrap();
+            let out = Command::new(&python).arg(&script).args([&file.path, &ids, &target]).output().unwrap();
             assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
             let theirs: Vec<f32> = std::fs::read(&target)
                 .unwrap()
@@ -43,16 +61,15 @@ fn python_accepts_the_portable_variant_and_gives_the_same_logits() {
 
 #[test]
 fn python_finds_both_variants_well_formed() {
-    if !Command::new("python3").args(["-c", "import onnx"]).output().is_ok_and(|out| out.status.success()) {
-        common::skipped("Python has no package onnx");
-        return;
-    }
+    let Some(python) = python() else { return };
     for variant in [Target::OnnxFast, Target::Onnx] {
-        let file = exported(&fixtures().join("tiny-packed"), &Options::new(variant));
-        let program = "import onnx, sys; onnx.checker.check_model(sys.argv[1])";
-        let model = file.path.join("model.onnx");
-        let out = Command::new("python3").args(["-c", program]).arg(model).output().unwrap();
-        assert!(out.status.success(), "{variant:?}: {}", String::from_utf8_lossy(&out.stderr));
+        for name in ["tiny-packed", "qwen3-ternary/ptq1_0.gguf"] {
+            let file = exported(&fixtures().join(name), &Options::new(variant));
+            let program = "import onnx, sys; onnx.checker.check_model(sys.argv[1])";
+            let model = file.path.join("model.onnx");
+            let out = Command::new(&python).args(["-c", program]).arg(model).output().unwrap();
+            assert!(out.status.success(), "{name} {variant:?}: {}", String::from_utf8_lossy(&out.stderr));
+        }
     }
 }
 
@@ -60,18 +77,7 @@ fn python_finds_both_variants_well_formed() {
 #[test]
 fn quantised_exports_run() {
     let Some(library) = common::library() else { return };
-    let imports = ["-c", "import numpy, onnx, onnxruntime"];
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/bin/python");
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map(|target| Path::new(&target).join("tools/bin/python"));
-    let programs = target.into_iter().chain([tools, "python3".into()]);
-    let python = programs
-        .into_iter()
-        .find(|program| Command::new(program).args(imports).output().is_ok_and(|out| out.status.success()));
-    let Some(python) = python else {
-        common::skipped("Python has no packages onnx, onnxruntime and numpy");
-        return;
-    };
+    let Some(python) = python() else { return };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/quantised.py");
     for name in ["grouped-f32", "plain-f32"] {
         let source = fixtures().join("onnx").join(name);

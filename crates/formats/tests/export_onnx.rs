@@ -18,7 +18,15 @@ fn entries(folder: &Path) -> Vec<String> {
     names
 }
 
-const MODELS: [&str; 5] = ["tiny-packed", "llama-ternary", "1bitllm", "nano-packed", "nano-master"];
+const MODELS: [&str; 7] = [
+    "tiny-packed",
+    "llama-ternary",
+    "1bitllm",
+    "nano-packed",
+    "nano-master",
+    "qwen3-ternary/ptq1_0.gguf",
+    "qwen3-binary/q1_0.gguf",
+];
 
 #[test]
 fn both_variants_of_every_family_pass_our_own_checks() {

@@ -162,7 +162,7 @@ impl Rewrite {
 }
 
 /// 16 binary codes as ternary ones: 0 and 2.
-fn widened(bits: u32) -> u32 {
+pub(crate) fn widened(bits: u32) -> u32 {
     (0..16).fold(0, |word, i| word | (bits >> i & 1) << (2 * i + 1))
 }
 

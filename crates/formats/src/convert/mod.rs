@@ -6,7 +6,7 @@
 //! when it is whole and on the disk.
 
 mod gguf;
-mod grouped;
+pub(crate) mod grouped;
 mod metadata;
 pub(crate) mod safetensors;
 mod vocabulary;

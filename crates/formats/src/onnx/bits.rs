@@ -1,7 +1,9 @@
 //! Weights as ONNX Runtime's `MatMulNBits` takes them: codes of a few bits, a block of columns after the other.
 
 use rayon::prelude::*;
+use ternion_kernels::{GroupedKind, GroupedMatrix};
 
+use crate::convert::grouped::widened;
 use crate::{DenseTensor, TernaryTensor};
 
 /// Columns of a block of ternary weights that carry weights; one more carries the constant, see
@@ -40,6 +42,54 @@ pub(super) fn append_ternary(tensor: &TernaryTensor, weights: &[i8], out: &mut V
             }
         }
     });
+}
+
+/// A word of sixteen weights of -1 by the codes of `MatMulNBits`, and what has to be added to other codes to get these.
+const ONES: u32 = 0x5555_5555;
+
+/// Appends a matrix with a scale for each group, `[rows, cols / 4]`: code `w + 2` of two bits, four to a byte, the lowest bits
+/// first.
+pub(super) fn append_grouped(matrix: &GroupedMatrix, out: &mut Vec<u8>) {
+    let width = matrix.cols() / 4;
+    by_rows(matrix.rows(), width, out, |row, out| {
+        let words = out.as_chunks_mut().0;
+        match matrix.kind() {
+            GroupedKind::Ternary => {
+                for (out, word) in words.iter_mut().zip(matrix.words(row)) {
+                    *out = (word + ONES).to_le_bytes();
+                }
+            }
+            GroupedKind::Binary => {
+                for (out, word) in words.as_chunks_mut().0.iter_mut().zip(matrix.words(row)) {
+                    *out = [word & 0xffff, word >> 16].map(|bits| (widened(bits) + ONES).to_le_bytes());
+                }
+            }
+        }
+    });
+}
+
+/// The codes of such a matrix as it has them, `[rows, bytes of a row]`.
+pub(super) fn words(matrix: &GroupedMatrix) -> Vec<u8> {
+    let (width, mut out) = (matrix.cols() / matrix.kind().word() * 4, Vec::new());
+    by_rows(matrix.rows(), width, &mut out, |row, out| {
+        for (out, word) in out.as_chunks_mut().0.iter_mut().zip(matrix.words(row)) {
+            *out = word.to_le_bytes();
+        }
+    });
+    out
+}
+
+/// Its scales, `[rows, groups]`.
+pub(super) fn scales(matrix: &GroupedMatrix) -> impl Iterator<Item = f32> {
+    let groups = matrix.cols() / matrix.group();
+    (0..matrix.rows()).flat_map(move |row| (0..groups).map(move |group| matrix.scale(row, group)))
+}
+
+/// Appends rows of `width` bytes, made on all threads.
+fn by_rows(rows: usize, width: usize, out: &mut Vec<u8>, fill: impl Fn(usize, &mut [u8]) + Sync) {
+    let start = out.len();
+    out.resize(start + rows * width, 0);
+    out[start..].par_chunks_exact_mut(width).enumerate().for_each(|(row, out)| fill(row, out));
 }
 
 /// A plain matrix in 8 bits: codes `[rows, blocks, BYTE_BLOCK]`, 128 more than the weight over its block's scale, and the
@@ -92,6 +142,45 @@ mod tests {
                 let at = block * TERNARY_COLUMNS + place;
                 let weight = if place < TERNARY_COLUMNS && at < cols { weights[row * cols + at] } else { 0 };
                 assert_eq!(code as i8 - 2, weight, "row {row}, column {column}");
+            }
+        }
+    }
+
+    #[test]
+    fn grouped_codes_are_the_weights_and_their_scales() {
+        let (rows, cols, group) = (3, 128, 64);
+        for kind in [GroupedKind::Ternary, GroupedKind::Binary] {
+            let fill = |row: usize, words: &mut [u32], scales: &mut [f32]| {
+                for (i, word) in words.iter_mut().enumerate() {
+                    let random = (row * 31 + i + 1) as u32 * 0x9e37_79b1;
+                    // No code is 3.
+                    *word = if kind == GroupedKind::Ternary {
+                        random & !(random << 1 & 0xaaaa_aaaa)
+                    } else {
+                        random
+                    };
+                }
+                scales.iter_mut().enumerate().for_each(|(i, scale)| *scale = (row + 2 * i + 1) as f32);
+                Ok::<(), ternion_kernels::WeightsError>(())
+            };
+            let matrix = GroupedMatrix::new(kind, [rows, cols], group, fill).unwrap();
+            let (mut codes, scales) = (vec![9], scales(&matrix).collect::<Vec<_>>());
+            append_grouped(&matrix, &mut codes);
+            assert_eq!((codes.len(), scales.len()), (1 + rows * cols / 4, rows * cols / group));
+            let own = words(&matrix);
+            let (bits, most) = if kind == GroupedKind::Ternary { (2, 1) } else { (1, 0) };
+            let mut values = vec![0.0; cols];
+            for row in 0..rows {
+                matrix.row(row, &mut values);
+                for (col, value) in values.iter().enumerate() {
+                    let at = row * cols + col;
+                    let scale = scales[at / group];
+                    let code = i32::from(codes[1 + at / 4] >> (2 * (at % 4)) & 3);
+                    assert_eq!((code - 2) as f32 * scale, *value, "{kind:?}, row {row}, column {col}");
+                    let code = i32::from(own[at * bits / 8] >> (at * bits % 8)) & ((1 << bits) - 1);
+                    let weight = if most == 1 { code - 1 } else { 2 * code - 1 };
+                    assert_eq!(weight as f32 * scale, *value, "{kind:?}, row {row}, column {col}");
+                }
             }
         }
     }

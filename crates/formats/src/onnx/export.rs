@@ -6,8 +6,8 @@ use ternion_core::{Error, Result};
 
 use super::graph::Builder;
 use super::{fast, portable};
-use crate::Checkpoint;
 use crate::checkpoint::Progress;
+use crate::{Checkpoint, Table};
 
 const MODEL: &str = "model.onnx";
 const DATA: &str = "model.onnx.data";
@@ -63,23 +63,19 @@ pub(crate) fn write(
     options: &Options,
     progress: &mut Progress<'_>,
 ) -> Result<()> {
-    if checkpoint.spec.qk_norm {
-        return Err(Error::unsupported(format!(
-            "models of the family {} are not written as ONNX; supported: BitNet, Llama",
-            checkpoint.spec.family
-        )));
-    }
     let weights: usize =
         checkpoint.layers.iter().flat_map(crate::LayerTensors::linears).map(crate::Linear::size).sum();
-    let head = checkpoint.head_or_embed();
-    let total = weights
-        + match (options.variant, options.head) {
-            (Variant::Fast, _) => {
-                checkpoint.embed.size() + checkpoint.head.as_ref().map_or(0, crate::Table::size)
-            }
-            (Variant::Portable, Head::Bits8) => checkpoint.embed.size() + head.elements() * 9 / 8,
-            (Variant::Portable, Head::Full) => checkpoint.embed.size() + head.elements() * 4,
-        };
+    if options.head == Head::Bits8 && checkpoint.head_or_embed().dense().is_err() {
+        return Err(Error::invalid_request(
+            "the head has a scale for each group of a row, in two bits or one; expected no type for the embedding, which keeps it",
+        ));
+    }
+    let head = match (options.variant, checkpoint.head_or_embed(), options.head) {
+        (Variant::Fast, ..) | (_, Table::Grouped(_), _) => checkpoint.head.as_ref().map_or(0, Table::size),
+        (Variant::Portable, Table::Dense(head), Head::Bits8) => head.elements() * 9 / 8,
+        (Variant::Portable, Table::Dense(head), Head::Full) => head.elements() * 4,
+    };
+    let total = weights + checkpoint.embed.size() + head;
     // The estimate leaves padding and small tensors out; nobody should see more than all.
     let mut report = |written: u64| progress(written.min(total as u64), total as u64);
     let (opsets, variant, runtime): (&[(&str, i64)], _, _) = match options.variant {

@@ -5,16 +5,22 @@
 //! | operator | inputs | output | attributes |
 //! | --- | --- | --- | --- |
 //! | [`EMBEDDING`] | ids `[T]`, table `[vocabulary, width]` | `[T, width]` | |
-//! | [`ROTATIONS`] | positions `[T]`, frequencies `[head_dim / 2]` | `[T, head_dim]`: cosines, then sines | |
+//! | [`GROUPED_EMBEDDING`] | ids `[T]`, codes, scales | `[T, width]` | `bits` |
+//! | [`ROTATIONS`] | positions `[T]`, frequencies `[head_dim / 2]` | `[T, head_dim]`: cosines, then sines | `factor`, which multiplies them |
 //! | [`TERNARY_LINEAR`] | x `[T, K]`, codes of one to three matrices, norm `[K]` | `[T, sum of rows]` | `scales`, `layout`, `epsilon` |
+//! | [`GROUPED_LINEAR`] | x `[T, K]`, norm `[K]`, codes and scales of one to three matrices | `[T, sum of rows]` | `matrices`, their number; `bits`, `epsilon` |
 //! | [`DENSE_LINEAR`] | x `[T, K]`, weights `[N, K]`, norm `[K]` | `[T, N]` | `epsilon` |
 //! | [`RMS_NORM`] | x `[T, K]`, norm `[K]` | `[T, K]` | `epsilon` |
 //! | [`GATED_UNIT`] | gate and up `[T, 2 F]` | `[T, F]` | `activation`: `relu2` or `silu` |
-//! | [`ATTENTION`] | q, k and v `[T, (heads + 2 kv_heads) * head_dim]`, rotations, positions `[T]`, sequences `[T]` | `[T, heads * head_dim]` | `layer`, `heads`, `kv_heads`, `head_dim` |
+//! | [`ATTENTION`] | q, k and v `[T, (heads + 2 kv_heads) * head_dim]`, rotations, positions `[T]`, sequences `[T]`, norms of each head of q and of k `[head_dim]` | `[T, heads * head_dim]` | `layer`, `heads`, `kv_heads`, `head_dim`, `epsilon` |
 //!
 //! A linear operator normalises its input where `norm` is given, then (the ternary one) quantises it once for all of its
 //! matrices. Codes are `[rows / 4, K]` bytes in the layout that the checkpoint has them in, `quarters` or `i2s`
 //! ([`TernaryLayout`]). Tables and dense weights are f32, f16 or bf16.
+//!
+//! Matrices with a scale for each group of a row have codes `[rows, K * bits / 8]`, the first column in the lowest bits, and
+//! scales `[rows, groups]` in f16 or f32: with two `bits` a weight is its code minus 1, with one twice its code minus 1. How
+//! activations are multiplied with them is the runtime's choice, not the file's. Norms and `factor` may be left out.
 //!
 //! The KV cache is not in the graph: [`ATTENTION`] appends to the cache that the runtime keeps for each of `sequences`, and
 //! attends over it. So several sequences are computed in one step, and no past is ever copied.
@@ -23,13 +29,12 @@
 //! are wanted), and the output [`LOGITS`] `[rows, vocabulary]`. The tokens of a sequence follow each other.
 
 use ternion_core::{Error, Result};
-use ternion_kernels::TernaryLayout;
+use ternion_kernels::{GroupedKind, GroupedMatrix, TernaryLayout};
 
-use super::Element;
 use super::graph::{Builder, Dim, Operator, onnx};
 use super::proto::Attribute;
-use crate::tensors::not_written;
-use crate::{Activation, Checkpoint, DenseTensor, Linear, RmsNorm, Weights};
+use super::{Element, bits};
+use crate::{Activation, Checkpoint, DenseTensor, Linear, RmsNorm, Table, Weights};
 
 /// The domain of the operators.
 pub const DOMAIN: &str = "ai.ternion";
@@ -37,10 +42,14 @@ pub const DOMAIN: &str = "ai.ternion";
 pub const VERSION: u32 = 1;
 /// Rows of a table.
 pub const EMBEDDING: &str = "Embedding";
+/// Rows of a table with a scale for each group.
+pub const GROUPED_EMBEDDING: &str = "GroupedEmbedding";
 /// Cosines and sines of the rotary embedding.
 pub const ROTATIONS: &str = "Rotations";
 /// W1.58A8 products.
 pub const TERNARY_LINEAR: &str = "TernaryLinear";
+/// Products with weights that have a scale for each group of a row.
+pub const GROUPED_LINEAR: &str = "GroupedLinear";
 /// Plain products.
 pub const DENSE_LINEAR: &str = "DenseLinear";
 /// RMS normalisation.
@@ -86,15 +95,19 @@ pub(super) fn build(checkpoint: &Checkpoint, b: &mut Builder, progress: &mut dyn
     b.input(ROWS, Element::I64, &[Dim::Named("rows")]);
     b.output(LOGITS, Element::F32, &[Dim::Named("rows"), Dim::Known(spec.vocab_size)]);
 
-    if spec.rope.attention_factor() != 1.0 {
-        return Err(Error::unsupported(
-            "the fast variant has no factor of cosines and sines (YaRN); the portable one has",
-        ));
-    }
-    dense_tensor(b, "embedding", checkpoint.embed.dense()?)?;
+    let embedding = MatrixTensors::table(b, "embedding", &checkpoint.embed)?;
     b.floats("frequencies", &[spec.head_dim / 2], &spec.rope.frequencies(spec.head_dim))?;
-    let rotations = b.node("rotations", own(ROTATIONS), &[POSITIONS, "frequencies"], Vec::new());
-    let mut h = b.node("embedded", own(EMBEDDING), &[IDS, "embedding"], Vec::new());
+    let factor = spec.rope.attention_factor();
+    // Left out where there is none, so that older versions of this crate read what they can compute.
+    let attributes = if factor == 1.0 { Vec::new() } else { vec![Attribute::float("factor", factor)] };
+    let rotations = b.node("rotations", own(ROTATIONS), &[POSITIONS, "frequencies"], attributes);
+    let mut h = match &embedding {
+        MatrixTensors::Dense(table) => b.node("embedded", own(EMBEDDING), &[IDS, table], Vec::new()),
+        MatrixTensors::Grouped { codes, scales, bits } => {
+            let attributes = vec![Attribute::int("bits", *bits)];
+            b.node("embedded", own(GROUPED_EMBEDDING), &[IDS, codes, scales], attributes)
+        }
+    };
     for (index, layer) in checkpoint.layers.iter().enumerate() {
         let name = |part: &str| format!("layers.{index}.{part}");
         let qkv = projections(b, &name("qkv"), &h, Some(&layer.input_norm), &[&layer.q, &layer.k, &layer.v])?;
@@ -104,12 +117,20 @@ pub(super) fn build(checkpoint: &Checkpoint, b: &mut Builder, progress: &mut dyn
             ("kv_heads", spec.kv_heads),
             ("head_dim", spec.head_dim),
         ];
-        let attended = b.node(
-            name("attention"),
-            own(ATTENTION),
-            &[&qkv, &rotations, POSITIONS, SEQUENCES],
-            sizes.map(|(key, value)| Attribute::int(key, value as i64)).to_vec(),
-        );
+        let mut attributes = sizes.map(|(key, value)| Attribute::int(key, value as i64)).to_vec();
+        let mut inputs = vec![qkv, rotations.clone(), POSITIONS.to_owned(), SEQUENCES.to_owned()];
+        if let (Some(q), Some(k)) = (&layer.q_norm, &layer.k_norm) {
+            if q.eps != k.eps {
+                return Err(Error::unsupported("the norms of queries and keys have different epsilons"));
+            }
+            for (part, norm) in [("q_norm", q), ("k_norm", k)] {
+                norm_tensor(b, &name(part), norm)?;
+                inputs.push(name(part));
+            }
+            attributes.push(Attribute::float("epsilon", q.eps));
+        }
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        let attended = b.node(name("attention"), own(ATTENTION), &inputs, attributes);
         let o = projections(b, &name("o"), &attended, layer.attn_sub_norm.as_ref(), &[&layer.o])?;
         h = b.node(name("attention_residual"), onnx("Add"), &[&h, &o], Vec::new());
         let both = [&layer.gate, &layer.up];
@@ -122,20 +143,64 @@ pub(super) fn build(checkpoint: &Checkpoint, b: &mut Builder, progress: &mut dyn
     }
     let rows = b.node("rows", onnx("Gather"), &[&h, ROWS], vec![Attribute::int("axis", 0)]);
     let head = match &checkpoint.head {
-        Some(head) => {
-            dense_tensor(b, "head", head.dense()?)?;
-            "head"
-        }
-        None => "embedding",
+        Some(head) => MatrixTensors::table(b, "head", head)?,
+        None => embedding,
     };
     norm_tensor(b, "final_norm", &checkpoint.final_norm)?;
     let epsilon = Attribute::float("epsilon", checkpoint.final_norm.eps);
-    b.node(LOGITS, own(DENSE_LINEAR), &[&rows, head, "final_norm"], vec![epsilon]);
+    match &head {
+        MatrixTensors::Dense(head) => {
+            b.node(LOGITS, own(DENSE_LINEAR), &[&rows, head, "final_norm"], vec![epsilon]);
+        }
+        MatrixTensors::Grouped { codes, scales, bits } => {
+            let attributes = vec![Attribute::int("matrices", 1), Attribute::int("bits", *bits), epsilon];
+            b.node(LOGITS, own(GROUPED_LINEAR), &[&rows, "final_norm", codes, scales], attributes);
+        }
+    }
     progress(b.written());
     Ok(())
 }
 
-/// Projections of the same input side by side: one node where all are ternary, else one for each.
+/// The tensors of a matrix in the file.
+enum MatrixTensors {
+    Dense(String),
+    Grouped { codes: String, scales: String, bits: i64 },
+}
+
+impl MatrixTensors {
+    /// Adds an embedding or a head.
+    fn table(b: &mut Builder, name: &str, table: &Table) -> Result<Self> {
+        match table {
+            Table::Dense(dense) => dense_tensor(b, name, dense).map(|()| Self::Dense(name.to_owned())),
+            Table::Grouped(matrix) => Self::grouped(b, name, matrix),
+        }
+    }
+
+    /// Adds a matrix with a scale for each group.
+    fn grouped(b: &mut Builder, name: &str, matrix: &GroupedMatrix) -> Result<Self> {
+        let (rows, cols, bits) = (matrix.rows(), matrix.cols(), code_bits(matrix));
+        let (codes, scales) = (format!("{name}.codes"), format!("{name}.scales"));
+        b.tensor(&codes, Element::U8, &[rows, cols * bits as usize / 8], &bits::words(matrix))?;
+        let shape = [rows, cols / matrix.group()];
+        if matrix.has_f16_scales() {
+            let halves = bits::scales(matrix).flat_map(|scale| half::f16::from_f32(scale).to_le_bytes());
+            b.tensor(&scales, Element::F16, &shape, &halves.collect::<Vec<u8>>())?;
+        } else {
+            b.floats(&scales, &shape, &bits::scales(matrix).collect::<Vec<f32>>())?;
+        }
+        Ok(Self::Grouped { codes, scales, bits })
+    }
+}
+
+/// Bits of a code.
+fn code_bits(matrix: &GroupedMatrix) -> i64 {
+    match matrix.kind() {
+        GroupedKind::Ternary => 2,
+        GroupedKind::Binary => 1,
+    }
+}
+
+/// Projections of the same input side by side: one node where all are of one kind of ternary weights, else one for each.
 fn projections(
     b: &mut Builder,
     name: &str,
@@ -149,6 +214,15 @@ fn projections(
     };
     if layout(&parts[0]).is_some() && parts.iter().all(|part| layout(part) == layout(&parts[0])) {
         return ternary(b, name, x, norm, parts);
+    }
+    let grouped_as = |part: &&Linear| match &part.weights {
+        Weights::Grouped(matrix) if part.input_norm.is_none() => {
+            Some((code_bits(matrix), matrix.has_f16_scales()))
+        }
+        _ => None,
+    };
+    if grouped_as(&parts[0]).is_some() && parts.iter().all(|part| grouped_as(part) == grouped_as(&parts[0])) {
+        return grouped(b, name, x, norm, parts);
     }
     // A norm of one part's own acts on what the common norm has made.
     let normed = match norm {
@@ -165,7 +239,7 @@ fn projections(
         let name = if parts.len() == 1 { name.to_owned() } else { format!("{name}.{i}") };
         outputs.push(match &part.weights {
             Weights::Ternary(_) => ternary(b, &name, &normed, part.input_norm.as_ref(), &[part])?,
-            Weights::Grouped(_) => return Err(not_written().with("tensor", &part.name)),
+            Weights::Grouped(_) => grouped(b, &name, &normed, part.input_norm.as_ref(), &[part])?,
             Weights::Dense(dense) => {
                 let weights = format!("{name}.weight");
                 dense_tensor(b, &weights, dense)?;
@@ -207,6 +281,31 @@ fn ternary(
     attributes.push(Attribute::text("layout", layout));
     let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
     Ok(b.node(name, own(TERNARY_LINEAR), &inputs, attributes))
+}
+
+/// Products with weights that have a scale for each group, with codes and scales of one type.
+fn grouped(
+    b: &mut Builder,
+    name: &str,
+    x: &str,
+    norm: Option<&RmsNorm>,
+    parts: &[&Linear],
+) -> Result<String> {
+    let (norm, mut attributes) = norm_input(b, name, norm)?;
+    attributes.push(Attribute::int("matrices", parts.len() as i64));
+    let mut inputs = vec![x.to_owned(), norm];
+    for (i, part) in parts.iter().enumerate() {
+        let Weights::Grouped(matrix) = &part.weights else { continue };
+        if i == 0 {
+            attributes.push(Attribute::int("bits", code_bits(matrix)));
+        }
+        let tensors = MatrixTensors::grouped(b, &format!("{name}.{i}"), matrix)?;
+        if let MatrixTensors::Grouped { codes, scales, .. } = tensors {
+            inputs.extend([codes, scales]);
+        }
+    }
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    Ok(b.node(name, own(GROUPED_LINEAR), &inputs, attributes))
 }
 
 /// The input for an optional norm and the attribute that goes with it.

@@ -13,6 +13,10 @@ use ternion::{
     EmbedInput, EmbedRequest, ErrorKind, GenerateRequest, LlmBackend, LlmBackendExt, Pooling, Sampling,
     blocking::Model,
     config::{Config, Format, ModelConfig},
+    formats::{
+        Checkpoint,
+        convert::{Options, Target, convert},
+    },
     models::Models,
     text::Tokenizer,
 };
@@ -86,7 +90,6 @@ async fn vectors(model: &dyn LlmBackend, inputs: Vec<Vec<u32>>) -> Vec<Vec<f32>>
     found.items.into_iter().map(|item| item.values).collect()
 }
 
-#[cfg(feature = "llama-cpp")]
 fn largest(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let pairs = found.iter().zip(expected).flat_map(|(a, b)| {
@@ -195,11 +198,87 @@ async fn a_model_with_a_norm_before_each_projection_is_ternary() {
         serde_json::from_slice(&std::fs::read(folder.join("bitnet-embedding/expected.json")).unwrap())
             .unwrap();
     let inputs: Vec<Vec<u32>> = vec![vec![5, 6, 7], vec![300], (0..30).map(|i| (i * 7) % 496).collect()];
-    let found = vectors(&*model, inputs).await;
-    for (found, expected) in found.iter().zip(&expected) {
-        let difference = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        println!("{difference:.1e}");
-        assert!(difference <= TOLERANCE, "{difference}");
+    let found = vectors(&*model, inputs.clone()).await;
+    let difference = largest(&found, &expected);
+    println!("{difference:.1e}");
+    assert!(difference <= TOLERANCE, "{difference}");
+
+    // And as GGUF, with the names of Microsoft's converter.
+    let checkpoint = Checkpoint::open(folder.join("bitnet-embedding")).unwrap();
+    let written = tempfile::tempdir().unwrap();
+    for (target, kind) in [(Target::GgufI2s, "I2_S"), (Target::GgufTq2, "TQ2_0")] {
+        let path = written.path().join(format!("{kind}.gguf"));
+        convert(&checkpoint, &path, &Options::new(target), &mut |_, _| {}).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let name: &[u8] = b"blk.1.ffn_down_norm_in.weight";
+        assert!(bytes.windows(name.len()).any(|window| window == name));
+        let model = load(&path, |_| {}).await;
+        let info = model.info();
+        assert!(info.backend == "candle" && info.format.contains(kind), "{} {}", info.backend, info.format);
+        assert_eq!(info.embedding.as_ref().unwrap().pooling, Pooling::Last);
+        let difference = largest(&vectors(&*model, inputs.clone()).await, &expected);
+        println!("{kind}: {difference:.1e}");
+        assert!(difference <= TOLERANCE, "{kind}: {difference}");
+    }
+}
+
+/// sentence-transformers' modules `Dense`, against the same sums in double precision.
+#[tokio::test]
+async fn linear_layers_behind_the_pooling_are_computed() {
+    let Some(folder) = models() else { return };
+    let inputs: Vec<Vec<u32>> = vec![vec![2, 5, 6, 7, 3], vec![2, 14, 3]];
+    let raw = |config: &mut ModelConfig| {
+        config.options.insert("normalize".into(), false.into());
+    };
+    let pooled = vectors(&*load(&folder.join("bert"), raw).await, inputs.clone()).await;
+    let layers: Vec<serde_json::Value> =
+        serde_json::from_slice(&std::fs::read(folder.join("projected/dense.json")).unwrap()).unwrap();
+    let expected: Vec<Vec<f32>> = pooled
+        .iter()
+        .map(|vector| {
+            let mut vector: Vec<f64> = vector.iter().map(|x| f64::from(*x)).collect();
+            for layer in &layers {
+                let weight: Vec<Vec<f64>> = serde_json::from_value(layer["linear.weight"].clone()).unwrap();
+                let bias: Option<Vec<f64>> = serde_json::from_value(layer["linear.bias"].clone()).unwrap();
+                let product =
+                    weight.iter().map(|row| row.iter().zip(&vector).map(|(a, b)| a * b).sum::<f64>());
+                vector = match bias {
+                    Some(bias) => product.zip(bias).map(|(x, b)| (x + b).tanh()).collect(),
+                    None => product.collect(),
+                };
+            }
+            let norm = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
+            vector.iter().map(|x| (x / norm) as f32).collect()
+        })
+        .collect();
+    let model = load(&folder.join("projected"), |_| {}).await;
+    assert_eq!(model.info().embedding.as_ref().unwrap().dimensions, 24);
+    let difference = largest(&vectors(&*model, inputs).await, &expected);
+    println!("{difference:.1e}");
+    assert!(difference <= 1e-5, "{difference}");
+}
+
+/// A model that gives one number for a pair of texts makes no embeddings, however it is asked.
+#[tokio::test]
+async fn rerankers_are_refused() {
+    let Some(folder) = models() else { return };
+    let backends: &[&str] =
+        if cfg!(feature = "llama-cpp") { &["auto", "candle", "llama-cpp"] } else { &["auto", "candle"] };
+    for path in ["reranker.gguf", "reranker"] {
+        for backend in backends {
+            for pooling in [None, Some("mean")] {
+                let mut config = ModelConfig::for_path(folder.join(path));
+                config.backend = (*backend).into();
+                if let Some(pooling) = pooling {
+                    config.options.insert("pooling".into(), pooling.into());
+                }
+                let error = ternion::load(&Config::single("model", config), None).await.err().unwrap();
+                let text = error.to_string();
+                println!("{text}");
+                assert_eq!(error.kind(), ErrorKind::Unsupported, "{text}");
+                assert!(!text.contains('\n') && text.contains("ranks or classifies texts"), "{text}");
+            }
+        }
     }
 }
 
@@ -268,7 +347,7 @@ fn texts() -> Vec<String> {
         .split('|')
         .filter(|part| !part.is_empty())
         .collect();
-    let mut state = 88172645463325252u64;
+    let mut state = 88_172_645_463_325_252u64;
     let mut next = |below: usize| {
         state ^= state << 13;
         state ^= state >> 7;

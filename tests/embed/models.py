@@ -144,7 +144,38 @@ def bert():
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
-    writer = gguf.GGUFWriter(OUT / "bert.gguf", "bert")
+    ranks = OUT / "reranker"
+    shutil.copytree(folder, ranks)
+    (ranks / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSequenceClassification"]}))
+    projected(folder)
+    bert_gguf("bert", gguf.PoolingType.MEAN, tensors, places)
+    bert_gguf("reranker", gguf.PoolingType.RANK, tensors | {"classifier": weights(1, HIDDEN)}, places | {"classifier": "cls.output.weight"})
+
+
+def projected(bert):
+    """The same with two modules Dense, and their weights as JSON."""
+    folder = OUT / "projected"
+    shutil.copytree(bert, folder)
+    entries = json.loads((folder / "modules.json").read_text())
+    layers = [(48, HIDDEN, "torch.nn.modules.activation.Tanh", True), (24, 48, "torch.nn.modules.linear.Identity", False)]
+    shown = []
+    for i, (rows, cols, activation, bias) in enumerate(layers):
+        path = f"{2 + i}_Dense"
+        (folder / path).mkdir()
+        tensors = {"linear.weight": weights(rows, cols, scale=0.4)} | ({"linear.bias": weights(rows)} if bias else {})
+        write_safetensors(folder / path / "model.safetensors", tensors)
+        facts = {"in_features": cols, "out_features": rows, "bias": bias, "activation_function": activation}
+        (folder / path / "config.json").write_text(json.dumps(facts))
+        entries.insert(2 + i, {"idx": 0, "name": "", "path": path, "type": "sentence_transformers.models.Dense"})
+        shown.append({name: tensor.tolist() for name, tensor in tensors.items()})
+    entries[-1]["path"] = "4_Normalize"
+    (folder / "modules.json").write_text(json.dumps([entry | {"idx": i, "name": str(i)} for i, entry in enumerate(entries)]))
+    (folder / "dense.json").write_text(json.dumps(shown))
+
+
+def bert_gguf(name, pooling, tensors, places):
+    size = len(WORDS)
+    writer = gguf.GGUFWriter(OUT / f"{name}.gguf", "bert")
     writer.add_block_count(LAYERS)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(HIDDEN)
@@ -152,7 +183,7 @@ def bert():
     writer.add_head_count(HEADS)
     writer.add_layer_norm_eps(1e-12)
     writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_pooling_type(pooling)
     writer.add_tokenizer_model("bert")
     writer.add_token_type_count(2)
     # In llama.cpp's form: a word begins with a mark, and what continues one has none.
@@ -243,8 +274,16 @@ def bit_linear(x, weight, norm):
 def bitnet_embedding():
     folder = OUT / "bitnet-embedding"
     shutil.copytree(OUT / "qwen3", folder)
-    tensors = read_safetensors(folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
+    # Wide enough for rows of I2_S and TQ2_0.
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 512}
+    config = json.loads((folder / "config.json").read_text()) | sizes
+    (folder / "config.json").write_text(json.dumps(config))
+    widths = {"q_proj": (256, 256), "k_proj": (128, 256), "v_proj": (128, 256), "o_proj": (256, 256), "gate_proj": (512, 256)}
+    widths |= {"up_proj": (512, 256), "down_proj": (256, 512), "q_norm": (64,), "k_norm": (64,)}
+    tensors = {}
+    for name, old in read_safetensors(folder / "model.safetensors").items():
+        shape = widths.get(name.split(".")[-2], (*old.shape[:-1], 256))
+        tensors[name] = near_one(*shape) if len(shape) == 1 else weights(*shape)
     linear = [name for name in tensors if name.endswith("_proj.weight")]
     for name in linear:
         width = tensors[name].shape[1]

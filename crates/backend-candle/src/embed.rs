@@ -8,6 +8,7 @@ use ternion_formats::EmbeddingSpec;
 
 use crate::backend::{Prepared, described, prepare};
 use crate::plan::Sizes;
+use crate::projection::Projections;
 use crate::{CandleOptions, Decoder};
 
 /// Tokens of one step.
@@ -23,9 +24,10 @@ const MAX_QUEUED: usize = 64;
 /// Those of [`EmbeddingSpec::at`].
 pub(crate) fn spec(config: &ModelConfig, options: &CandleOptions) -> Result<Option<EmbeddingSpec>> {
     let Some(path) = &config.path else { return Ok(None) };
-    let mut spec = match options.pooling {
-        Some(pooling) => Some(EmbeddingSpec::new(pooling)),
-        None => EmbeddingSpec::at(path)?,
+    let mut spec = match (EmbeddingSpec::at(path)?, options.pooling) {
+        (spec, None) => spec,
+        (Some(spec), Some(pooling)) => Some(spec.with_pooling(pooling)),
+        (None, Some(pooling)) => Some(EmbeddingSpec::new(pooling)),
     };
     if let Some(spec) = &mut spec {
         spec.normalized = options.normalize.unwrap_or(spec.normalized);
@@ -62,9 +64,10 @@ pub(crate) fn load(
     let mut info = described(name, &checkpoint);
     info.memory = Some(plan);
     let embedding = spec.info(checkpoint.spec.hidden_size);
+    let projections = Projections::load(spec, checkpoint.spec.hidden_size)?;
     let decoder = Decoder::new(checkpoint, Decoder::threads(config.threads.unwrap_or(0))?, options)?;
     let most = options.context_length;
-    let model = DecoderEmbedder { decoder, pooling: spec.pooling, context_length: most };
+    let model = DecoderEmbedder { decoder, pooling: spec.pooling, projections, context_length: most };
     tracing::info!(model = name, context = most, pooling = %spec.pooling, "loaded for embeddings");
     let queued = config.max_queued.unwrap_or(MAX_QUEUED);
     Ok(Arc::new(EmbeddingEngine::start(Box::new(model), tokenizer, info, embedding, queued)?))
@@ -74,6 +77,7 @@ pub(crate) fn load(
 struct DecoderEmbedder {
     decoder: Decoder,
     pooling: Pooling,
+    projections: Projections,
     context_length: usize,
 }
 
@@ -107,7 +111,7 @@ impl EmbeddingModel for DecoderEmbedder {
                 .try_for_each(|(input, pool)| self.decoder.hidden(&[input], STEP, |_, row| pool.add(row)))
         };
         outcome.with_operation("embed")?;
-        pools.into_iter().map(Pool::finish).collect()
+        pools.into_iter().map(|pool| self.projections.apply(pool.finish()?)).collect()
     }
 }
 

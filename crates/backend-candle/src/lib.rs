@@ -23,6 +23,7 @@ mod layer;
 mod model;
 mod ops;
 mod plan;
+mod projection;
 mod residency;
 mod stream;
 

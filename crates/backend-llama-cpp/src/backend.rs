@@ -150,11 +150,7 @@ fn load_embedder(
             Some(_) => Err(no_embedder(path)),
         };
     };
-    let Some(mut spec) =
-        own.map_or_else(|| EmbeddingSpec::at(&file), |pooling| Ok(Some(EmbeddingSpec::new(pooling))))?
-    else {
-        return Ok(None);
-    };
+    let Some(mut spec) = EmbeddingSpec::at(&file)?.or(own.map(EmbeddingSpec::new)) else { return Ok(None) };
     if preflight::loader(&file)? != Loader::LlamaCpp(file.clone()) {
         return Err(no_embedder(path));
     }

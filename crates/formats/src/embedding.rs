@@ -1,6 +1,8 @@
 //! Whether a checkpoint is made for embeddings, and how its hidden states become a vector: the files of sentence-transformers
 //! beside a model in Hugging Face's layout, and a GGUF file's `pooling_type`.
 
+mod dense;
+
 use std::path::{Component, Path};
 
 use serde_json::Value;
@@ -10,6 +12,11 @@ use crate::gguf::File;
 use crate::huggingface::{self, CONFIG, CONFIG_CAP};
 use crate::json::{Object, read_capped};
 use crate::locate::gguf_file;
+pub use dense::{DenseActivation, DenseModule, DenseWeights};
+
+/// Why a model that gives one number for a pair of texts is refused.
+const RERANKER: &str =
+    "the model ranks or classifies texts, which is not implemented; one for embeddings or for text expected";
 
 /// How a model makes embeddings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +24,8 @@ use crate::locate::gguf_file;
 pub struct EmbeddingSpec {
     /// How hidden states become a vector.
     pub pooling: Pooling,
+    /// Linear layers that a pooled vector goes through.
+    pub dense: Vec<DenseModule>,
     /// Vectors have the length 1. llama.cpp's tools do that for all GGUF files, which do not say.
     pub normalized: bool,
     /// The most tokens of an input; `None`: as many as the model takes.
@@ -28,14 +37,14 @@ pub struct EmbeddingSpec {
 impl EmbeddingSpec {
     /// Vectors by this pooling, of the length 1.
     pub fn new(pooling: Pooling) -> Self {
-        Self { pooling, normalized: true, max_tokens: None, shortened: None }
+        Self { pooling, dense: Vec::new(), normalized: true, max_tokens: None, shortened: None }
     }
 
     /// What the model at `path` says of itself; `None` for one that is not made for embeddings.
     ///
     /// # Errors
     /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where a file is damaged,
-    /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for steps after the model that are not known.
+    /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for steps after the model that are not known, and for a reranker.
     pub fn at(path: impl AsRef<Path>) -> Result<Option<Self>> {
         let path = path.as_ref();
         if let Some(file) = gguf_file(path)? {
@@ -59,7 +68,7 @@ impl EmbeddingSpec {
             Some(2) => Pooling::Cls,
             Some(3) => Pooling::Last,
             Some(4) => {
-                let message = format!("`{key}` is 4: the model ranks texts, which is not implemented");
+                let message = format!("`{key}` is 4: {RERANKER}");
                 return Err(Error::unsupported(message).with("file", file.path().display()));
             }
             Some(other) => {
@@ -69,7 +78,21 @@ impl EmbeddingSpec {
         })))
     }
 
+    /// The same by another way of pooling.
+    pub fn with_pooling(mut self, pooling: Pooling) -> Self {
+        self.pooling = pooling;
+        self
+    }
+
     fn of_folder(folder: &Path) -> Result<Option<Self>> {
+        let config = folder.join(CONFIG);
+        if config.is_file() {
+            let classes = Object::read(&config, CONFIG_CAP)?.strings("architectures")?;
+            if let Some(class) = classes.iter().find(|class| class.ends_with("ForSequenceClassification")) {
+                let message = format!("`architectures` has `{class}`: {RERANKER}");
+                return Err(Error::unsupported(message).with("file", config.display()));
+            }
+        }
         let file = folder.join("modules.json");
         if !file.is_file() {
             return Ok(None);
@@ -98,11 +121,14 @@ impl EmbeddingSpec {
                     pooled.normalized = false;
                     spec = Some(pooled);
                 }
+                ("Dense", Some(spec)) if !spec.normalized => {
+                    spec.dense.push(DenseModule::read(&folder.join(inside))?);
+                }
                 ("Normalize", Some(spec)) => spec.normalized = true,
                 _ => {
                     return Err(Error::unsupported(format!(
                         "module {index} is `{kind}` in the folder `{inside}`; a Transformer in the folder itself, then \
-                         Pooling, then Normalize or nothing are implemented"
+                         Pooling, then any number of Dense, then Normalize or nothing are implemented"
                     )));
                 }
             }
@@ -131,8 +157,9 @@ impl EmbeddingSpec {
         Ok(spec)
     }
 
-    /// What is told of a model whose vectors have `dimensions` values.
-    pub fn info(&self, dimensions: usize) -> EmbeddingInfo {
+    /// What is told of a model whose hidden states have `width` values.
+    pub fn info(&self, width: usize) -> EmbeddingInfo {
+        let dimensions = self.dense.last().map_or(width, |module| module.outputs);
         EmbeddingInfo::new(dimensions, self.pooling, self.normalized).with_shortened(self.shortened.clone())
     }
 }
@@ -204,16 +231,43 @@ mod tests {
     }
 
     #[test]
+    fn a_module_dense_is_read() {
+        let modules = MODULES.replace("Normalize\"", "Dense\"").replace("2_Normalize", "2_Dense");
+        let dense = |config: &str| {
+            let there = folder(&modules, r#"{"pooling_mode": "mean"}"#, "{}");
+            std::fs::create_dir(there.path().join("2_Dense")).unwrap();
+            std::fs::write(there.path().join("2_Dense/config.json"), config).unwrap();
+            EmbeddingSpec::of_folder(there.path()).map(Option::unwrap)
+        };
+        let spec = dense(r#"{"in_features": 4, "out_features": 2, "bias": false}"#).unwrap();
+        assert_eq!((spec.dense[0].inputs, spec.dense[0].outputs), (4, 2));
+        assert_eq!((spec.dense[0].activation, spec.normalized), (DenseActivation::Tanh, false));
+        assert_eq!(spec.info(4).dimensions, 2);
+        assert_eq!(spec.dense[0].load().unwrap_err().kind(), ErrorKind::NotFound);
+        for (config, word) in [
+            (r#"{"out_features": 2}"#, "in_features"),
+            (r#"{"in_features": 4, "out_features": 2, "activation_function": "torch.nn.Mish"}"#, "Mish"),
+            (r#"{"in_features": 4, "out_features": 2, "module_input_name": "token_embeddings"}"#, "token_"),
+        ] {
+            let error = dense(config).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_not_known_is_refused() {
         let fails = |modules: &str, pooling: &str| {
             EmbeddingSpec::of_folder(folder(modules, pooling, "{}").path()).unwrap_err()
         };
         let max = fails(MODULES, r#"{"pooling_mode_max_tokens": true}"#);
         assert!(max.kind() == ErrorKind::Unsupported && max.to_string().contains("pooling_mode_max_tokens"));
-        let dense = fails(&MODULES.replace("Normalize\"", "Dense\""), r#"{"pooling_mode": "cls"}"#);
-        assert!(dense.kind() == ErrorKind::Unsupported && dense.to_string().contains("`Dense`"));
+        let norm = fails(&MODULES.replace("Normalize\"", "LayerNorm\""), r#"{"pooling_mode": "cls"}"#);
+        assert!(norm.kind() == ErrorKind::Unsupported && norm.to_string().contains("`LayerNorm`"));
         assert_eq!(fails("{}", "{}").kind(), ErrorKind::InvalidModel);
         assert_eq!(fails("[]", "{}").kind(), ErrorKind::InvalidModel);
+        let reranker = folder(MODULES, "{}", r#"{"architectures": ["XLMRobertaForSequenceClassification"]}"#);
+        let error = EmbeddingSpec::of_folder(reranker.path()).unwrap_err();
+        assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("ranks"), "{error}");
         let outside = fails(&MODULES.replace("1_Pooling", "../1_Pooling"), "{}");
         assert_eq!(outside.kind(), ErrorKind::InvalidModel);
     }

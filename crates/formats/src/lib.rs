@@ -38,7 +38,7 @@ mod watch;
 
 pub use bytes::SharedBytes;
 pub use checkpoint::{Access, Checkpoint, Progress};
-pub use embedding::EmbeddingSpec;
+pub use embedding::{DenseActivation, DenseModule, DenseWeights, EmbeddingSpec};
 pub use inspect::{Report, TensorReport};
 pub use json::Object as JsonObject;
 pub use locate::gguf_file;

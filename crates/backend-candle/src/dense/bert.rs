@@ -12,7 +12,7 @@ use ternion_engine::{EmbeddingEngine, EmbeddingModel};
 use ternion_formats::{EmbeddingSpec, JsonObject, RawCheckpoint};
 
 use super::{check_options, weights::Weights};
-use crate::{CandleOptions, embed::Pool};
+use crate::{CandleOptions, embed::Pool, projection::Projections};
 
 const MAX_WIDTH: u64 = 1 << 20;
 /// Tokens of one step.
@@ -124,8 +124,13 @@ pub(crate) fn load_bert(
     let mut parts = options.checkpoint().tokenizer_parts(path)?;
     parts.vocab_limit = Some(bert.vocab_size);
     let tokenizer = Tokenizer::from_parts(parts).with_operation("load").with("path", path.display())?;
-    let embedder =
-        BertEmbedder { model, pooling: spec.pooling, context_length: context, vocab_size: bert.vocab_size };
+    let embedder = BertEmbedder {
+        model,
+        pooling: spec.pooling,
+        projections: Projections::load(spec, bert.hidden_size)?,
+        context_length: context,
+        vocab_size: bert.vocab_size,
+    };
     tracing::info!(model = name, context, pooling = %spec.pooling, "loaded with candle-transformers for embeddings");
     let queued = config.max_queued.unwrap_or(MAX_QUEUED);
     let embedding = spec.info(bert.hidden_size);
@@ -135,6 +140,7 @@ pub(crate) fn load_bert(
 struct BertEmbedder {
     model: BertModel,
     pooling: Pooling,
+    projections: Projections,
     context_length: usize,
     vocab_size: usize,
 }
@@ -181,7 +187,7 @@ impl EmbeddingModel for BertEmbedder {
                 for row in &rows {
                     pool.add(row);
                 }
-                pooled[index] = pool.finish()?;
+                pooled[index] = self.projections.apply(pool.finish()?)?;
             }
         }
         Ok(pooled)

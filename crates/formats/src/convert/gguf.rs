@@ -17,7 +17,8 @@ use crate::gguf::rows::{Heads, codes_of};
 use crate::gguf::ternary::{encode_i2s, encode_tq};
 use crate::gguf::{self, I2S_TRAILER, TensorType, Writer, keys};
 use crate::{
-    Checkpoint, DenseTensor, DenseType, LayerTensors, Linear, RopeScaling, Table, TernaryTensor, Weights,
+    Checkpoint, DenseTensor, DenseType, Family, LayerTensors, Linear, RopeScaling, Table, TernaryTensor,
+    Weights,
 };
 
 /// A tensor and where its data comes from.
@@ -154,7 +155,7 @@ impl<'a> Plan<'a> {
             let is_llama = layer.attn_sub_norm.is_none() && layer.q_norm.is_none();
             let rotated = matches!(part, "attn_q" | "attn_k") && is_llama;
             let heads = rotated.then_some(Heads(checkpoint.spec.head_dim));
-            self.linear(&format!("blk.{index}.{part}"), linear, heads, ternary)?;
+            self.linear(&format!("blk.{index}.{part}"), linear, heads, ternary, checkpoint)?;
         }
         Ok(())
     }
@@ -165,10 +166,16 @@ impl<'a> Plan<'a> {
         linear: &'a Linear,
         heads: Option<Heads>,
         ternary: TensorType,
+        checkpoint: &Checkpoint,
     ) -> Result<()> {
-        if linear.input_norm.is_some() {
-            return Err(Error::unsupported("GGUF has no place for a norm on a projection's input")
+        if let Some(norm) = &linear.input_norm {
+            if checkpoint.spec.family != Family::Qwen3 {
+                return Err(Error::unsupported(
+                    "GGUF has no place for a norm on a projection's input but in BitNet-embedding",
+                )
                 .with("tensor", &linear.name));
+            }
+            self.floats(format!("{part}{}.weight", keys::INPUT_NORM), norm.weight.clone())?;
         }
         let (name, dims) = (format!("{part}.weight"), [linear.cols(), linear.rows()]);
         match &linear.weights {

@@ -1,11 +1,11 @@
 //! The metadata of a GGUF file that is written: complete enough for llama.cpp, and for Ternion to find what it was.
 
-use ternion_core::{Error, Result};
+use ternion_core::{Error, Pooling, Result};
 
 use super::vocabulary;
 use crate::gguf::keys::{self, Keys};
 use crate::gguf::{Array, TensorType, Writer};
-use crate::{Activation, Checkpoint, ModelSpec, RopeScaling};
+use crate::{Activation, Checkpoint, EmbeddingSpec, ModelSpec, RopeScaling};
 
 /// llama.cpp's numbers for a file of mostly this type; I2_S is bitnet.cpp's.
 fn file_type(ternary: TensorType) -> u32 {
@@ -32,6 +32,24 @@ fn architecture(spec: &ModelSpec, ternary: TensorType) -> Result<&'static str> {
     }
 }
 
+/// How a model for embeddings pools, by llama.cpp's numbers.
+fn pooling(checkpoint: &Checkpoint) -> Result<Option<u32>> {
+    let spec = match &checkpoint.gguf {
+        Some(file) => EmbeddingSpec::of_gguf(file)?,
+        None => EmbeddingSpec::at(&checkpoint.folder)?,
+    };
+    let Some(spec) = spec else { return Ok(None) };
+    if !spec.dense.is_empty() {
+        return Err(Error::unsupported("GGUF has no place for the modules Dense of sentence-transformers"));
+    }
+    Ok(match spec.pooling {
+        Pooling::Mean => Some(1),
+        Pooling::Cls => Some(2),
+        Pooling::Last => Some(3),
+        _ => None,
+    })
+}
+
 /// A writer with all of the metadata.
 pub(super) fn metadata(checkpoint: &Checkpoint, ternary: TensorType) -> Result<Writer> {
     let spec = &checkpoint.spec;
@@ -54,6 +72,9 @@ pub(super) fn metadata(checkpoint: &Checkpoint, ternary: TensorType) -> Result<W
         ("attention.head_count_kv", spec.kv_heads),
     ] {
         out.set(keys.of(key), value as u32);
+    }
+    if let Some(pooling) = pooling(checkpoint)? {
+        out.set(keys.of("pooling_type"), pooling);
     }
     if spec.heads * spec.head_dim != spec.hidden_size {
         out.set(keys.of("attention.key_length"), spec.head_dim as u32);

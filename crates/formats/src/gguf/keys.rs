@@ -77,6 +77,9 @@ impl Keys {
     }
 }
 
+/// Behind the name of a projection: the norm on its input.
+pub(crate) const INPUT_NORM: &str = "_norm_in";
+
 /// The names of a layer's tensors in GGUF, then below `model.layers.N` of transformers.
 pub(crate) const PROJECTIONS: [(&str, &str); 7] = [
     ("attn_q", "self_attn.q_proj"),

@@ -250,7 +250,7 @@ impl<'a> Reader<'a> {
         Ok(out.into())
     }
 
-    fn norm(&mut self, name: &str, width: usize) -> Result<RmsNorm> {
+    pub(super) fn norm(&mut self, name: &str, width: usize) -> Result<RmsNorm> {
         Ok(RmsNorm { weight: self.values(name, &[width])?, eps: self.spec.rms_eps })
     }
 

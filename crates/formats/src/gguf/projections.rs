@@ -7,12 +7,13 @@ use ternion_kernels::{MAX_COLS, TernaryLayout};
 use super::open::Reader;
 use super::rows::{Heads, pack_i2s, pack_quarters};
 use super::ternary::{decode_i2s_as, decode_tq, shared_scale};
-use super::{I2S_GROUP, TensorType};
-use crate::{DenseTensor, Family, I2sLayout, Linear, SharedBytes, TernaryTensor, Weights, layers};
+use super::{I2S_GROUP, TensorType, keys};
+use crate::{DenseTensor, Family, I2sLayout, Linear, RmsNorm, SharedBytes, TernaryTensor, Weights, layers};
 
 impl Reader<'_> {
     pub(super) fn linear(&mut self, part: &str, module: String, shape: [usize; 2]) -> Result<Linear> {
         let name = format!("{part}.weight");
+        let input_norm = self.input_norm(part, shape[1])?;
         let rotated = part.ends_with(".attn_q") || part.ends_with(".attn_k");
         let heads = (self.spec.architecture == "llama" && rotated).then_some(Heads(self.spec.head_dim));
         let kind = self.left.get(name.as_str()).map(|tensor| tensor.kind);
@@ -24,9 +25,15 @@ impl Reader<'_> {
         } else if is_ternary {
             Weights::Ternary(self.ternary(&name, part, shape, heads)?)
         } else {
-            self.floats(&name, &module, shape, heads)?
+            self.floats(&name, &module, shape, heads, input_norm.is_some())?
         };
-        Ok(Linear { name: module, weights, input_norm: None })
+        Ok(Linear { name: module, weights, input_norm })
+    }
+
+    /// A norm on a projection's own input, as BitNet-embedding has.
+    fn input_norm(&mut self, part: &str, width: usize) -> Result<Option<RmsNorm>> {
+        let name = format!("{part}{}.weight", keys::INPUT_NORM);
+        self.left.contains_key(name.as_str()).then(|| self.norm(&name, width)).transpose()
     }
 
     /// A projection that is stored as floats. Of a BitNet, these are its quantised weights, 0 or of one absolute value, or
@@ -37,11 +44,13 @@ impl Reader<'_> {
         module: &str,
         shape: [usize; 2],
         heads: Option<Heads>,
+        normed: bool,
     ) -> Result<Weights> {
         let kind = self.left.get(name).map(|tensor| tensor.kind);
         let dense = self.dense(name, &shape, heads)?;
         let [rows, cols] = shape;
-        let is_bitnet = self.spec.architecture.starts_with("bitnet") || self.spec.family.is_bitnet();
+        let is_bitnet =
+            normed || self.spec.architecture.starts_with("bitnet") || self.spec.family.is_bitnet();
         let Some(kind) = kind.filter(|_| is_bitnet) else {
             if let Some(matrix) = self.grouped_floats(name, &dense)? {
                 return Ok(Weights::Grouped(matrix));
@@ -97,7 +106,8 @@ impl Reader<'_> {
         if self.left.contains_key(format!("{part}.scale").as_str()) {
             return Ok(false);
         }
-        if self.spec.family == Family::Qwen3 {
+        let normed = self.file.tensor(&format!("{part}{}.weight", keys::INPUT_NORM)).is_some();
+        if self.spec.family == Family::Qwen3 && !normed {
             return Ok(true);
         }
         let Some(tensor) = self.left.get(name) else { return Ok(false) };

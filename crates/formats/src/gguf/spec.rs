@@ -60,6 +60,9 @@ pub(super) fn read(file: &File, notes: &mut Notes) -> Result<ModelSpec> {
     let facts = Facts { heads, kv_heads, vocab_size, rope_theta };
     let sub_norms = sub_norms(file, &keys, is_bitnet, notes);
     let activation = activation(file, &keys, is_bitnet || sub_norms, &facts, notes)?;
+    let eps_key = keys.of("attention.layer_norm_rms_epsilon");
+    let rms_eps =
+        file.number(&eps_key, 0.0..=1.0)?.ok_or_else(|| file.invalid(&eps_key, "a float from 0.0 to 1.0"))?;
     Ok(ModelSpec {
         family: match activation {
             _ if architecture == "qwen3" => Family::Qwen3,
@@ -75,9 +78,7 @@ pub(super) fn read(file: &File, notes: &mut Notes) -> Result<ModelSpec> {
         head_dim,
         vocab_size,
         context_length,
-        rms_eps: file.number(&keys.of("attention.layer_norm_rms_epsilon"), 0.0..=1.0)?.ok_or_else(|| {
-            file.invalid(&keys.of("attention.layer_norm_rms_epsilon"), "a float from 0.0 to 1.0")
-        })?,
+        rms_eps,
         rope: rope(file, &keys, &facts, activation, context_length, notes)?,
         activation,
         qk_norm: architecture == "qwen3",
@@ -88,11 +89,16 @@ pub(super) fn read(file: &File, notes: &mut Notes) -> Result<ModelSpec> {
         quantization: Some(Quantization {
             scale_use: ScaleUse::Multiplies,
             online: false,
-            input_norm_eps: None,
+            input_norm_eps: has_input_norms(file).then_some(rms_eps),
             keep_dense: Vec::new(),
         }),
         architecture,
     })
+}
+
+/// Whether projections have norms on their own inputs, as in BitNet-embedding: their weights are ternary and their inputs int8.
+fn has_input_norms(file: &File) -> bool {
+    file.tensor(&format!("blk.0.attn_q{}.weight", keys::INPUT_NORM)).is_some()
 }
 
 /// Architectures with a recurrent state beside attention.

@@ -26,7 +26,7 @@ pub(crate) struct Selection {
 }
 
 /// Files beside the weights that say how they are used.
-const SIDE_FILES: [&str; 14] = [
+const SIDE_FILES: [&str; 17] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -41,7 +41,14 @@ const SIDE_FILES: [&str; 14] = [
     "merges.txt",
     "genai_config.json",
     "quantize_config.json",
+    MODULES,
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
 ];
+
+/// What makes a model one for embeddings, with a folder for each of its modules, such as `1_Pooling`.
+const MODULES: &str = "modules.json";
+const MODULE_FILES: [&str; 2] = ["config.json", "model.safetensors"];
 
 /// Those of them that make a tokenizer, with the configuration that may say more of it.
 const TOKENIZER_FILES: [&str; 10] = [
@@ -102,9 +109,10 @@ pub(crate) fn select_tokenizer(all: &[RemoteFile], path: Option<&str>) -> Result
         return select(all, path);
     };
     let mut files = side_files(all, folder);
+    let templates = join(folder, TEMPLATES);
     files.retain(|name| {
         let (place, own) = split(name);
-        place != folder || TOKENIZER_FILES.contains(&own)
+        place == templates || (place == folder && TOKENIZER_FILES.contains(&own))
     });
     Ok(Selection { open: folder.to_owned(), files, index: None })
 }
@@ -222,9 +230,18 @@ fn within<'a>(all: &'a [RemoteFile], folder: &str) -> impl Iterator<Item = &'a R
 
 fn side_files(all: &[RemoteFile], folder: &str) -> Vec<String> {
     let templates = join(folder, TEMPLATES);
+    let modules = join(folder, MODULES);
+    let has_modules = all.iter().any(|file| file.name == modules);
+    let is_module = |place: &str| {
+        let (above, own) = split(place);
+        let number = own.split_once('_').map_or("", |(number, _)| number);
+        above == folder && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+    };
     let is_side = |name: &str| {
         let (place, own) = split(name);
-        (place == folder && SIDE_FILES.contains(&own)) || place == templates
+        (place == folder && SIDE_FILES.contains(&own))
+            || place == templates
+            || (has_modules && is_module(place) && MODULE_FILES.contains(&own))
     };
     all.iter().map(|file| &file.name).filter(|name| is_side(name)).cloned().collect()
 }
@@ -364,6 +381,38 @@ mod tests {
         assert_eq!((inside.open.as_str(), &inside.files[..]), ("m.gguf", &["m.gguf".to_owned()][..]));
         assert_eq!(select_tokenizer(&repo(&["q/m.gguf"]), None).unwrap().files, ["q/m.gguf"]);
         assert_eq!(select_tokenizer(&all, Some("x.json")).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_model_for_embeddings_has_its_modules() {
+        let all = [
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/model.safetensors",
+            "2_Dense/pytorch_model.bin",
+            "config.json",
+            "model.safetensors",
+            "modules.json",
+            "onnx/config.json",
+            "openvino/model.bin",
+            "sentence_bert_config.json",
+            "tokenizer.json",
+        ];
+        let expected = [
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/model.safetensors",
+            "config.json",
+            "modules.json",
+            "sentence_bert_config.json",
+            "tokenizer.json",
+            "model.safetensors",
+        ];
+        assert_eq!(files(&all, None).1, expected);
+        let tokenizer = select_tokenizer(&repo(&all), None).unwrap();
+        assert_eq!(tokenizer.files, ["config.json", "tokenizer.json"]);
+        let without: Vec<&str> = all.into_iter().filter(|name| *name != "modules.json").collect();
+        assert!(!files(&without, None).1.contains(&"1_Pooling/config.json".to_owned()));
     }
 
     #[test]

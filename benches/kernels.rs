@@ -10,7 +10,7 @@ use ternion_kernels::{
     ActivationType, Attention, CompactBits, CompactMatrix, DenseRef, GroupedInput, GroupedKind,
     GroupedMatrix, GroupedProduct, Isa, Quantized, Team, TernaryLayout, TernaryRef, WeightsError, attention,
     dense_matmul, for_each_mut, grouped_matmul, grouped_matmul_f32,
-    kv::{BLOCK, Int8Block, KvBlocks},
+    kv::{BLOCK, Factors, KeyRotation, KvBlock, KvLayout, KvType, append, append_sums, kv_blocks},
     matmul_with,
 };
 
@@ -123,73 +123,50 @@ fn decode(c: &mut Criterion) {
     }
 }
 
-/// Keys and values of one layer in each type; what the numbers are does not matter.
-struct LayerCache {
-    f32: Vec<Vec<f32>>,
-    f16: Vec<Vec<u16>>,
-    int8: Vec<Vec<i8>>,
-    scales: Vec<f32>,
-}
-
-impl LayerCache {
-    fn new(count: usize, kv_heads: usize, head_dim: usize) -> Self {
-        let elements = BLOCK * kv_heads * head_dim;
-        Self {
-            f32: (0..2 * count).map(|_| activations(elements, 1)).collect(),
-            // The bits of numbers from 1 to 2.
-            f16: vec![(0..elements).map(|i| 0x3c00 + (i * 7919 % 1024) as u16).collect(); 2 * count],
-            int8: vec![(0..elements).map(|i| (i * 7919 % 255) as u8 as i8).collect(); 2 * count],
-            scales: vec![0.01; kv_heads * BLOCK],
-        }
-    }
-
-    /// Attends `name` over it.
-    fn attend(&self, name: &str, shape: Attention, q: &[f32], out: &mut [f32]) {
-        fn slices<T>(all: &[Vec<T>]) -> Vec<&[T]> {
-            all.iter().map(Vec::as_slice).collect()
-        }
-        match name {
-            "f32" => {
-                let (keys, values) = self.f32.split_at(self.f32.len() / 2);
-                let (keys, values) = (slices(keys), slices(values));
-                attention(shape, q, &KvBlocks::F32 { keys, values }, out);
-            }
-            "f16" => {
-                let (keys, values) = self.f16.split_at(self.f16.len() / 2);
-                let (keys, values) = (slices(keys), slices(values));
-                attention(shape, q, &KvBlocks::F16 { keys, values }, out);
-            }
-            _ => {
-                let all: Vec<Int8Block<'_>> = self.int8.iter().map(|b| (&b[..], &self.scales[..])).collect();
-                let (keys, values) = all.split_at(all.len() / 2);
-                attention(shape, q, &KvBlocks::Int8 { keys: keys.to_vec(), values: values.to_vec() }, out);
+/// Keys and values of `layers` layers up to `length`; what the numbers are does not matter.
+fn cache(kv_type: KvType, layout: &KvLayout, length: usize) -> Vec<KvBlock> {
+    let width = layout.kv_heads * layout.head_dim;
+    let sums: Vec<f32> = (0..BLOCK * width).map(|i| ((i * 7919) % 4001) as f32 - 2000.0).collect();
+    let factors = Factors { keys: &[1.0; BLOCK], values: &[1.0; BLOCK] };
+    let block = |_| {
+        let mut block = KvBlock::new(layout, kv_type).expect("there is memory");
+        for layer in 0..layout.layers {
+            match kv_type {
+                KvType::Exact => append_sums(&mut [&mut block], layer, 0, (&sums, &sums), factors),
+                _ => append(&mut [&mut block], layer, 0, &sums, &sums),
             }
         }
-    }
+        block
+    };
+    (0..length.div_ceil(BLOCK)).map(block).collect()
 }
 
 /// Attention of one token over 16 layers, which are more than fits into the caches, and of chunks over one layer.
 fn attend(c: &mut Criterion) {
     let mut group = c.benchmark_group("attention");
     let (heads, kv_heads, head_dim) = (20, 5, 128);
+    let rotation = KeyRotation::new(&[0.8; BLOCK * 64], &[0.6; BLOCK * 64]);
     for (past, tokens) in [(511_usize, 1), (3839, 1), (0, 512), (3584, 512)] {
-        let count = (past + tokens).div_ceil(BLOCK);
-        let layers: Vec<LayerCache> = (0..if tokens == 1 { 16 } else { 1 })
-            .map(|_| LayerCache::new(count, kv_heads, head_dim))
-            .collect();
+        let layout = KvLayout { layers: if tokens == 1 { 16 } else { 1 }, kv_heads, head_dim };
+        let rotations = vec![rotation.clone(); (past + tokens).div_ceil(BLOCK)];
         let q = activations(tokens, heads * head_dim);
         let mut out = vec![0.0; q.len()];
-        let shape = Attention { heads, kv_heads, head_dim, past, scale: 0.1 };
-        let products = 2 * heads * head_dim * tokens * (past + tokens / 2) * layers.len();
+        let shape = Attention { heads, kv_heads, head_dim, past, scale: 1e-6 };
+        let products = 2 * heads * head_dim * tokens * (past + tokens / 2) * layout.layers;
         group.throughput(Throughput::Elements(products as u64));
-        for threads in thread_counts() {
-            let team = team(threads);
-            for name in ["f32", "f16", "int8"] {
-                let id = format!("{name}/{tokens} tokens after {past}");
+        for kv_type in [KvType::F32, KvType::Exact, KvType::F16, KvType::Int8] {
+            let blocks = cache(kv_type, &layout, past + tokens);
+            for threads in thread_counts() {
+                let team = team(threads);
+                let id = format!("{kv_type}/{tokens} tokens after {past}");
                 group.bench_function(BenchmarkId::new(id, threads), |b| {
-                    team.install(|| {
-                        b.iter(|| layers.iter().for_each(|layer| layer.attend(name, shape, &q, &mut out)));
-                    });
+                    let mut all_layers = || {
+                        for layer in 0..layout.layers {
+                            let kv = kv_blocks(blocks.iter(), &layout, kv_type, layer);
+                            attention(shape, &q, &kv.with_rotations(&rotations), &mut out);
+                        }
+                    };
+                    team.install(|| b.iter(&mut all_layers));
                 });
             }
         }

@@ -502,8 +502,10 @@ fn inspect_tells_what_a_checkpoint_is() {
     assert_eq!(found["warnings"], json!([]));
     assert!(found["tensors"].is_null());
     assert!(found["memory"]["mapped_bytes"].as_u64().unwrap() > 0);
-    let heads = found["kv_heads"].as_u64().unwrap() * found["head_dim"].as_u64().unwrap();
-    assert_eq!(found["memory"]["kv_bytes_per_token"], 8 * heads * found["layers"].as_u64().unwrap());
+    let number = |key: &str| found[key].as_u64().unwrap();
+    let heads = 2 * number("kv_heads") * number("layers");
+    assert_eq!(found["memory"]["kv_type"], "exact");
+    assert_eq!(found["memory"]["kv_bytes_per_token"], heads * (3 * number("head_dim") + 5));
 
     let all = json(ternion(&["inspect", "--json", "--tensors", "--model", &fixture_arg("llama-ternary")]));
     assert_eq!(all["scale"], "divides");

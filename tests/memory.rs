@@ -63,7 +63,7 @@ fn a_process_keeps_its_limit() {
     assert!(peak <= limit, "{peak} of {limit}: {plan:#}");
     assert!(plan["streamed_bytes"].as_u64().unwrap() > 10_000_000, "{plan:#}");
     assert!(kept["planned_bytes"].as_u64().unwrap() <= limit);
-    assert_eq!(plan["kv_type"], "f32", "streaming comes before what changes results");
+    assert_eq!(plan["kv_type"], "exact", "streaming comes before what changes results");
 }
 
 #[test]
@@ -107,8 +107,8 @@ fn what_is_left_open_is_chosen_and_what_is_fixed_stays() {
     };
     let free = plan(&[]);
     let kv = part(&free, "keys and values");
-    // 16 layers, 2 heads of 128, keys and values in f32, 2048 positions, 4 sequences.
-    assert_eq!(kv, 16 * 2 * 128 * 2 * 4 * 2048 * 4);
+    // 16 layers, 2 heads of 128, keys and values in 24 bits with 5 bytes for each head, 2048 positions, 4 sequences.
+    assert_eq!(kv, 16 * 2 * 2 * (3 * 128 + 5) * 2048 * 4);
     assert!(free["choices"].as_array().unwrap().is_empty());
     let total: u64 = free["parts"].as_array().unwrap().iter().map(|p| p["bytes"].as_u64().unwrap()).sum();
     // Under a limit the head has no copy.
@@ -119,15 +119,15 @@ fn what_is_left_open_is_chosen_and_what_is_fixed_stays() {
         |bytes: u64, args: &[&str]| plan(&[&["--memory-limit", &bytes.to_string()[..]], args].concat());
     let fewer = limited(total - kv / 4, &[]);
     assert!(fewer["max_sequences"].as_u64().unwrap() < 4 && fewer["streamed_bytes"] == 0, "{fewer:#}");
-    assert_eq!((&fewer["kv_type"], &fewer["context_length"]), (&"f32".into(), &2048.into()));
+    assert_eq!((&fewer["kv_type"], &fewer["context_length"]), (&"exact".into(), &2048.into()));
     let streamed = limited(total - kv, &[]);
     assert!(streamed["streamed_bytes"].as_u64().unwrap() > 0, "{streamed:#}");
-    assert_eq!((&streamed["kv_type"], &streamed["max_sequences"]), (&"f32".into(), &1.into()));
+    assert_eq!((&streamed["kv_type"], &streamed["max_sequences"]), (&"exact".into(), &1.into()));
     // What nothing can be saved of, with the buffers for streaming; small chunks save a few megabytes.
     let weights = part(&free, "ternary weights") + part(&free, "embedding and head");
     let least = total - kv - weights + part(&streamed, "read-ahead");
-    let (f32, int8) = (kv / 4, 16 * 2 * (128 + 4) * 2 * 2048);
-    let small = limited(least + f32 - 8_000_000, &[]);
+    let (exact, int8) = (kv / 4, 16 * 2 * (128 + 4) * 2 * 2048);
+    let small = limited(least + exact - 8_000_000, &[]);
     assert_eq!((&small["kv_type"], &small["context_length"]), (&"f16".into(), &2048.into()), "{small:#}");
     let short = limited(least + int8 - 7_500_000, &[]);
     assert!(short["context_length"].as_u64().unwrap() < 2048 && short["kv_type"] == "int8", "{short:#}");

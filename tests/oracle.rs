@@ -119,6 +119,27 @@ fn divergence(exact: &[f32], found: &[f32], vocab: usize) -> f64 {
     divergences.sum()
 }
 
+/// Keys and values as integer sums are those in floats: logits are the same to the last bit.
+#[tokio::test]
+async fn exact_keys_and_values_lose_nothing() {
+    for checkpoint in checkpoints() {
+        let load = async |kv_type: &str| {
+            let set = |c: &mut ModelConfig| {
+                c.options.insert("kv_type".to_owned(), kv_type.into());
+            };
+            load(&checkpoint, set).await
+        };
+        let (floats, sums) = (load("f32").await, load("exact").await);
+        for case in cases(&checkpoint) {
+            let request = LogitsRequest::new(case.ids.clone());
+            let expected = floats.logits(request.clone()).await.unwrap();
+            let found = sums.logits(request).await.unwrap();
+            let same = expected.iter().zip(&found).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{} {}", checkpoint.display(), case.name);
+        }
+    }
+}
+
 /// Keys and values in fewer bits: what is rounded may put an activation on the other side of a rounding tie, so that
 /// logits move as they do between any two implementations where a case is not strict, and an answer may go another way.
 #[tokio::test]
@@ -216,7 +237,7 @@ async fn heads_of_fewer_bits_give_the_same_greedy_answers() {
 /// However the prompt comes into the KV cache, the logits are the same to the last bit.
 #[tokio::test]
 async fn chunks_and_kept_prefixes_change_nothing() {
-    for kv_type in ["f32", "f16", "int8"] {
+    for kv_type in ["f32", "exact", "f16", "int8"] {
         chunks_change_nothing(kv_type).await;
     }
 }

@@ -113,7 +113,7 @@ fn files(folder: &Path) -> Vec<std::path::PathBuf> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_text_is_not_computed_again_after_a_restart() {
-    for kv_type in ["f32", "f16", "int8"] {
+    for kv_type in ["f32", "exact", "f16", "int8"] {
         let folder = tempfile::tempdir().unwrap();
         let plain = load(config(None, kv_type)).await;
         let expected = [ask(&*plain, &prompt(0)).await, ask(&*plain, &prompt(1)).await];

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
 use ternion_engine::batch::Span;
-use ternion_engine::kv::KvCache;
+use ternion_engine::kv::{Factors, KeyRotation, KvCache, KvType};
 use ternion_formats::{Activation, LayerTensors, RmsNorm};
-use ternion_kernels::{self as kernels, ActivationType, Attention};
+use ternion_kernels::{self as kernels, ActivationType, Attention, AttentionSequence};
 
 use crate::ops::{self, Input, Projections, sized};
 use crate::residency::Place;
@@ -55,6 +55,8 @@ pub(crate) struct Scratch {
     /// Queries, keys, values and what attention makes of them; later gate and up.
     wide: Vec<f32>,
     gated: Vec<f32>,
+    /// Of keys, then of values: what the sums of each token are multiplied by.
+    factors: Vec<f32>,
     /// What is added to the hidden states.
     sum: Vec<f32>,
 }
@@ -69,6 +71,8 @@ pub(crate) struct Layers<'a> {
     pub(crate) shape: Attention,
     /// Cosines and sines of the rotary embedding, `[T, head_dim / 2]` each.
     pub(crate) angles: (&'a [f32], &'a [f32]),
+    /// The same for keys that are stored without it, block by block.
+    pub(crate) rotations: &'a [KeyRotation],
 }
 
 impl CustomOp1 for Layers<'_> {
@@ -101,7 +105,7 @@ impl Layers<'_> {
     ) -> Result<()> {
         let Attention { heads, kv_heads, head_dim, .. } = self.shape;
         let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
-        let Scratch { input, wide, sum, .. } = scratch;
+        let Scratch { input, wide, factors, sum, .. } = scratch;
         let wide = sized(wide, tokens * (3 * width + 4 * kv_width));
         let (qkv, rest) = wide.split_at_mut(tokens * (width + 2 * kv_width));
         let (q, rest) = rest.split_at_mut(tokens * width);
@@ -114,22 +118,40 @@ impl Layers<'_> {
         if let Some((q, k)) = &layer.head_norms {
             kernels::norm_heads(&self.shape, qkv, (&q.weight, q.eps), (&k.weight, k.eps));
         }
-        kernels::rotate(&self.shape, qkv, self.angles, q, k, v);
-        for span in self.spans {
-            let (start, end) = (span.start, span.start + span.count);
-            let kv = start * kv_width..end * kv_width;
-            cache.write(span.sequence, index, &k[kv.clone()], &v[kv]).map_err(candle_core::Error::wrap)?;
-            let kv = cache.layer(span.sequence, index).map_err(candle_core::Error::wrap)?;
-            let shape = Attention { past: span.past, ..self.shape };
-            let part = start * width..end * width;
-            kernels::attention(shape, &q[part.clone()], &kv, &mut attended[part]);
+        let are_sums = cache.kv_type() == KvType::Exact;
+        if are_sums {
+            kernels::rotate_queries(&self.shape, qkv, self.angles, q, k, v);
+            factors.clear();
+            factors.extend(layer.qkv.factors(1, input).chain(layer.qkv.factors(2, input)));
+        } else {
+            kernels::rotate(&self.shape, qkv, self.angles, q, k, v);
         }
+        for span in self.spans {
+            let tokens_of = span.start..span.start + span.count;
+            let kv = tokens_of.start * kv_width..tokens_of.end * kv_width;
+            let (k, v) = (&k[kv.clone()], &v[kv]);
+            let written = if are_sums {
+                let (keys, values) = factors.split_at(tokens);
+                let factors = Factors { keys: &keys[tokens_of.clone()], values: &values[tokens_of] };
+                cache.write_sums(span.sequence, index, (k, v), factors)
+            } else {
+                cache.write(span.sequence, index, k, v)
+            };
+            written.map_err(candle_core::Error::wrap)?;
+        }
+        let sequence = |span: &Span| {
+            let kv = cache.layer(span.sequence, index).map_err(candle_core::Error::wrap)?;
+            let kv = kv.with_rotations(self.rotations);
+            Ok(AttentionSequence { past: span.past, tokens: span.count, kv })
+        };
+        let sequences = self.spans.iter().map(sequence).collect::<Result<Vec<_>>>()?;
+        kernels::attention_all(&self.shape, &sequences, q, attended);
         add_projected(&layer.o, attended, h, input, sum)
     }
 }
 
 fn feed_forward(layer: &Layer, tokens: usize, h: &mut [f32], scratch: &mut Scratch) -> Result<()> {
-    let Scratch { input, wide, gated, sum } = scratch;
+    let Scratch { input, wide, gated, sum, .. } = scratch;
     let gated = sized(gated, tokens * layer.gate_up.rows() / 2);
     layer.gate_up.gated(layer.activation, h, input, wide, gated)?;
     add_projected(&layer.down, gated, h, input, sum)

@@ -9,7 +9,7 @@ use ternion_core::{Error, ErrorKind, Result};
 use ternion_engine::{
     CausalLm, KvIdentity, LogitsPrecision, LogitsWanted, SequenceId, SequenceInput,
     batch::{self, Span},
-    kv::{KvCache, KvPrefix, KvType},
+    kv::{BLOCK, KeyRotation, KvCache, KvPrefix, KvType},
 };
 use ternion_formats::{Checkpoint, FileWatch, ModelSpec, RmsNorm, RopeSpec, Table};
 use ternion_kernels::{ActivationType, Attention, Team};
@@ -38,14 +38,14 @@ pub struct DecoderOptions {
     /// Bytes of weights that are kept in memory; the others are read from their file for each step, with the same
     /// results. `None`: all lie in the mapped file.
     pub resident_weights: Option<u64>,
-    /// How keys and values are stored.
+    /// How keys and values are stored. A model whose keys or values are no sums takes [`KvType::F32`] for [`KvType::Exact`].
     pub kv_type: KvType,
     /// How activations are represented in products with weights that have a scale for each group of a row.
     pub activations: ActivationType,
 }
 
 impl DecoderOptions {
-    /// The model's whole context, 4 sequences, prefill in chunks of 128 tokens.
+    /// The model's whole context, 4 sequences, prefill in chunks of 128 tokens, keys and values as they are.
     pub fn new(spec: &ModelSpec) -> Self {
         Self {
             context_length: spec.context_length,
@@ -53,7 +53,7 @@ impl DecoderOptions {
             prefill_chunk: 128,
             head: HeadPrecision::Auto,
             resident_weights: None,
-            kv_type: KvType::F32,
+            kv_type: KvType::Exact,
             activations: ActivationType::default(),
         }
     }
@@ -70,6 +70,8 @@ pub struct Decoder {
     /// Angle per position of each pair of dimensions, `[head_dim / 2]`.
     frequencies: Vec<f32>,
     rope: RopeSpec,
+    /// The rotary embedding of the positions that have been computed, where keys are stored without it.
+    rotations: Vec<KeyRotation>,
     attention: Attention,
     cache: KvCache,
     scratch: Scratch,
@@ -99,8 +101,11 @@ impl Decoder {
     /// [`ErrorKind::InvalidConfig`] for a size that is 0 or a context beyond the model's; [`ErrorKind::Io`] where weights
     /// that are to be kept in memory cannot be read; [`ErrorKind::InvalidModel`] where a file has changed since the
     /// checkpoint was opened.
-    pub fn new(mut checkpoint: Checkpoint, team: Arc<Team>, options: DecoderOptions) -> Result<Self> {
+    pub fn new(mut checkpoint: Checkpoint, team: Arc<Team>, mut options: DecoderOptions) -> Result<Self> {
         let watch = checkpoint.watch()?;
+        if options.kv_type == KvType::Exact {
+            options.kv_type = checkpoint.lossless_kv_type();
+        }
         let head = checkpoint.head_or_embed().clone();
         let spec = &checkpoint.spec;
         let positive = [
@@ -147,6 +152,7 @@ impl Decoder {
                 past: 0,
                 scale: 1.0 / (spec.head_dim as f32).sqrt(),
             },
+            rotations: Vec::new(),
             scratch: Scratch::default(),
             cache: KvCache::new(spec.kv_layout(), options.kv_type),
             layers: {
@@ -250,9 +256,14 @@ impl Decoder {
     fn hidden_states(&mut self, rows: Vec<f32>, spans: &[Span]) -> candle_core::Result<Tensor> {
         let hidden = self.embed.shape()[1];
         let h = Tensor::from_vec(rows, ((), hidden), &Device::Cpu)?;
-        let positions = spans.iter().flat_map(|s| s.past..s.past + s.count);
-        let rotation = |position| self.rope.rotation(&self.frequencies, position);
-        let (cos, sin): (Vec<f32>, Vec<f32>) = positions.flat_map(rotation).unzip();
+        if self.cache.kv_type() == KvType::Exact {
+            let end = spans.iter().map(|s| s.past + s.count).max().unwrap_or(0);
+            for block in self.rotations.len()..end.div_ceil(BLOCK) {
+                let (cos, sin) = self.angles(block * BLOCK..(block + 1) * BLOCK);
+                self.rotations.push(KeyRotation::new(&cos, &sin));
+            }
+        }
+        let (cos, sin) = self.angles(spans.iter().flat_map(|s| s.past..s.past + s.count));
         h.apply_op1_no_bwd(&Layers {
             layers: &self.layers,
             cache: RefCell::new(&mut self.cache),
@@ -260,7 +271,13 @@ impl Decoder {
             spans,
             shape: self.attention,
             angles: (&cos, &sin),
+            rotations: &self.rotations,
         })
+    }
+
+    /// Cosines and sines of the rotary embedding, `head_dim / 2` of each for each position.
+    fn angles(&self, positions: impl Iterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
+        positions.flat_map(|position| self.rope.rotation(&self.frequencies, position)).unzip()
     }
 
     /// The rows of logits of the `wanted` tokens.

@@ -55,6 +55,16 @@ impl Projections {
         self.rows
     }
 
+    /// What the integer sums of the part `index`, which is ternary, were multiplied by in the last [`forward`](Self::forward) with
+    /// this `input`: one factor for each token.
+    pub(crate) fn factors<'a>(&self, index: usize, input: &'a Input) -> impl Iterator<Item = f32> + use<'a> {
+        let scale = match self.parts.get(index) {
+            Some((Linear { weights: Weights::Ternary(ternary), .. }, _)) => ternary.scale,
+            _ => f32::NAN,
+        };
+        input.quantized.factors(scale)
+    }
+
     /// Calls `compute` with the weights' bytes, wherever they are.
     fn with_bytes(
         &self,

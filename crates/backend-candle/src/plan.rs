@@ -7,7 +7,7 @@
 //! 1. fewer sequences at the same time (others wait in the queue),
 //! 2. weights that do not fit are streamed from the disk: the same results, slower,
 //! 3. smaller prefill chunks: the same results, slower,
-//! 4. keys and values in f16, then in int8: nearly the same results,
+//! 4. keys and values in f16, then in int8: nearly the same results (`exact` and `f32` give the same ones),
 //! 5. a shorter context.
 //!
 //! So what changes no result comes first. Under a limit the head has a copy only if the configuration wants one: an int8 copy
@@ -109,7 +109,8 @@ pub(crate) fn sizes(
     let planner = Planner { checkpoint, taken, limit: config.memory_limit.map(|limit| limit.0), prompts };
     let mut wanted = DecoderOptions::new(&checkpoint.spec);
     wanted.head = head(checkpoint, options.head, planner.limit)?;
-    wanted.kv_type = options.kv_type.unwrap_or(wanted.kv_type);
+    let lossless = checkpoint.lossless_kv_type();
+    wanted.kv_type = options.kv_type.filter(|kv_type| *kv_type != KvType::Exact).unwrap_or(lossless);
     wanted.activations = options.activations.unwrap_or(wanted.activations);
     wanted.context_length = config.context_length.unwrap_or(wanted.context_length);
     wanted.max_sequences = config.max_sequences.unwrap_or(wanted.max_sequences);
@@ -196,8 +197,8 @@ fn candidates(
     let fewest = sequences[sequences.len() - 1];
     let chunks: Vec<usize> = config.prefill_chunk.map_or(CHUNKS.to_vec(), |fixed| vec![fixed]);
     let types = match options.kv_type {
-        Some(fixed) => vec![fixed],
-        None => vec![KvType::F32, KvType::F16, KvType::Int8],
+        Some(_) => vec![wanted.kv_type],
+        None => vec![wanted.kv_type, KvType::F16, KvType::Int8],
     };
     let mut found = Vec::new();
     let mut add = |context, max_sequences, prefill_chunk, kv_type, resident_weights| {
@@ -348,7 +349,10 @@ fn activations(spec: &ModelSpec, options: &DecoderOptions) -> u64 {
     let wide = (3 * width + 4 * kv_width).max(2 * spec.intermediate_size);
     let floats = 3 * spec.hidden_size + wide + spec.intermediate_size + spec.intermediate_size / 4;
     let tokens = options.prefill_chunk.min(options.context_length).max(options.max_sequences);
-    (4 * floats as u64).saturating_mul(tokens as u64)
+    // Of the keys that are stored without it.
+    let rotations = if options.kv_type == KvType::Exact { options.context_length } else { 0 };
+    let rotations = (4 * spec.head_dim as u64).saturating_mul(rotations.next_multiple_of(BLOCK) as u64);
+    (4 * floats as u64).saturating_mul(tokens as u64).saturating_add(rotations)
 }
 
 #[cfg(test)]

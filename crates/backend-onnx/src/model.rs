@@ -120,7 +120,16 @@ impl Decoder {
     /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) and [`Unsupported`](ternion_core::ErrorKind::Unsupported)
     /// for a graph that is no decoder that can be driven, or does not agree with the configuration beside it;
     /// [`InvalidConfig`](ternion_core::ErrorKind::InvalidConfig) for a size out of its range.
-    pub fn new(library: &Library, summary: &Summary, host: &Host, options: DecoderOptions) -> Result<Self> {
+    pub fn new(
+        library: &Library,
+        summary: &Summary,
+        host: &Host,
+        mut options: DecoderOptions,
+    ) -> Result<Self> {
+        if options.kv_type == KvType::Exact {
+            // The graph gives keys and values as floats.
+            options.kv_type = KvType::F32;
+        }
         summary.check_operators(library.minor())?;
         let sizes = Sizes::new(options, host)?;
         let is_fast = fast::is_fast(summary);

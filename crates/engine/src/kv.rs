@@ -15,7 +15,7 @@ use std::{
 };
 
 use ternion_kernels::kv::{self as layout, KvBlock};
-pub use ternion_kernels::kv::{BLOCK, KvBlocks, KvLayout, KvType};
+pub use ternion_kernels::kv::{BLOCK, Factors, KeyRotation, KvBlocks, KvLayout, KvType};
 
 use crate::{KvForm, SequenceId, batch::no_such};
 use ternion_core::{Error, ErrorKind, Result};
@@ -43,10 +43,10 @@ pub(crate) enum SavedBlock {
 
 impl SavedBlock {
     /// Its bytes.
-    pub(crate) fn parts(&self) -> [&[u8]; 2] {
+    pub(crate) fn parts(&self) -> [&[u8]; 4] {
         match self {
             Self::Paged(block) => block.parts(),
-            Self::Opaque(bytes) => [bytes, &[]],
+            Self::Opaque(bytes) => [bytes, &[], &[], &[]],
         }
     }
 }
@@ -124,6 +124,11 @@ impl KvCache {
     pub fn has(&self, layer: usize, kv_heads: usize, head_dim: usize) -> bool {
         let own = &self.layout;
         layer < own.layers && (kv_heads, head_dim) == (own.kv_heads, own.head_dim)
+    }
+
+    /// How keys and values are stored.
+    pub fn kv_type(&self) -> KvType {
+        self.kv_type
     }
 
     /// The shape of keys and values.
@@ -238,6 +243,50 @@ impl KvCache {
     /// # Errors
     /// If `id` does not exist or has no room, or if there is no such layer.
     pub fn write(&mut self, id: SequenceId, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
+        if self.kv_type == KvType::Exact {
+            return Err(Error::backend("keys and values without their factors for a cache of sums"));
+        }
+        self.write_with(id, layer, keys, values, |blocks, place| {
+            layout::append(blocks, layer, place, keys, values);
+        })
+    }
+
+    /// [`write`](Self::write) for a cache of [`KvType::Exact`]: sums times factors, keys without their rotary embedding, and
+    /// one factor for each position.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write), and for a cache of another type or another number of factors.
+    pub fn write_sums(
+        &mut self,
+        id: SequenceId,
+        layer: usize,
+        (keys, values): (&[f32], &[f32]),
+        factors: Factors<'_>,
+    ) -> Result<()> {
+        let positions = keys.len() / (self.layout.kv_heads * self.layout.head_dim).max(1);
+        if self.kv_type != KvType::Exact
+            || [factors.keys, factors.values].iter().any(|f| f.len() != positions)
+        {
+            return Err(Error::backend(format!(
+                "sums with {} and {} factors for {positions} positions in {}",
+                factors.keys.len(),
+                factors.values.len(),
+                self.kv_type
+            )));
+        }
+        self.write_with(id, layer, keys, values, |blocks, place| {
+            layout::append_sums(blocks, layer, place, (keys, values), factors);
+        })
+    }
+
+    fn write_with(
+        &mut self,
+        id: SequenceId,
+        layer: usize,
+        keys: &[f32],
+        values: &[f32],
+        append: impl FnOnce(&mut [&mut KvBlock], usize),
+    ) -> Result<()> {
         let s = self.sequences.get_mut(&id).ok_or_else(|| no_such(id))?;
         let width = self.layout.kv_heads * self.layout.head_dim;
         let count = keys.len() / width;
@@ -253,7 +302,7 @@ impl KvCache {
         let blocks = s.blocks.get_mut(first..end.div_ceil(BLOCK)).ok_or_else(|| no_room(id))?;
         let mut blocks: Vec<&mut KvBlock> =
             blocks.iter_mut().map(Arc::get_mut).collect::<Option<_>>().ok_or_else(|| no_room(id))?;
-        layout::append(&mut blocks, layer, s.length % BLOCK, keys, values);
+        append(&mut blocks, s.length % BLOCK);
         Ok(())
     }
 
@@ -315,6 +364,7 @@ mod tests {
                 let value = values[(BLOCK + place / 2 * 2 + d) * 2 + place % 2];
                 (f32::from(key) * key_scales[BLOCK + place], f32::from(value) * value_scales[BLOCK + place])
             }
+            KvBlocks::Sums { .. } => unreachable!("not among the types"),
         }
     }
 
@@ -403,6 +453,17 @@ mod tests {
         let id = cache.create();
         assert!(cache.write(id, 0, &[0.0; 4], &[0.0; 4]).is_err());
         assert!(cache.write(SequenceId(99), 0, &[0.0; 4], &[0.0; 4]).is_err());
+        let sums = |cache: &mut KvCache, id, factors: &[f32]| {
+            cache.write_sums(id, 0, (&[1.0; 4], &[1.0; 4]), Factors { keys: &[1.0], values: factors })
+        };
+        assert!(sums(&mut cache, id, &[1.0]).is_err());
+        let mut exact = KvCache::new(LAYOUT, KvType::Exact);
+        let id = exact.create();
+        assert!(sums(&mut exact, id, &[1.0]).is_err());
+        exact.reserve(id, 1).unwrap();
+        assert!(exact.write(id, 0, &[0.0; 4], &[0.0; 4]).is_err());
+        assert!(sums(&mut exact, id, &[1.0, 1.0]).is_err());
+        sums(&mut exact, id, &[1.0]).unwrap();
     }
 
     #[test]
@@ -412,7 +473,8 @@ mod tests {
         assert_eq!(TYPES.map(of), [153_600, 76_800, 39_600]);
         assert_eq!(TYPES.map(|t| t.to_string()), ["f32", "f16", "int8"]);
         assert_eq!(layout.bytes(KvType::Int8, 65), 128 * 39_600);
-        for kv_type in TYPES {
+        assert_eq!(of(KvType::Exact), 30 * 2 * 5 * (3 * 128 + 5));
+        for kv_type in TYPES.into_iter().chain([KvType::Exact]) {
             let bytes = KvBlock::new(&LAYOUT, kv_type).unwrap().bytes();
             assert_eq!(bytes as u64, LAYOUT.bytes(kv_type, 1));
         }

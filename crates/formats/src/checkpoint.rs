@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use ternion_core::text::{Tokenizer, TokenizerParts};
 use ternion_core::{Error, ErrorKind, Result, ResultExt, SamplingDefaults};
+use ternion_kernels::kv::KvType;
 
 use crate::locate::{gguf_file, warn_of_others};
 use crate::notes::Notes;
@@ -299,6 +300,11 @@ impl Checkpoint {
         let linears = self.layers.iter().flat_map(LayerTensors::linears).filter_map(Linear::bytes);
         let tables = [&self.embed, self.head_or_embed()].into_iter().filter_map(Table::bytes);
         FileWatch::of(linears.chain(tables))
+    }
+
+    /// The smallest type that keys and values can be stored in without losing anything.
+    pub fn lossless_kv_type(&self) -> KvType {
+        if self.layers.iter().all(LayerTensors::has_integer_kv) { KvType::Exact } else { KvType::F32 }
     }
 
     /// The matrix that turns hidden states into logits: the head, or the embedding where they are tied.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ternion_core::Result as CoreResult;
-use ternion_kernels::{DenseRef, GroupedMatrix, TernaryLayout, TernaryRef, WeightsError};
+use ternion_kernels::{DenseRef, GroupedMatrix, TernaryLayout, TernaryRef, WeightsError, kv::MAX_SUM};
 
 use crate::{SharedBytes, grouped};
 
@@ -371,6 +371,17 @@ impl LayerTensors {
     /// The seven projections in the order in which they are applied.
     pub fn linears(&self) -> [&Linear; 7] {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    /// Whether keys and values are integer sums of at most [`MAX_SUM`] times a factor of the token, before keys are rotated:
+    /// products of ternary weights with the shared input in int8, without a norm of each head.
+    pub fn has_integer_kv(&self) -> bool {
+        let is_sum = |linear: &Linear| {
+            matches!(linear.weights, Weights::Ternary(_))
+                && linear.input_norm.is_none()
+                && linear.cols().saturating_mul(127) <= MAX_SUM
+        };
+        self.k_norm.is_none() && is_sum(&self.k) && is_sum(&self.v)
     }
 
     /// The norms in the order in which they are applied, those of the projections' inputs excepted.

@@ -1,12 +1,18 @@
 //! Causal grouped-query attention over a KV cache of blocks.
 //!
 //! Keys lie with the positions side by side and values with the dimensions side by side, so that both products run
-//! along vectors and neither adds up lanes. The softmax is computed block by block with a running maximum; blocks stand
-//! at fixed positions, so a token's result has the same bits whatever tokens are computed with it.
+//! along vectors and neither adds up lanes. The softmax is computed block by block with a running maximum. Every
+//! [`SEGMENT`] blocks it begins anew, and the segments are merged in order, so that several threads can share a long
+//! sequence. Blocks and segments stand at fixed positions: a token's result has the same bits whatever tokens are computed
+//! with it, and on however many threads.
 
 mod blocks;
 mod float;
 mod int8;
+mod softmax;
+mod sums;
+
+use std::ops::Range;
 
 use crate::{
     Isa,
@@ -16,7 +22,8 @@ use crate::{
     team,
     vector::Vector,
 };
-use blocks::{Blocks, Place};
+use blocks::{Direct, Source};
+use softmax::{Row, Softmax};
 
 /// Vectors of a row of scores.
 const VECTORS: usize = BLOCK / LANES;
@@ -24,8 +31,8 @@ const VECTORS: usize = BLOCK / LANES;
 /// Tokens of one task.
 const TASK_TOKENS: usize = 16;
 
-/// Pairs of a token and a head that are computed together.
-const TILE: usize = 4;
+/// Blocks whose softmax is computed on its own.
+const SEGMENT: usize = 8;
 
 /// The shape of an attention.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +63,17 @@ impl Attention {
     }
 }
 
+/// A sequence whose new tokens attend to it.
+#[derive(Debug, Clone)]
+pub struct AttentionSequence<'a> {
+    /// Position of the first query.
+    pub past: usize,
+    /// Queries, at successive positions.
+    pub tokens: usize,
+    /// Keys and values up to the last query's position.
+    pub kv: KvBlocks<'a>,
+}
+
 /// `softmax(scale * q k^T) v` for queries at the positions `past..past + tokens`, each over all positions up to its own.
 ///
 /// Queries and `out` are `[tokens, heads, head_dim]`; the blocks hold the positions in order.
@@ -71,42 +89,115 @@ pub fn attention(shape: Attention, q: &[f32], kv: &KvBlocks<'_>, out: &mut [f32]
 /// # Panics
 /// As [`attention`], and if the CPU does not have them.
 pub fn attention_with(isa: Isa, shape: Attention, q: &[f32], kv: &KvBlocks<'_>, out: &mut [f32]) {
-    attention_by(shape, q, kv, out, |task| run(isa, &shape, kv, task));
+    let (width, _) = shape.widths();
+    assert!(q.len().is_multiple_of(width), "lengths of queries and output");
+    let sequence = AttentionSequence { past: shape.past, tokens: q.len() / width, kv: kv.clone() };
+    attention_all_with(isa, &shape, &[sequence], q, out);
 }
 
-fn attention_by(
-    shape: Attention,
+/// [`attention`] of several sequences, as one piece of work for the threads. Queries and `out` are those of all, one sequence
+/// after the other; the `past` of `shape` is not used.
+///
+/// # Panics
+/// As [`attention`].
+pub fn attention_all(shape: &Attention, sequences: &[AttentionSequence<'_>], q: &[f32], out: &mut [f32]) {
+    attention_all_with(Isa::detect(), shape, sequences, q, out);
+}
+
+fn attention_all_with(
+    isa: Isa,
+    shape: &Attention,
+    sequences: &[AttentionSequence<'_>],
     q: &[f32],
-    kv: &KvBlocks<'_>,
     out: &mut [f32],
-    run: impl Fn(&mut Task<'_>) + Sync + Send,
 ) {
-    let Attention { heads, kv_heads, head_dim, past, .. } = shape;
+    let (run, merge) = (
+        |task: &mut Task<'_>| run(isa, shape, task),
+        |into: &mut Row<'_>, from: &Row<'_>| merge(isa, into, from),
+    );
+    attention_by(shape, sequences, q, out, (run, merge));
+}
+
+/// `run` computes tasks and `merge` puts segments together, with certain instructions.
+fn attention_by(
+    shape: &Attention,
+    sequences: &[AttentionSequence<'_>],
+    q: &[f32],
+    out: &mut [f32],
+    (run, merge): (impl Fn(&mut Task<'_>) + Sync, impl Fn(&mut Row<'_>, &Row<'_>)),
+) {
+    let Attention { heads, kv_heads, head_dim, .. } = *shape;
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads over {kv_heads}");
     let (width, _) = shape.widths();
-    assert!(q.len() == out.len() && q.len().is_multiple_of(width), "lengths of queries and output");
-    let tokens = q.len() / width;
-    if tokens == 0 {
-        return;
-    }
+    let tokens = sequences.iter().try_fold(0usize, |sum, s| sum.checked_add(s.tokens));
+    let elements = tokens.and_then(|tokens| tokens.checked_mul(width));
+    assert!(elements == Some(q.len()) && q.len() == out.len(), "lengths of queries and output");
     // From here on sizes are bounded by the lengths of slices.
-    let end = past.checked_add(tokens).expect("the positions of the queries overflow");
-    assert!(kv.are(end.div_ceil(BLOCK), kv_heads, head_dim), "blocks of the KV cache");
-    let group = heads / kv_heads;
-    let split = split(tokens.div_ceil(TASK_TOKENS) * kv_heads, group, team::threads());
-    let parts = kv_heads * split;
-    let mut tasks: Vec<Task<'_>> = (0..tokens.div_ceil(TASK_TOKENS) * parts)
-        .map(|i| Task {
-            kv_head: i % parts / split,
-            rows: Vec::with_capacity(TASK_TOKENS.min(tokens) * group),
-        })
-        .collect();
-    for (i, (q, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
-        let (token, head) = (i / heads, i % heads);
-        let rows = &mut tasks[token / TASK_TOKENS * parts + head / (group / split)].rows;
-        rows.push(Row { q, out, length: past + token + 1, largest: f32::NEG_INFINITY, total: 0.0 });
+    for sequence in sequences.iter().filter(|s| s.tokens > 0) {
+        let end = sequence.past.checked_add(sequence.tokens).expect("the positions of the queries overflow");
+        assert!(sequence.kv.are(end.div_ceil(BLOCK), kv_heads, head_dim), "blocks of the KV cache");
+    }
+    let (group, threads) = (heads / kv_heads, team::threads());
+    let whole: usize = sequences.iter().map(|s| s.tokens.div_ceil(TASK_TOKENS) * kv_heads).sum();
+    // Where there are few tokens, threads share a sequence: by its segments, or by query heads if it has but one.
+    let shares = whole < threads.saturating_mul(4);
+    let split = split(whole, group, threads);
+    let parts_of = |s: &AttentionSequence<'_>| {
+        let segments = (s.past + s.tokens).div_ceil(SEGMENT * BLOCK);
+        if !shares || threads == 1 || segments == 1 { 1 } else { segments }
+    };
+    let further = sequences.iter().map(|s| (parts_of(s) - 1) * s.tokens * width).sum();
+    let mut partial = vec![0.0; further];
+    let (mut q, mut out, mut partial) = (q, out, &mut partial[..]);
+    let mut tasks: Vec<Task<'_>> = Vec::new();
+    // For each sequence its first task, and how many tasks have a part of the segments.
+    let mut divided = Vec::with_capacity(sequences.len());
+    for sequence in sequences {
+        let AttentionSequence { past, tokens, kv } = sequence;
+        let segments = (past + tokens).div_ceil(SEGMENT * BLOCK);
+        let parts = parts_of(sequence);
+        let split = if parts > 1 { 1 } else { split };
+        let (first, count) = (tasks.len(), tokens.div_ceil(TASK_TOKENS) * kv_heads * split);
+        // Tasks of the same positions follow each other: they share the rotary embedding.
+        for part in 0..parts {
+            for task in 0..count {
+                let segments = if parts > 1 { part..part + 1 } else { 0..segments };
+                let kv_head = task % (kv_heads * split) / split;
+                let rows = Vec::with_capacity(TASK_TOKENS.min(*tokens) * group / split);
+                tasks.push(Task { kv, kv_head, segments, is_whole: parts == 1, rows });
+            }
+        }
+        divided.push((first, count));
+        let (own_q, rest_q) = q.split_at(tokens * width);
+        let (own_out, rest_out) = std::mem::take(&mut out).split_at_mut(tokens * width);
+        let (own_partial, rest) = std::mem::take(&mut partial).split_at_mut((parts - 1) * tokens * width);
+        (q, out, partial) = (rest_q, rest_out, rest);
+        let outs = [own_out].into_iter().chain(own_partial.chunks_exact_mut(tokens * width));
+        for (part, out) in outs.enumerate() {
+            for (i, (q, out)) in own_q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate()
+            {
+                let (token, head) = (i / heads, i % heads);
+                let task = token / TASK_TOKENS * (kv_heads * split) + head / (group / split);
+                let row = Row { q, out, length: past + token + 1, sum: Softmax::EMPTY };
+                tasks[first + part * count + task].rows.push(row);
+            }
+        }
     }
     team::for_each_mut(&mut tasks, |_, task| run(task));
+    let mut tasks = &mut tasks[..];
+    for (first, count) in divided.into_iter().rev() {
+        let (before, own) = std::mem::take(&mut tasks).split_at_mut(first);
+        tasks = before;
+        let (whole, others) = own.split_at_mut(count);
+        for (i, other) in others.iter().enumerate() {
+            for (row, part) in whole[i % count].rows.iter_mut().zip(&other.rows) {
+                merge(row, part);
+            }
+        }
+        if !others.is_empty() {
+            whole.iter_mut().flat_map(|task| &mut task.rows).for_each(Row::finish);
+        }
+    }
 }
 
 /// Into how many parts the query heads of a key-value head are divided, so that all threads have the same to do: the keys
@@ -126,139 +217,78 @@ fn gcd(a: usize, b: usize) -> usize {
     if a == 0 { b } else { gcd(b % a, a) }
 }
 
-/// The tokens of a task for query heads that share a head of keys and values.
+/// The tokens of a task for query heads that share a head of keys and values, over some segments.
 struct Task<'a> {
+    kv: &'a KvBlocks<'a>,
     kv_head: usize,
+    segments: Range<usize>,
+    /// Whether these are all segments, so that rows can be finished.
+    is_whole: bool,
+    /// In the order of their lengths.
     rows: Vec<Row<'a>>,
 }
 
-/// One query.
-struct Row<'a> {
-    q: &'a [f32],
-    out: &'a mut [f32],
-    /// Positions that it sees.
-    length: usize,
-    /// The largest score so far.
-    largest: f32,
-    /// The sum of the weights so far, relative to that.
-    total: f32,
+vectorized! {
+    fn run(isa: Isa, shape: &Attention, task: &mut Task<'_>) = run_body;
+}
+
+#[inline(always)]
+fn run_body<V: Vector>(shape: &Attention, task: &mut Task<'_>) {
+    match task.kv {
+        KvBlocks::F32 { keys, values } => {
+            segments::<V, _>(shape, Direct(float::Floats { keys, values }), task)
+        }
+        KvBlocks::F16 { keys, values } => {
+            segments::<V, _>(shape, Direct(float::Floats { keys, values }), task)
+        }
+        KvBlocks::Int8 { keys, values } => {
+            segments::<V, _>(shape, Direct(int8::Int8s { keys, values }), task)
+        }
+        KvBlocks::Sums { keys, values, rotations } => {
+            segments::<V, _>(shape, sums::Sums { keys, values, rotations }, task);
+        }
+    }
 }
 
 vectorized! {
-    fn run(isa: Isa, shape: &Attention, kv: &KvBlocks<'_>, task: &mut Task<'_>) = run_body;
+    fn merge(isa: Isa, into: &mut Row<'_>, from: &Row<'_>) = merge_body;
 }
 
 #[inline(always)]
-fn run_body<V: Vector>(shape: &Attention, kv: &KvBlocks<'_>, task: &mut Task<'_>) {
-    match kv {
-        KvBlocks::F32 { keys, values } => tiles::<V, _>(shape, float::Floats { keys, values }, task),
-        KvBlocks::F16 { keys, values } => tiles::<V, _>(shape, float::Floats { keys, values }, task),
-        KvBlocks::Int8 { keys, values } => tiles::<V, _>(shape, int8::Int8s { keys, values }, task),
-    }
+fn merge_body<V: Vector>(into: &mut Row<'_>, from: &Row<'_>) {
+    into.merge::<V>(from.out, from.sum);
 }
 
-/// All rows block by block, so that a block is read from memory once for a task.
+/// The segments of a task, which are merged.
 #[inline(always)]
-fn tiles<V: Vector, B: Blocks>(shape: &Attention, kv: B, task: &mut Task<'_>) {
-    let head = task.kv_head;
-    let mut queries = Vec::with_capacity(task.rows.len());
-    for row in &mut task.rows {
+fn segments<V: Vector, S: Source>(shape: &Attention, kv: S, task: &mut Task<'_>) {
+    let Task { kv_head, segments, is_whole, rows, .. } = task;
+    let mut queries = Vec::with_capacity(rows.len());
+    for row in rows.iter_mut() {
         row.out.fill(0.0);
-        queries.push(B::query::<V>(row.q));
+        queries.push(S::query::<V>(row.q));
     }
-    let longest = task.rows.last().map_or(0, |row| row.length);
-    for block in 0..longest.div_ceil(BLOCK) {
-        // While the first tile reads the block, it asks for the next one.
-        let mut ahead = true;
-        let (tiles, rest) = task.rows.as_chunks_mut::<TILE>();
-        let (tile_queries, rest_queries) = queries.as_chunks::<TILE>();
-        for (rows, queries) in tiles.iter_mut().zip(tile_queries) {
-            let place = Place { block, head, ahead: std::mem::take(&mut ahead) };
-            tile::<V, B, TILE>(shape, kv, place, rows, queries);
+    kv.segment::<V>(shape, *kv_head, blocks_of(segments.start), rows, &queries);
+    let others = segments.start + 1..segments.end;
+    let mut scratch = vec![0.0; if others.is_empty() { 0 } else { rows.len() * shape.head_dim }];
+    for segment in others {
+        scratch.fill(0.0);
+        let mut parts = Vec::with_capacity(rows.len());
+        for (row, out) in rows.iter().zip(scratch.chunks_exact_mut(shape.head_dim)) {
+            parts.push(Row { q: row.q, out, length: row.length, sum: Softmax::EMPTY });
         }
-        let (pairs, rest) = rest.as_chunks_mut::<2>();
-        let (pair_queries, rest_queries) = rest_queries.as_chunks::<2>();
-        for (rows, queries) in pairs.iter_mut().zip(pair_queries) {
-            let place = Place { block, head, ahead: std::mem::take(&mut ahead) };
-            tile::<V, B, 2>(shape, kv, place, rows, queries);
-        }
-        for (row, query) in rest.iter_mut().zip(rest_queries) {
-            let place = Place { block, head, ahead: std::mem::take(&mut ahead) };
-            tile::<V, B, 1>(shape, kv, place, std::array::from_mut(row), std::array::from_ref(query));
+        kv.segment::<V>(shape, *kv_head, blocks_of(segment), &mut parts, &queries);
+        for (row, part) in rows.iter_mut().zip(&parts) {
+            row.merge::<V>(part.out, part.sum);
         }
     }
-    for row in &mut task.rows {
-        let factor = 1.0 / row.total;
-        for x in row.out.iter_mut() {
-            *x *= factor;
-        }
+    if *is_whole {
+        rows.iter_mut().for_each(Row::finish);
     }
 }
 
-/// What a block adds to rows in the order of their lengths.
-#[inline(always)]
-fn tile<V: Vector, B: Blocks, const R: usize>(
-    shape: &Attention,
-    kv: B,
-    place: Place,
-    rows: &mut [Row<'_>; R],
-    queries: &[B::Query<'_>; R],
-) {
-    let start = place.block * BLOCK;
-    let longest = rows[R - 1].length.saturating_sub(start).min(BLOCK);
-    if longest == 0 {
-        return;
-    }
-    let scores = kv.scores::<V, R>(place, queries);
-    let mut weights = [[0.0; BLOCK]; R];
-    let mut correction = [1.0f32; R];
-    for r in 0..R {
-        let row = &mut rows[r];
-        let visible = row.length.saturating_sub(start).min(BLOCK);
-        if visible > 0 {
-            let new = weigh_scores(&scores[r], shape.scale, visible, row.largest, &mut weights[r]);
-            correction[r] = V::splat(row.largest - new.largest).exp_negative().lanes()[0];
-            row.largest = new.largest;
-            row.total = row.total * correction[r] + new.sum;
-        }
-    }
-    let mut out = rows.each_mut().map(|row| &mut *row.out);
-    kv.weigh::<V, R>(place, &weights, &correction, longest, &mut out);
-}
-
-/// What a block adds to a row's softmax.
-struct BlockSum {
-    /// The largest score so far.
-    largest: f32,
-    /// The sum of the block's weights, relative to that.
-    sum: f32,
-}
-
-/// Turns the scores of the `visible` first positions of a block into weights relative to the largest score so far; the
-/// other weights are 0.
-#[inline(always)]
-fn weigh_scores<V: Vector>(
-    scores: &[V; VECTORS],
-    scale: f32,
-    visible: usize,
-    largest: f32,
-    weights: &mut [f32; BLOCK],
-) -> BlockSum {
-    let mut most = V::splat(f32::NEG_INFINITY);
-    let mut scaled = *scores;
-    for (v, score) in scaled.iter_mut().enumerate() {
-        let hidden = V::splat(f32::NEG_INFINITY);
-        *score = score.mul(V::splat(scale)).first(visible.saturating_sub(v * LANES), hidden);
-        most = score.max(most);
-    }
-    let largest = largest.max(most.largest());
-    let mut sum = V::splat(0.0);
-    for (score, weights) in scaled.iter().zip(weights.as_chunks_mut::<LANES>().0) {
-        let weight = score.sub(V::splat(largest)).exp_negative();
-        weight.store(weights);
-        sum = sum.add(weight);
-    }
-    BlockSum { largest, sum: sum.sum() }
+fn blocks_of(segment: usize) -> Range<usize> {
+    segment * SEGMENT..(segment + 1) * SEGMENT
 }
 
 #[cfg(test)]
@@ -275,7 +305,7 @@ mod tests {
             state >> 8
         };
         for (heads, kv_heads, head_dim, past, tokens) in
-            [(8, 2, 64, 0, 70), (5, 5, 16, 130, 1), (6, 1, 72, 60, 9), (4, 1, 128, 200, 3), (2, 1, 600, 5, 1)]
+            [(8, 2, 64, 0, 70), (5, 5, 16, 530, 1), (6, 1, 72, 60, 9), (4, 1, 128, 200, 3), (2, 1, 600, 5, 1)]
         {
             let shape = Attention { heads, kv_heads, head_dim, past, scale: 0.3 };
             let plane = kv_heads * head_dim * BLOCK;
@@ -297,9 +327,10 @@ mod tests {
             ];
             for (kv, name) in types.into_iter().zip(["f32", "f16", "int8"]) {
                 let mut expected = vec![0.0; q.len()];
-                attention_by(shape, &q, &kv, &mut expected, |task| {
-                    run_body::<Portable<true>>(&shape, &kv, task);
-                });
+                let sequence = AttentionSequence { past, tokens, kv: kv.clone() };
+                let run = |task: &mut Task<'_>| run_body::<Portable<true>>(&shape, task);
+                let merge = |into: &mut Row<'_>, from: &Row<'_>| merge_body::<Portable<true>>(into, from);
+                attention_by(&shape, &[sequence], &q, &mut expected, (run, merge));
                 assert!(expected.iter().all(|x| x.is_finite()) && expected.iter().any(|x| *x != 0.0));
                 for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::Scalar) {
                     let mut found = vec![0.0; q.len()];

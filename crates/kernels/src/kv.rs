@@ -3,14 +3,15 @@
 //! Attention reads this layout and [`append`] writes it, so that it is defined once. Which blocks make up a sequence is
 //! for the caller to know.
 
+mod sums;
+mod write;
+
 use std::{collections::TryReserveError, fmt};
 
-use half::{
-    f16,
-    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
-};
+pub use sums::{KeyRotation, MAX_SUM, SumBlock};
+pub use write::{Factors, append, append_sums};
 
-use crate::team;
+use sums::Sums;
 
 /// Positions in a block.
 pub const BLOCK: usize = 64;
@@ -43,6 +44,11 @@ pub enum KvType {
     /// Single precision: nothing is lost.
     #[default]
     F32,
+    /// Nothing is lost, in three quarters of the memory and with half as much to read: keys and values that are integer sums
+    /// times a factor, as products with int8 activations are, are kept as sums of 24 bits, of which attention reads 16
+    /// where these suffice. Keys are kept without their rotary embedding, which attention applies as it reads them. The
+    /// results are those of `f32` to the last bit. Models whose keys or values are no such sums take `f32` instead.
+    Exact,
     /// Half precision (IEEE 754 binary16), rounded to nearest: half the memory. What is beyond its range becomes its
     /// largest number, 65504. KL divergence 1.6e-3, the same token in 97 places, the same greedy answer in 59 of 75.
     F16,
@@ -60,6 +66,7 @@ impl fmt::Display for KvType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
+            Self::Exact => "exact",
             Self::F16 => "f16",
             Self::Int8 => "int8",
         })
@@ -67,16 +74,24 @@ impl fmt::Display for KvType {
 }
 
 impl KvLayout {
-    /// Bytes that one position takes: `2 * layers * kv_heads` heads, each of `head_dim` elements of 4 bytes (`f32`), 2
-    /// (`f16`) or 1 (`int8`), the last with a scale of 4 bytes.
+    /// Bytes that one position takes: `2 * layers * kv_heads` heads, each of `head_dim` elements of 4 bytes (`f32`), 3
+    /// (`exact`), 2 (`f16`) or 1 (`int8`), `int8` with a scale of 4 bytes, `exact` with a factor of 4 bytes and a mark of one.
     pub fn bytes_per_position(&self, kv_type: KvType) -> u64 {
         let heads = 2 * (self.layers * self.kv_heads) as u64;
         heads
             * match kv_type {
                 KvType::F32 => 4 * self.head_dim as u64,
+                KvType::Exact => 3 * self.head_dim as u64 + 5,
                 KvType::F16 => 2 * self.head_dim as u64,
                 KvType::Int8 => self.head_dim as u64 + 4,
             }
+    }
+
+    /// Bytes that attention reads of each position: in `exact` those of 16 bits, which nearly always suffice.
+    pub fn bytes_read_per_position(&self, kv_type: KvType) -> u64 {
+        let unread =
+            if kv_type == KvType::Exact { 2 * self.layers * self.kv_heads * self.head_dim } else { 0 };
+        self.bytes_per_position(kv_type) - unread as u64
     }
 
     /// Bytes that a sequence of `positions` takes: whole blocks.
@@ -125,6 +140,26 @@ pub enum KvBlocks<'a> {
         /// `[kv_heads, BLOCK / 2, head_dim, 2]` of each block.
         values: Vec<Int8Block<'a>>,
     },
+    /// Integer sums with a factor for each position. Attention multiplies and rotates them as it reads them.
+    Sums {
+        /// Sums `[kv_heads, head_dim, BLOCK]` of each block, before the rotary embedding.
+        keys: Vec<SumBlock<'a>>,
+        /// Sums `[kv_heads, BLOCK, head_dim]` of each block.
+        values: Vec<SumBlock<'a>>,
+        /// The rotary embedding of each block's positions; see [`with_rotations`](Self::with_rotations).
+        rotations: &'a [KeyRotation],
+    },
+}
+
+impl<'a> KvBlocks<'a> {
+    /// With the rotary embedding of the keys, block by block, which [`KvType::Exact`] needs; the others stay as they are.
+    #[must_use]
+    pub fn with_rotations(mut self, of_blocks: &'a [KeyRotation]) -> Self {
+        if let Self::Sums { rotations, .. } = &mut self {
+            *rotations = of_blocks;
+        }
+        self
+    }
 }
 
 /// The keys and values of [`BLOCK`] positions in all layers: for each layer the keys, then the values, laid out as
@@ -138,6 +173,7 @@ enum Storage {
     F32(Vec<f32>),
     F16(Vec<u16>),
     Int8 { elements: Vec<i8>, scales: Vec<f32> },
+    Sums(Sums),
 }
 
 impl KvBlock {
@@ -154,6 +190,7 @@ impl KvBlock {
             KvType::Int8 => {
                 Storage::Int8 { elements: zeros(elements)?, scales: zeros(planes * layout.scales())? }
             }
+            KvType::Exact => Storage::Sums(Sums::new(elements, planes * layout.scales())?),
         };
         Ok(Self { layout: *layout, storage })
     }
@@ -169,38 +206,37 @@ impl KvBlock {
             Storage::Int8 { elements, scales } => {
                 Storage::Int8 { elements: copy(elements)?, scales: copy(scales)? }
             }
+            Storage::Sums(sums) => Storage::Sums(sums.try_clone()?),
         };
         Ok(Self { layout: self.layout, storage })
     }
 
     /// Bytes that are allocated.
     pub fn bytes(&self) -> usize {
-        match &self.storage {
-            Storage::F32(elements) => size_of_val(&elements[..]),
-            Storage::F16(elements) => size_of_val(&elements[..]),
-            Storage::Int8 { elements, scales } => elements.len() + size_of_val(&scales[..]),
-        }
+        self.parts().iter().map(|part| part.len()).sum()
     }
 
-    /// All keys, values and scales as bytes, in the byte order of the machine. Any bytes are valid.
-    pub fn parts(&self) -> [&[u8]; 2] {
+    /// All that is stored as bytes, in the byte order of the machine. Any bytes are valid.
+    pub fn parts(&self) -> [&[u8]; 4] {
         match &self.storage {
-            Storage::F32(elements) => [bytemuck::cast_slice(elements), &[]],
-            Storage::F16(elements) => [bytemuck::cast_slice(elements), &[]],
+            Storage::F32(elements) => [bytemuck::cast_slice(elements), &[], &[], &[]],
+            Storage::F16(elements) => [bytemuck::cast_slice(elements), &[], &[], &[]],
             Storage::Int8 { elements, scales } => {
-                [bytemuck::cast_slice(elements), bytemuck::cast_slice(scales)]
+                [bytemuck::cast_slice(elements), bytemuck::cast_slice(scales), &[], &[]]
             }
+            Storage::Sums(sums) => sums.parts(),
         }
     }
 
     /// [`parts`](Self::parts) to be written to.
-    pub fn parts_mut(&mut self) -> [&mut [u8]; 2] {
+    pub fn parts_mut(&mut self) -> [&mut [u8]; 4] {
         match &mut self.storage {
-            Storage::F32(elements) => [bytemuck::cast_slice_mut(elements), &mut []],
-            Storage::F16(elements) => [bytemuck::cast_slice_mut(elements), &mut []],
+            Storage::F32(elements) => [bytemuck::cast_slice_mut(elements), &mut [], &mut [], &mut []],
+            Storage::F16(elements) => [bytemuck::cast_slice_mut(elements), &mut [], &mut [], &mut []],
             Storage::Int8 { elements, scales } => {
-                [bytemuck::cast_slice_mut(elements), bytemuck::cast_slice_mut(scales)]
+                [bytemuck::cast_slice_mut(elements), bytemuck::cast_slice_mut(scales), &mut [], &mut []]
             }
+            Storage::Sums(sums) => sums.parts_mut(),
         }
     }
 
@@ -225,6 +261,10 @@ impl KvBlock {
                 let keys = keys.chunks_exact_mut(head).zip(key_scales.chunks_exact_mut(BLOCK));
                 let values = values.chunks_exact_mut(head).zip(value_scales.chunks_exact_mut(BLOCK));
                 keys.zip(values).map(|(keys, values)| Head::Int8 { keys, values }).collect()
+            }
+            Storage::Sums(sums) => {
+                let heads = sums.heads(layer, plane, scales_len, head);
+                heads.map(|(keys, values)| Head::Sums { keys, values }).collect()
             }
         }
     }
@@ -273,40 +313,14 @@ pub fn kv_blocks<'a>(
             let (keys, values) = both.unzip();
             KvBlocks::Int8 { keys, values }
         }
-    }
-}
-
-/// Writes the keys and values of new positions, `[count, kv_heads, head_dim]` each, to `layer` of `blocks`, from position
-/// `place` of the first block on. Each element is rounded here, once, so that all sequences that share a block read the
-/// same.
-///
-/// # Panics
-/// If the lengths do not agree, or if `blocks` have no room for the positions.
-pub fn append(blocks: &mut [&mut KvBlock], layer: usize, place: usize, keys: &[f32], values: &[f32]) {
-    let Some(layout) = blocks.first().map(|block| block.layout) else {
-        assert!(keys.is_empty() && values.is_empty(), "keys and values without a block");
-        return;
-    };
-    let width = layout.kv_heads * layout.head_dim;
-    let count = keys.len() / width;
-    assert!(keys.len() == count * width && values.len() == keys.len(), "lengths of keys and values");
-    assert!(place + count <= blocks.len() * BLOCK, "room in the blocks");
-    let mut tasks = Vec::with_capacity(blocks.len() * layout.kv_heads);
-    for (index, block) in blocks.iter_mut().enumerate() {
-        let first = (index * BLOCK).max(place);
-        let end = ((index + 1) * BLOCK).min(place + count);
-        if first < end {
-            let rows = first - place..end - place;
-            let heads = block.heads(layer).into_iter().enumerate();
-            tasks.extend(heads.map(|(head, to)| Task { head, place: first % BLOCK, rows: rows.clone(), to }));
+        KvType::Exact => {
+            let both = blocks.filter_map(|block| match &block.storage {
+                Storage::Sums(sums) => Some(sums.layer(layer, plane, scales)),
+                _ => None,
+            });
+            let (keys, values) = both.unzip();
+            KvBlocks::Sums { keys, values, rotations: &[] }
         }
-    }
-    let run = |task: &mut Task<'_>| task.run(&layout, keys, values);
-    // One position is too little work to divide.
-    if count > 1 {
-        team::for_each_mut(&mut tasks, |_, task| run(task));
-    } else {
-        tasks.iter_mut().for_each(run);
     }
 }
 
@@ -315,32 +329,7 @@ enum Head<'a> {
     F32 { keys: &'a mut [f32], values: &'a mut [f32] },
     F16 { keys: &'a mut [u16], values: &'a mut [u16] },
     Int8 { keys: (&'a mut [i8], &'a mut [f32]), values: (&'a mut [i8], &'a mut [f32]) },
-}
-
-/// Positions of one head that go to one block.
-struct Task<'a> {
-    head: usize,
-    /// The place of the first one in the block.
-    place: usize,
-    rows: std::ops::Range<usize>,
-    to: Head<'a>,
-}
-
-impl Task<'_> {
-    fn run(&mut self, layout: &KvLayout, keys: &[f32], values: &[f32]) {
-        let KvLayout { kv_heads, head_dim, .. } = *layout;
-        for (place, row) in (self.place..).zip(self.rows.clone()) {
-            let at = (row * kv_heads + self.head) * head_dim;
-            let (key, value) = (&keys[at..at + head_dim], &values[at..at + head_dim]);
-            match &mut self.to {
-                Head::F32 { keys, values } => write_floats(keys, values, place, key, value),
-                Head::F16 { keys, values } => {
-                    write_floats(keys, values, place, &halves(key), &halves(value));
-                }
-                Head::Int8 { keys, values } => write_int8(keys, values, place, key, value),
-            }
-        }
-    }
+    Sums { keys: sums::Head<'a>, values: sums::Head<'a> },
 }
 
 /// The keys' part and the values' part of a layer.
@@ -350,63 +339,6 @@ fn sides<T>(all: &[T], layer: usize, plane: usize) -> (&[T], &[T]) {
 
 fn sides_mut<T>(all: &mut [T], layer: usize, plane: usize) -> (&mut [T], &mut [T]) {
     all[2 * layer * plane..2 * (layer + 1) * plane].split_at_mut(plane)
-}
-
-/// Keys with the positions side by side, values with the dimensions side by side.
-fn write_floats<T: Copy>(keys: &mut [T], values: &mut [T], place: usize, key: &[T], value: &[T]) {
-    let column = keys[place..].iter_mut().step_by(BLOCK);
-    column.zip(key).for_each(|(to, x)| *to = *x);
-    values[place * value.len()..][..value.len()].copy_from_slice(value);
-}
-
-/// As [`write_floats`], but keys in pairs of dimensions and values in pairs of positions.
-fn write_int8(
-    (keys, key_scales): &mut (&mut [i8], &mut [f32]),
-    (values, value_scales): &mut (&mut [i8], &mut [f32]),
-    place: usize,
-    key: &[f32],
-    value: &[f32],
-) {
-    let (factor, scale) = int8_scale(key);
-    key_scales[place] = scale;
-    for (pairs, x) in keys.chunks_exact_mut(2 * BLOCK).zip(key.chunks_exact(2)) {
-        pairs[2 * place] = int8(x[0] * factor);
-        pairs[2 * place + 1] = int8(x[1] * factor);
-    }
-    let (factor, scale) = int8_scale(value);
-    value_scales[place] = scale;
-    let row = values[place / 2 * 2 * value.len() + place % 2..].iter_mut().step_by(2);
-    row.zip(value).for_each(|(to, x)| *to = int8(x * factor));
-}
-
-/// The factor that elements are multiplied by before they are rounded, so that the largest becomes 127, and the scale that
-/// undoes it. Both are 0 where all elements are close to 0. The scale is NaN where an element is infinite or NaN, so that
-/// the logits show it.
-fn int8_scale(x: &[f32]) -> (f32, f32) {
-    // The bits of positive floats have the order of the floats, with infinity and NaN last.
-    let largest = f32::from_bits(x.iter().fold(0, |most, x| most.max(x.abs().to_bits())));
-    if !largest.is_finite() {
-        return (0.0, f32::NAN);
-    }
-    if largest < 1e-30 { (0.0, 0.0) } else { (127.0 / largest, largest / 127.0) }
-}
-
-/// Rounds to the nearest integer, ties to even: the sum with 1.5 * 2^23 has no bits below 1. `round_ties_even` would be a
-/// function call on CPUs without an instruction for it.
-fn int8(x: f32) -> i8 {
-    const SHIFT: f32 = 12_582_912.0;
-    // Rounding may carry the product beyond 127.
-    let shifted = x.clamp(-127.0, 127.0) + SHIFT;
-    (shifted.to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32) as i8
-}
-
-fn halves(x: &[f32]) -> Vec<u16> {
-    let most = f32::from(f16::MAX);
-    let within = |x: &f32| if x.is_infinite() { *x } else { x.clamp(-most, most) };
-    let x: Vec<f32> = x.iter().map(within).collect();
-    let mut out = vec![0u16; x.len()];
-    out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(&x);
-    out
 }
 
 fn zeros<T: Copy + Default>(count: usize) -> Result<Vec<T>, TryReserveError> {

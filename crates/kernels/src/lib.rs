@@ -55,7 +55,7 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{Attention, attention, attention_with};
+pub use attention::{Attention, AttentionSequence, attention, attention_all, attention_with};
 pub use bounded::{BoundedMatrix, InputBound};
 pub use compact::{CompactBits, CompactMatrix};
 pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
@@ -72,7 +72,7 @@ pub use matmul::{
     matmul_with,
 };
 pub use quantize::Quantized;
-pub use rotary::{norm_heads, rotate};
+pub use rotary::{norm_heads, rotate, rotate_queries};
 pub use stream::read_through;
 pub use team::{Team, for_each_mut};
 pub use ternary::{MAX_COLS, TernaryLayout, TernaryRef, WeightsError, find_invalid_code, pack, unpack};

@@ -180,7 +180,7 @@ struct Scaled {
 
 impl Scaled {
     fn new(scales: &[f32], x: &Quantized) -> Self {
-        let factors = scales.iter().flat_map(|scale| x.tokens.iter().map(move |token| scale / token.scale));
+        let factors = scales.iter().flat_map(|scale| x.factors(*scale));
         Self { factors: factors.collect(), tokens: x.tokens() }
     }
 }

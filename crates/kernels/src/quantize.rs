@@ -177,6 +177,11 @@ impl Quantized {
     pub fn scale(&self, token: usize) -> f32 {
         self.tokens[token].scale
     }
+
+    /// For each token what its integer sums are multiplied by, where `scale` undoes the quantisation of the weights.
+    pub fn factors(&self, scale: f32) -> impl Iterator<Item = f32> + '_ {
+        self.tokens.iter().map(move |token| scale / token.scale)
+    }
 }
 
 multiversion! {

@@ -12,10 +12,35 @@ use crate::{Attention, float::norm_token, isa::multiversion, team};
 pub fn rotate(
     shape: &Attention,
     qkv: &[f32],
-    (cos, sin): (&[f32], &[f32]),
+    angles: (&[f32], &[f32]),
     q: &mut [f32],
     k: &mut [f32],
     v: &mut [f32],
+) {
+    take_apart(shape, qkv, angles, (q, k, v), true);
+}
+
+/// [`rotate`] that leaves keys as they are.
+///
+/// # Panics
+/// As [`rotate`].
+pub fn rotate_queries(
+    shape: &Attention,
+    qkv: &[f32],
+    angles: (&[f32], &[f32]),
+    q: &mut [f32],
+    k: &mut [f32],
+    v: &mut [f32],
+) {
+    take_apart(shape, qkv, angles, (q, k, v), false);
+}
+
+fn take_apart(
+    shape: &Attention,
+    qkv: &[f32],
+    (cos, sin): (&[f32], &[f32]),
+    (q, k, v): (&mut [f32], &mut [f32], &mut [f32]),
+    with_keys: bool,
 ) {
     let Attention { head_dim, .. } = *shape;
     let (width, kv_width) = shape.widths();
@@ -32,10 +57,13 @@ pub fn rotate(
     let parts = q.chunks_exact_mut(width).zip(k.chunks_exact_mut(kv_width)).zip(v.chunks_exact_mut(kv_width));
     let mut tokens: Vec<_> = qkv.chunks_exact(row).zip(angles).zip(parts).collect();
     team::for_each_mut(&mut tokens, |_, ((qkv, (cos, sin)), ((q, k), v))| {
-        for (from, to) in
-            qkv.chunks_exact(head_dim).zip(q.chunks_exact_mut(head_dim).chain(k.chunks_exact_mut(head_dim)))
-        {
-            head(from, cos, sin, to);
+        let (queries, keys) = (q.chunks_exact_mut(head_dim), k.chunks_exact_mut(head_dim));
+        for (i, (from, to)) in qkv.chunks_exact(head_dim).zip(queries.chain(keys)).enumerate() {
+            if with_keys || i < width / head_dim {
+                head(from, cos, sin, to);
+            } else {
+                to.copy_from_slice(from);
+            }
         }
         v.copy_from_slice(&qkv[width + kv_width..]);
     });

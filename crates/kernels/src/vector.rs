@@ -21,6 +21,8 @@ pub(crate) trait Vector: Copy {
     fn load(x: &Lanes) -> Self;
     /// Of the bits of half precision.
     fn load_halves(x: &[u16; LANES]) -> Self;
+    /// Of integers.
+    fn load_i16(x: &[i16; LANES]) -> Self;
     fn store(self, out: &mut Lanes);
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -115,6 +117,10 @@ impl<const FMA: bool> Vector for Portable<FMA> {
     #[inline(always)]
     fn load_halves(x: &[u16; LANES]) -> Self {
         Self(x.map(lanes::half))
+    }
+    #[inline(always)]
+    fn load_i16(x: &[i16; LANES]) -> Self {
+        Self(x.map(f32::from))
     }
     #[inline(always)]
     fn store(self, out: &mut Lanes) {

@@ -393,7 +393,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::{KvCache, KvLayout, KvType};
+    use crate::kv::{Factors, KvCache, KvLayout, KvType};
 
     const LAYOUT: KvLayout = KvLayout { layers: 2, kv_heads: 2, head_dim: 4 };
 
@@ -410,7 +410,13 @@ mod tests {
             let keys: Vec<f32> =
                 (0..8 * tokens.len()).map(|i| (i as f32 * 0.37 + layer as f32).sin()).collect();
             let values: Vec<f32> = keys.iter().map(|x| x * 3.0).collect();
-            cache.write(id, layer, &keys, &values).unwrap();
+            if kv_type == KvType::Exact {
+                let factors = vec![0.125; tokens.len()];
+                let factors = Factors { keys: &factors, values: &factors };
+                cache.write_sums(id, layer, (&keys, &values), factors).unwrap();
+            } else {
+                cache.write(id, layer, &keys, &values).unwrap();
+            }
         }
         cache.advance(id, tokens.len());
         cache.prefix(id, 0..tokens.len() / BLOCK).unwrap()
@@ -433,7 +439,7 @@ mod tests {
 
     #[test]
     fn what_is_read_is_what_was_written() {
-        for kv_type in [KvType::F32, KvType::F16, KvType::Int8] {
+        for kv_type in [KvType::F32, KvType::Exact, KvType::F16, KvType::Int8] {
             let root = tempfile::tempdir().unwrap();
             let own = store(root.path(), 1, kv_type);
             let prompt = tokens(3 * BLOCK, 5);

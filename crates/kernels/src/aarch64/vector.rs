@@ -7,9 +7,10 @@ use std::arch::{
         float32x4_t, int8x16_t, int16x8_t, int32x4_t, uint16x8_t, vaddq_f32, vaddq_s32, vandq_u32, vbslq_f32,
         vcgtq_f32, vcgtq_u32, vcltq_f32, vcombine_s16, vcvtnq_s32_f32, vcvtq_f32_s32, vdupq_n_f32,
         vdupq_n_s16, vdupq_n_s32, vdupq_n_u32, vfmaq_f32, vget_low_s8, vget_low_s16, vld1q_f32, vld1q_s8,
-        vld1q_u16, vld1q_u32, vmlal_high_s16, vmlal_s16, vmovl_high_s8, vmovl_s8, vmulq_f32, vmvnq_u32,
-        vqmovn_s32, vreinterpretq_f32_s32, vreinterpretq_f32_u32, vreinterpretq_u32_f32, vrndnq_f32,
-        vshlq_n_s32, vst1q_f32, vst1q_s16, vsubq_f32, vuzp1q_s8, vuzp2q_s8,
+        vld1q_s16, vld1q_u16, vld1q_u32, vmlal_high_s16, vmlal_s16, vmovl_high_s8, vmovl_high_s16, vmovl_s8,
+        vmovl_s16, vmulq_f32, vmvnq_u32, vqmovn_s32, vreinterpretq_f32_s32, vreinterpretq_f32_u32,
+        vreinterpretq_u32_f32, vrndnq_f32, vshlq_n_s32, vst1q_f32, vst1q_s16, vsubq_f32, vuzp1q_s8,
+        vuzp2q_s8,
     },
     asm,
 };
@@ -68,6 +69,16 @@ impl Vector for Neon {
         // SAFETY: See above.
         let (a, b) = unsafe { (widened(vld1q_u16(at)), widened(vld1q_u16(at.add(8)))) };
         Self([a[0], a[1], b[0], b[1]])
+    }
+    #[inline(always)]
+    fn load_i16(x: &[i16; LANES]) -> Self {
+        let at = x.as_ptr();
+        // SAFETY: See above.
+        unsafe {
+            let floats = |x| [vcvtq_f32_s32(vmovl_s16(vget_low_s16(x))), vcvtq_f32_s32(vmovl_high_s16(x))];
+            let (a, b) = (floats(vld1q_s16(at)), floats(vld1q_s16(at.add(8))));
+            Self([a[0], a[1], b[0], b[1]])
+        }
     }
     #[inline(always)]
     fn store(self, out: &mut Lanes) {

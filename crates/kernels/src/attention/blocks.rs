@@ -1,8 +1,13 @@
 //! What attention asks of each type of the KV cache.
 
-use super::VECTORS;
+use std::ops::Range;
+
+use super::{
+    Attention, VECTORS,
+    softmax::{self, Row},
+};
 use crate::{
-    kv::{BLOCK, Int8Block, KvBlocks},
+    kv::{BLOCK, Int8Block, KvBlocks, SumBlock},
     vector::Vector,
 };
 
@@ -22,6 +27,17 @@ impl KvBlocks<'_> {
                 head_dim.is_multiple_of(2)
                     && [keys, values].iter().all(|s| s.len() >= count && s.iter().all(fits))
             }
+            Self::Sums { keys, values, rotations } => {
+                let positions = kv_heads * BLOCK;
+                let fits = |b: &SumBlock<'_>| {
+                    (b.low.len(), b.high.len()) == (plane, plane)
+                        && (b.factors.len(), b.wide.len()) == (positions, positions)
+                };
+                head_dim.is_multiple_of(2)
+                    && [keys, values].iter().all(|s| s.len() >= count && s.iter().all(fits))
+                    && rotations.len() >= count
+                    && rotations[..count].iter().all(|r| r.pairs() == head_dim / 2)
+            }
         }
     }
 }
@@ -31,7 +47,7 @@ impl KvBlocks<'_> {
 pub(super) struct Place {
     pub(super) block: usize,
     pub(super) head: usize,
-    /// Whether to ask for the same place of the next block, which the hardware's own prefetching does not know.
+    /// Whether to prefetch the same place of the next block, which the hardware's own prefetching does not know.
     pub(super) ahead: bool,
 }
 
@@ -59,4 +75,56 @@ pub(super) trait Blocks: Copy {
         visible: usize,
         out: &mut [&mut [f32]; R],
     );
+}
+
+/// Keys and values that rows go through segment by segment.
+pub(super) trait Source: Copy {
+    /// What a query becomes before it is multiplied with keys.
+    type Query<'a>;
+
+    fn query<V: Vector>(q: &[f32]) -> Self::Query<'_>;
+
+    /// Adds what some blocks give to rows, which are in the order of their lengths.
+    fn segment<V: Vector>(
+        self,
+        shape: &Attention,
+        head: usize,
+        blocks: Range<usize>,
+        rows: &mut [Row<'_>],
+        queries: &[Self::Query<'_>],
+    );
+}
+
+/// The blocks of `blocks` that the longest row reaches.
+pub(super) fn reached(blocks: Range<usize>, rows: &[Row<'_>]) -> Range<usize> {
+    let longest = rows.last().map_or(0, |row| row.length);
+    blocks.start..blocks.end.min(longest.div_ceil(BLOCK))
+}
+
+/// Blocks that are multiplied as they are. Each is read from memory once for all rows.
+#[derive(Clone, Copy)]
+pub(super) struct Direct<B>(pub(super) B);
+
+impl<B: Blocks> Source for Direct<B> {
+    type Query<'a> = B::Query<'a>;
+
+    #[inline(always)]
+    fn query<V: Vector>(q: &[f32]) -> B::Query<'_> {
+        B::query::<V>(q)
+    }
+
+    #[inline(always)]
+    fn segment<V: Vector>(
+        self,
+        shape: &Attention,
+        head: usize,
+        blocks: Range<usize>,
+        rows: &mut [Row<'_>],
+        queries: &[B::Query<'_>],
+    ) {
+        for block in reached(blocks, rows) {
+            let place = Place { block, head, ahead: true };
+            softmax::block::<V, B>(shape.scale, self.0, place, block * BLOCK, rows, queries);
+        }
+    }
 }

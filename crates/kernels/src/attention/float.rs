@@ -18,7 +18,7 @@ pub(super) trait Element: Copy {
 }
 
 impl Element for f32 {
-    const AHEAD: bool = false;
+    const AHEAD: bool = true;
 
     #[inline(always)]
     fn load<V: Vector>(x: &[Self; LANES]) -> V {

@@ -29,7 +29,7 @@ impl Reads {
             linears: linears.map(|linear| linear.size() as u64).sum(),
             head: head_copy(plan).unwrap_or(checkpoint.head_or_embed().size() as u64),
             kv_position: kv_type(config, plan)
-                .map(|kv_type| checkpoint.spec.kv_layout().bytes_per_position(kv_type)),
+                .map(|kv_type| checkpoint.spec.kv_layout().bytes_read_per_position(kv_type)),
         }
     }
 
@@ -47,7 +47,7 @@ fn head_copy(plan: Option<&MemoryPlan>) -> Option<u64> {
     plan?.parts.iter().find(|part| is_copy(&part.name)).map(|part| part.bytes)
 }
 
-/// How keys and values are stored: as planned, else as configured, else in f32.
+/// How keys and values are stored: as planned, else as configured, else in f32, which is what engines without a plan have.
 fn kv_type(config: &ModelConfig, plan: Option<&MemoryPlan>) -> Option<KvType> {
     let planned = plan.map(|plan| plan.kv_type.clone()).filter(|name| !name.is_empty());
     let name = match planned {

@@ -1,0 +1,258 @@
+//! Keys and values as integer sums.
+//!
+//! Where many queries go through a block, its head becomes floats, with the keys rotated, and is computed with as such. For a
+//! single tile of queries, sums become floats in registers as they are read. Both have the same order of operations, which is
+//! that of floats in memory.
+
+use std::{cell::RefCell, ops::Range};
+
+use super::{
+    Attention, VECTORS,
+    blocks::{Blocks, Place, Source, reached},
+    float::Floats,
+    softmax::{self, Row, TILE},
+};
+use crate::{
+    kv::{BLOCK, KeyRotation, SumBlock},
+    lanes::{self, LANES},
+    vector::Vector,
+};
+
+#[derive(Clone, Copy)]
+pub(super) struct Sums<'a> {
+    pub(super) keys: &'a [SumBlock<'a>],
+    pub(super) values: &'a [SumBlock<'a>],
+    pub(super) rotations: &'a [KeyRotation],
+}
+
+thread_local! {
+    /// Keys and values of a block of one head.
+    static FLOATS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Source for Sums<'_> {
+    type Query<'a> = &'a [f32];
+
+    #[inline(always)]
+    fn query<V: Vector>(q: &[f32]) -> &[f32] {
+        q
+    }
+
+    #[inline(always)]
+    fn segment<V: Vector>(
+        self,
+        shape: &Attention,
+        head: usize,
+        blocks: Range<usize>,
+        rows: &mut [Row<'_>],
+        queries: &[&[f32]],
+    ) {
+        let head_dim = shape.head_dim;
+        let plane = head_dim * BLOCK;
+        let mut floats = FLOATS.take();
+        if floats.len() < 2 * plane {
+            floats.resize(2 * plane, 0.0);
+        }
+        let (keys, values) = floats[..2 * plane].split_at_mut(plane);
+        for block in reached(blocks, rows) {
+            let first = block * BLOCK;
+            let is_wide =
+                [self.keys, self.values].iter().any(|side| side[block].head(head, head_dim).is_wide());
+            if rows.len() <= TILE && !is_wide {
+                let place = Place { block, head, ahead: true };
+                softmax::block::<V, _>(shape.scale, Narrow(self), place, first, rows, queries);
+                continue;
+            }
+            let visible = rows.last().map_or(0, |row| row.length.saturating_sub(first).min(BLOCK));
+            let (own, next) = of_head(self.values, block, head, head_dim);
+            own.values(next.as_ref(), visible, values);
+            let (own, next) = of_head(self.keys, block, head, head_dim);
+            own.keys(&self.rotations[block], next.as_ref(), keys);
+            let floats = Floats { keys: &[&*keys], values: &[&*values] };
+            let place = Place { block: 0, head: 0, ahead: false };
+            softmax::block::<V, _>(shape.scale, floats, place, first, rows, queries);
+        }
+        FLOATS.set(floats);
+    }
+}
+
+/// A head of a block, and of the next one if there is one.
+#[inline(always)]
+fn of_head<'a>(
+    side: &[SumBlock<'a>],
+    block: usize,
+    head: usize,
+    head_dim: usize,
+) -> (SumBlock<'a>, Option<SumBlock<'a>>) {
+    (side[block].head(head, head_dim), side.get(block + 1).map(|next| next.head(head, head_dim)))
+}
+
+/// Blocks of sums that have 16 bits.
+#[derive(Clone, Copy)]
+struct Narrow<'a>(Sums<'a>);
+
+impl Blocks for Narrow<'_> {
+    type Query<'a> = &'a [f32];
+
+    #[inline(always)]
+    fn query<V: Vector>(q: &[f32]) -> &[f32] {
+        q
+    }
+
+    #[inline(always)]
+    fn scores<V: Vector, const R: usize>(
+        self,
+        Place { block, head, ahead }: Place,
+        queries: &[&[f32]; R],
+    ) -> [[V; VECTORS]; R] {
+        let (own, next) = of_head(self.0.keys, block, head, queries[0].len());
+        let next = next.filter(|_| ahead).map(|next| next.low.as_ptr());
+        let mut sums = [[V::splat(0.0); VECTORS]; R];
+        if V::STRIP < VECTORS {
+            for at in 0..VECTORS {
+                scores_part::<V, R, 1>(&own, &self.0.rotations[block], next, queries, at, &mut sums);
+            }
+        } else {
+            scores_part::<V, R, VECTORS>(&own, &self.0.rotations[block], next, queries, 0, &mut sums);
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn weigh<V: Vector, const R: usize>(
+        self,
+        Place { block, head, ahead }: Place,
+        weights: &[[f32; BLOCK]; R],
+        correction: &[f32; R],
+        visible: usize,
+        out: &mut [&mut [f32]; R],
+    ) {
+        let head_dim = out[0].len();
+        let (own, next) = of_head(self.0.values, block, head, head_dim);
+        let next = next.filter(|_| ahead).map(|next| next.low.as_ptr());
+        let mut at = 0;
+        while V::STRIP >= VECTORS && head_dim - at >= VECTORS * LANES {
+            weigh_part::<V, R, VECTORS>(&own, next, weights, correction, visible, at, out);
+            at += VECTORS * LANES;
+        }
+        while head_dim - at >= LANES {
+            weigh_part::<V, R, 1>(&own, next, weights, correction, visible, at, out);
+            at += LANES;
+        }
+        for i in at..head_dim {
+            for r in 0..R {
+                let mut sum = out[r][i] * correction[r];
+                for j in 0..visible {
+                    sum += weights[r][j] * (f32::from(own.low[j * head_dim + i]) * own.factors[j]);
+                }
+                out[r][i] = sum;
+            }
+        }
+    }
+}
+
+/// `N` vectors of positions from the vector `at` on.
+#[inline(always)]
+fn scores_part<V: Vector, const R: usize, const N: usize>(
+    keys: &SumBlock<'_>,
+    rotation: &KeyRotation,
+    next: Option<*const i16>,
+    queries: &[&[f32]; R],
+    at: usize,
+    scores: &mut [[V; VECTORS]; R],
+) {
+    let mut sums = [[V::splat(0.0); N]; R];
+    let (low, high): ([&[f32]; R], [&[f32]; R]) = {
+        let half = queries[0].len() / 2;
+        (std::array::from_fn(|r| &queries[r][..half]), std::array::from_fn(|r| &queries[r][half..]))
+    };
+    add_half::<V, R, N, false>(keys, rotation, next, &low, at, &mut sums);
+    add_half::<V, R, N, true>(keys, rotation, next, &high, at, &mut sums);
+    for r in 0..R {
+        scores[r][at..at + N].copy_from_slice(&sums[r]);
+    }
+}
+
+/// Adds the products with the first halves of the rotated keys, or with the second ones.
+#[inline(always)]
+fn add_half<V: Vector, const R: usize, const N: usize, const SECOND: bool>(
+    keys: &SumBlock<'_>,
+    rotation: &KeyRotation,
+    next: Option<*const i16>,
+    queries: &[&[f32]; R],
+    at: usize,
+    sums: &mut [[V; N]; R],
+) {
+    let (x, y) = keys.low.split_at(keys.low.len() / 2);
+    let (cos, sin) = rotation.angles();
+    let rows = [x, y].map(|rows| rows.as_chunks::<BLOCK>().0);
+    let angles = [cos, sin].map(|rows| rows.as_chunks::<BLOCK>().0);
+    let next = next.map(|next| next.wrapping_add(if SECOND { x.len() } else { 0 }));
+    let factors: [V; N] = {
+        let factors = keys.factors[at * LANES..(at + N) * LANES].as_chunks::<LANES>().0;
+        std::array::from_fn(|v| V::load(&factors[v]))
+    };
+    let pairs = rows[0].iter().zip(rows[1]).zip(angles[0].iter().zip(angles[1]));
+    for (pair, ((x, y), (cos, sin))) in pairs.enumerate().take(queries[0].len()) {
+        if let Some(next) = next {
+            lanes::prefetch_all(next.wrapping_add(pair * BLOCK + at * LANES), N * LANES);
+        }
+        let [x, y] = [x, y].map(|row| row.as_chunks::<LANES>().0);
+        let [cos, sin] = [cos, sin].map(|row| row.as_chunks::<LANES>().0);
+        let mut keys = [V::splat(0.0); N];
+        for v in 0..N {
+            let x = V::load_i16(&x[at + v]).mul(factors[v]);
+            let y = V::load_i16(&y[at + v]).mul(factors[v]);
+            let (cos, sin) = (V::load(&cos[at + v]), V::load(&sin[at + v]));
+            keys[v] = if SECOND { x.mul(sin).add(y.mul(cos)) } else { x.mul(cos).sub(y.mul(sin)) };
+        }
+        for r in 0..R {
+            let q = V::splat(queries[r][pair]);
+            for v in 0..N {
+                sums[r][v] = q.mul_add(keys[v], sums[r][v]);
+            }
+        }
+    }
+}
+
+/// `N` vectors of dimensions from `at` on.
+#[inline(always)]
+fn weigh_part<V: Vector, const R: usize, const N: usize>(
+    values: &SumBlock<'_>,
+    next: Option<*const i16>,
+    weights: &[[f32; BLOCK]; R],
+    correction: &[f32; R],
+    visible: usize,
+    at: usize,
+    out: &mut [&mut [f32]; R],
+) {
+    let head_dim = out[0].len();
+    let mut sums = [[V::splat(0.0); N]; R];
+    for r in 0..R {
+        let out = out[r][at..at + N * LANES].as_chunks::<LANES>().0;
+        for v in 0..N {
+            sums[r][v] = V::load(&out[v]).mul(V::splat(correction[r]));
+        }
+    }
+    for j in 0..visible {
+        let from = j * head_dim + at;
+        if let Some(next) = next {
+            lanes::prefetch_all(next.wrapping_add(from), N * LANES);
+        }
+        let factor = V::splat(values.factors[j]);
+        let row = values.low[from..from + N * LANES].as_chunks::<LANES>().0;
+        let row: [V; N] = std::array::from_fn(|v| V::load_i16(&row[v]).mul(factor));
+        for r in 0..R {
+            let weight = V::splat(weights[r][j]);
+            for v in 0..N {
+                sums[r][v] = weight.mul_add(row[v], sums[r][v]);
+            }
+        }
+    }
+    for r in 0..R {
+        let out = out[r][at..at + N * LANES].as_chunks_mut::<LANES>().0;
+        for v in 0..N {
+            sums[r][v].store(&mut out[v]);
+        }
+    }
+}

@@ -116,12 +116,7 @@ impl Decoder {
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid_config(format!("{key}: 0 is out of range; at least 1 expected")));
         }
-        if options.context_length > spec.context_length {
-            return Err(Error::invalid_config(format!(
-                "context: {} is out of range; at most {}, the model's own, expected",
-                options.context_length, spec.context_length
-            )));
-        }
+        spec.check_context(options.context_length)?;
         let mut placement = Placement::new(Budget::new(options.resident_weights));
         let places =
             checkpoint.layers.iter_mut().map(|layer| placement.layer(layer)).collect::<Result<Vec<_>>>()?;

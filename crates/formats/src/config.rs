@@ -408,6 +408,12 @@ fn rope(
         return Err(config.unsupported("rope_interleaved", &true, "false"));
     }
     let scaling = object.map_or(Ok(RopeScaling::None), |o| rope_scaling(&o, context_length))?;
+    if matches!(scaling, RopeScaling::Dynamic { .. }) {
+        notes.assume(format!(
+            "context of {context_length} tokens, up to which dynamic rotary scaling changes nothing; beyond it the same tokens would \
+             give other logits in other chunks, in transformers too"
+        ));
+    }
     Ok(RopeSpec { theta, scaling })
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use ternion_core::{Error, Result};
 use ternion_kernels::kv::{self, KvType};
 
 /// The facts of a decoder-only transformer that an engine needs. All counts are checked: none is zero, heads divide
@@ -55,6 +56,29 @@ impl ModelSpec {
     /// What a KV cache holds for each token.
     pub fn kv_layout(&self) -> kv::KvLayout {
         kv::KvLayout { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    }
+
+    /// Checks that the model can be computed with so long a context.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](ternion_core::ErrorKind::InvalidConfig) for one beyond the model's own.
+    pub fn check_context(&self, context: usize) -> Result<()> {
+        let own = self.context_length;
+        if context <= own {
+            return Ok(());
+        }
+        let why = match self.rope.scaling {
+            // Each token that is added changes the frequencies, and so all keys and hidden states before it.
+            RopeScaling::Dynamic { .. } => {
+                "; beyond it, dynamic rotary scaling rotates by a base that grows with each token, so that keys in a cache would no \
+                 longer fit and the same tokens give other logits in other chunks; with `rope_type` linear or yarn longer ones \
+                 are computed"
+            }
+            _ => "",
+        };
+        Err(Error::invalid_config(format!(
+            "context: {context} is out of range; at most {own}, the model's own, expected{why}"
+        )))
     }
 
     /// Bytes that one token takes in a KV cache of 32-bit floats.
@@ -150,7 +174,7 @@ pub enum RopeScaling {
         attention_factor: f32,
     },
     /// Dynamic NTK scaling: the base grows with a sequence that is longer than the context that the model was made for. There
-    /// is no change up to that, and none longer is computed.
+    /// is no change up to that, and none longer is computed: [`ModelSpec::check_context`] says why.
     Dynamic {
         /// At least 1.
         factor: f32,
@@ -292,6 +316,13 @@ mod tests {
         let halved =
             RopeSpec { theta: 500_000.0, scaling: RopeScaling::Linear { factor: 2.0 } }.frequencies(128);
         assert!(plain.iter().zip(&halved).all(|(a, b)| a / 2.0 == *b));
+    }
+
+    #[test]
+    fn dynamic_scaling_changes_nothing_up_to_the_context() {
+        let plain = RopeSpec { theta: 10_000.0, scaling: RopeScaling::None }.frequencies(96);
+        let dynamic = RopeSpec { theta: 10_000.0, scaling: RopeScaling::Dynamic { factor: 4.0 } };
+        assert_eq!((dynamic.frequencies(96), dynamic.attention_factor()), (plain, 1.0));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use common::gguf::Raw;
 use common::{Model, assert_says, fixture, open_error};
 use serde_json::json;
-use ternion_core::ErrorKind::{InvalidModel, Unsupported};
+use ternion_core::ErrorKind::{InvalidConfig, InvalidModel, Unsupported};
 use ternion_core::Result;
 use ternion_formats::convert::{Converted, Options, Target, convert};
 use ternion_formats::{Checkpoint, Family, LayerTensors, RopeScaling, Table, Weights};
@@ -298,6 +298,31 @@ fn yarn_is_read_as_by_transformers() {
     let folder = model.write();
     let rope = Checkpoint::open(folder.path()).unwrap().spec.rope;
     assert!(matches!(rope.scaling, RopeScaling::Yarn { factor: 2.0, original_context: 128, .. }));
+}
+
+#[test]
+fn dynamic_scaling_ends_with_the_context_and_says_why() {
+    let (_folder, mut model) = floats();
+    for key in ["rope_scaling", "rope_parameters"] {
+        model.config.as_object_mut().unwrap().remove("rope_scaling");
+        model.config.as_object_mut().unwrap().remove("rope_parameters");
+        model.config[key] = json!({"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e6});
+        let folder = model.write();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let spec = &checkpoint.spec;
+        assert_eq!(spec.rope.scaling, RopeScaling::Dynamic { factor: 4.0 });
+        assert!(spec.check_context(spec.context_length).is_ok());
+        let error = spec.check_context(spec.context_length + 1).unwrap_err();
+        assert_says(
+            &error,
+            InvalidConfig,
+            &["context: 257", "at most 256", "dynamic rotary scaling", "yarn"],
+        );
+        let said = |part: &str| checkpoint.assumptions.iter().any(|assumption| assumption.contains(part));
+        assert!(said("context of 256 tokens") && said("dynamic"), "{:?}", checkpoint.assumptions);
+    }
+    model.config["rope_parameters"] = json!({"rope_type": "dynamic", "rope_theta": 1e6});
+    assert_says(&model.error(), InvalidModel, &["rope_parameters.factor", "missing"]);
 }
 
 #[test]

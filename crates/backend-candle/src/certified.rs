@@ -12,13 +12,9 @@ use std::thread::{self, JoinHandle};
 
 use ternion_core::{Error, ErrorKind, Result};
 use ternion_engine::LogitsPrecision;
-use ternion_formats::DenseTensor;
-use ternion_kernels::{BoundedMatrix, InputBound, Team, dense_matmul};
+use ternion_kernels::{BoundedMatrix, InputBound, Team};
 
-use crate::{
-    head::{exact_rows, widen},
-    model::no_threads,
-};
+use crate::{head::exact_rows, model::no_threads, plain::Plain};
 
 /// At most one in this many rows is computed again. With more candidates the whole head is computed, in one stream.
 const ROWS_PER_CANDIDATE: usize = 8;
@@ -43,18 +39,18 @@ struct Counts {
 
 impl Certified {
     /// Begins to make a copy of `weights`, `[vocab_size, hidden]`, with so many threads.
-    pub(crate) fn start(weights: DenseTensor, threads: usize) -> Self {
+    pub(crate) fn start(weights: Plain, threads: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let make = move || {
-            let (rows, cols) = (weights.shape[0], weights.shape[1]);
+            let [rows, cols] = weights.shape();
             let team = Team::new(threads).map_err(no_threads)?;
             team.install(|| {
                 BoundedMatrix::new(rows, cols, |rows, out| {
                     if stopped.load(Ordering::Relaxed) {
                         return Err(Error::new(ErrorKind::Cancelled, "the model is unloaded"));
                     }
-                    widen(&weights, rows, out)
+                    weights.widen(rows, out)
                 })
             })
         };
@@ -83,12 +79,12 @@ impl Certified {
     /// Where a row that is to be exact cannot be read.
     pub(crate) fn forward(
         &self,
-        weights: &DenseTensor,
+        weights: &Plain,
         hidden: &[f32],
         precision: &[LogitsPrecision],
         logits: &mut [f32],
     ) -> Result<()> {
-        let (vocab, width) = (weights.shape[0], weights.shape[1]);
+        let [vocab, width] = weights.shape();
         let leading = |precision: &LogitsPrecision| match precision {
             LogitsPrecision::Leading(count) => Some(*count),
             _ => None,
@@ -102,7 +98,7 @@ impl Certified {
             let logits = &mut logits[rows.start * vocab..rows.end * vocab];
             let copy = if leading(&same[0]).is_some() { self.copy() } else { None };
             let Some(copy) = copy else {
-                dense_matmul(weights.view(), vocab, width, hidden, logits, vocab);
+                weights.multiply(weights.bytes(), hidden, logits, vocab)?;
                 continue;
             };
             let bounds = copy.matmul(hidden, logits, vocab);
@@ -119,7 +115,7 @@ impl Certified {
     fn certify(
         &self,
         copy: &BoundedMatrix,
-        weights: &DenseTensor,
+        weights: &Plain,
         (hidden, bound): (&[f32], InputBound),
         count: usize,
         logits: &mut [f32],
@@ -131,8 +127,8 @@ impl Certified {
             return exact_rows(weights, &found, hidden, logits);
         }
         self.counts.whole.fetch_add(1, Ordering::Relaxed);
-        dense_matmul(weights.view(), logits.len(), hidden.len(), hidden, logits, logits.len());
-        Ok(())
+        let vocab = logits.len();
+        weights.multiply(weights.bytes(), hidden, logits, vocab)
     }
 }
 

@@ -4,20 +4,19 @@
 //! of fewer bits is read instead; the leading candidates are then computed again from the original weights, so that the choice
 //! among them is the exact one. With a certified copy these are all that could be leading, by proof.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use ternion_core::Result;
 use ternion_engine::LogitsPrecision;
-use ternion_formats::{DenseTensor, Table};
+use ternion_formats::Table;
 use ternion_kernels::{
-    ActivationType, CompactMatrix, GroupedInput, GroupedMatrix, GroupedProduct, dense_matmul, for_each_mut,
-    leading,
+    ActivationType, CompactMatrix, GroupedInput, GroupedMatrix, GroupedProduct, for_each_mut, leading,
 };
 
 use crate::HeadPrecision;
 use crate::certified::Certified;
 use crate::ops::grouped_products;
+use crate::plain::Plain;
 use crate::residency::{Place, Placement, head_rows};
 use crate::stream::Stream;
 
@@ -29,17 +28,18 @@ const ROWS_AT_ONCE: usize = 16;
 
 /// A head `[vocab_size, hidden]`.
 pub(crate) struct Head {
-    /// All rows, to read single ones of.
-    exact: Table,
+    /// `[vocab_size, hidden]`
+    shape: [usize; 2],
     rows: Rows,
 }
 
 enum Rows {
     /// Parts in order, each with its first row; one where all of them are in memory.
-    Exact(Vec<(usize, DenseTensor, Place)>),
-    Copy(CompactMatrix),
+    Exact(Vec<(usize, Plain, Place)>),
+    /// The weights, and a copy of fewer bits.
+    Copy(Plain, CompactMatrix),
     /// The weights, and a copy with bounds.
-    Certified(DenseTensor, Certified),
+    Certified(Plain, Certified),
     /// Grouped weights, which take fewer bits than any copy.
     Grouped(Arc<GroupedMatrix>, ActivationType),
 }
@@ -55,28 +55,28 @@ impl Head {
         activations: ActivationType,
         placement: &mut Placement,
     ) -> Result<Self> {
+        let shape = weights.shape();
         let weights = match weights {
-            Table::Grouped(matrix) => {
-                let rows = Rows::Grouped(Arc::clone(&matrix), activations);
-                return Ok(Self { exact: Table::Grouped(matrix), rows });
-            }
-            Table::Dense(weights) => weights,
+            Table::Grouped(matrix) => return Ok(Self { shape, rows: Rows::Grouped(matrix, activations) }),
+            Table::Dense(weights) => Plain::Dense(weights),
+            Table::Quantized(weights) => Plain::Quantized(weights),
         };
-        let (vocab, width) = (weights.shape[0], weights.shape[1]);
+        let [vocab, width] = shape;
         let rows = if let Some(bits) = precision.copy() {
-            Rows::Copy(CompactMatrix::new(bits, vocab, width, |rows, out| widen(&weights, rows, out))?)
+            let copy = CompactMatrix::new(bits, vocab, width, |rows, out| weights.widen(rows, out))?;
+            Rows::Copy(weights, copy)
         } else if precision == HeadPrecision::Certified {
             Rows::Certified(weights.clone(), Certified::start(weights.clone(), threads))
         } else {
             let step = if placement.is_limited() { head_rows(&weights) } else { vocab };
             let part = |first: usize| {
                 let mut tensor = weights.rows(first..vocab.min(first + step));
-                let place = placement.place(&mut tensor.bytes)?;
+                let place = placement.place(tensor.bytes_mut())?;
                 Ok((first, tensor, place))
             };
             Rows::Exact((0..vocab).step_by(step).map(part).collect::<Result<_>>()?)
         };
-        Ok(Self { exact: Table::Dense(weights), rows })
+        Ok(Self { shape, rows })
     }
 
     /// Logits `[rows, vocab_size]` of normalised hidden states `[rows, hidden]`, each row with its precision. `None` if a part
@@ -91,12 +91,16 @@ impl Head {
         logits: &mut [f32],
         stream: Option<&Stream>,
     ) -> Result<Option<()>> {
-        let [vocab, width] = self.exact.shape();
+        let [vocab, width] = self.shape;
         let parts = match &self.rows {
-            Rows::Copy(copy) => {
+            Rows::Copy(weights, copy) => {
                 copy.matmul(hidden, logits, vocab);
                 let mut rows = logits.chunks_exact_mut(vocab).zip(hidden.chunks_exact(width));
-                return rows.try_for_each(|(logits, hidden)| self.rescore(hidden, logits)).map(Some);
+                // The largest become exact.
+                let rescore = |(logits, hidden): (&mut [f32], &[f32])| {
+                    exact_rows(weights, &leading(logits, RESCORED), hidden, logits)
+                };
+                return rows.try_for_each(rescore).map(Some);
             }
             Rows::Certified(weights, copy) => {
                 return copy.forward(weights, hidden, precision, logits).map(Some);
@@ -113,43 +117,21 @@ impl Head {
             let logits = &mut logits[*first..];
             match (place, stream) {
                 (Place::Streamed(piece), Some(stream)) => {
-                    let done = stream.with(*piece, |bytes| {
-                        let weights = tensor.dtype.view(bytes);
-                        dense_matmul(weights, tensor.shape[0], width, hidden, logits, vocab);
-                    });
-                    if done.is_none() {
-                        return Ok(None);
+                    let done = stream.with(*piece, |bytes| tensor.multiply(bytes, hidden, logits, vocab));
+                    match done {
+                        Some(done) => done?,
+                        None => return Ok(None),
                     }
                 }
-                _ => dense_matmul(tensor.view(), tensor.shape[0], width, hidden, logits, vocab),
+                _ => tensor.multiply(tensor.bytes(), hidden, logits, vocab)?,
             }
         }
         Ok(Some(()))
     }
-
-    /// Replaces the largest logits by exact ones.
-    fn rescore(&self, hidden: &[f32], logits: &mut [f32]) -> Result<()> {
-        let Table::Dense(weights) = &self.exact else { return Ok(()) };
-        exact_rows(weights, &leading(logits, RESCORED), hidden, logits)
-    }
-}
-
-/// The weights of some rows as floats.
-pub(crate) fn widen(weights: &DenseTensor, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-    let width = weights.shape[1];
-    let bytes = weights.rows(rows).bytes.loaded()?;
-    let rows = weights.dtype.view(&bytes);
-    out.chunks_exact_mut(width).enumerate().for_each(|(row, out)| rows.row(row, out));
-    Ok(())
 }
 
 /// Replaces the logits of these rows by exact ones.
-pub(crate) fn exact_rows(
-    weights: &DenseTensor,
-    rows: &[u32],
-    hidden: &[f32],
-    logits: &mut [f32],
-) -> Result<()> {
+pub(crate) fn exact_rows(weights: &Plain, rows: &[u32], hidden: &[f32], logits: &mut [f32]) -> Result<()> {
     let mut parts: Vec<_> = rows.chunks(ROWS_AT_ONCE).map(|ids| (ids, Ok(Vec::new()))).collect();
     for_each_mut(&mut parts, |_, (ids, found)| {
         *found = ids.iter().map(|id| exact_row(weights, *id as usize, hidden)).collect();
@@ -160,17 +142,16 @@ pub(crate) fn exact_rows(
     Ok(())
 }
 
-fn exact_row(weights: &DenseTensor, row: usize, hidden: &[f32]) -> Result<f32> {
+fn exact_row(weights: &Plain, row: usize, hidden: &[f32]) -> Result<f32> {
     let row = weights.rows(row..row + 1);
-    let bytes = row.bytes.loaded()?;
     let mut logit = [0.0];
-    dense_matmul(row.dtype.view(&bytes), 1, hidden.len(), hidden, &mut logit, 1);
+    row.multiply(&row.bytes().loaded()?, hidden, &mut logit, 1)?;
     Ok(logit[0])
 }
 
 #[cfg(test)]
 mod tests {
-    use ternion_formats::DenseType;
+    use ternion_formats::{DenseTensor, DenseType};
 
     use super::*;
     use crate::residency::Budget;

@@ -22,6 +22,7 @@ mod head;
 mod layer;
 mod model;
 mod ops;
+mod plain;
 mod plan;
 mod projection;
 mod residency;

@@ -168,7 +168,7 @@ const LARGE_HEAD: usize = 1 << 24;
 /// For a certified copy under a limit.
 fn head(checkpoint: &Checkpoint, wanted: HeadPrecision, limit: Option<u64>) -> Result<HeadPrecision> {
     let [rows, cols] = checkpoint.head_or_embed().shape();
-    let is_dense = matches!(checkpoint.head_or_embed(), Table::Dense(_));
+    let is_dense = !matches!(checkpoint.head_or_embed(), Table::Grouped(_));
     match (wanted, limit) {
         (HeadPrecision::Certified, Some(_)) => Err(Error::invalid_config(
             "options.head: `certified` together with `memory_limit`, for the copy takes memory beside the weights; set `int8` or \

@@ -5,8 +5,9 @@
 //! others are streamed. Weights that had to be converted when they were loaded have no place in a file and always stay.
 
 use ternion_core::Result;
-use ternion_formats::{Checkpoint, DenseTensor, LayerTensors, SharedBytes, Table, Weights};
+use ternion_formats::{Checkpoint, LayerTensors, SharedBytes, Table, Weights};
 
+use crate::plain::Plain;
 use crate::stream::Source;
 
 /// Bytes of the head that are one piece, about as much as the largest projection of BitNet 2B4T.
@@ -99,9 +100,10 @@ impl Placement {
 }
 
 /// Rows of the head that are one piece.
-pub(crate) fn head_rows(head: &DenseTensor) -> usize {
-    let row = head.bytes.len() / head.shape[0];
-    (HEAD_PIECE / row.max(1)).clamp(1, head.shape[0])
+pub(crate) fn head_rows(head: &Plain) -> usize {
+    let rows = head.shape()[0];
+    let row = head.bytes().len() / rows;
+    (HEAD_PIECE / row.max(1)).clamp(1, rows)
 }
 
 /// What a [`Budget`] makes of a checkpoint, in bytes.
@@ -140,17 +142,22 @@ impl Division {
         }
         match checkpoint.head_or_embed() {
             Table::Grouped(matrix) => division.head = matrix.bytes() as u64,
-            Table::Dense(head) if with_head => division.dense_head(head, &mut budget),
-            Table::Dense(_) => {}
+            Table::Dense(head) if with_head => {
+                division.plain_head(&Plain::Dense(head.clone()), &mut budget);
+            }
+            Table::Quantized(head) if with_head => {
+                division.plain_head(&Plain::Quantized(head.clone()), &mut budget);
+            }
+            Table::Dense(_) | Table::Quantized(_) => {}
         }
         division
     }
 
-    fn dense_head(&mut self, head: &DenseTensor, budget: &mut Budget) {
-        let step = head_rows(head);
-        for first in (0..head.shape[0]).step_by(step) {
-            let rows = head.rows(first..head.shape[0].min(first + step));
-            self.head += self.count(&rows.bytes, budget);
+    fn plain_head(&mut self, head: &Plain, budget: &mut Budget) {
+        let (rows, step) = (head.shape()[0], head_rows(head));
+        for first in (0..rows).step_by(step) {
+            let rows = head.rows(first..rows.min(first + step));
+            self.head += self.count(rows.bytes(), budget);
         }
     }
 

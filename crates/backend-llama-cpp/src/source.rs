@@ -212,6 +212,7 @@ impl Parts<'_> {
             name: "lm_head".to_owned(),
             weights: match &self.head {
                 Table::Dense(dense) => Weights::Dense(dense.clone()),
+                Table::Quantized(table) => Weights::Dense(table.to_dense()),
                 Table::Grouped(matrix) => Weights::Grouped(Arc::clone(matrix)),
             },
             input_norm: None,

@@ -97,6 +97,16 @@ impl TensorReport {
     fn table(name: &str, table: &Table) -> Self {
         match table {
             Table::Dense(tensor) => Self::dense(name, tensor),
+            Table::Quantized(quantized) => Self {
+                name: name.to_owned(),
+                kind: "dense",
+                dtype: table.type_name(),
+                shape: quantized.shape().to_vec(),
+                bytes: quantized.bytes.len() as u64,
+                mapped: quantized.bytes.is_mapped(),
+                scale: None,
+                group: None,
+            },
             Table::Grouped(matrix) => Self::grouped(name, matrix),
         }
     }

@@ -401,6 +401,7 @@ fn in_tensor(error: Error, tensor: &RawTensor, name: &str) -> Error {
 pub(crate) fn same_table(a: &Table, b: &Table) -> Result<bool> {
     match (a, b) {
         (Table::Dense(a), Table::Dense(b)) => Ok(a.dtype == b.dtype && a.bytes.same_as(&b.bytes)?),
+        (Table::Quantized(a), Table::Quantized(b)) => Ok(a.kind() == b.kind() && a.bytes.same_as(&b.bytes)?),
         (Table::Grouped(a), Table::Grouped(b)) => Ok(**a == **b),
         _ => Ok(false),
     }

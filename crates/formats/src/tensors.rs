@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ternion_core::Result as CoreResult;
 use ternion_kernels::{DenseRef, GroupedMatrix, TernaryLayout, TernaryRef, WeightsError, kv::MAX_SUM};
 
-use crate::{SharedBytes, grouped};
+use crate::{QuantizedTensor, SharedBytes, grouped};
 
 /// The element type of a dense tensor, little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -176,6 +176,8 @@ pub enum Weights {
 pub enum Table {
     /// Plain weights.
     Dense(DenseTensor),
+    /// Plain weights in a quantised type of GGUF, decoded as they are read.
+    Quantized(QuantizedTensor),
     /// Ternary or binary weights with a scale for each group of a row. Repacked when they were loaded.
     Grouped(Arc<GroupedMatrix>),
 }
@@ -185,6 +187,7 @@ impl Table {
     pub fn shape(&self) -> [usize; 2] {
         match self {
             Self::Dense(dense) => [dense.shape[0], dense.shape[1]],
+            Self::Quantized(table) => table.shape(),
             Self::Grouped(matrix) => [matrix.rows(), matrix.cols()],
         }
     }
@@ -198,7 +201,7 @@ impl Table {
     pub(crate) fn dense(&self) -> CoreResult<&DenseTensor> {
         match self {
             Self::Dense(dense) => Ok(dense),
-            Self::Grouped(_) => Err(not_written()),
+            Self::Quantized(_) | Self::Grouped(_) => Err(not_written()),
         }
     }
 
@@ -206,6 +209,7 @@ impl Table {
     pub fn bytes(&self) -> Option<&SharedBytes> {
         match self {
             Self::Dense(dense) => Some(&dense.bytes),
+            Self::Quantized(table) => Some(&table.bytes),
             Self::Grouped(_) => None,
         }
     }
@@ -214,6 +218,7 @@ impl Table {
     pub fn size(&self) -> usize {
         match self {
             Self::Dense(dense) => dense.bytes.len(),
+            Self::Quantized(table) => table.bytes.len(),
             Self::Grouped(matrix) => matrix.bytes(),
         }
     }
@@ -227,6 +232,7 @@ impl Table {
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Dense(dense) => dense.dtype.name(),
+            Self::Quantized(table) => table.kind().name(),
             Self::Grouped(matrix) => kind_name(matrix),
         }
     }
@@ -241,15 +247,17 @@ impl Table {
     pub fn row(&self, index: usize, out: &mut [f32]) -> CoreResult<()> {
         match self {
             Self::Dense(dense) => dense.dtype.view(&dense.row(index).bytes.loaded()?).row(0, out),
+            Self::Quantized(table) => table.decode_rows(index..index + 1, out)?,
             Self::Grouped(matrix) => matrix.row(index, out),
         }
         Ok(())
     }
 
-    /// As plain weights, which hold all values exactly: F16 or F32 where they are grouped.
+    /// As plain weights, which hold all values exactly: F16 or F32 where they are grouped, F32 where they are quantised.
     pub fn to_dense(&self) -> DenseTensor {
         match self {
             Self::Dense(dense) => dense.clone(),
+            Self::Quantized(table) => table.to_dense(),
             Self::Grouped(matrix) => grouped::to_dense(matrix),
         }
     }

@@ -98,6 +98,7 @@ impl<'a> Plan<'a> {
     ) -> Result<()> {
         let matrix = match table {
             Table::Dense(tensor) => return self.matrix(name, tensor, wanted, checkpoint),
+            Table::Quantized(_) => unreachable!("invariant: writers are given plain tables"),
             Table::Grouped(matrix) => matrix,
         };
         let dims = [matrix.cols(), matrix.rows()];

@@ -11,6 +11,7 @@ mod metadata;
 pub(crate) mod safetensors;
 mod vocabulary;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -20,11 +21,11 @@ use ternion_core::{Error, ErrorKind, Result, ResultExt};
 
 pub use grouped::Lost;
 
-use crate::Checkpoint;
 use crate::checkpoint::Progress;
 use crate::gguf::TensorType;
 use crate::onnx::{self, Head, Variant};
 use crate::unfinished::Unfinished;
+use crate::{Checkpoint, Table};
 
 /// Bytes that are converted and written at a time.
 const PIECE: usize = 8 << 20;
@@ -212,6 +213,7 @@ fn write(
     progress: &mut Progress<'_>,
 ) -> Result<Converted> {
     check_output(out, options)?;
+    let checkpoint = &with_plain_tables(checkpoint);
     let Some(ternary) = options.target.element_type() else {
         let onnx = match options.target {
             Target::Onnx | Target::OnnxFast => Some(onnx_options(options)?),
@@ -233,6 +235,22 @@ fn write(
     let unfinished = Unfinished::file(out)?;
     let lost = plan.write(unfinished.path(), progress)?;
     unfinished.finish().map(|()| Converted { lost })
+}
+
+/// The checkpoint with quantised tables in F32: what writers take. (GGUF files keep the blocks of a GGUF source.)
+fn with_plain_tables(checkpoint: &Checkpoint) -> Cow<'_, Checkpoint> {
+    let is_quantized = |table: &Table| matches!(table, Table::Quantized(_));
+    if !is_quantized(&checkpoint.embed) && !checkpoint.head.as_ref().is_some_and(is_quantized) {
+        return Cow::Borrowed(checkpoint);
+    }
+    let plain = |table: &Table| match table {
+        Table::Quantized(quantized) => Table::Dense(quantized.to_dense()),
+        other => other.clone(),
+    };
+    let mut owned = checkpoint.clone();
+    owned.head = owned.head.as_ref().map(plain);
+    owned.embed = plain(&owned.embed);
+    Cow::Owned(owned)
 }
 
 fn onnx_options(options: &Options) -> Result<onnx::Options> {

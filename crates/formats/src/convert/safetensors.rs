@@ -69,7 +69,7 @@ impl Mlx {
         let tables = [Some(&checkpoint.embed), checkpoint.head.as_ref()].into_iter().flatten();
         let of_tables = tables.filter_map(|table| match table {
             Table::Grouped(matrix) => Some(matrix),
-            Table::Dense(_) => None,
+            Table::Dense(_) | Table::Quantized(_) => None,
         });
         let all: Vec<_> = of_linears.chain(of_tables).collect();
         let Some(group) = all.iter().map(|matrix| matrix.group()).min() else {
@@ -174,6 +174,7 @@ impl<'a> Plan<'a> {
     fn table(&mut self, module: &str, table: &'a Table, dtype: Option<DenseType>) {
         match table {
             Table::Dense(tensor) => self.dense(format!("{module}.weight"), tensor, dtype),
+            Table::Quantized(_) => unreachable!("invariant: writers are given plain tables"),
             Table::Grouped(matrix) => self.grouped(module, matrix, dtype),
         }
     }

@@ -39,8 +39,8 @@ pub(super) fn decode_q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
 pub(super) fn decode_q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     for (part, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let (scale, min) = scale_and_min(block, part);
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = scale * f32::from(nibble(&block[16..], part, i)) - min;
+        for (out, code) in out.iter_mut().zip(nibbles(&block[16..], part)) {
+            *out = scale * f32::from(code) - min;
         }
     }
 }
@@ -49,9 +49,8 @@ pub(super) fn decode_q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
 pub(super) fn decode_q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     for (part, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let (scale, min) = scale_and_min(block, part);
-        for (i, out) in out.iter_mut().enumerate() {
-            let high = block[16 + i] >> part & 1;
-            *out = scale * f32::from(nibble(&block[48..], part, i) | high << 4) - min;
+        for ((out, code), high) in out.iter_mut().zip(nibbles(&block[48..], part)).zip(&block[16..48]) {
+            *out = scale * f32::from(code | (high >> part & 1) << 4) - min;
         }
     }
 }
@@ -62,14 +61,16 @@ pub(super) fn decode_q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
 /// high pairs elements `l`, `32 + l`, `64 + l` and `96 + l`.
 pub(super) fn decode_q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let scale = scale_at(block, 208);
-    for half in 0..2 {
-        let (low, high) = (&block[half * 64..][..64], &block[128 + half * 32..][..32]);
-        for i in 0..128 {
-            let nibble = low[i % 64] >> (i / 64 * 4) & 15;
-            let pair = high[i % 32] >> (i / 32 * 2) & 3;
-            let at = half * 128 + i;
-            let part = f32::from(block[192 + at / 16].cast_signed());
-            out[at] = scale * part * (f32::from(nibble | pair << 4) - 32.0);
+    for (part, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let (half, at) = (part / 8, part % 8 * 16);
+        let low = &block[half * 64 + at % 64..][..16];
+        let high = &block[128 + half * 32 + at % 32..][..16];
+        let (low_shift, high_shift) = (at / 64 * 4, at / 32 * 2);
+        let scale = scale * f32::from(block[192 + part].cast_signed());
+        // One after the other without branches: vector instructions.
+        for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+            let code = low >> low_shift & 15 | (high >> high_shift & 3) << 4;
+            *out = scale * (f32::from(code) - 32.0);
         }
     }
 }
@@ -102,9 +103,10 @@ fn pair(codes: &[u8], at: usize) -> u8 {
     codes[at / 128 * 32 + at % 32] >> (at % 128 / 32 * 2) & 3
 }
 
-/// Nibble `i` of part `part` of 8: two parts share 32 bytes, the first has the low nibbles.
-fn nibble(codes: &[u8], part: usize, i: usize) -> u8 {
-    codes[part / 2 * 32 + i] >> (part % 2 * 4) & 15
+/// The nibbles of part `part` of 8: two parts share 32 bytes, the first has the low ones.
+fn nibbles(codes: &[u8], part: usize) -> impl Iterator<Item = u8> {
+    let shift = part % 2 * 4;
+    codes[part / 2 * 32..][..32].iter().map(move |byte| byte >> shift & 15)
 }
 
 /// Scale and minimum of a part of a Q4_K or Q5_K block: 6 bits each, those of the last four parts split over two bytes.

@@ -1,9 +1,9 @@
 //! A checkpoint from a GGUF file: which tensor plays which part, and whether it is what the metadata says.
 //!
-//! Dense tensors of F32, F16 and BF16 and the codes of I2_S stay in the mapped file. Others are decoded or repacked into
-//! memory. Float projections of a BitNet are ternary weights before or after their quantisation; they are packed.
-//! Quantised dense tensors (Q8_0, Q4_K and the like) become F32, which alone holds their values exactly: an F16 scale
-//! times a signed byte has up to 18 significant bits, an F16 has 11, a BF16 8.
+//! Dense tensors of F32, F16 and BF16, the codes of I2_S and an embedding or head of a quantised type (Q8_0, Q4_K and the like)
+//! stay in the mapped file. Others are decoded or repacked into memory. Float projections of a BitNet are ternary weights
+//! before or after their quantisation; they are packed. Quantised dense projections become F32, which alone holds their
+//! values exactly: an F16 scale times a signed byte has up to 18 significant bits, an F16 has 11, a BF16 8.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,11 +21,14 @@ use crate::grouped::{Wrong, of_floats};
 use crate::notes::Notes;
 use crate::{
     Checkpoint, CheckpointOptions, DenseTensor, DenseType, Family, LayerTensors, Linear, ModelSpec,
-    Recognised, RmsNorm, RopeScaling, SharedBytes, Table, generation, layers,
+    QuantizedTensor, Recognised, RmsNorm, RopeScaling, SharedBytes, Table, generation, layers,
 };
 
 const GENERATION: &str = "generation_config.json";
 const GENERATION_CAP: u64 = 4 << 20;
+
+/// Rows of a quantised table that are looked at for what it is.
+const LOOKED_AT: usize = 64;
 
 /// Opens the file, and the other parts of a model that is split.
 pub(crate) fn open(
@@ -278,8 +281,42 @@ impl<'a> Reader<'a> {
         {
             return self.grouped(name, shape, None).map(Table::Grouped);
         }
+        if kind.is_some_and(QuantizedTensor::is_kind) && !self.may_be_grouped(name)? {
+            let (tensor, bytes) = self.take(name, &shape)?;
+            return match QuantizedTensor::new(tensor.kind, shape, bytes)? {
+                Ok(table) => Ok(Table::Quantized(table)),
+                Err(row) => {
+                    let message =
+                        format!("row {row}: a value is infinite or not a number, expected finite numbers");
+                    Err(self.error(name, message))
+                }
+            };
+        }
         let dense = self.dense(name, &shape, None)?;
         Ok(self.grouped_floats(name, &dense)?.map_or(Table::Dense(dense), Table::Grouped))
+    }
+
+    /// Whether some rows of a quantised table are ternary or binary by group, in a family of which all may be.
+    fn may_be_grouped(&self, name: &str) -> Result<bool> {
+        let Some(tensor) = self.left.get(name).filter(|_| self.spec.family == Family::Qwen3) else {
+            return Ok(false);
+        };
+        let (rows, cols) = (self.spec.vocab_size, self.spec.hidden_size);
+        let Some(width) = tensor.kind.row_bytes(cols).filter(|width| (width * rows) as u64 == tensor.bytes)
+        else {
+            return Ok(false);
+        };
+        let (mut blocks, mut values) = (vec![0; width], vec![0.0; cols]);
+        let mut bytes = Vec::new();
+        for row in (0..rows).step_by(rows.div_ceil(LOOKED_AT)) {
+            self.file.read(tensor, (row * width) as u64, &mut blocks)?;
+            dense::decode(tensor.kind, &blocks, &mut values)?;
+            bytes.extend(values.iter().flat_map(|x| x.to_le_bytes()));
+        }
+        let shape = vec![bytes.len() / (4 * cols), cols];
+        let sample = DenseTensor { dtype: DenseType::F32, shape, bytes: bytes.into() };
+        // Almost ternary ones are looked at whole, too.
+        Ok(!matches!(of_floats(&sample), Ok(None)))
     }
 
     /// A matrix with a scale for each group.

@@ -72,8 +72,8 @@ pub(crate) fn write(
     }
     let head = match (options.variant, checkpoint.head_or_embed(), options.head) {
         (Variant::Fast, ..) | (_, Table::Grouped(_), _) => checkpoint.head.as_ref().map_or(0, Table::size),
-        (Variant::Portable, Table::Dense(head), Head::Bits8) => head.elements() * 9 / 8,
-        (Variant::Portable, Table::Dense(head), Head::Full) => head.elements() * 4,
+        (Variant::Portable, head, Head::Bits8) => head.elements() * 9 / 8,
+        (Variant::Portable, head, Head::Full) => head.elements() * 4,
     };
     let total = weights + checkpoint.embed.size() + head;
     // The estimate leaves padding and small tensors out; nobody should see more than all.

@@ -172,6 +172,7 @@ impl MatrixTensors {
     fn table(b: &mut Builder, name: &str, table: &Table) -> Result<Self> {
         match table {
             Table::Dense(dense) => dense_tensor(b, name, dense).map(|()| Self::Dense(name.to_owned())),
+            Table::Quantized(_) => unreachable!("invariant: writers are given plain tables"),
             Table::Grouped(matrix) => Self::grouped(b, name, matrix),
         }
     }

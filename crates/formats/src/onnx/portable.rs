@@ -67,6 +67,7 @@ pub(super) fn build(
     decoder.shared()?;
     let mut h = match &checkpoint.embed {
         Table::Dense(table) => decoder.embedding(table)?,
+        Table::Quantized(_) => unreachable!("invariant: writers are given plain tables"),
         Table::Grouped(matrix) => decoder.grouped_embedding(matrix)?,
     };
     for (index, layer) in checkpoint.layers.iter().enumerate() {
@@ -502,6 +503,7 @@ impl Decoder<'_> {
         let normed = self.norm("final_norm", &kept, norm)?;
         let weights = match weights {
             Table::Dense(weights) => weights,
+            Table::Quantized(_) => unreachable!("invariant: writers are given plain tables"),
             Table::Grouped(matrix) => {
                 let (codes, scales) = if is_tied {
                     ("embedding.codes".to_owned(), "embedding.scales".to_owned())

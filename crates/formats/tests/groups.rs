@@ -12,6 +12,7 @@ use serde_json::json;
 use ternion_core::ErrorKind::{InvalidConfig, InvalidModel, Unsupported};
 use ternion_core::Result;
 use ternion_formats::convert::{Converted, Options, Target, convert};
+use ternion_formats::gguf::{TensorType, Value, preflight};
 use ternion_formats::{Checkpoint, Family, LayerTensors, RopeScaling, Table, Weights};
 use ternion_kernels::GroupedKind;
 
@@ -165,10 +166,63 @@ fn broken_mlx_matrices_are_refused_by_row_and_group() {
     assert_says(&bits, Unsupported, &["quantization.bits", "4"]);
     let group = broken(&|m| m.config["quantization"]["group_size"] = 32.into());
     assert_says(&group, Unsupported, &["quantization.group_size", "32"]);
+    // A row of 256 columns.
+    let rest = broken(&|m| m.config["hidden_size"] = 320.into());
+    assert_says(&rest, InvalidModel, &["320 columns", "a multiple of the group (128)"]);
     let missing = broken(&|m| drop(m.remove(&format!("{Q}.biases"))));
     assert_says(&missing, InvalidModel, &[&format!("{Q}.biases"), "missing"]);
     let shape = broken(&|m| m.tensor(&format!("{Q}.scales")).shape = vec![192, 4]);
     assert_says(&shape, InvalidModel, &[&format!("{Q}.scales"), "[192, 4]", "[384, 2]"]);
+}
+
+/// With one bit, the bias is half the scale.
+#[test]
+fn a_bias_of_one_bit_is_half_the_scale() {
+    const Q: &str = "model.layers.1.self_attn.q_proj";
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("mlx");
+    to(&Checkpoint::open(binary()).unwrap(), &out, Target::Mlx, false).unwrap();
+    let mut model = Model::fixture(out.to_str().unwrap());
+    assert_eq!(model.config["quantization"]["bits"], 1);
+    let scales = model.tensor(&format!("{Q}.scales")).bytes.clone();
+    // What would be right with two bits.
+    let minus = half::f16::from_le_bytes([scales[10], scales[11]]) * half::f16::NEG_ONE;
+    model.tensor(&format!("{Q}.biases")).bytes[10..12].copy_from_slice(&minus.to_le_bytes());
+    assert_says(&model.error(), InvalidModel, &[Q, "row 2, group 1", "minus half the scale", "not binary"]);
+}
+
+/// TQ1_0 and TQ2_0 whose blocks differ in scale, and floats in GGUF: what is wrong is told by row and group, too.
+#[test]
+fn other_gguf_tensors_are_refused_by_row_and_group() {
+    const Q: &str = "blk.0.attn_q.weight";
+    let source = fixture("gguf-ternary");
+    let block = TensorType::Tq2_0.block_bytes();
+    // A model with int8 inputs has one scale for the tensor, and is read by blocks.
+    for (path, place) in [
+        (source.join("qwen3.gguf"), "row 2, group 0"),
+        // The second row of a head, whose halves are interleaved in the file.
+        (source.join("llama-scales.gguf"), "row 1, group 0"),
+        (fixture("gguf").join("llama-tq.gguf"), "block 2"),
+    ] {
+        assert_eq!(Raw::read(&path).tensor(Q).kind, TensorType::Tq2_0.id());
+        for (bad, said) in
+            [(half::f16::NAN, "NaN"), (half::f16::INFINITY, "inf"), (half::f16::NEG_ZERO, "-0.0")]
+        {
+            let mut raw = Raw::read(&path);
+            raw.tensor(Q).data[3 * block - 2..3 * block].copy_from_slice(&bad.to_le_bytes());
+            let error = raw.open_error();
+            assert_says(&error, InvalidModel, &[Q, place, "the scale", said]);
+        }
+        let mut raw = Raw::read(&path);
+        // A block with the scale 0 is all zeros, whatever its codes.
+        let blocks = raw.tensor(Q).data.chunks_exact_mut(block);
+        blocks.filter(|block| block[block.len() - 2..] != [0, 0]).take(1).for_each(|block| block[0] |= 3);
+        assert_says(&raw.open_error(), InvalidModel, &[Q, "the code 3"]);
+    }
+    // A row that no group divides cannot be in a file of such a type at all.
+    let mut raw = Raw::read(&binary());
+    raw.tensor("blk.0.ffn_down.weight").dims[0] = 390;
+    assert_says(&raw.error(), InvalidModel, &["390", "multiple of 128", "Q1_0", "blk.0.ffn_down.weight"]);
 }
 
 /// The same model as plain floats.
@@ -233,9 +287,31 @@ fn broken_gguf_tensors_are_refused_by_row_and_group() {
         // The upper byte of a scale: infinity or NaN.
         says(broken(3 * row + block + 1, 0x7f), "the scale is");
     }
-    let mut raw = Raw::read(&ternary());
-    raw.tensor("output.weight").data[28 + 26..28 + 28].copy_from_slice(&half::f16::NEG_ZERO.to_le_bytes());
-    assert_says(&raw.open_error(), InvalidModel, &["output.weight", "row 0, group 1", "-0.0"]);
+    // Every bad scale in every type, at its place in the block.
+    let types = [
+        (Target::GgufQ2, 18, 0),
+        (Target::GgufQ2G128, 34, 0),
+        (Target::GgufPq2, 34, 0),
+        (Target::GgufPtq1, 28, 26),
+        (Target::GgufQ1, 18, 0),
+    ];
+    for (target, block, at) in types {
+        let path = folder.path().join(format!("scales-{target}.gguf"));
+        let source = if target == Target::GgufQ1 { binary() } else { ternary() };
+        to(&Checkpoint::open(source).unwrap(), &path, target, false).unwrap();
+        for (bad, said) in [
+            (half::f16::NAN, "NaN"),
+            (half::f16::INFINITY, "inf"),
+            (half::f16::NEG_INFINITY, "-inf"),
+            (half::f16::NEG_ZERO, "-0.0"),
+        ] {
+            let mut raw = Raw::read(&path);
+            let data = &mut raw.tensor("token_embd.weight").data;
+            data[block + at..block + at + 2].copy_from_slice(&bad.to_le_bytes());
+            let parts = ["token_embd.weight", "row 0, group 1", &format!("the scale is {said}")];
+            assert_says(&raw.open_error(), InvalidModel, &parts);
+        }
+    }
     // Bytes that are neither of the layouts of id 42.
     let mut raw = Raw::read(&folder.path().join("gguf-q2.gguf"));
     raw.tensor("blk.0.attn_q.weight").data.extend([0; 960]);
@@ -249,8 +325,28 @@ fn what_would_be_computed_wrong_is_refused() {
         change(&mut raw);
         raw.open_error()
     };
-    let rotated = changed(&|r| r.set("prism.hadamard.version", 2u32));
-    assert_says(&rotated, Unsupported, &["prism.hadamard.version", "same transformation of their inputs"]);
+    for (key, value) in [
+        ("prism.hadamard.version", Value::from(2u32)),
+        ("prism.hadamard.block_size", Value::from(1024u32)),
+        ("prism.something.new", Value::from("yes")),
+    ] {
+        let rotated = changed(&|r| r.set(key, value.clone()));
+        assert_says(&rotated, Unsupported, &[key, "same transformation of their inputs"]);
+        // Nor does llama.cpp know such a key: in a file that it would read, of any architecture.
+        for architecture in ["qwen3", "qwen35"] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("q2.gguf");
+            to(&Checkpoint::open(ternary()).unwrap(), &path, Target::GgufQ2, false).unwrap();
+            let mut raw = Raw::read(&path);
+            raw.set(key, value.clone());
+            raw.set("general.architecture", architecture);
+            let error = raw.open_error();
+            assert_says(&error, Unsupported, &[key]);
+            assert!(!error.to_string().contains("llama-cpp"), "{error}");
+            let refused = preflight(&raw.parse().unwrap()).unwrap_err();
+            assert_says(&refused, Unsupported, &[key, "same transformation of their inputs"]);
+        }
+    }
     let hybrid = changed(&|r| r.set("general.architecture", "qwen35"));
     assert_says(&hybrid, Unsupported, &["general.architecture", "qwen35", "DeltaNet"]);
     let rope = changed(&|r| r.set("qwen3.rope.scaling.type", "longrope"));

@@ -104,6 +104,7 @@ impl Model {
     /// [`Unsupported`](ternion_core::ErrorKind::Unsupported) where it does not,
     /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where the file contradicts itself.
     pub(super) fn check(file: File, architecture: Architecture) -> Result<Self> {
+        gguf::refuse_transformed(&file)?;
         let name = file.architecture()?.to_owned();
         let key = |key: &str| format!("{name}.{key}");
         let size = |part: &str, most: u64| file.required_integer(&key(part), 1..=most).map(|n| n as usize);

@@ -38,7 +38,7 @@ pub(crate) use open::{open, recognise};
 pub use overview::{Overview, TypeOverview};
 pub(crate) use pre_tokenizer::PreTokenizer;
 pub use preflight::{preflight, preflight_tokenizer};
-pub use spec::sampling_defaults;
+pub use spec::{refuse_transformed, sampling_defaults};
 pub use special::end_tokens;
 pub use support::Reader;
 pub(crate) use support::is_model;

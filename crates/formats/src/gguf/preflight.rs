@@ -9,6 +9,7 @@ mod charsmap;
 mod vocabulary;
 
 use super::keys::{self, Keys};
+use super::spec::refuse_transformed;
 use super::{File, TensorType};
 pub use vocabulary::preflight_tokenizer;
 
@@ -22,11 +23,13 @@ const MAX_CONTEXT: u64 = 1 << 30;
 /// [joined](File::joined).
 ///
 /// # Errors
-/// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for an element type that llama.cpp does not have,
+/// [`Unsupported`](ternion_core::ErrorKind::Unsupported) for an element type that llama.cpp does not have, and for weights that are
+/// transformed in a way that it does not know,
 /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) for the rest; the message names the key or tensor, what was
 /// found and what was expected.
 pub fn preflight(file: &File) -> Result<()> {
     texts(file)?;
+    refuse_transformed(file)?;
     types(file)?;
     sizes(file)?;
     vocabulary::check(file)

@@ -20,7 +20,7 @@ const MAX_CONTEXT: u64 = 1 << 28;
 pub(super) fn read(file: &File, notes: &mut Notes) -> Result<ModelSpec> {
     let architecture = file.architecture()?.to_owned();
     let keys = Keys::new(&architecture);
-    refuse_rotated(file)?;
+    refuse_transformed(file)?;
     let is_bitnet = match architecture.as_str() {
         "llama" | "qwen3" => false,
         "bitnet-b1.58" | "bitnet-25" | "bitnet" => true,
@@ -104,9 +104,12 @@ fn has_input_norms(file: &File) -> bool {
 /// Architectures with a recurrent state beside attention.
 const HYBRIDS: [&str; 3] = ["qwen35", "qwen35moe", "qwen3next"];
 
-/// Keys of PrismML say how weights are transformed; without the same transformation of their inputs the model writes fluent
-/// nonsense.
-fn refuse_rotated(file: &File) -> Result<()> {
+/// Refuses weights that are transformed: keys of PrismML say so, and without the same transformation of their inputs the model
+/// writes fluent nonsense, in llama.cpp as well, which does not know these keys.
+///
+/// # Errors
+/// [`Unsupported`](ternion_core::ErrorKind::Unsupported), naming the key.
+pub fn refuse_transformed(file: &File) -> Result<()> {
     match file.metadata().find(|(key, _)| key.starts_with("prism.")) {
         None => Ok(()),
         Some((key, _)) => Err(Error::unsupported(format!(

@@ -8,7 +8,8 @@
 //! $ cargo run --release -p ternion --features llama-cpp,onnx --example hot_swap
 //! ```
 //!
-//! With the feature `dense` a dense model takes its turn, and with `openai` a remote one, if `HOT_SWAP_URL` is the address of a server:
+//! The model is a small one that has learned a few answers. With the feature `dense` a dense model of random weights, which answers
+//! nonsense, takes its turn, and with `openai` a remote one, if `HOT_SWAP_URL` is the address of a server:
 //! the three kinds of `examples/hosts/three.toml`.
 //!
 //! ```console
@@ -57,7 +58,7 @@ async fn client(model: Arc<dyn LlmBackend>, log: Arc<Log>) {
         match answer {
             Ok(answer) => {
                 let who = answer.served_by.map_or_else(|| "?".to_owned(), |who| who.backend);
-                *seen.answers.entry(who).or_default() += 1;
+                *seen.answers.entry((who, answer.text)).or_default() += 1;
             }
             Err(error) => seen.failures.push(error.to_string()),
         }
@@ -73,7 +74,8 @@ struct Log {
 
 #[derive(Default)]
 struct Seen {
-    answers: BTreeMap<String, usize>,
+    /// How often an engine gave an answer.
+    answers: BTreeMap<(String, String), usize>,
     longest: Duration,
     failures: Vec<String>,
 }
@@ -82,7 +84,7 @@ struct Seen {
 /// beside it, and a remote model where `HOT_SWAP_URL` names a server.
 fn models(folder: &Path) -> Result<Vec<String>> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
-    let source = fixtures.join("tiny-packed");
+    let source = fixtures.join("ternion-tiny");
     let checkpoint = Checkpoint::open(&source)?;
     let local = |engine: &str, path: &Path| format!("backend = \"{engine}\"\npath = '{}'\n", path.display());
     let mut models = vec![local("candle", &source)];
@@ -139,6 +141,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     for wanted in all.iter().cycle().skip(1).take(ROUNDS * all.len()) {
         tokio::time::sleep(Duration::from_millis(300)).await; // some answers by the present one
+        println!("the file says: {}", wanted.lines().last().unwrap_or_default());
         let wrote = Instant::now();
         write(&file, wanted)?;
         loop {
@@ -155,7 +158,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         client.await?;
     }
     let seen = log.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    println!("\nanswers by each engine: {:?}", seen.answers);
+    println!();
+    for ((engine, text), count) in &seen.answers {
+        println!("{count:>6} answers by {engine}: {text:?}");
+    }
     println!("longest answer: {} ms", seen.longest.as_millis());
     println!("failed requests: {}", seen.failures.len());
     match seen.failures.first() {

@@ -85,8 +85,8 @@ pub(crate) fn parts(path: &Path, chat_template: Option<String>) -> Result<Tokeni
     let unknown = stated.filter(|id| *id < tokens.size).or(marked);
     // SAFETY: The vocabulary is alive.
     let splits = match unsafe { sys::llama_vocab_type(tokens.vocab) } {
-        sys::LLAMA_VOCAB_TYPE_BPE => match gguf::text(&model, "tokenizer.ggml.model").as_deref() {
-            Some("gpt2" | "gemma4" | "whitespace") => Splits::Words,
+        sys::LLAMA_VOCAB_TYPE_BPE => match gguf::text(&model, "tokenizer.ggml.pre").as_deref() {
+            None | Some("" | "default" | "gemma4") => Splits::Words,
             _ => Splits::Anything,
         },
         _ => Splits::No,
@@ -140,8 +140,9 @@ impl Vocabulary for LlamaVocabulary {
             return self.tokenize_here(text);
         }
         if run > LONGEST_RUN {
+            let between = if self.splits == Splits::Words { " without white space between" } else { "" };
             return Err(Error::invalid_request(format!(
-                "the text has {run} characters without white space between; llama.cpp's tokenizer, which the file needs, \
+                "the text has {run} characters{between}; llama.cpp's tokenizer, which the file needs, \
                  takes at most {LONGEST_RUN}"
             )));
         }

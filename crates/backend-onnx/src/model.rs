@@ -84,7 +84,7 @@ impl Sizes {
             }
             (wanted, Some(own)) if wanted > own => {
                 return Err(Error::invalid_config(format!(
-                    "context: {wanted} is out of range; at most {own}, the model's own, expected"
+                    "context_length: {wanted} is out of range; at most {own}, the model's own, expected"
                 )));
             }
             (wanted, _) => wanted,

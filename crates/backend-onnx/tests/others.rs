@@ -235,7 +235,7 @@ async fn what_cannot_be_loaded_says_why() {
     let mut config = ModelConfig::for_path(fixtures().join("onnx/plain-f32"));
     config.context_length = Some(257);
     let error = load(&config).await;
-    assert!(error.contains("context: 257 is out of range; at most 256"), "{error}");
+    assert!(error.contains("context_length: 257 is out of range; at most 256"), "{error}");
 
     config.context_length = None;
     config.options.insert("library".into(), "/another/libonnxruntime.so".into());

@@ -77,7 +77,7 @@ impl ModelSpec {
             _ => "",
         };
         Err(Error::invalid_config(format!(
-            "context: {context} is out of range; at most {own}, the model's own, expected{why}"
+            "context_length: {context} is out of range; at most {own}, the model's own, expected{why}"
         )))
     }
 

@@ -412,7 +412,7 @@ fn dynamic_scaling_ends_with_the_context_and_says_why() {
         assert_says(
             &error,
             InvalidConfig,
-            &["context: 257", "at most 256", "dynamic rotary scaling", "yarn"],
+            &["context_length: 257", "at most 256", "dynamic rotary scaling", "yarn"],
         );
         let said = |part: &str| checkpoint.assumptions.iter().any(|assumption| assumption.contains(part));
         assert!(said("context of 256 tokens") && said("dynamic"), "{:?}", checkpoint.assumptions);

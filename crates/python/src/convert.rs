@@ -14,9 +14,16 @@ use crate::errors::exception;
 pub(crate) fn from_python<T: DeserializeOwned>(value: &Bound<'_, PyAny>) -> PyResult<T> {
     serde_path_to_error::deserialize(&mut Depythonizer::from_object(value)).map_err(|error| {
         let path = error.path().to_string();
+        let inner = error.inner().to_string();
+        // Python's own errors begin with their class.
+        let what = match inner.split_once(": ") {
+            Some(("OverflowError", _)) => "the number is out of range",
+            Some((class, rest)) if class.ends_with("Error") => rest,
+            _ => &inner,
+        };
         let message = match path.as_str() {
-            "." => error.inner().to_string(),
-            _ => format!("{path}: {}", error.inner()),
+            "." => what.to_owned(),
+            _ => format!("{path}: {what}"),
         };
         exception(value.py(), &Error::invalid_request(message))
     })

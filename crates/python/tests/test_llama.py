@@ -178,6 +178,8 @@ def test_other_names_are_type_errors(llm, gguf):
         Llama(gguf, n_contexts=7)
     with pytest.raises(TypeError):
         llm(PROMPT, max_token=7)
+    with pytest.raises(TypeError, match="takes bytes"):
+        llm.tokenize("a week")
     with pytest.raises(ternion.NotFoundError):
         Llama("missing.gguf")
     with pytest.raises(ValueError, match="exceed|context"):

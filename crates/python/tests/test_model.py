@@ -103,6 +103,8 @@ def test_a_bias_forbids_a_token(model):
         ({"top_k": "many"}, ValueError, "sampling.top_k"),
         ({"max_tokens": 0}, ternion.InvalidRequestError, "max_tokens"),
         ({"max_tokens": 2**70}, ValueError, "max_tokens"),
+        ({"max_tokens": -3}, ValueError, "^max_tokens: the number is out of range"),
+        ({"temperature": "hot"}, ValueError, "^sampling.temperature: must be real number, not str"),
         ({"stop": [""]}, ternion.InvalidRequestError, "stop"),
         ({"tools": [{"type": "x"}]}, ValueError, "tools"),
         ({"template_args": 7}, ValueError, "template_args"),
@@ -116,6 +118,23 @@ def test_wrong_parameters_are_named(model, params, error, message):
 @pytest.mark.parametrize("prompt", [7, [7.5], [None], [{"content": "x"}], [{"role": "user", "content": 7}], [-1], ""])
 def test_wrong_prompts_are_errors(model, prompt):
     with pytest.raises((TypeError, ternion.InvalidRequestError)):
+        model.generate(prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (None, "a prompt is a text, a list of token ids or a list of messages, not NoneType"),
+        ({"role": "user", "content": "x"}, "not dict"),
+        (b"x", "not bytes"),
+        ([{"rol": "user", "content": "x"}], r"message 0 of the prompt has no 'role'; it has \['content', 'rol'\]"),
+        ([{"role": "user", "content": "x"}, {"content": "y"}], "message 1 of the prompt has no 'role'"),
+        ([{"role": "user", "content": "x"}, "y"], "not a list of dict"),
+        ([5, 7.5], "not a list of float"),
+    ],
+)
+def test_wrong_prompts_say_what_one_is(model, prompt, message):
+    with pytest.raises(TypeError, match=message):
         model.generate(prompt)
 
 

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             let only = ["--test", "python_package"].map(str::to_owned);
             test::run(machine, &[&only[..], &arguments[1..]].concat())
         }),
-        ["wheel"] => setup::run(setup::Scope::Test).and_then(|_| wheel()),
+        ["wheel"] => setup::run(setup::Scope::Wheel).and_then(|_| wheel()),
         ["lint"] => lint::run(),
         ["ci"] => lint::run()
             .and_then(|()| setup::run(setup::Scope::Test))

@@ -62,13 +62,16 @@ fn apt_install(package: &str) -> Result<(), String> {
     shell::run(&words, &[("DEBIAN_FRONTEND", "noninteractive")])
 }
 
+/// What builds the Python package.
+const MATURIN: &str = "maturin>=1.9.4,<2";
+
 /// The packages, with the versions that the comparisons were written for.
 const PYTHON_PACKAGES: [&str; 15] = [
     "gguf==0.19.0",
     "huggingface_hub",
     "jsonschema",
     "lm-eval[api]==0.4.13",
-    "maturin>=1.9.4,<2",
+    MATURIN,
     "mypy>=2.4,<3",
     "numpy",
     "onnx",
@@ -90,6 +93,14 @@ pub(crate) fn python_packages() -> Option<String> {
                    assert all(map(u.find_spec, ['lm_eval', 'pydantic_ai', 'schemathesis', 'transformers', 'xllamacpp'])); \
                    print('onnx', onnx.__version__)";
     shell::probe(&[&python, "-c", program])
+}
+
+/// Gets what builds the Python package.
+///
+/// # Errors
+/// As [`install_python_packages`].
+pub(crate) fn install_maturin() -> Result<(), String> {
+    pip_install(&[MATURIN])
 }
 
 /// Gets those packages.

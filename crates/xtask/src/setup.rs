@@ -9,6 +9,8 @@ use crate::{native, onnxruntime, shell};
 /// How much of the list is wanted. A machine that only runs the tests need not have the linters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
+    /// What `cargo xtask wheel` needs.
+    Wheel,
     /// What `cargo xtask test` needs.
     Test,
     /// That, and what `cargo xtask lint` needs.
@@ -101,7 +103,7 @@ const UPDATE_RUST: Remedy = Remedy::Tell("update Rust: `rustup update stable`");
 const NEEDS: &[Need] = &[
     Need {
         name: "cargo",
-        scope: Scope::Test,
+        scope: Scope::Wheel,
         probe: Probe::Command(&["cargo", "--version"]),
         minimum: MSRV,
         remedy: UPDATE_RUST,
@@ -109,11 +111,19 @@ const NEEDS: &[Need] = &[
     },
     Need {
         name: "rustc",
-        scope: Scope::Test,
+        scope: Scope::Wheel,
         probe: Probe::Command(&["rustc", "--version"]),
         minimum: MSRV,
         remedy: UPDATE_RUST,
         without: Without::Nothing,
+    },
+    Need {
+        name: "maturin",
+        scope: Scope::Wheel,
+        probe: Probe::Command(&["maturin", "--version"]),
+        minimum: Some("1.9"),
+        remedy: Remedy::Call(native::install_maturin),
+        without: Without::Less("the Python package cannot be built"),
     },
     Need {
         name: "CMake",

@@ -358,6 +358,8 @@ class Llama:
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """The tokens of a text in UTF-8. ``special``: special tokens in it are control tokens."""
+        if isinstance(text, str):
+            raise TypeError("tokenize takes bytes, as in llama-cpp-python; `text.encode()` gives them")
         tokens = self._tokenizer.encode(text.decode("utf-8"), add_special=False, trusted=special)
         before, _ = self._tokenizer._native.added_around()
         return [*before, *tokens] if add_bos else tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional, Sequence, TypedDict, Union
 
 if TYPE_CHECKING:
@@ -116,13 +117,21 @@ def chat_options(params: Mapping[str, Any]) -> dict[str, Any]:
 def _prompt(prompt: Prompt) -> dict[str, Any]:
     if isinstance(prompt, str):
         return {"text": prompt}
+    what = "a prompt is a text, a list of token ids or a list of messages, not"
+    if isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__iter__"):
+        raise TypeError(f"{what} {type(prompt).__name__}")
     # Arrays of numpy and tensors of torch become lists.
     items = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
     if not items:
         return {"tokens": []}
-    if isinstance(items[0], Mapping):
-        kind = "chat" if "role" in items[0] else "segments"
-        return {kind: items}
-    if isinstance(items[0], int):
-        return {"tokens": items}
-    raise TypeError(f"a prompt is a text, a list of token ids or a list of messages, not a list of {type(items[0]).__name__}")
+    if all(isinstance(item, Mapping) for item in items):
+        if all("text" in item and "role" not in item for item in items):
+            return {"segments": items}
+        for place, item in enumerate(items):
+            if "role" not in item:
+                raise TypeError(f"message {place} of the prompt has no 'role'; it has {sorted(item)}")
+        return {"chat": items}
+    for item in items:
+        if not hasattr(item, "__index__"):
+            raise TypeError(f"{what} a list of {type(item).__name__}")
+    return {"tokens": [index(item) for item in items]}

@@ -144,7 +144,7 @@ fn attention_by(
     let split = split(whole, group, threads);
     let parts_of = |s: &AttentionSequence<'_>| {
         let segments = (s.past + s.tokens).div_ceil(SEGMENT * BLOCK);
-        if !shares || threads == 1 || segments == 1 { 1 } else { segments }
+        if shares { segments.max(1) } else { 1 }
     };
     let further = sequences.iter().map(|s| (parts_of(s) - 1) * s.tokens * width).sum();
     let mut partial = vec![0.0; further];
@@ -152,7 +152,7 @@ fn attention_by(
     let mut tasks: Vec<Task<'_>> = Vec::new();
     // For each sequence its first task, and how many tasks have a part of the segments.
     let mut divided = Vec::with_capacity(sequences.len());
-    for sequence in sequences {
+    for sequence in sequences.iter().filter(|s| s.tokens > 0) {
         let AttentionSequence { past, tokens, kv } = sequence;
         let segments = (past + tokens).div_ceil(SEGMENT * BLOCK);
         let parts = parts_of(sequence);

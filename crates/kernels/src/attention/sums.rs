@@ -4,7 +4,10 @@
 //! single tile of queries, sums become floats in registers as they are read. Both have the same order of operations, which is
 //! that of floats in memory.
 
-use std::{cell::RefCell, ops::Range};
+use std::{
+    cell::{Cell, RefCell},
+    ops::Range,
+};
 
 use super::{
     Attention, VECTORS,
@@ -14,7 +17,7 @@ use super::{
 };
 use crate::{
     kv::{BLOCK, KeyRotation, SumBlock},
-    lanes::{self, LANES},
+    lanes::{self, LANES, Lanes},
     vector::Vector,
 };
 
@@ -27,7 +30,7 @@ pub(super) struct Sums<'a> {
 
 thread_local! {
     /// Keys and values of a block of one head.
-    static FLOATS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static FLOATS: RefCell<Vec<Lanes>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Source for Sums<'_> {
@@ -50,19 +53,20 @@ impl Source for Sums<'_> {
         let head_dim = shape.head_dim;
         let plane = head_dim * BLOCK;
         let mut floats = FLOATS.take();
-        if floats.len() < 2 * plane {
-            floats.resize(2 * plane, 0.0);
+        if floats.len() < 2 * plane / LANES {
+            floats.resize(2 * plane / LANES, [0.0; LANES]);
         }
-        let (keys, values) = floats[..2 * plane].split_at_mut(plane);
         for block in reached(blocks, rows) {
             let first = block * BLOCK;
             let is_wide =
                 [self.keys, self.values].iter().any(|side| side[block].head(head, head_dim).is_wide());
             if rows.len() <= TILE && !is_wide {
                 let place = Place { block, head, ahead: true };
-                softmax::block::<V, _>(shape.scale, Narrow(self), place, first, rows, queries);
+                let kv = Narrow { sums: self, second: Cell::from_mut(&mut floats[..]).as_slice_of_cells() };
+                softmax::block::<V, _>(shape.scale, kv, place, first, rows, queries);
                 continue;
             }
+            let (keys, values) = floats.as_flattened_mut()[..2 * plane].split_at_mut(plane);
             let visible = rows.last().map_or(0, |row| row.length.saturating_sub(first).min(BLOCK));
             let (own, next) = of_head(self.values, block, head, head_dim);
             own.values(next.as_ref(), visible, values);
@@ -89,7 +93,11 @@ fn of_head<'a>(
 
 /// Blocks of sums that have 16 bits.
 #[derive(Clone, Copy)]
-struct Narrow<'a>(Sums<'a>);
+struct Narrow<'a> {
+    sums: Sums<'a>,
+    /// Room for the second halves of the keys of a block.
+    second: &'a [Cell<Lanes>],
+}
 
 impl Blocks for Narrow<'_> {
     type Query<'a> = &'a [f32];
@@ -105,15 +113,18 @@ impl Blocks for Narrow<'_> {
         Place { block, head, ahead }: Place,
         queries: &[&[f32]; R],
     ) -> [[V; VECTORS]; R] {
-        let (own, next) = of_head(self.0.keys, block, head, queries[0].len());
+        let (own, next) = of_head(self.sums.keys, block, head, queries[0].len());
         let next = next.filter(|_| ahead).map(|next| next.low.as_ptr());
+        let rotation = &self.sums.rotations[block];
+        if V::STRIP >= VECTORS {
+            return scores_part::<V, R, VECTORS>(&own, rotation, next, queries, 0, self.second);
+        }
         let mut sums = [[V::splat(0.0); VECTORS]; R];
-        if V::STRIP < VECTORS {
-            for at in 0..VECTORS {
-                scores_part::<V, R, 1>(&own, &self.0.rotations[block], next, queries, at, &mut sums);
+        for at in 0..VECTORS {
+            let part = scores_part::<V, R, 1>(&own, rotation, next, queries, at, self.second);
+            for r in 0..R {
+                sums[r][at] = part[r][0];
             }
-        } else {
-            scores_part::<V, R, VECTORS>(&own, &self.0.rotations[block], next, queries, 0, &mut sums);
         }
         sums
     }
@@ -128,7 +139,7 @@ impl Blocks for Narrow<'_> {
         out: &mut [&mut [f32]; R],
     ) {
         let head_dim = out[0].len();
-        let (own, next) = of_head(self.0.values, block, head, head_dim);
+        let (own, next) = of_head(self.sums.values, block, head, head_dim);
         let next = next.filter(|_| ahead).map(|next| next.low.as_ptr());
         let mut at = 0;
         while V::STRIP >= VECTORS && head_dim - at >= VECTORS * LANES {
@@ -151,7 +162,8 @@ impl Blocks for Narrow<'_> {
     }
 }
 
-/// `N` vectors of positions from the vector `at` on.
+/// `N` vectors of positions from the vector `at` on: first the first halves of the rotated keys, while the second halves go to
+/// `second`, then these.
 #[inline(always)]
 fn scores_part<V: Vector, const R: usize, const N: usize>(
     keys: &SumBlock<'_>,
@@ -159,43 +171,29 @@ fn scores_part<V: Vector, const R: usize, const N: usize>(
     next: Option<*const i16>,
     queries: &[&[f32]; R],
     at: usize,
-    scores: &mut [[V; VECTORS]; R],
-) {
-    let mut sums = [[V::splat(0.0); N]; R];
-    let (low, high): ([&[f32]; R], [&[f32]; R]) = {
-        let half = queries[0].len() / 2;
-        (std::array::from_fn(|r| &queries[r][..half]), std::array::from_fn(|r| &queries[r][half..]))
-    };
-    add_half::<V, R, N, false>(keys, rotation, next, &low, at, &mut sums);
-    add_half::<V, R, N, true>(keys, rotation, next, &high, at, &mut sums);
-    for r in 0..R {
-        scores[r][at..at + N].copy_from_slice(&sums[r]);
-    }
-}
-
-/// Adds the products with the first halves of the rotated keys, or with the second ones.
-#[inline(always)]
-fn add_half<V: Vector, const R: usize, const N: usize, const SECOND: bool>(
-    keys: &SumBlock<'_>,
-    rotation: &KeyRotation,
-    next: Option<*const i16>,
-    queries: &[&[f32]; R],
-    at: usize,
-    sums: &mut [[V; N]; R],
-) {
+    second: &[Cell<Lanes>],
+) -> [[V; N]; R] {
     let (x, y) = keys.low.split_at(keys.low.len() / 2);
     let (cos, sin) = rotation.angles();
     let rows = [x, y].map(|rows| rows.as_chunks::<BLOCK>().0);
     let angles = [cos, sin].map(|rows| rows.as_chunks::<BLOCK>().0);
-    let next = next.map(|next| next.wrapping_add(if SECOND { x.len() } else { 0 }));
+    let pairs = rows[0].len();
     let factors: [V; N] = {
         let factors = keys.factors[at * LANES..(at + N) * LANES].as_chunks::<LANES>().0;
         std::array::from_fn(|v| V::load(&factors[v]))
     };
-    let pairs = rows[0].iter().zip(rows[1]).zip(angles[0].iter().zip(angles[1]));
-    for (pair, ((x, y), (cos, sin))) in pairs.enumerate().take(queries[0].len()) {
+    let (low, high): ([&[f32]; R], [&[f32]; R]) = (
+        std::array::from_fn(|r| &queries[r][..pairs]),
+        std::array::from_fn(|r| &queries[r][pairs..][..pairs]),
+    );
+    let second = &second.as_chunks::<N>().0[..pairs];
+    let mut sums = [[V::splat(0.0); N]; R];
+    let all = rows[0].iter().zip(rows[1]).zip(angles[0].iter().zip(angles[1])).zip(second);
+    for (pair, (((x, y), (cos, sin)), second)) in all.enumerate() {
         if let Some(next) = next {
-            lanes::prefetch_all(next.wrapping_add(pair * BLOCK + at * LANES), N * LANES);
+            let next = next.wrapping_add(pair * BLOCK + at * LANES);
+            lanes::prefetch_all(next, N * LANES);
+            lanes::prefetch_all(next.wrapping_add(pairs * BLOCK), N * LANES);
         }
         let [x, y] = [x, y].map(|row| row.as_chunks::<LANES>().0);
         let [cos, sin] = [cos, sin].map(|row| row.as_chunks::<LANES>().0);
@@ -204,13 +202,32 @@ fn add_half<V: Vector, const R: usize, const N: usize, const SECOND: bool>(
             let x = V::load_i16(&x[at + v]).mul(factors[v]);
             let y = V::load_i16(&y[at + v]).mul(factors[v]);
             let (cos, sin) = (V::load(&cos[at + v]), V::load(&sin[at + v]));
-            keys[v] = if SECOND { x.mul(sin).add(y.mul(cos)) } else { x.mul(cos).sub(y.mul(sin)) };
+            keys[v] = x.mul(cos).sub(y.mul(sin));
+            second[v].set(x.mul(sin).add(y.mul(cos)).lanes());
         }
-        for r in 0..R {
-            let q = V::splat(queries[r][pair]);
-            for v in 0..N {
-                sums[r][v] = q.mul_add(keys[v], sums[r][v]);
-            }
+        add_products::<V, R, N>(&mut sums, &low, pair, &keys);
+    }
+    for (pair, second) in second.iter().enumerate() {
+        let mut keys = [V::splat(0.0); N];
+        for v in 0..N {
+            keys[v] = V::load(&second[v].get());
+        }
+        add_products::<V, R, N>(&mut sums, &high, pair, &keys);
+    }
+    sums
+}
+
+#[inline(always)]
+fn add_products<V: Vector, const R: usize, const N: usize>(
+    sums: &mut [[V; N]; R],
+    queries: &[&[f32]; R],
+    d: usize,
+    keys: &[V; N],
+) {
+    for r in 0..R {
+        let q = V::splat(queries[r][d]);
+        for v in 0..N {
+            sums[r][v] = q.mul_add(keys[v], sums[r][v]);
         }
     }
 }

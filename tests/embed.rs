@@ -442,6 +442,20 @@ fn streamed(tokenizer: &Arc<Tokenizer>, ids: &[u32]) -> String {
     text
 }
 
+/// A name that nobody knows: llama.cpp refuses the file, and candle needs the rule to be said.
+#[cfg(feature = "llama-cpp")]
+#[tokio::test]
+async fn a_rule_that_is_not_known_is_named() {
+    let Some(folder) = models() else { return };
+    for (backend, kind) in [("llama-cpp", ErrorKind::InvalidModel), ("candle", ErrorKind::Unsupported)] {
+        let mut config = ModelConfig::for_path(folder.join("bpe-unknown.gguf"));
+        config.backend = backend.into();
+        let error = ternion::load(&Config::single("model", config), None).await.err().unwrap();
+        println!("{error}");
+        assert!(error.kind() == kind && error.to_string().contains("no-such-rule"), "{error}");
+    }
+}
+
 /// llama.cpp would end the process when a text leads out of the map.
 #[cfg(feature = "llama-cpp")]
 #[tokio::test]

@@ -163,7 +163,7 @@ mod tests {
             assert_eq!(table(kind, Some(66)).unwrap().unwrap_err(), 66, "{kind}");
         }
         for (kind, shape) in
-            [(TensorType::Q8_0, [2, 64]), (TensorType::F32, [1, 34]), (TensorType::Q8_0, [0, 32])]
+            [(TensorType::Q8_0, [3, 64]), (TensorType::F32, [1, 34]), (TensorType::Q8_0, [0, 32])]
         {
             assert!(QuantizedTensor::new(kind, shape, vec![0; 136].into()).is_err(), "{kind} {shape:?}");
         }

@@ -152,7 +152,7 @@ mod tests {
         for kind in [GroupedKind::Ternary, GroupedKind::Binary] {
             let fill = |row: usize, words: &mut [u32], scales: &mut [f32]| {
                 for (i, word) in words.iter_mut().enumerate() {
-                    let random = (row * 31 + i + 1) as u32 * 0x9e37_79b1;
+                    let random = ((row * 31 + i + 1) as u32).wrapping_mul(0x9e37_79b1);
                     // No code is 3.
                     *word = if kind == GroupedKind::Ternary {
                         random & !(random << 1 & 0xaaaa_aaaa)

@@ -4,6 +4,7 @@
 //! implementations have 16 lanes, so that a sum has the same order everywhere.
 
 use crate::lanes::{self, LANES, Lanes};
+use crate::quantize::Line;
 
 /// Sixteen floats. The methods are instructions; they are only called within functions that are compiled for them.
 pub(crate) trait Vector: Copy {
@@ -14,6 +15,8 @@ pub(crate) trait Vector: Copy {
     /// How many of these beside each other are worth keeping for each row of a tile of attention; 1 where more would not
     /// fit into the registers.
     const STRIP: usize = 4;
+    /// Tokens whose sums fit into the registers beside codes that are widened as they are multiplied.
+    const TOKENS: usize = 2;
     /// Whether [`mul_add`](Self::mul_add) is fused.
     const FUSED: bool = true;
 
@@ -40,6 +43,16 @@ pub(crate) trait Vector: Copy {
 
     /// The nearest integers, ties to even, which are within 16 bits.
     fn store_i16(self, out: &mut [i16; LANES]);
+
+    /// The weights of one column in sixteen words of codes: of two bits, the code less one, or of one, twice the code less one.
+    #[inline(always)]
+    fn weights<const BITS: u32>(words: &Line, column: u32) -> Self {
+        let weight = |word: u32| match BITS {
+            1 => (2 * (word >> column & 1) as i32 - 1) as f32,
+            _ => ((word >> (2 * column) & 3) as i32 - 1) as f32,
+        };
+        Self::load(&words.words().map(weight))
+    }
 
     fn zeros() -> Self::Ints;
     fn of_ints(x: Self::Ints) -> Self;

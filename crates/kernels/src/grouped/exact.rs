@@ -1,12 +1,11 @@
 //! Products of grouped weights with activations in single precision: the reference for those in int8.
 
 use super::product::{Write, by_blocks, one_part};
-use super::{Block, GroupedKind, GroupedMatrix, GroupedProduct, MAX_GROUP, ROWS};
-use crate::isa::multiversion;
-use crate::lanes::{self, LANES, Lanes};
-
-/// Tokens that are multiplied together.
-const TILE: usize = 4;
+use super::{Block, BlockScales, GroupedKind, GroupedMatrix, GroupedProduct, ROWS};
+use crate::Isa;
+use crate::isa::vectorized;
+use crate::lanes::{LANES, Lanes};
+use crate::vector::Vector;
 
 /// Sums of a token, since each addition waits for the one before.
 const CHAINS: usize = 4;
@@ -57,78 +56,149 @@ pub unsafe fn grouped_matmul_f32_part(
     unsafe { one_part(weights, tokens, out, stride, part, work) };
 }
 
-multiversion! {
-    fn multiply(weights: &GroupedMatrix, block: usize, x: &[f32], totals: &mut [[f32; ROWS]]) = multiply_body;
+/// All tokens' sums of a block of rows.
+fn multiply(weights: &GroupedMatrix, block: usize, x: &[f32], totals: &mut [Lanes]) {
+    product(Isa::detect(), weights, block, x, totals);
+}
+
+vectorized! {
+    fn product(isa: Isa, weights: &GroupedMatrix, block: usize, x: &[f32], totals: &mut [Lanes]) = product_body;
 }
 
 #[inline(always)]
-fn multiply_body<const FMA: bool>(
-    weights: &GroupedMatrix,
-    block: usize,
-    x: &[f32],
-    totals: &mut [[f32; ROWS]],
-) {
-    const { assert!(ROWS == LANES) };
-    let (cols, group, block) = (weights.cols, weights.group, weights.block(block));
-    let mut wide = [[0.0; ROWS]; MAX_GROUP];
-    let wide = &mut wide[..group];
-    for g in 0..cols / group {
-        match weights.kind {
-            GroupedKind::Ternary => widen_ternary(&block, g, wide),
-            GroupedKind::Binary => widen_binary(&block, g, wide),
-        }
-        let scales = block.scales.of(g);
-        let x = |token: usize| &x[token * cols + g * group..][..group];
-        let (tiles, rest) = totals.as_chunks_mut::<TILE>();
-        for (i, totals) in tiles.iter_mut().enumerate() {
-            tile::<TILE, FMA>(wide, std::array::from_fn(|t| x(TILE * i + t)), &scales, totals);
-        }
-        for (i, total) in rest.iter_mut().enumerate() {
-            tile::<1, FMA>(wide, [x(TILE * tiles.len() + i)], &scales, std::array::from_mut(total));
-        }
+fn product_body<V: Vector>(weights: &GroupedMatrix, block: usize, x: &[f32], totals: &mut [Lanes]) {
+    match weights.kind {
+        GroupedKind::Ternary => tiles::<V, 2>(weights, block, x, totals),
+        GroupedKind::Binary => tiles::<V, 1>(weights, block, x, totals),
     }
 }
 
 #[inline(always)]
-fn tile<const T: usize, const FMA: bool>(
-    wide: &[Lanes],
-    x: [&[f32]; T],
-    scales: &Lanes,
-    totals: &mut [Lanes; T],
+fn tiles<V: Vector, const BITS: u32>(weights: &GroupedMatrix, block: usize, x: &[f32], totals: &mut [Lanes]) {
+    const { assert!(ROWS == LANES) };
+    let (cols, block) = (weights.cols, weights.block(block));
+    let mut first = 0;
+    while V::TOKENS >= 4 && totals.len() - first >= 4 {
+        tile::<V, BITS, 4>(&block, cols, &x[first * cols..], &mut totals[first..]);
+        first += 4;
+    }
+    while V::TOKENS >= 2 && totals.len() - first >= 2 {
+        tile::<V, BITS, 2>(&block, cols, &x[first * cols..], &mut totals[first..]);
+        first += 2;
+    }
+    while first < totals.len() {
+        tile::<V, BITS, 1>(&block, cols, &x[first * cols..], &mut totals[first..]);
+        first += 1;
+    }
+}
+
+/// The sums of `T` tokens. Codes become floats as they are multiplied.
+#[inline(always)]
+fn tile<V: Vector, const BITS: u32, const T: usize>(
+    block: &Block<'_>,
+    cols: usize,
+    x: &[f32],
+    totals: &mut [Lanes],
 ) {
-    let mut sums = [[[0.0; LANES]; CHAINS]; T];
-    let wide = wide.as_chunks::<CHAINS>().0;
-    let x = x.map(|x| &x.as_chunks::<CHAINS>().0[..wide.len()]);
-    for (k, wide) in wide.iter().enumerate() {
-        for t in 0..T {
-            for c in 0..CHAINS {
-                lanes::accumulate::<FMA>(&mut sums[t][c], &wide[c], &[x[t][k][c]; LANES]);
+    let word = 32 / BITS as usize;
+    let x: [&[f32]; T] = std::array::from_fn(|t| &x[t * cols..(t + 1) * cols]);
+    let mut all = [V::splat(0.0); T];
+    for (g, lines) in block.codes.chunks_exact(block.lines).enumerate() {
+        let mut sums = [[V::splat(0.0); CHAINS]; T];
+        for (l, line) in lines.iter().enumerate() {
+            let first = (g * block.lines + l) * word;
+            let x = x.map(|x| &x[first..first + word]);
+            for column in (0..word).step_by(CHAINS) {
+                for c in 0..CHAINS {
+                    let weights = V::weights::<BITS>(line, (column + c) as u32);
+                    for t in 0..T {
+                        sums[t][c] = weights.mul_add(V::splat(x[t][column + c]), sums[t][c]);
+                    }
+                }
             }
         }
-    }
-    for (total, [a, b, c, d]) in totals.iter_mut().zip(sums) {
-        let sum = std::array::from_fn(|i| (a[i] + b[i]) + (c[i] + d[i]));
-        lanes::accumulate::<FMA>(total, &sum, scales);
-    }
-}
-
-/// The weights of a group, column by column.
-#[inline(always)]
-fn widen_ternary(block: &Block<'_>, g: usize, wide: &mut [[f32; ROWS]]) {
-    for (line, wide) in block.codes[g * block.lines..].iter().zip(wide.as_chunks_mut::<16>().0) {
-        let words = line.words();
-        for (k, wide) in wide.iter_mut().enumerate() {
-            *wide = words.map(|word| ((word >> (2 * k) & 3) as i32 - 1) as f32);
+        let scales = match block.scales {
+            BlockScales::F16(scales) => V::load_halves(&scales[g]),
+            BlockScales::F32(scales) => V::load(&scales[g]),
+        };
+        for (all, [a, b, c, d]) in all.iter_mut().zip(sums) {
+            *all = a.add(b).add(c.add(d)).mul_add(scales, *all);
         }
     }
+    for (total, all) in totals.iter_mut().zip(all) {
+        all.store(total);
+    }
 }
 
-#[inline(always)]
-fn widen_binary(block: &Block<'_>, g: usize, wide: &mut [[f32; ROWS]]) {
-    for (line, wide) in block.codes[g * block.lines..].iter().zip(wide.as_chunks_mut::<32>().0) {
-        let words = line.words();
-        for (k, wide) in wide.iter_mut().enumerate() {
-            *wide = words.map(|word| (2 * (word >> k & 1) as i32 - 1) as f32);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::WeightsError;
+    use crate::vector::Portable;
+
+    /// The same sums without vectors, in the same order.
+    fn by_hand(weights: &GroupedMatrix, row: usize, x: &[f32]) -> f32 {
+        let mut values = vec![0.0; weights.cols];
+        weights.row(row, &mut values);
+        let mut total = 0.0f32;
+        for (g, x) in x.chunks_exact(weights.group).enumerate() {
+            let scale = weights.scale(row, g);
+            let mut sums = [0.0f32; CHAINS];
+            for (i, x) in x.iter().enumerate() {
+                let value = values[g * weights.group + i];
+                let weight = if scale == 0.0 { 0.0 } else { value / scale };
+                sums[i % CHAINS] = weight.mul_add(*x, sums[i % CHAINS]);
+            }
+            total = ((sums[0] + sums[1]) + (sums[2] + sums[3])).mul_add(scale, total);
+        }
+        total
+    }
+
+    /// Every set of instructions, fused, gives the bits of the reference, whatever the tokens beside.
+    #[test]
+    fn all_instructions_give_the_same_bits() {
+        let mut state = 7u32;
+        let mut next = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 8
+        };
+        for kind in [GroupedKind::Ternary, GroupedKind::Binary] {
+            for (group, halves) in [(64, true), (128, true), (128, false), (256, false)] {
+                let (rows, cols) = (37, 2 * 256);
+                let codes: Vec<u32> = (0..rows * cols / kind.word())
+                    .map(|_| {
+                        let word = next() << 8 ^ next();
+                        if kind == GroupedKind::Ternary { word & !(word << 1 & 0xaaaa_aaaa) } else { word }
+                    })
+                    .collect();
+                let fill = |row: usize, words: &mut [u32], scales: &mut [f32]| {
+                    words.copy_from_slice(&codes[row * words.len()..(row + 1) * words.len()]);
+                    for (g, scale) in scales.iter_mut().enumerate() {
+                        let value = 0.5 + (row * 31 + g * 7) as f32 / 1000.0;
+                        *scale = if halves { half::f16::from_f32(value).to_f32() } else { value };
+                    }
+                    Ok::<(), WeightsError>(())
+                };
+                let weights = GroupedMatrix::new(kind, [rows, cols], group, fill).unwrap();
+                assert_eq!(weights.has_f16_scales(), halves);
+                for tokens in [1, 2, 3, 4, 5, 11] {
+                    let x: Vec<f32> = (0..tokens * cols).map(|_| next() as f32 / 8e6 - 1.0).collect();
+                    for block in 0..weights.blocks() {
+                        let mut expected = vec![[0.0; ROWS]; tokens];
+                        product_body::<Portable<true>>(&weights, block, &x, &mut expected);
+                        for (lane, row) in weights.rows_of(block).enumerate() {
+                            for (total, x) in expected.iter().zip(x.chunks_exact(cols)) {
+                                assert_eq!(total[lane], by_hand(&weights, row, x), "{kind:?}, row {row}");
+                            }
+                        }
+                        for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::Scalar) {
+                            let mut found = vec![[f32::NAN; ROWS]; tokens];
+                            product(isa, &weights, block, &x, &mut found);
+                            assert!(found == expected, "{isa} {kind:?} {group} {tokens}");
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -8,17 +8,19 @@ use std::arch::x86_64::{
     _mm256_andnot_ps, _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepi8_epi16,
     _mm256_cvtepi16_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_fmadd_ps,
     _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_ps, _mm256_mul_ps, _mm256_packs_epi32,
-    _mm256_permute4x64_epi64, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_ps,
-    _mm256_setzero_si256, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
-    _mm512_add_epi32, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi16,
-    _mm512_cvtepi16_epi32, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_cvtps_epi32,
-    _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps,
-    _mm512_max_ps, _mm512_mul_ps, _mm512_roundscale_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm256_permute4x64_epi64, _mm256_permutevar8x32_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setr_ps, _mm256_setzero_si256, _mm256_slli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps,
+    _mm256_storeu_si256, _mm256_sub_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_castsi512_ps,
+    _mm512_cmp_ps_mask, _mm512_cvtepi8_epi16, _mm512_cvtepi16_epi32, _mm512_cvtepi32_epi16,
+    _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps,
+    _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_roundscale_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use crate::{
     lanes::{LANES, Lanes},
+    quantize::Line,
     vector::Vector,
 };
 
@@ -34,6 +36,7 @@ pub(crate) struct Avx512(__m512);
 impl Vector for Avx512 {
     type Ints = __m512i;
     type Pairs = __m512i;
+    const TOKENS: usize = 4;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -121,6 +124,17 @@ impl Vector for Avx512 {
         }
     }
     #[inline(always)]
+    fn weights<const BITS: u32>(words: &Line, column: u32) -> Self {
+        // By the lowest four bits, of which the upper ones belong to other columns.
+        let table: [f32; LANES] = weights_of_bits(BITS);
+        // SAFETY: See above; a line is 64 bytes.
+        Self(unsafe {
+            let words = _mm512_loadu_si512(words.0.as_ptr().cast());
+            let codes = _mm512_srlv_epi32(words, _mm512_set1_epi32((BITS * column) as i32));
+            _mm512_permutexvar_ps(codes, _mm512_loadu_ps(table.as_ptr()))
+        })
+    }
+    #[inline(always)]
     fn zeros() -> __m512i {
         // SAFETY: See above.
         unsafe { _mm512_setzero_si512() }
@@ -145,6 +159,12 @@ impl Vector for Avx512 {
         // SAFETY: See above.
         unsafe { _mm512_dpwssd_epi32(sum, a, b) }
     }
+}
+
+/// The weight for each value of the lowest bits of a word of codes.
+#[inline(always)]
+fn weights_of_bits(bits: u32) -> Lanes {
+    std::array::from_fn(|i| if bits == 1 { (2 * (i & 1)) as f32 - 1.0 } else { (i & 3) as f32 - 1.0 })
 }
 
 /// Both integers of a pair in one, the first in the lower half.
@@ -273,6 +293,21 @@ impl Vector for Avx2 {
             // The packing works in each half of the register: put the quarters in order.
             let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(short);
             _mm256_storeu_si256(out.as_mut_ptr().cast(), ordered);
+        }
+    }
+    #[inline(always)]
+    fn weights<const BITS: u32>(words: &Line, column: u32) -> Self {
+        // By the lowest three bits, of which the upper ones belong to other columns.
+        let table: [f32; LANES] = weights_of_bits(BITS);
+        // SAFETY: See above; a line is 64 bytes.
+        unsafe {
+            let table = _mm256_loadu_ps(table.as_ptr());
+            let shift = _mm256_set1_epi32((BITS * column) as i32);
+            let half = |at: usize| {
+                let words = _mm256_loadu_si256(words.0.as_ptr().add(at).cast());
+                _mm256_permutevar8x32_ps(table, _mm256_srlv_epi32(words, shift))
+            };
+            Self(half(0), half(32))
         }
     }
     #[inline(always)]

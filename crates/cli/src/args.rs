@@ -8,13 +8,17 @@ use ternion::config::ByteSize;
 use ternion::context::ContextPolicy;
 use ternion::formats::convert::{Embedding, Target};
 use ternion::formats::{Activation, CheckpointOptions, I2sLayout};
+#[cfg(feature = "hub")]
 use ternion::hub::KnownModel;
 use ternion::text::{ChunkKind, TokenName};
-use ternion_conformance::compare::Tolerances;
 
 use crate::args_bench::BenchArgs;
+#[cfg(feature = "conformance")]
+use crate::args_conformance::ConformanceArgs;
 use crate::args_constraint::ConstraintArgs;
+#[cfg(feature = "eval")]
 use crate::args_eval::EvalArgs;
+#[cfg(feature = "serve")]
 use crate::args_serve::ServeArgs;
 
 /// Chat with, inspect, verify and measure ternary language models on plain CPUs.
@@ -48,6 +52,7 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Compare models that should be the same one: in other formats, on other engines, with other options. With one model, try
     /// whether its backend keeps the contract.
+    #[cfg(feature = "conformance")]
     Conformance(ConformanceArgs),
     /// Write the logits at every position of a sequence of tokens.
     Logits(LogitsArgs),
@@ -60,19 +65,25 @@ pub(crate) enum Command {
     /// Measure prefill and decode speed, memory and energy beside the machine's limits, or compare two such results.
     Bench(BenchArgs),
     /// Measure how good the answers are (GSM8K, MMLU, perplexity), of one model or of two in comparison.
+    #[cfg(feature = "eval")]
     Eval(EvalArgs),
     /// Serve models by OpenAI's HTTP API, with a page to chat on.
+    #[cfg(feature = "serve")]
     Serve(ServeArgs),
     /// Download a model from the Hugging Face Hub, or complete a download, and print where it is.
+    #[cfg(feature = "hub")]
     Pull(PullArgs),
     /// List the models in the cache of the Hugging Face Hub, with their sizes.
+    #[cfg(feature = "hub")]
     List,
     /// Remove models from the cache of the Hugging Face Hub.
+    #[cfg(feature = "hub")]
     Rm(RmArgs),
     /// Print the JSON schema of the configuration.
     Schema,
 }
 
+#[cfg(feature = "hub")]
 #[derive(Debug, Args)]
 #[command(after_help = short_names())]
 pub(crate) struct PullArgs {
@@ -80,6 +91,7 @@ pub(crate) struct PullArgs {
     pub(crate) model: String,
 }
 
+#[cfg(feature = "hub")]
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
     /// Addresses hf://owner/name, or short names. All revisions are removed, those that other programs have downloaded among them.
@@ -88,6 +100,7 @@ pub(crate) struct RmArgs {
 }
 
 /// The short names of models, for a help text.
+#[cfg(feature = "hub")]
 fn short_names() -> String {
     let mut text = "Short names:\n".to_owned();
     for known in KnownModel::ALL {
@@ -462,73 +475,6 @@ pub(crate) struct VerifyArgs {
     pub(crate) expect: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ConformanceArgs {
-    /// A checkpoint or a configuration, as for the other commands. The first is the reference that the others are compared with.
-    #[arg(short, long = "model", visible_alias = "config", value_name = "PATH", help_heading = "Model")]
-    pub(crate) models: Vec<PathBuf>,
-    /// A model of the configuration, if only one configuration is named; the first is the reference.
-    #[arg(long = "name", value_name = "NAME", help_heading = "Model")]
-    pub(crate) names: Vec<String>,
-    /// Compare the perplexity of this text, too.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) text: Option<PathBuf>,
-    /// The most positions to compare logits at.
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    pub(crate) positions: usize,
-    /// Tokens of each greedy answer.
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    pub(crate) answer_tokens: usize,
-    /// Write a page with the results and plots of each position.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) html: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) tolerances: ToleranceArgs,
-}
-
-/// What may differ. The defaults are nothing where the arithmetic is the same (candle and the fast operators of ONNX; an
-/// engine and itself), else what the rounding of float sums does to int8 activations.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Tolerances")]
-pub(crate) struct ToleranceArgs {
-    /// The largest difference of a logit. Default: 0, or 0.5.
-    #[arg(long, value_name = "X")]
-    max_logit: Option<f32>,
-    /// The mean difference of logits. Default: 0 or 0.02.
-    #[arg(long, value_name = "X")]
-    mean_logit: Option<f64>,
-    /// The mean Kullback-Leibler divergence. Default: 0 or 0.001.
-    #[arg(long, value_name = "NATS")]
-    mean_kl: Option<f64>,
-    /// The least fraction of positions with the same best token. Default: 1 or 0.95.
-    #[arg(long, value_name = "FRACTION")]
-    min_top1: Option<f64>,
-    /// The least fraction of the same best five tokens. Default: 1 or 0.95.
-    #[arg(long, value_name = "FRACTION")]
-    min_top5: Option<f64>,
-    /// How much less probable than the reference's a token may be with which a greedy answer parts. Default: 0 or 0.25.
-    #[arg(long, value_name = "X")]
-    greedy_gap: Option<f32>,
-    /// The relative difference of perplexities. Default: 0 or 0.002.
-    #[arg(long, value_name = "X")]
-    perplexity: Option<f64>,
-}
-
-impl ToleranceArgs {
-    /// `base`, with what the command line says.
-    pub(crate) fn over(&self, base: Tolerances) -> Tolerances {
-        let mut all = base;
-        all.max_logit = self.max_logit.unwrap_or(base.max_logit);
-        all.mean_logit = self.mean_logit.unwrap_or(base.mean_logit);
-        all.mean_kl = self.mean_kl.unwrap_or(base.mean_kl);
-        all.min_top1 = self.min_top1.unwrap_or(base.min_top1);
-        all.min_top5 = self.min_top5.unwrap_or(base.min_top5);
-        all.greedy_gap = self.greedy_gap.unwrap_or(base.greedy_gap);
-        all.perplexity = self.perplexity.unwrap_or(base.perplexity);
-        all
-    }
 }
 
 #[derive(Debug, Args)]

@@ -11,13 +11,19 @@ use ternion::{Error, ErrorKind, ResultExt};
 
 use crate::App;
 use crate::args::{EngineArgs, ModelArgs};
+#[cfg(feature = "hub")]
 use crate::commands::hub::HubModel;
 use crate::failure::{Failure, Outcome};
 
 /// The small checkpoint of the source tree, for a first run without a download.
 const DEFAULT_MODEL: &str = "fixtures/ternion-tiny";
 const CONFIG_FILE: &str = "ternion.toml";
-const EXPECTED: &str = "expected a checkpoint's folder, a .gguf or .safetensors file, an address hf://owner/name, or a configuration (.toml, .json, .yaml)";
+const EXPECTED: &str = if cfg!(feature = "hub") {
+    "expected a checkpoint's folder, a .gguf or .safetensors file, an address hf://owner/name, or a configuration (.toml, .json, .yaml)"
+} else {
+    "expected a checkpoint's folder, a .gguf or .safetensors file, or a configuration (.toml, .json, .yaml); models of the Hugging \
+     Face Hub need a build with the feature `hub`"
+};
 
 /// A configuration and the one model of it that is meant.
 #[derive(Debug, Clone)]
@@ -115,7 +121,10 @@ impl Selected {
     }
 
     fn at(app: &App, path: &Path, args: &ModelArgs) -> Outcome<Self> {
+        #[cfg(not(feature = "hub"))]
+        let _ = app;
         if !path.exists() {
+            #[cfg(feature = "hub")]
             if let Some(model) = HubModel::named(&path.to_string_lossy())? {
                 no_name(args, path)?;
                 return Ok(Self::single(model.name(), ModelConfig::for_path(model.local(app)?)));
@@ -127,18 +136,26 @@ impl Selected {
             let config = Config::load(path).map_err(|e| hint_checkpoint_config(e, path))?;
             let (name, _) = config.model(args.name.as_deref()).with("file", path.display())?;
             let name = name.to_owned();
-            let mut selected = Self { config, name, is_default: false, file: Some(path.to_owned()) };
-            let address = selected.model()?.path.as_deref().map(Path::to_string_lossy).unwrap_or_default();
-            if address.starts_with("hf://")
-                && let Some(model) = HubModel::named(&address)?
-            {
-                selected.model_mut()?.path = Some(model.local(app)?);
-            }
+            let selected = Self { config, name, is_default: false, file: Some(path.to_owned()) };
+            #[cfg(feature = "hub")]
+            let selected = selected.downloaded(app)?;
             return Ok(selected);
         }
         no_name(args, path)?;
         let name = checkpoint_name(path);
         Ok(Self::single(name, ModelConfig::for_path(path)))
+    }
+
+    /// With the files of a model of the hub on this machine.
+    #[cfg(feature = "hub")]
+    fn downloaded(mut self, app: &App) -> Outcome<Self> {
+        let address = self.model()?.path.as_deref().map(Path::to_string_lossy).unwrap_or_default();
+        if address.starts_with("hf://")
+            && let Some(model) = HubModel::named(&address)?
+        {
+            self.model_mut()?.path = Some(model.local(app)?);
+        }
+        Ok(self)
     }
 
     fn echo(args: &ModelArgs) -> Outcome<Self> {

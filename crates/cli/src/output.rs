@@ -38,12 +38,13 @@ impl Output {
 
     /// Fails where a command would compute something only to find standard output closed.
     pub(crate) fn can_print(&self, command: &Command) -> Outcome {
-        let prints = self.json
-            || !matches!(
-                command,
-                Command::Convert(_) | Command::Synth(_) | Command::Logits(_) | Command::Serve(_)
-            );
-        if prints {
+        let writes_files = match command {
+            Command::Convert(_) | Command::Synth(_) | Command::Logits(_) => true,
+            #[cfg(feature = "serve")]
+            Command::Serve(_) => true,
+            _ => false,
+        };
+        if self.json || !writes_files {
             drop(open_stdout()?);
         }
         Ok(())

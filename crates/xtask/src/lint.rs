@@ -24,7 +24,8 @@ const SOURCES: [&str; 4] = ["crates", "examples", "tests", "benches"];
 /// One message that lists every check that failed.
 pub(crate) fn run() -> Result<(), String> {
     let machine = setup::run(setup::Scope::Lint)?;
-    let checks = [formatting, clippy, documentation, dependencies, file_lengths, fixture_size];
+    let checks =
+        [formatting, clippy, least_features, documentation, dependencies, file_lengths, fixture_size];
     let failures: Vec<String> = checks.into_iter().filter_map(|check| check(machine).err()).collect();
     match failures.as_slice() {
         [] => Ok(()),
@@ -40,6 +41,13 @@ fn formatting(_: Machine) -> Result<(), String> {
 fn clippy(machine: Machine) -> Result<(), String> {
     let words = [&["cargo", "clippy"], machine.selection(), &["--all-targets", "--", "-D", "warnings"]];
     shell::run(&words.concat(), &[])
+}
+
+/// The command as a newcomer builds it first, without its default features.
+fn least_features(_: Machine) -> Result<(), String> {
+    let words =
+        ["cargo", "clippy", "--package", "ternion-cli", "--no-default-features", "--", "-D", "warnings"];
+    shell::run(&words, &[])
 }
 
 /// Libraries only: the program and the facade are both called `ternion`, and their pages would overwrite each other.

@@ -13,7 +13,8 @@ use ternion_conformance::compare::{Answers, Comparison, Finding, Inputs, Questio
 
 use super::{contract, load};
 use crate::App;
-use crate::args::{ConformanceArgs, ModelArgs};
+use crate::args::ModelArgs;
+use crate::args_conformance::ConformanceArgs;
 use crate::failure::{Failure, Outcome};
 use crate::input::{TextSource, write_atomically};
 use crate::model::Selected;

@@ -5,15 +5,19 @@ mod backends;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod chunk;
+#[cfg(feature = "conformance")]
 pub(crate) mod conformance;
+#[cfg(feature = "conformance")]
 pub(crate) mod contract;
 pub(crate) mod conversation;
 pub(crate) mod convert;
 pub(crate) mod count;
 pub(crate) mod embed;
+#[cfg(feature = "eval")]
 pub(crate) mod eval;
 pub(crate) mod expectation;
 pub(crate) mod generate;
+#[cfg(feature = "hub")]
 pub(crate) mod hub;
 pub(crate) mod inspect;
 pub(crate) mod logits;
@@ -21,6 +25,7 @@ pub(crate) mod long;
 mod overview;
 mod safetensors;
 pub(crate) mod schema;
+#[cfg(feature = "serve")]
 pub(crate) mod serve;
 pub(crate) mod synth;
 pub(crate) mod verify;

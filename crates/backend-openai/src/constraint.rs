@@ -7,7 +7,7 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 use ternion_core::{Constraint, Error, FinishReason, Result};
 
-use crate::{Dialect, body::unable, llama_schema};
+use crate::{Dialect, body::unable, llama_schema, schema};
 
 /// The most bytes of a grammar that is made of texts.
 const MAX_BYTES: usize = 1 << 20;
@@ -68,11 +68,13 @@ impl Kind {
         if self == Self::JsonSchema { 100 } else { 32 }
     }
 
-    /// Whether the answer to the trial is what it must be. An object without a schema is long: its beginning is enough.
+    /// Whether the answer to the trial is what it must be. Its beginning is enough for JSON: an object without a schema is long,
+    /// and white space between the parts may use up the tokens.
     pub(crate) fn is_kept(self, answer: &str) -> bool {
         match self {
             Self::JsonSchema => {
-                serde_json::from_str::<Value>(answer).is_ok_and(|value| value == json!({ "zq": 17 }))
+                let parts: String = answer.split_ascii_whitespace().collect();
+                parts.starts_with("{\"zq\"") && "{\"zq\":17}".starts_with(&parts)
             }
             Self::JsonObject => answer.trim_start().starts_with('{'),
             Self::Regex | Self::Choice | Self::Lark => answer == "Zq-17x",
@@ -158,7 +160,10 @@ impl Field {
     /// The field's name and value for a constraint.
     pub(crate) fn of(self, constraint: &Constraint) -> Result<(&'static str, Value)> {
         let unsaid = || Error::unsupported("constraint: the server has no field for this kind");
-        let schema = |schema: &Value| match schema {
+        if let Constraint::JsonSchema(wanted) = constraint {
+            schema::check(wanted)?;
+        }
+        let object = |schema: &Value| match schema {
             Value::Bool(true) => json!({}),
             schema => schema.clone(),
         };
@@ -166,21 +171,21 @@ impl Field {
             (Self::ResponseFormat, Constraint::JsonObject) => json!({ "type": "json_object" }),
             (Self::ResponseFormat, Constraint::JsonSchema(wanted)) => json!({
                 "type": "json_schema",
-                "json_schema": { "name": "answer", "schema": schema(wanted), "strict": true },
+                "json_schema": { "name": "answer", "schema": object(wanted), "strict": true },
             }),
             (Self::StructuredOutputs, Constraint::JsonObject) => json!({ "json_object": true }),
-            (Self::StructuredOutputs, Constraint::JsonSchema(wanted)) => json!({ "json": schema(wanted) }),
+            (Self::StructuredOutputs, Constraint::JsonSchema(wanted)) => json!({ "json": object(wanted) }),
             (Self::StructuredOutputs, Constraint::Regex(regex)) => json!({ "regex": regex }),
             (Self::StructuredOutputs, Constraint::Choice(texts)) => json!({ "choice": texts }),
             (Self::StructuredOutputs, Constraint::Lark(grammar)) => json!({ "grammar": grammar }),
-            (Self::Guided, Constraint::JsonSchema(wanted)) => schema(wanted),
+            (Self::Guided, Constraint::JsonSchema(wanted)) => object(wanted),
             (Self::Guided | Self::Regex, Constraint::Regex(regex)) => json!(regex),
             (Self::Guided, Constraint::Choice(texts)) => json!(texts),
             (Self::Guided, Constraint::Lark(grammar)) => json!(grammar),
             (Self::JsonSchema, Constraint::JsonObject) => json!({ "type": "object" }),
             (Self::JsonSchema, Constraint::JsonSchema(wanted)) => {
                 llama_schema::check(wanted)?;
-                schema(wanted)
+                object(wanted)
             }
             (Self::Gbnf, Constraint::Choice(texts)) => gbnf(texts)?.into(),
             (Self::Regex, Constraint::Choice(texts)) => {
@@ -306,6 +311,24 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_beginning_of_an_answer_tells_whether_a_schema_is_enforced() {
+        for kept in ["{\"zq\": 17}", "{\n \"zq\" \t\n", " {\"zq\":1", "{ \"zq\" :\n\n17 \n}\n"] {
+            assert!(Kind::JsonSchema.is_kept(kept), "{kept}");
+        }
+        for other in [
+            "",
+            "{",
+            "{ \"z",
+            "{\"zq\": 18}",
+            "{\"zq\": 17} and",
+            "Here is {\"zq\": 17}",
+            "{\"zq\": 17, \"a\": 1}",
+        ] {
+            assert!(!Kind::JsonSchema.is_kept(other), "{other}");
+        }
+    }
 
     #[test]
     fn each_dialect_gets_its_fields() {

@@ -209,11 +209,12 @@ impl Told {
     /// Whether the server has a narrower range for a value. Requests are checked before they are sent, so a value that it
     /// refuses is one that another backend takes.
     fn is_about_a_range(&self) -> bool {
-        const FIELDS: [&str; 8] = [
+        const FIELDS: [&str; 9] = [
             "frequency_penalty",
             "logit_bias",
             "logprobs",
             "presence_penalty",
+            "prompt_logprobs",
             "repetition_penalty",
             "temperature",
             "top_k",

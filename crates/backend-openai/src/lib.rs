@@ -62,6 +62,7 @@ mod model;
 mod probe;
 mod prompt;
 mod retry;
+mod schema;
 mod score;
 mod sse;
 mod stream;

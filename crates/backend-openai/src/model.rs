@@ -189,9 +189,10 @@ impl RemoteModel {
         }
         let turn = self.turn().await?;
         let url = self.client.api("completions");
-        let body = score::body(&self.common, scoring, &request.tokens, request.top);
+        let tokens = score::Tokens::new(&request.tokens, scoring, limits.context_length);
+        let body = score::body(&self.common, scoring, tokens, request.top);
         let response = self.client.post(&url, &body).await?;
-        let tokens = score::read(&response, scoring, &request.tokens, request.start, request.top);
+        let tokens = score::read(&response, scoring, tokens, request.start, request.top);
         let mut score = Score::new(tokens.map_err(|error| self.client.told(error, &url))?);
         score.served_by = Some(ServedBy::from(&*self.info));
         turn.count(&ternion_core::Usage::new(request.tokens.len(), 0));

@@ -300,9 +300,10 @@ impl Probe<'_> {
             .iter()
             .flat_map(|&with_ids| [true, false].map(|alone| Scoring::Echo(Echo { with_ids, alone })));
         for scoring in std::iter::once(Scoring::PromptLogprobs).chain(echoes) {
-            let body = score::body(self.common, scoring, ids, 1);
+            let tokens = score::Tokens::new(ids, scoring, usize::MAX);
+            let body = score::body(self.common, scoring, tokens, 1);
             let Some(response) = able(self.client.post(&url, &body).await)? else { continue };
-            if score::read(&response, scoring, ids, 1, 1).is_ok() {
+            if score::read(&response, scoring, tokens, 1, 1).is_ok() {
                 return Ok(scoring);
             }
         }

@@ -9,9 +9,36 @@ use crate::{
     wire::{Choice, Chunk, best, map},
 };
 
+/// How the tokens of a request lie in it.
+///
+/// A server with `prompt_logprobs` generates a token behind the prompt, for which a full context has no room. There the last token is
+/// not sent but is the only one that may be generated: its log-probability is that of the model without this restriction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tokens<'a> {
+    pub(crate) prompt: &'a [u32],
+    /// Generated behind it.
+    pub(crate) last: Option<u32>,
+}
+
+impl<'a> Tokens<'a> {
+    /// `context` is how many tokens the server takes.
+    pub(crate) fn new(tokens: &'a [u32], scoring: Scoring, context: usize) -> Self {
+        match tokens {
+            [prompt @ .., last] if scoring == Scoring::PromptLogprobs && tokens.len() == context => {
+                Self { prompt, last: Some(*last) }
+            }
+            prompt => Self { prompt, last: None },
+        }
+    }
+
+    fn len(self) -> usize {
+        self.prompt.len() + usize::from(self.last.is_some())
+    }
+}
+
 /// The body of a request that scores `tokens`, with the `top` most probable ones at each place.
-pub(crate) fn body(common: &Common, scoring: Scoring, tokens: &[u32], top: usize) -> Value {
-    let mut body = base(common, &Input::Tokens(tokens.to_vec()));
+pub(crate) fn body(common: &Common, scoring: Scoring, tokens: Tokens<'_>, top: usize) -> Value {
+    let mut body = base(common, &Input::Tokens(tokens.prompt.to_vec()));
     let max_tokens = usize::from(!matches!(scoring, Scoring::Echo(Echo { alone: true, .. })));
     for (key, value) in
         [("max_tokens", json!(max_tokens)), ("temperature", json!(0)), ("stream", json!(false))]
@@ -27,6 +54,11 @@ pub(crate) fn body(common: &Common, scoring: Scoring, tokens: &[u32], top: usize
         }
     } else {
         body.insert("prompt_logprobs".into(), top.into());
+        if let Some(last) = tokens.last {
+            body.insert("allowed_token_ids".into(), json!([last]));
+            body.insert("logprobs".into(), top.max(1).into());
+            body.insert("return_tokens_as_token_ids".into(), true.into());
+        }
     }
     Value::Object(body)
 }
@@ -38,7 +70,7 @@ pub(crate) fn body(common: &Common, scoring: Scoring, tokens: &[u32], top: usize
 pub(crate) fn read(
     response: &Value,
     scoring: Scoring,
-    tokens: &[u32],
+    tokens: Tokens<'_>,
     start: usize,
     top: usize,
 ) -> Result<Vec<TokenScore>> {
@@ -48,12 +80,17 @@ pub(crate) fn read(
     let choice = choice.ok_or_else(|| Error::backend("the response with scores has no choice"))?;
     (start..tokens.len())
         .map(|at| {
-            let found = match scoring {
-                Scoring::Echo(echo) => of_echo(&choice, tokens, at, top, echo.with_ids),
-                _ => of_prompt(&choice, tokens, at, top),
+            let (found, token) = match (tokens.prompt.get(at), tokens.last) {
+                (None, Some(last)) => (of_answer(&choice, last, top), last),
+                _ => {
+                    let found = match scoring {
+                        Scoring::Echo(echo) => of_echo(&choice, tokens.prompt, at, top, echo.with_ids),
+                        _ => of_prompt(&choice, tokens.prompt, at, top),
+                    };
+                    (found, tokens.prompt[at])
+                }
             };
             found.ok_or_else(|| {
-                let token = tokens[at];
                 Error::backend(format!("the response has no score of the token {token} at index {at}"))
             })
         })
@@ -74,6 +111,17 @@ fn of_prompt(choice: &Choice, tokens: &[u32], at: usize, top: usize) -> Option<T
         None => others.iter().filter(|other| other.logprob > logprob).count(),
     };
     Some(TokenScore::new(tokens[at], logprob, rank).with_top(best(others, top)))
+}
+
+/// The token that was generated. Its rank is exact up to the number of alternatives.
+fn of_answer(choice: &Choice, last: u32, top: usize) -> Option<TokenScore> {
+    let logprobs = choice.logprobs.as_ref()?;
+    let logprob = (*logprobs.token_logprobs.as_ref()?.first()?)?;
+    let others = map(logprobs.top_logprobs.as_ref()?.first()?.as_ref()?);
+    // A server that ignores the restriction generates another token.
+    others.iter().find(|other| other.id == last && other.logprob == logprob as f32)?;
+    let rank = others.iter().filter(|other| other.logprob > logprob as f32).count();
+    Some(TokenScore::new(last, logprob as f32, rank).with_top(best(others, top)))
 }
 
 /// The rank is exact up to the number of alternatives, and that number where the token is not among them.
@@ -98,6 +146,32 @@ fn of_echo(choice: &Choice, tokens: &[u32], at: usize, top: usize, with_ids: boo
 mod tests {
     use super::*;
 
+    fn whole(tokens: &[u32]) -> Tokens<'_> {
+        Tokens::new(tokens, Scoring::PromptLogprobs, 100)
+    }
+
+    /// As vLLM 0.32 answers.
+    #[test]
+    fn the_last_token_of_a_full_context_is_the_answer() {
+        let tokens = Tokens::new(&[5, 9, 11], Scoring::PromptLogprobs, 3);
+        assert_eq!((tokens.prompt, tokens.last), (&[5, 9][..], Some(11)));
+        let mut response = json!({"choices": [{"text": ",",
+            "logprobs": {"tokens": ["token_id:11"], "token_logprobs": [-8.5],
+                         "top_logprobs": [{"token_id:11": -8.5, "token_id:603": -4.75}]},
+            "prompt_logprobs": [null, {"9": {"logprob": -7.5, "rank": 784}, "945": {"logprob": -4.25, "rank": 1}}]}]});
+        let scores = read(&response, Scoring::PromptLogprobs, tokens, 1, 1).unwrap();
+        let found: Vec<_> = scores.iter().map(|score| (score.id, score.logprob, score.rank)).collect();
+        assert_eq!(found, [(9, -7.5, 783), (11, -8.5, 1)]);
+        assert_eq!(scores[1].top, [TokenLogprob::new(603, -4.75)]);
+        // A server that generates another token has not scored this one.
+        response["choices"][0]["logprobs"] = json!({"tokens": ["token_id:603"], "token_logprobs": [-4.75],
+            "top_logprobs": [{"token_id:603": -4.75}]});
+        assert!(read(&response, Scoring::PromptLogprobs, tokens, 1, 1).is_err());
+        // With room for a token, and by `echo`, all are in the prompt.
+        assert!(Tokens::new(&[5, 9, 11], Scoring::PromptLogprobs, 4).last.is_none());
+        assert!(Tokens::new(&[5, 9, 11], echo(true), 3).last.is_none());
+    }
+
     fn echo(with_ids: bool) -> Scoring {
         Scoring::Echo(Echo { with_ids, alone: false })
     }
@@ -108,13 +182,13 @@ mod tests {
             null,
             {"5": {"logprob": -2.0, "rank": 3, "decoded_token": "a"}, "9": {"logprob": -0.5, "rank": 1}},
             {"7": {"logprob": -0.25, "rank": 1, "decoded_token": "b"}}]}]});
-        let scores = read(&response, Scoring::PromptLogprobs, &[1, 5, 7], 1, 1).unwrap();
+        let scores = read(&response, Scoring::PromptLogprobs, whole(&[1, 5, 7]), 1, 1).unwrap();
         assert_eq!((scores[0].id, scores[0].logprob, scores[0].rank), (5, -2.0, 2));
         assert_eq!(scores[0].top, [TokenLogprob::new(9, -0.5)]);
         assert_eq!((scores[1].rank, scores[1].top.len()), (0, 1));
-        assert_eq!(read(&response, Scoring::PromptLogprobs, &[1, 5, 7], 2, 0).unwrap()[0].top, []);
+        assert_eq!(read(&response, Scoring::PromptLogprobs, whole(&[1, 5, 7]), 2, 0).unwrap()[0].top, []);
         // Of other tokens there is no score, and none is made up.
-        assert!(read(&response, Scoring::PromptLogprobs, &[1, 6, 7], 1, 1).is_err());
+        assert!(read(&response, Scoring::PromptLogprobs, whole(&[1, 6, 7]), 1, 1).is_err());
     }
 
     #[test]
@@ -123,12 +197,12 @@ mod tests {
             "tokens": ["token_id:1", "token_id:5", "token_id:7", "token_id:2"],
             "token_logprobs": [null, -2.0, -0.25, -0.1],
             "top_logprobs": [null, {"token_id:9": -0.5, "token_id:5": -2.0}, {"token_id:7": -0.25}, {"token_id:2": -0.1}]}}]});
-        let scores = read(&response, echo(true), &[1, 5, 7], 1, 2).unwrap();
+        let scores = read(&response, echo(true), whole(&[1, 5, 7]), 1, 2).unwrap();
         assert_eq!((scores[0].rank, scores[1].rank), (1, 0));
         assert_eq!(scores[0].top, [TokenLogprob::new(9, -0.5), TokenLogprob::new(5, -2.0)]);
         // A server that ignores `echo` gives the answer's tokens alone, all with a log-probability.
         let ignored = json!({"choices": [{"logprobs": {"token_logprobs": [-1.0, -1.0, -1.0],
                              "top_logprobs": [{"a": -1.0}, {"a": -1.0}, {"a": -1.0}]}}]});
-        assert!(read(&ignored, echo(false), &[1, 5, 7], 1, 0).is_err());
+        assert!(read(&ignored, echo(false), whole(&[1, 5, 7]), 1, 0).is_err());
     }
 }

@@ -112,6 +112,7 @@ impl QuantizedTensor {
     }
 
     /// The same values in F32.
+    #[allow(clippy::missing_panics_doc, reason = "the blocks were checked when the tensor was made")]
     pub fn to_dense(&self) -> DenseTensor {
         let mut bytes = vec![0; self.rows * self.cols * 4];
         let width = self.bytes.len() / self.rows;

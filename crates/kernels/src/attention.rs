@@ -236,13 +236,13 @@ vectorized! {
 fn run_body<V: Vector>(shape: &Attention, task: &mut Task<'_>) {
     match task.kv {
         KvBlocks::F32 { keys, values } => {
-            segments::<V, _>(shape, Direct(float::Floats { keys, values }), task)
+            segments::<V, _>(shape, Direct(float::Floats { keys, values }), task);
         }
         KvBlocks::F16 { keys, values } => {
-            segments::<V, _>(shape, Direct(float::Floats { keys, values }), task)
+            segments::<V, _>(shape, Direct(float::Floats { keys, values }), task);
         }
         KvBlocks::Int8 { keys, values } => {
-            segments::<V, _>(shape, Direct(int8::Int8s { keys, values }), task)
+            segments::<V, _>(shape, Direct(int8::Int8s { keys, values }), task);
         }
         KvBlocks::Sums { keys, values, rotations } => {
             segments::<V, _>(shape, sums::Sums { keys, values, rotations }, task);

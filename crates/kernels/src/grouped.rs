@@ -23,6 +23,7 @@ pub use exact::{grouped_matmul_f32, grouped_matmul_f32_part};
 pub use input::{ActivationType, GroupedInput};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use input::{Tile, shifts};
+#[cfg(target_arch = "x86_64")]
 pub(crate) use product::Task;
 pub use product::{GroupedProduct, grouped_matmul, grouped_matmul_part, grouped_matmul_with};
 

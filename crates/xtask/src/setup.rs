@@ -118,14 +118,6 @@ const NEEDS: &[Need] = &[
         without: Without::Nothing,
     },
     Need {
-        name: "maturin",
-        scope: Scope::Wheel,
-        probe: Probe::Command(&["maturin", "--version"]),
-        minimum: Some("1.9"),
-        remedy: Remedy::Call(native::install_maturin),
-        without: Without::Less("the Python package cannot be built"),
-    },
-    Need {
         name: "CMake",
         scope: Scope::Test,
         probe: Probe::Command(&["cmake", "--version"]),
@@ -158,6 +150,15 @@ const NEEDS: &[Need] = &[
         without: Without::Less(
             "the tests with other readers and writers of GGUF and ONNX, with clients of the server, and of the Python package are skipped",
         ),
+    },
+    // Behind the packages, which bring it along where all of them are installed.
+    Need {
+        name: "maturin",
+        scope: Scope::Wheel,
+        probe: Probe::Command(&["maturin", "--version"]),
+        minimum: Some("1.9"),
+        remedy: Remedy::Call(native::install_maturin),
+        without: Without::Less("the Python package cannot be built"),
     },
     Need {
         name: "ONNX Runtime",

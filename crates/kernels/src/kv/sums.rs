@@ -160,7 +160,7 @@ fn transposed(x: &[f32]) -> Vec<f32> {
     (0..x.len()).map(|i| x[i % BLOCK * pairs + i / BLOCK]).collect()
 }
 
-impl<'a> SumBlock<'a> {
+impl SumBlock<'_> {
     /// The sums of one head.
     pub(crate) fn head(&self, head: usize, head_dim: usize) -> Self {
         let elements = head * head_dim * BLOCK..(head + 1) * head_dim * BLOCK;

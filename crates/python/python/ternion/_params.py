@@ -121,7 +121,7 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
     if isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__iter__"):
         raise TypeError(f"{what} {type(prompt).__name__}")
     # Arrays of numpy and tensors of torch become lists.
-    items = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
+    items: list[Any] = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
     if not items:
         return {"tokens": []}
     if all(isinstance(item, Mapping) for item in items):

@@ -80,15 +80,14 @@ pub(crate) fn read(
     let choice = choice.ok_or_else(|| Error::backend("the response with scores has no choice"))?;
     (start..tokens.len())
         .map(|at| {
-            let (found, token) = match (tokens.prompt.get(at), tokens.last) {
-                (None, Some(last)) => (of_answer(&choice, last, top), last),
-                _ => {
-                    let found = match scoring {
-                        Scoring::Echo(echo) => of_echo(&choice, tokens.prompt, at, top, echo.with_ids),
-                        _ => of_prompt(&choice, tokens.prompt, at, top),
-                    };
-                    (found, tokens.prompt[at])
-                }
+            let (found, token) = if let (None, Some(last)) = (tokens.prompt.get(at), tokens.last) {
+                (of_answer(&choice, last, top), last)
+            } else {
+                let found = match scoring {
+                    Scoring::Echo(echo) => of_echo(&choice, tokens.prompt, at, top, echo.with_ids),
+                    _ => of_prompt(&choice, tokens.prompt, at, top),
+                };
+                (found, tokens.prompt[at])
             };
             found.ok_or_else(|| {
                 Error::backend(format!("the response has no score of the token {token} at index {at}"))

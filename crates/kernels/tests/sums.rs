@@ -51,7 +51,9 @@ fn case(shape: Attention, length: usize, most: i32, step: usize) -> Case {
         (vec![0.0; length * width], vec![0.0; length * kv_width], vec![0.0; length * kv_width]);
     let layout = KvLayout { layers: 2, kv_heads, head_dim };
     let blocks = |kv_type| -> Vec<KvBlock> {
-        (0..length.div_ceil(BLOCK)).map(|_| KvBlock::new(&layout, kv_type).unwrap()).collect()
+        (0..length.div_ceil(BLOCK))
+            .map(|_| KvBlock::new(&layout, kv_type).expect("there is memory"))
+            .collect()
     };
     let (mut floats, mut sums) = (blocks(KvType::F32), blocks(KvType::Exact));
     rotate(&shape, &qkv, of_tokens, &mut q, &mut k, &mut v);
@@ -80,7 +82,7 @@ impl Case {
         let kv = kv_blocks(blocks.iter(), &self.layout, kv_type, 1).with_rotations(&self.rotations);
         let mut out = vec![0.0; (to - from) * width];
         let shape = Attention { past: from, ..self.shape };
-        let team = Team::new(threads).unwrap();
+        let team = Team::new(threads).expect("threads can be started");
         team.install(|| attention(shape, &self.queries[from * width..to * width], &kv, &mut out));
         out
     }

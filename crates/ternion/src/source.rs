@@ -37,6 +37,7 @@ fn at(config: &ModelConfig, path: std::path::PathBuf) -> ModelConfig {
 }
 
 #[cfg(not(feature = "hub"))]
+#[allow(clippy::unused_async, reason = "it is async with the feature")]
 pub(crate) async fn local(config: &ModelConfig, _: &Progress) -> Result<ModelConfig> {
     cached(config)
 }

@@ -30,14 +30,13 @@ pub fn factory() -> BlockingFactory {
 fn suitability(config: &ModelConfig) -> Result<Suitability> {
     let options: CandleOptions = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| Error::invalid_config("the model has no `path`"))?;
-    let spec = embed::spec(config, &options);
-    if let Err(error) = &spec
-        && error.kind() == ErrorKind::Unsupported
-    {
-        return spec.map(|_| Suitability::Native);
-    }
-    #[cfg(feature = "dense")]
-    let embeds = spec.is_ok_and(|spec| spec.is_some());
+    let embeds = match embed::spec(config, &options) {
+        Ok(spec) => spec.is_some(),
+        Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error),
+        Err(_) => false,
+    };
+    #[cfg(not(feature = "dense"))]
+    let _ = embeds;
     #[cfg(feature = "dense")]
     if embeds && dense::bert(config)?.is_some() {
         return Ok(Suitability::Native);

@@ -10,12 +10,12 @@ use ternion_core::Result;
 use ternion_engine::LogitsPrecision;
 use ternion_formats::Table;
 use ternion_kernels::{
-    ActivationType, CompactMatrix, GroupedInput, GroupedMatrix, GroupedProduct, for_each_mut, leading,
+    ActivationType, CompactMatrix, GroupedInput, GroupedMatrix, GroupedProduct, for_each_mut,
+    grouped_matmul_all, leading,
 };
 
 use crate::HeadPrecision;
 use crate::certified::Certified;
-use crate::ops::grouped_products;
 use crate::plain::Plain;
 use crate::residency::{Place, Placement, head_rows};
 use crate::stream::Stream;
@@ -108,7 +108,7 @@ impl Head {
             Rows::Grouped(weights, activations) => {
                 let product = [GroupedProduct { weights, offset: 0 }];
                 let input = &mut GroupedInput::default();
-                grouped_products(&product, hidden, *activations, input, logits, vocab);
+                grouped_matmul_all(&product, hidden, *activations, input, logits, vocab);
                 return Ok(Some(()));
             }
             Rows::Exact(parts) => parts,

@@ -103,9 +103,7 @@ impl Decoder {
     /// checkpoint was opened.
     pub fn new(mut checkpoint: Checkpoint, team: Arc<Team>, mut options: DecoderOptions) -> Result<Self> {
         let watch = checkpoint.watch()?;
-        if options.kv_type == KvType::Exact {
-            options.kv_type = checkpoint.lossless_kv_type();
-        }
+        options.kv_type = checkpoint.kv_type(Some(options.kv_type));
         let head = checkpoint.head_or_embed().clone();
         let spec = &checkpoint.spec;
         let positive = [

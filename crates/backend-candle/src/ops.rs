@@ -195,32 +195,11 @@ impl Projections {
             }
             offset += part.rows();
         }
-        grouped_products(&groups, x, self.activations, grouped, out, self.rows);
+        kernels::grouped_matmul_all(&groups, x, self.activations, grouped, out, self.rows);
         if !together.is_empty() {
             kernels::matmul_all(&together, quantized, out, self.rows);
         }
         Ok(())
-    }
-}
-
-/// Products with grouped weights; those that round the input alike are computed together.
-pub(crate) fn grouped_products(
-    products: &[kernels::GroupedProduct<'_>],
-    x: &[f32],
-    activations: ActivationType,
-    input: &mut kernels::GroupedInput,
-    out: &mut [f32],
-    stride: usize,
-) {
-    if activations == ActivationType::F32 {
-        return kernels::grouped_matmul_f32(products, x, out, stride);
-    }
-    let alike = |a: &kernels::GroupedProduct<'_>, b: &kernels::GroupedProduct<'_>| {
-        (a.weights.kind(), a.weights.group()) == (b.weights.kind(), b.weights.group())
-    };
-    for products in products.chunk_by(alike) {
-        input.quantize(x, products[0].weights, activations);
-        kernels::grouped_matmul(products, input, out, stride);
     }
 }
 

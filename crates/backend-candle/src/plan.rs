@@ -109,8 +109,7 @@ pub(crate) fn sizes(
     let planner = Planner { checkpoint, taken, limit: config.memory_limit.map(|limit| limit.0), prompts };
     let mut wanted = DecoderOptions::new(&checkpoint.spec);
     wanted.head = head(checkpoint, options.head, planner.limit)?;
-    let lossless = checkpoint.lossless_kv_type();
-    wanted.kv_type = options.kv_type.filter(|kv_type| *kv_type != KvType::Exact).unwrap_or(lossless);
+    wanted.kv_type = checkpoint.kv_type(options.kv_type);
     wanted.activations = options.activations.unwrap_or(wanted.activations);
     wanted.context_length = config.context_length.unwrap_or(wanted.context_length);
     wanted.max_sequences = config.max_sequences.unwrap_or(wanted.max_sequences);

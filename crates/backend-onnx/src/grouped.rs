@@ -8,7 +8,7 @@ use ort::operator::{ComputeContext, KernelContext, Operator, OperatorInput, Oper
 use ort::value::{DynTensorValueType, TensorElementType};
 use ternion_formats::onnx::fast;
 use ternion_kernels::{
-    self as kernels, ActivationType, GroupedInput, GroupedKind, GroupedMatrix, GroupedProduct, WeightsError,
+    self as kernels, ActivationType, GroupedKind, GroupedMatrix, GroupedProduct, WeightsError,
 };
 
 use crate::attributes;
@@ -80,7 +80,7 @@ impl<'a, S: Scale> Stored<'a, S> {
         }
         for (group, (scale, own)) in scales.iter_mut().zip(own).enumerate() {
             *scale = own.value();
-            if !scale.is_finite() || (*scale == 0.0 && scale.is_sign_negative()) {
+            if !kernels::is_group_scale(*scale) {
                 let message = format!(
                     "row {row}, group {group}: the scale is {scale:?}, expected a finite number, not -0.0"
                 );
@@ -271,25 +271,7 @@ fn linear(
     });
     let products: Vec<GroupedProduct<'_>> = products.collect();
     write(ctx, tokens, rows, |out| {
-        multiply(&products, input, activations, grouped, out, rows);
+        kernels::grouped_matmul_all(&products, input, activations, grouped, out, rows);
         Ok(())
     })
-}
-
-/// Products with the same input; those that round it alike are computed together.
-fn multiply(
-    products: &[GroupedProduct<'_>],
-    x: &[f32],
-    activations: ActivationType,
-    input: &mut GroupedInput,
-    out: &mut [f32],
-    stride: usize,
-) {
-    if activations == ActivationType::F32 {
-        return kernels::grouped_matmul_f32(products, x, out, stride);
-    }
-    for products in products.chunk_by(|a, b| a.weights.group() == b.weights.group()) {
-        input.quantize(x, products[0].weights, activations);
-        kernels::grouped_matmul(products, input, out, stride);
-    }
 }

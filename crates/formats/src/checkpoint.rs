@@ -302,9 +302,13 @@ impl Checkpoint {
         FileWatch::of(linears.chain(tables))
     }
 
-    /// The smallest type that keys and values can be stored in without losing anything.
-    pub fn lossless_kv_type(&self) -> KvType {
-        if self.layers.iter().all(LayerTensors::has_integer_kv) { KvType::Exact } else { KvType::F32 }
+    /// How keys and values are stored if `wanted` is asked for: [`KvType::Exact`], which is the default, only where all of them are sums.
+    pub fn kv_type(&self, wanted: Option<KvType>) -> KvType {
+        match wanted {
+            Some(other) if other != KvType::Exact => other,
+            _ if self.layers.iter().all(LayerTensors::has_integer_kv) => KvType::Exact,
+            _ => KvType::F32,
+        }
     }
 
     /// The matrix that turns hidden states into logits: the head, or the embedding where they are tied.

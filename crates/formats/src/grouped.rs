@@ -36,7 +36,7 @@ impl Wrong {
 
 /// Checks a group's scale.
 pub(crate) fn check_scale(row: usize, group: usize, scale: f32) -> Result<f32, Wrong> {
-    if scale.is_finite() && !(scale == 0.0 && scale.is_sign_negative()) {
+    if ternion_kernels::is_group_scale(scale) {
         return Ok(scale);
     }
     Err(Wrong::group(row, group, format_args!("the scale is {scale:?}, expected a finite number, not -0.0")))

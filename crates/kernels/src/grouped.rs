@@ -25,10 +25,17 @@ pub use input::{ActivationType, GroupedInput};
 pub(crate) use input::{Tile, shifts};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use product::Task;
-pub use product::{GroupedProduct, grouped_matmul, grouped_matmul_part, grouped_matmul_with};
+pub use product::{
+    GroupedProduct, grouped_matmul, grouped_matmul_all, grouped_matmul_part, grouped_matmul_with,
+};
 
 use crate::WeightsError;
 use crate::quantize::Line;
+
+/// Whether a number can be the scale of a group: it is finite and not -0.0.
+pub fn is_group_scale(scale: f32) -> bool {
+    scale.is_finite() && !(scale == 0.0 && scale.is_sign_negative())
+}
 
 /// Rows of a block, which are the lanes of a vector.
 pub(crate) const ROWS: usize = 16;

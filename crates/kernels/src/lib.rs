@@ -62,7 +62,8 @@ pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
 pub use float::{add, relu2_glu, relu2_part, rms_norm, rms_norm_here, silu_glu};
 pub use grouped::{
     ActivationType, GroupedInput, GroupedKind, GroupedMatrix, GroupedProduct, grouped_matmul,
-    grouped_matmul_f32, grouped_matmul_f32_part, grouped_matmul_part, grouped_matmul_with,
+    grouped_matmul_all, grouped_matmul_f32, grouped_matmul_f32_part, grouped_matmul_part,
+    grouped_matmul_with, is_group_scale,
 };
 pub use isa::Isa;
 pub use leading::leading;

@@ -58,11 +58,7 @@ pub(crate) fn run(app: &App, args: &InspectArgs) -> Outcome {
     let report = checkpoint.report();
     let (tokenizer, of_tokenizer) = tokenizer(&checkpoint, selected.model()?);
     let warnings: Vec<String> = checkpoint.warnings.iter().cloned().chain(of_tokenizer).collect();
-    let kv_type = named::<Option<KvType>>(selected.model()?, "kv_type");
-    let kv_type = match kv_type {
-        None | Some(KvType::Exact) => checkpoint.lossless_kv_type(),
-        Some(kv_type) => kv_type,
-    };
+    let kv_type = checkpoint.kv_type(named(selected.model()?, "kv_type"));
     let activations = named::<ActivationType>(selected.model()?, "activations");
     if app.output.json {
         let mut facts = as_json(

@@ -75,7 +75,7 @@ pub(crate) fn shared_scale(kind: TensorType, bytes: &[u8]) -> Result<f32> {
     let mut shared: Option<f16> = None;
     for (index, block) in bytes.chunks_exact(size).enumerate() {
         let scale = f16::from_le_bytes([block[size - 2], block[size - 1]]);
-        if !scale.is_finite() || scale.to_bits() == f16::NEG_ZERO.to_bits() {
+        if !ternion_kernels::is_group_scale(scale.to_f32()) {
             return Err(Error::invalid_model(format!(
                 "the scale of block {index} is {scale:?}, expected a finite number, not -0.0"
             )));

@@ -99,23 +99,68 @@ impl<T: Element> Blocks for Floats<'_, T> {
             .get(block + 1)
             .filter(|_| ahead && T::AHEAD)
             .map(|values| values.as_ptr().wrapping_add(head * plane));
-        let mut at = 0;
-        while V::STRIP >= VECTORS && head_dim - at >= VECTORS * LANES {
-            weigh_part::<V, T, R, VECTORS>(values, next, weights, correction, visible, at, out);
-            at += VECTORS * LANES;
-        }
-        while head_dim - at >= LANES {
-            weigh_part::<V, T, R, 1>(values, next, weights, correction, visible, at, out);
-            at += LANES;
-        }
-        for i in at..head_dim {
-            for r in 0..R {
-                let mut sum = out[r][i] * correction[r];
-                for j in 0..visible {
-                    sum += weights[r][j] * values[j * head_dim + i].widen();
-                }
-                out[r][i] = sum;
+        weigh_values::<V, _, R>(Widened(values), next, weights, correction, visible, out);
+    }
+}
+
+/// The values of one head in a block, `[BLOCK, head_dim]`, which become floats as they are read.
+pub(super) trait Values: Copy {
+    /// How they are stored.
+    type Stored;
+
+    /// `N` vectors from `at` on, which are the value of `position`.
+    fn load<V: Vector, const N: usize>(self, position: usize, at: usize) -> [V; N];
+
+    /// The element `at`, which is of the value of `position`.
+    fn element(self, position: usize, at: usize) -> f32;
+}
+
+/// Floats of any type.
+#[derive(Clone, Copy)]
+struct Widened<'a, T>(&'a [T]);
+
+impl<T: Element> Values for Widened<'_, T> {
+    type Stored = T;
+
+    #[inline(always)]
+    fn load<V: Vector, const N: usize>(self, _: usize, at: usize) -> [V; N] {
+        let row = self.0[at..at + N * LANES].as_chunks::<LANES>().0;
+        std::array::from_fn(|v| T::load(&row[v]))
+    }
+
+    #[inline(always)]
+    fn element(self, _: usize, at: usize) -> f32 {
+        self.0[at].widen()
+    }
+}
+
+/// [`Blocks::weigh`] of the values of one head. `next`: where those of the next block lie, which are prefetched.
+#[inline(always)]
+pub(super) fn weigh_values<V: Vector, S: Values, const R: usize>(
+    values: S,
+    next: Option<*const S::Stored>,
+    weights: &[[f32; BLOCK]; R],
+    correction: &[f32; R],
+    visible: usize,
+    out: &mut [&mut [f32]; R],
+) {
+    let head_dim = out[0].len();
+    let mut at = 0;
+    while V::STRIP >= VECTORS && head_dim - at >= VECTORS * LANES {
+        weigh_part::<V, S, R, VECTORS>(values, next, weights, correction, visible, at, out);
+        at += VECTORS * LANES;
+    }
+    while head_dim - at >= LANES {
+        weigh_part::<V, S, R, 1>(values, next, weights, correction, visible, at, out);
+        at += LANES;
+    }
+    for i in at..head_dim {
+        for r in 0..R {
+            let mut sum = out[r][i] * correction[r];
+            for j in 0..visible {
+                sum += weights[r][j] * values.element(j, j * head_dim + i);
             }
+            out[r][i] = sum;
         }
     }
 }
@@ -150,9 +195,9 @@ fn scores_part<V: Vector, T: Element, const R: usize, const N: usize>(
 
 /// `N` vectors of dimensions from `at` on.
 #[inline(always)]
-fn weigh_part<V: Vector, T: Element, const R: usize, const N: usize>(
-    values: &[T],
-    next: Option<*const T>,
+fn weigh_part<V: Vector, S: Values, const R: usize, const N: usize>(
+    values: S,
+    next: Option<*const S::Stored>,
     weights: &[[f32; BLOCK]; R],
     correction: &[f32; R],
     visible: usize,
@@ -171,8 +216,7 @@ fn weigh_part<V: Vector, T: Element, const R: usize, const N: usize>(
         if let Some(next) = next {
             lanes::prefetch_all(next.wrapping_add(j * head_dim + at), N * LANES);
         }
-        let row = values[j * head_dim + at..j * head_dim + at + N * LANES].as_chunks::<LANES>().0;
-        let row: [V; N] = std::array::from_fn(|v| T::load(&row[v]));
+        let row: [V; N] = values.load(j, j * head_dim + at);
         for r in 0..R {
             let weight = V::splat(weights[r][j]);
             for v in 0..N {

@@ -12,7 +12,7 @@ use std::{
 use super::{
     Attention, VECTORS,
     blocks::{Blocks, Place, Source, reached},
-    float::Floats,
+    float::{Floats, Values, weigh_values},
     softmax::{self, Row, TILE},
 };
 use crate::{
@@ -141,24 +141,27 @@ impl Blocks for Narrow<'_> {
         let head_dim = out[0].len();
         let (own, next) = of_head(self.sums.values, block, head, head_dim);
         let next = next.filter(|_| ahead).map(|next| next.low.as_ptr());
-        let mut at = 0;
-        while V::STRIP >= VECTORS && head_dim - at >= VECTORS * LANES {
-            weigh_part::<V, R, VECTORS>(&own, next, weights, correction, visible, at, out);
-            at += VECTORS * LANES;
-        }
-        while head_dim - at >= LANES {
-            weigh_part::<V, R, 1>(&own, next, weights, correction, visible, at, out);
-            at += LANES;
-        }
-        for i in at..head_dim {
-            for r in 0..R {
-                let mut sum = out[r][i] * correction[r];
-                for j in 0..visible {
-                    sum += weights[r][j] * (f32::from(own.low[j * head_dim + i]) * own.factors[j]);
-                }
-                out[r][i] = sum;
-            }
-        }
+        weigh_values::<V, _, R>(Scaled(own), next, weights, correction, visible, out);
+    }
+}
+
+/// Values as sums of 16 bits.
+#[derive(Clone, Copy)]
+struct Scaled<'a>(SumBlock<'a>);
+
+impl Values for Scaled<'_> {
+    type Stored = i16;
+
+    #[inline(always)]
+    fn load<V: Vector, const N: usize>(self, position: usize, at: usize) -> [V; N] {
+        let factor = V::splat(self.0.factors[position]);
+        let row = self.0.low[at..at + N * LANES].as_chunks::<LANES>().0;
+        std::array::from_fn(|v| V::load_i16(&row[v]).mul(factor))
+    }
+
+    #[inline(always)]
+    fn element(self, position: usize, at: usize) -> f32 {
+        f32::from(self.0.low[at]) * self.0.factors[position]
     }
 }
 
@@ -228,48 +231,6 @@ fn add_products<V: Vector, const R: usize, const N: usize>(
         let q = V::splat(queries[r][d]);
         for v in 0..N {
             sums[r][v] = q.mul_add(keys[v], sums[r][v]);
-        }
-    }
-}
-
-/// `N` vectors of dimensions from `at` on.
-#[inline(always)]
-fn weigh_part<V: Vector, const R: usize, const N: usize>(
-    values: &SumBlock<'_>,
-    next: Option<*const i16>,
-    weights: &[[f32; BLOCK]; R],
-    correction: &[f32; R],
-    visible: usize,
-    at: usize,
-    out: &mut [&mut [f32]; R],
-) {
-    let head_dim = out[0].len();
-    let mut sums = [[V::splat(0.0); N]; R];
-    for r in 0..R {
-        let out = out[r][at..at + N * LANES].as_chunks::<LANES>().0;
-        for v in 0..N {
-            sums[r][v] = V::load(&out[v]).mul(V::splat(correction[r]));
-        }
-    }
-    for j in 0..visible {
-        let from = j * head_dim + at;
-        if let Some(next) = next {
-            lanes::prefetch_all(next.wrapping_add(from), N * LANES);
-        }
-        let factor = V::splat(values.factors[j]);
-        let row = values.low[from..from + N * LANES].as_chunks::<LANES>().0;
-        let row: [V; N] = std::array::from_fn(|v| V::load_i16(&row[v]).mul(factor));
-        for r in 0..R {
-            let weight = V::splat(weights[r][j]);
-            for v in 0..N {
-                sums[r][v] = weight.mul_add(row[v], sums[r][v]);
-            }
-        }
-    }
-    for r in 0..R {
-        let out = out[r][at..at + N * LANES].as_chunks_mut::<LANES>().0;
-        for v in 0..N {
-            sums[r][v].store(&mut out[v]);
         }
     }
 }

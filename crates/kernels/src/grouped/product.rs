@@ -1,7 +1,7 @@
 //! Products of grouped weights with activations in int8: how the work is divided, and the scalar reference.
 
 use super::input::{BINARY_SHIFTS, TERNARY_SHIFTS};
-use super::{Block, GroupedInput, GroupedKind, GroupedMatrix, ROWS};
+use super::{ActivationType, Block, GroupedInput, GroupedKind, GroupedMatrix, ROWS, grouped_matmul_f32};
 use crate::grouped::input::Tile;
 use crate::matmul::{SharedOut, has_room};
 use crate::{Isa, team};
@@ -33,6 +33,29 @@ pub struct GroupedProduct<'a> {
 /// `out` is too short for the last token.
 pub fn grouped_matmul(products: &[GroupedProduct<'_>], x: &GroupedInput, out: &mut [f32], stride: usize) {
     grouped_matmul_with(Isa::detect(), products, x, out, stride);
+}
+
+/// [`grouped_matmul`] or, for activations as they are, [`grouped_matmul_f32`] of `x`, `[tokens, cols]`. Products that round it alike
+/// are computed together; `input` is a buffer.
+///
+/// # Panics
+/// As those.
+pub fn grouped_matmul_all(
+    products: &[GroupedProduct<'_>],
+    x: &[f32],
+    activations: ActivationType,
+    input: &mut GroupedInput,
+    out: &mut [f32],
+    stride: usize,
+) {
+    if activations == ActivationType::F32 {
+        return grouped_matmul_f32(products, x, out, stride);
+    }
+    let rounds_as = |product: &GroupedProduct<'_>| (product.weights.kind(), product.weights.group());
+    for products in products.chunk_by(|a, b| rounds_as(a) == rounds_as(b)) {
+        input.quantize(x, products[0].weights, activations);
+        grouped_matmul(products, input, out, stride);
+    }
 }
 
 /// [`grouped_matmul`] with given instructions, for tests and measurements.

@@ -7,6 +7,7 @@
 //! with it, and on however many threads.
 
 mod blocks;
+mod cells;
 mod float;
 mod int8;
 mod softmax;
@@ -23,7 +24,13 @@ use crate::{
     vector::Vector,
 };
 use blocks::{Direct, Source};
+use cells::Cells;
+use float::Floats;
+use int8::Int8s;
 use softmax::{Row, Softmax};
+use sums::Sums;
+
+pub use cells::{CellFloats, CellRows, VisibleCells, cells_attention_part};
 
 /// Vectors of a row of scores.
 const VECTORS: usize = BLOCK / LANES;
@@ -164,7 +171,7 @@ fn attention_by(
                 let segments = if parts > 1 { part..part + 1 } else { 0..segments };
                 let kv_head = task % (kv_heads * split) / split;
                 let rows = Vec::with_capacity(TASK_TOKENS.min(*tokens) * group / split);
-                tasks.push(Task { kv, kv_head, segments, is_whole: parts == 1, rows });
+                tasks.push(Task { kv, work: Work { kv_head, segments, is_whole: parts == 1, rows } });
             }
         }
         divided.push((first, count));
@@ -179,7 +186,7 @@ fn attention_by(
                 let (token, head) = (i / heads, i % heads);
                 let task = token / TASK_TOKENS * (kv_heads * split) + head / (group / split);
                 let row = Row { q, out, length: past + token + 1, sum: Softmax::EMPTY };
-                tasks[first + part * count + task].rows.push(row);
+                tasks[first + part * count + task].work.rows.push(row);
             }
         }
     }
@@ -190,12 +197,12 @@ fn attention_by(
         tasks = before;
         let (whole, others) = own.split_at_mut(count);
         for (i, other) in others.iter().enumerate() {
-            for (row, part) in whole[i % count].rows.iter_mut().zip(&other.rows) {
+            for (row, part) in whole[i % count].work.rows.iter_mut().zip(&other.work.rows) {
                 merge(row, part);
             }
         }
         if !others.is_empty() {
-            whole.iter_mut().flat_map(|task| &mut task.rows).for_each(Row::finish);
+            whole.iter_mut().flat_map(|task| &mut task.work.rows).for_each(Row::finish);
         }
     }
 }
@@ -217,9 +224,14 @@ fn gcd(a: usize, b: usize) -> usize {
     if a == 0 { b } else { gcd(b % a, a) }
 }
 
-/// The tokens of a task for query heads that share a head of keys and values, over some segments.
+/// Work over blocks.
 struct Task<'a> {
     kv: &'a KvBlocks<'a>,
+    work: Work<'a>,
+}
+
+/// Some tokens for query heads that share a head of keys and values, over some segments.
+struct Work<'a> {
     kv_head: usize,
     segments: Range<usize>,
     /// Whether these are all segments, so that rows can be finished.
@@ -228,26 +240,40 @@ struct Task<'a> {
     rows: Vec<Row<'a>>,
 }
 
+fn run(isa: Isa, shape: &Attention, Task { kv, work }: &mut Task<'_>) {
+    match kv {
+        KvBlocks::F32 { keys, values } => floats(isa, shape, Direct(Floats { keys, values }), work),
+        KvBlocks::F16 { keys, values } => halves(isa, shape, Direct(Floats { keys, values }), work),
+        KvBlocks::Int8 { keys, values } => int8s(isa, shape, Direct(Int8s { keys, values }), work),
+        KvBlocks::Sums { keys, values, rotations } => {
+            sums(isa, shape, Sums { keys, values, rotations }, work);
+        }
+    }
+}
+
+// A function for each type: the compiler takes more than twice as long for one of twice the size.
 vectorized! {
-    fn run(isa: Isa, shape: &Attention, task: &mut Task<'_>) = run_body;
+    fn floats(isa: Isa, shape: &Attention, kv: Direct<Floats<'_, f32>>, work: &mut Work<'_>) = run_body;
+}
+vectorized! {
+    fn halves(isa: Isa, shape: &Attention, kv: Direct<Floats<'_, u16>>, work: &mut Work<'_>) = run_body;
+}
+vectorized! {
+    fn int8s(isa: Isa, shape: &Attention, kv: Direct<Int8s<'_>>, work: &mut Work<'_>) = run_body;
+}
+vectorized! {
+    fn sums(isa: Isa, shape: &Attention, kv: Sums<'_>, work: &mut Work<'_>) = run_body;
+}
+vectorized! {
+    fn single_cells(isa: Isa, shape: &Attention, kv: Cells<'_, f32>, work: &mut Work<'_>) = run_body;
+}
+vectorized! {
+    fn half_cells(isa: Isa, shape: &Attention, kv: Cells<'_, u16>, work: &mut Work<'_>) = run_body;
 }
 
 #[inline(always)]
-fn run_body<V: Vector>(shape: &Attention, task: &mut Task<'_>) {
-    match task.kv {
-        KvBlocks::F32 { keys, values } => {
-            segments::<V, _>(shape, Direct(float::Floats { keys, values }), task);
-        }
-        KvBlocks::F16 { keys, values } => {
-            segments::<V, _>(shape, Direct(float::Floats { keys, values }), task);
-        }
-        KvBlocks::Int8 { keys, values } => {
-            segments::<V, _>(shape, Direct(int8::Int8s { keys, values }), task);
-        }
-        KvBlocks::Sums { keys, values, rotations } => {
-            segments::<V, _>(shape, sums::Sums { keys, values, rotations }, task);
-        }
-    }
+fn run_body<V: Vector>(shape: &Attention, kv: impl Source, work: &mut Work<'_>) {
+    segments::<V, _>(shape, kv, work);
 }
 
 vectorized! {
@@ -259,27 +285,44 @@ fn merge_body<V: Vector>(into: &mut Row<'_>, from: &Row<'_>) {
     into.merge::<V>(from.out, from.sum);
 }
 
-/// The segments of a task, which are merged.
+/// The segments of some work, which are merged.
 #[inline(always)]
-fn segments<V: Vector, S: Source>(shape: &Attention, kv: S, task: &mut Task<'_>) {
-    let Task { kv_head, segments, is_whole, rows, .. } = task;
+fn segments<V: Vector, S: Source>(shape: &Attention, kv: S, work: &mut Work<'_>) {
+    let Work { kv_head, segments, is_whole, rows } = work;
     let mut queries = Vec::with_capacity(rows.len());
     for row in rows.iter_mut() {
         row.out.fill(0.0);
         queries.push(S::query::<V>(row.q));
     }
-    kv.segment::<V>(shape, *kv_head, blocks_of(segments.start), rows, &queries);
-    let others = segments.start + 1..segments.end;
-    let mut scratch = vec![0.0; if others.is_empty() { 0 } else { rows.len() * shape.head_dim }];
-    for segment in others {
-        scratch.fill(0.0);
+    let width = shape.head_dim;
+    let mut scratch = vec![0.0; if segments.len() < 2 { 0 } else { rows.len() * width }];
+    let mut sums = Vec::with_capacity(rows.len());
+    for segment in segments.clone() {
+        // The first one goes into the rows themselves. `S::segment` is called at one place for all, since each call is a copy
+        // of most of this file's code.
+        let is_first = segment == segments.start;
         let mut parts = Vec::with_capacity(rows.len());
-        for (row, out) in rows.iter().zip(scratch.chunks_exact_mut(shape.head_dim)) {
-            parts.push(Row { q: row.q, out, length: row.length, sum: Softmax::EMPTY });
+        if is_first {
+            parts.extend(rows.iter_mut().map(Row::borrow));
+        } else {
+            scratch.fill(0.0);
+            let outs = scratch.chunks_exact_mut(width);
+            parts.extend(rows.iter().zip(outs).map(|(row, out)| Row {
+                q: row.q,
+                out,
+                length: row.length,
+                sum: Softmax::EMPTY,
+            }));
         }
         kv.segment::<V>(shape, *kv_head, blocks_of(segment), &mut parts, &queries);
-        for (row, part) in rows.iter_mut().zip(&parts) {
-            row.merge::<V>(part.out, part.sum);
+        sums.clear();
+        sums.extend(parts.iter().map(|part| part.sum));
+        if is_first {
+            rows.iter_mut().zip(&sums).for_each(|(row, sum)| row.sum = *sum);
+        } else {
+            for ((row, out), sum) in rows.iter_mut().zip(scratch.chunks_exact(width)).zip(&sums) {
+                row.merge::<V>(out, *sum);
+            }
         }
     }
     if *is_whole {
@@ -328,7 +371,18 @@ mod tests {
             for (kv, name) in types.into_iter().zip(["f32", "f16", "int8"]) {
                 let mut expected = vec![0.0; q.len()];
                 let sequence = AttentionSequence { past, tokens, kv: kv.clone() };
-                let run = |task: &mut Task<'_>| run_body::<Portable<true>>(&shape, task);
+                let run = |task: &mut Task<'_>| match task.kv {
+                    KvBlocks::F32 { keys, values } => {
+                        run_body::<Portable<true>>(&shape, Direct(Floats { keys, values }), &mut task.work);
+                    }
+                    KvBlocks::F16 { keys, values } => {
+                        run_body::<Portable<true>>(&shape, Direct(Floats { keys, values }), &mut task.work);
+                    }
+                    KvBlocks::Int8 { keys, values } => {
+                        run_body::<Portable<true>>(&shape, Direct(Int8s { keys, values }), &mut task.work);
+                    }
+                    KvBlocks::Sums { .. } => unreachable!("not among the types"),
+                };
                 let merge = |into: &mut Row<'_>, from: &Row<'_>| merge_body::<Portable<true>>(into, from);
                 attention_by(&shape, &[sequence], &q, &mut expected, (run, merge));
                 assert!(expected.iter().all(|x| x.is_finite()) && expected.iter().any(|x| *x != 0.0));

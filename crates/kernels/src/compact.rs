@@ -6,6 +6,7 @@
 //! columns in the lower and the other 64 in the upper halves.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use crate::{
     DenseRef, Isa, Quantized, dense,
@@ -176,10 +177,15 @@ impl CompactMatrix {
         match isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: The CPU has these instructions, as was asserted.
-            Isa::Avx512Vnni => unsafe { crate::x86::compact::run(&task, out) },
+            Isa::Amx if out.len() >= crate::x86::amx::FEWEST && self.bits == CompactBits::Eight => unsafe {
+                crate::x86::amx::compact::run(&task, out);
+            },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: As above.
-            Isa::Avx2 => unsafe { crate::x86::compact_avx2::run(&task, out) },
+            Isa::Avx512Vnni | Isa::Amx => unsafe { crate::x86::compact::run(&task, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: As above.
+            Isa::Avx2 | Isa::AvxVnni => unsafe { crate::x86::compact_avx2::run(&task, out) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: As above.
             Isa::NeonDot | Isa::NeonI8mm => unsafe { crate::aarch64::compact::run(&task, out) },
@@ -199,6 +205,12 @@ pub(crate) struct Task<'a> {
 impl<'a> Task<'a> {
     pub(crate) fn bits(&self) -> CompactBits {
         self.matrix.bits
+    }
+
+    /// Another task for the rows from `row` on, counted from the first of this one.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "tiles of AMX"))]
+    pub(crate) fn behind(&self, row: usize) -> Self {
+        Self { first: self.first + row, ..*self }
     }
 
     /// The codes and scales of a row, counted from the first of the task.
@@ -237,6 +249,8 @@ pub(crate) struct Inputs {
     starts: Vec<[i32; LANES]>,
     /// What the sum of a token is multiplied by.
     factors: Vec<f32>,
+    /// What [`tiles`](Self::tiles) has made.
+    tiles: OnceLock<Vec<Line>>,
 }
 
 impl Inputs {
@@ -264,7 +278,27 @@ impl Inputs {
         });
         let starts = starts.collect();
         let factors = tokens().map(|(rounded, t)| 1.0 / rounded.scale(t)).collect();
-        Self { values, starts, factors }
+        Self { values, starts, factors, tiles: OnceLock::new() }
+    }
+
+    /// The values of each 16 tokens and 64 columns as a tile of 16 lines: line `j` has columns `4 * j..4 * j + 4` of each token.
+    /// Those of all columns lie together.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "tiles of AMX"))]
+    pub(crate) fn tiles(&self) -> &[Line] {
+        const TOKENS: usize = BLOCK / 4;
+        self.tiles.get_or_init(|| {
+            let blocks = self.values.len() / self.factors.len();
+            let mut tiles = vec![Line::EMPTY; self.factors.len().div_ceil(TOKENS) * blocks * TOKENS];
+            for (token, values) in self.values.chunks_exact(blocks).enumerate() {
+                let tiles = &mut tiles[token / TOKENS * blocks * TOKENS..];
+                for (tile, values) in tiles.chunks_exact_mut(TOKENS).zip(values) {
+                    for (line, word) in tile.iter_mut().zip(values.words()) {
+                        line.set_word(token % TOKENS, word);
+                    }
+                }
+            }
+            tiles
+        })
     }
 
     /// The blocks of values, the starts of the groups, and the factor of a token.
@@ -291,26 +325,35 @@ fn portable_body<const FMA: bool>(task: &Task<'_>, out: &mut [&mut [f32]]) {
         let (codes, scales) = task.row(row);
         for (token, out) in out.iter_mut().enumerate() {
             let (values, starts, factor) = task.inputs.token(token);
-            let mut total = [0.0; LANES];
-            for (group, (scale, start)) in scales.iter().zip(starts).enumerate() {
-                let mut sum = *start;
-                match task.bits() {
-                    CompactBits::Eight => {
-                        for (codes, values) in codes.iter().zip(values) {
-                            add_products(&mut sum, codes, values);
-                        }
+            out[row] = match task.bits() {
+                CompactBits::Eight => {
+                    let mut sum = starts[0];
+                    for (codes, values) in codes.iter().zip(values) {
+                        add_products(&mut sum, codes, values);
                     }
-                    CompactBits::Four => {
-                        let codes = &codes[group];
+                    product(sum, scales[0], factor)
+                }
+                CompactBits::Four => {
+                    let mut total = [0.0; LANES];
+                    for (group, (scale, start)) in scales.iter().zip(starts).enumerate() {
+                        let (mut sum, codes) = (*start, &codes[group]);
                         add_products(&mut sum, &codes.map(|code| code & 15), &values[2 * group]);
                         add_products(&mut sum, &codes.map(|code| code >> 4), &values[2 * group + 1]);
+                        lanes::accumulate::<FMA>(&mut total, &sum.map(|sum| sum as f32), &[*scale; LANES]);
                     }
+                    lanes::sum(total) * factor
                 }
-                lanes::accumulate::<FMA>(&mut total, &sum.map(|sum| sum as f32), &[*scale; LANES]);
-            }
-            out[row] = lanes::sum(total) * factor;
+            };
         }
     }
+}
+
+/// A product in 8 bits from the sums of its lanes. Their sum is exact: it is below 2^31 for [`MAX_COLS`](crate::MAX_COLS)
+/// columns, and what wraps on the way wraps back.
+#[inline(always)]
+pub(crate) fn product<const N: usize>(sums: [i32; N], scale: f32, factor: f32) -> f32 {
+    let sum = sums.into_iter().fold(0, i32::wrapping_add);
+    sum as f32 * scale * factor
 }
 
 /// Four products for each lane, as `vpdpbusd` adds them.
@@ -433,6 +476,8 @@ mod tests {
         for (bits, rows, cols, tokens) in [
             (CompactBits::Eight, 300, 70, 1),
             (CompactBits::Eight, 9, 640, 19),
+            (CompactBits::Eight, 300, 70, 5),
+            (CompactBits::Eight, 139, 640, 37),
             (CompactBits::Four, 300, 70, 3),
             (CompactBits::Four, 257, 640, 10),
             (CompactBits::Four, 5, 129, 1),

@@ -10,8 +10,13 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with AVX-VNNI: Intel's CPUs since the 12th generation, AMD's since the fifth of Zen.
+    AvxVnni,
     /// x86-64 with AVX-512 (F, BW, VL, DQ) and VNNI.
     Avx512Vnni,
+    /// The same with tiles of int8 (AMX) for products of several tokens: Intel's servers since Sapphire Rapids. On Linux
+    /// only, which has to be asked for the tiles' registers.
+    Amx,
     /// aarch64 with dot products (FEAT_DotProd): Apple's from the M1 on, most others since 2018.
     NeonDot,
     /// aarch64 with dot products and matrix products of bytes (FEAT_I8MM): Apple's from the M2 on.
@@ -31,10 +36,16 @@ impl Isa {
 
     /// All that this CPU has, the slowest first.
     pub fn available() -> Vec<Self> {
-        [Self::Scalar, Self::Avx2, Self::Avx512Vnni, Self::NeonDot, Self::NeonI8mm]
-            .into_iter()
-            .filter(|isa| isa.is_available())
-            .collect()
+        let all = [
+            Self::Scalar,
+            Self::Avx2,
+            Self::AvxVnni,
+            Self::Avx512Vnni,
+            Self::Amx,
+            Self::NeonDot,
+            Self::NeonI8mm,
+        ];
+        all.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     /// Whether this CPU has it.
@@ -48,6 +59,8 @@ impl Isa {
                     && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => Self::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => {
                 Self::Avx2.is_available()
                     && is_x86_feature_detected!("avx512f")
@@ -56,6 +69,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512Vnni.is_available() && crate::x86::amx::is_available(),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDot => {
                 cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("dotprod")
@@ -100,7 +115,9 @@ impl fmt::Display for Isa {
         f.write_str(match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "AVX2",
+            Self::AvxVnni => "AVX-VNNI",
             Self::Avx512Vnni => "AVX-512-VNNI",
+            Self::Amx => "AMX",
             Self::NeonDot => "NEON-DotProd",
             Self::NeonI8mm => "NEON-I8MM",
         })
@@ -126,9 +143,9 @@ macro_rules! multiversion {
                 }
                 match $crate::isa::Isa::detect() {
                     // SAFETY: `detect` returns only what the CPU has, which includes these features.
-                    $crate::isa::Isa::Avx512Vnni => return unsafe { avx512($($arg),*) },
+                    $crate::isa::Isa::Avx512Vnni | $crate::isa::Isa::Amx => return unsafe { avx512($($arg),*) },
                     // SAFETY: As above.
-                    $crate::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::isa::Isa::Avx2 | $crate::isa::Isa::AvxVnni => return unsafe { avx2($($arg),*) },
                     _ => {}
                 }
             }
@@ -156,9 +173,9 @@ macro_rules! vectorized {
                 }
                 match $isa {
                     // SAFETY: The CPU has these instructions, as was asserted.
-                    $crate::isa::Isa::Avx512Vnni => return unsafe { avx512($($arg),*) },
+                    $crate::isa::Isa::Avx512Vnni | $crate::isa::Isa::Amx => return unsafe { avx512($($arg),*) },
                     // SAFETY: As above.
-                    $crate::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::isa::Isa::Avx2 | $crate::isa::Isa::AvxVnni => return unsafe { avx2($($arg),*) },
                     _ => {}
                 }
             }

@@ -12,8 +12,8 @@
 //! * [`dense_matmul`], [`rms_norm`], [`relu2_glu`], [`silu_glu`], [`rotate`], [`attention`]: the float operations of a
 //!   decoder.
 //!
-//! Which instructions are used is decided at run time ([`Isa`]): AVX2 or AVX-512 with VNNI on x86-64, NEON with dot
-//! products or I8MM on aarch64, and portable Rust elsewhere. Products of ternary weights are the same to the last
+//! Which instructions are used is decided at run time ([`Isa`]): AVX2, AVX-VNNI, AVX-512 with VNNI or AMX on x86-64, NEON with
+//! dot products or I8MM on aarch64, and portable Rust elsewhere. Products of ternary weights are the same to the last
 //! bit on every [`Isa`]. All results are the same to the last bit whatever the number of threads and however many tokens
 //! are computed at once, so that a prompt gives the same logits whole, in chunks or on a kept prefix.
 //!
@@ -55,7 +55,10 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{Attention, AttentionSequence, attention, attention_all, attention_with};
+pub use attention::{
+    Attention, AttentionSequence, CellFloats, CellRows, VisibleCells, attention, attention_all,
+    attention_with, cells_attention_part,
+};
 pub use bounded::{BoundedMatrix, InputBound};
 pub use compact::{CompactBits, CompactMatrix};
 pub use dense::{DenseRef, dense_matmul, dense_matmul_part};
@@ -75,5 +78,5 @@ pub use matmul::{
 pub use quantize::Quantized;
 pub use rotary::{norm_heads, rotate, rotate_queries};
 pub use stream::read_through;
-pub use team::{Team, for_each_mut};
+pub use team::{Team, default_threads, for_each_mut};
 pub use ternary::{MAX_COLS, TernaryLayout, TernaryRef, WeightsError, find_invalid_code, pack, unpack};

@@ -1,19 +1,17 @@
 //! Products of ternary weights with int8 activations: how the work is divided, and the scalar reference.
 
-use std::array;
-use std::cell::Cell;
+mod sums;
+
 use std::ops::Range;
 
-use crate::{Isa, Quantized, TernaryRef, float, team};
+use crate::{Isa, Quantized, TernaryRef, float, isa::multiversion, team};
+use sums::Sums;
 
 /// Multiply-adds below which other threads are not worth waking.
 const PARALLEL: usize = 1 << 18;
 
-/// Bytes of codes that are taken through all tokens before the next ones: they stay in the second-level cache.
-const BLOCK_BYTES: usize = 64 << 10;
-
 /// Bytes of codes of the smallest task: a stretch of memory that is worth it.
-const TASK_BYTES: usize = 64 << 10;
+const TASK_BYTES: usize = 16 << 10;
 
 /// `out[t * stride + n] = (sum_k w[n, k] * x[t, k]) * (scale / x.scale(t))`, for `n` below `w.rows()`.
 ///
@@ -107,37 +105,30 @@ pub fn gated_matmul_with(
     assert!(has_room(out.len(), x.tokens(), gate.rows, gate.rows), "the output is too short");
     let out = SharedOut { at: out.as_mut_ptr(), stride: gate.rows };
     let finish = Scaled::new(&[gate_scale, up_scale], x);
-    let apart = gate.units_apart();
     let units = gate.rows / 4;
     let step = units.div_ceil(team::threads() * 16).max(TASK_BYTES / x.cols / 2).max(1);
+    let step = step.next_multiple_of(sums::multiple(isa, x));
+    sums::lay_out(isa, gate.layout, x);
     team::for_each(units.div_ceil(step), |task| {
         let units = task * step..units.min((task + 1) * step);
-        let (mut gates, mut ups) = (Sums::new(&gate, x, &units), Sums::new(&up, x, &units));
-        let mut values = vec![[0.0; 4]; 3 * gates.step];
+        let (mut gates, mut ups) = (Sums::new(isa, &gate, x, &units), Sums::new(isa, &up, x, &units));
+        let mut values = vec![0.0; 3 * gates.width()];
+        let (gate_values, rest) = values.split_at_mut(gates.width());
+        let (up_values, gated) = rest.split_at_mut(gates.width());
         for block in gates.blocks(units) {
-            gates.fill(isa, gate, x, &block);
-            ups.fill(isa, up, x, &block);
-            let rows: [usize; 4] = array::from_fn(|i| gate.row_of(block.start, i));
-            let (gate_values, rest) = values.split_at_mut(block.len());
-            let (up_values, rest) = rest.split_at_mut(block.len());
-            let gated = &mut rest[..block.len()];
+            gates.fill(gate, x, &block);
+            ups.fill(up, x, &block);
             for token in 0..x.tokens() {
-                convert(gates.of(token, &block), finish.of(0, token), gate_values);
-                convert(ups.of(token, &block), finish.of(1, token), up_values);
-                unit.apply(gate_values.as_flattened(), up_values.as_flattened(), gated.as_flattened_mut());
-                for (u, gated) in gated.iter().enumerate() {
-                    for (row, y) in rows.iter().zip(gated) {
-                        // SAFETY: The length was checked, and each unit has rows of its own and belongs to one task.
-                        unsafe { out.set(token * out.stride + row + u * apart, *y) };
-                    }
+                finish.finish((0, token), gates.of(token), gate_values);
+                finish.finish((1, token), ups.of(token), up_values);
+                unit.apply(gate_values, up_values, gated);
+                for (row, place) in gates.rows(&gate, &block) {
+                    // SAFETY: The length was checked, and each unit has rows of its own and belongs to one task.
+                    unsafe { out.copy(token * out.stride + row, &gated[place]) };
                 }
             }
         }
     });
-}
-
-fn convert(sums: &[Cell<[i32; 4]>], finish: impl Fn(i32) -> f32, out: &mut [[f32; 4]]) {
-    out.iter_mut().zip(sums).for_each(|(y, sums)| *y = sums.get().map(&finish));
 }
 
 /// Computes the part `part` of `of` of a [`matmul`] on the calling thread; the parts together are the whole.
@@ -167,8 +158,8 @@ pub unsafe fn matmul_part(
 
 /// What becomes of integer sums.
 trait Finish<T>: Sync {
-    /// For those of a token and one of several products.
-    fn of(&self, part: usize, token: usize) -> impl Fn(i32) -> T;
+    /// Finishes sums of one of several products and a token.
+    fn finish(&self, place: (usize, usize), sums: &[i32], out: &mut [T]);
 }
 
 /// A sum becomes its product.
@@ -186,9 +177,19 @@ impl Scaled {
 }
 
 impl Finish<f32> for Scaled {
-    fn of(&self, part: usize, token: usize) -> impl Fn(i32) -> f32 {
-        let factor = self.factors[part * self.tokens + token];
-        move |sum| sum as f32 * factor
+    fn finish(&self, (part, token): (usize, usize), sums: &[i32], out: &mut [f32]) {
+        scale(sums, self.factors[part * self.tokens + token], out);
+    }
+}
+
+multiversion! {
+    fn scale(sums: &[i32], factor: f32, out: &mut [f32]) = scale_body;
+}
+
+#[inline(always)]
+fn scale_body<const FMA: bool>(sums: &[i32], factor: f32, out: &mut [f32]) {
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = *sum as f32 * factor;
     }
 }
 
@@ -196,8 +197,8 @@ impl Finish<f32> for Scaled {
 struct Sum;
 
 impl Finish<i32> for Sum {
-    fn of(&self, _: usize, _: usize) -> impl Fn(i32) -> i32 {
-        |sum| sum
+    fn finish(&self, _: (usize, usize), sums: &[i32], out: &mut [i32]) {
+        out.copy_from_slice(sums);
     }
 }
 
@@ -237,7 +238,7 @@ pub(crate) fn tiles(tokens: usize, most: usize) -> impl Iterator<Item = (usize, 
 }
 
 /// Products with weights whose rows begin at an offset in the output; `finish` is told which of them a sum is of.
-fn run<T: Send>(
+fn run<T: Copy + Default + Send>(
     isa: Isa,
     parts: &[(TernaryRef<'_>, usize)],
     x: &Quantized,
@@ -254,6 +255,9 @@ fn run<T: Send>(
         return;
     }
     assert!(has_room(out.len(), x.tokens(), stride, end), "the output is too short");
+    for (weights, _) in parts {
+        sums::lay_out(isa, weights.layout, x);
+    }
     let out = SharedOut { at: out.as_mut_ptr(), stride };
     let compute = |part: usize, units| {
         let (weights, offset) = parts[part];
@@ -272,7 +276,8 @@ fn run<T: Send>(
     }
     // Many tasks for each thread, so that all end at nearly the same time and one that is held up does not hold up the
     // others for long.
-    let step = (end / 4).div_ceil(threads * 16).max(TASK_BYTES / x.cols);
+    let step = (end / 4).div_ceil(threads * 16).max(TASK_BYTES / x.cols).max(1);
+    let step = step.next_multiple_of(sums::multiple(isa, x));
     let mut tasks = Vec::new();
     for (part, (weights, _)) in parts.iter().enumerate() {
         let units = weights.rows / 4;
@@ -305,6 +310,16 @@ impl<T> SharedOut<T> {
     }
 
     /// # Safety
+    /// There are as many elements from `index` on, and no other thread writes there.
+    unsafe fn copy(&self, index: usize, values: &[T])
+    where
+        T: Copy,
+    {
+        // SAFETY: The caller's promise.
+        unsafe { self.at.add(index).copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+    }
+
+    /// # Safety
     /// `index` lies within the output, and no other thread writes there.
     pub(crate) unsafe fn set(&self, index: usize, value: T) {
         // SAFETY: The caller's promise.
@@ -320,7 +335,7 @@ unsafe impl<T: Send> Sync for SharedOut<T> {}
 /// # Safety
 /// `out` is valid for writes of `(x.tokens() - 1) * stride + rows` elements with `rows` at most `stride`, and nobody else
 /// writes to the rows of these units.
-unsafe fn compute<T>(
+unsafe fn compute<T: Copy + Default>(
     isa: Isa,
     weights: TernaryRef<'_>,
     x: &Quantized,
@@ -328,90 +343,17 @@ unsafe fn compute<T>(
     out: &SharedOut<T>,
     (finish, part): (&impl Finish<T>, usize),
 ) {
-    let apart = weights.units_apart();
-    let mut sums = Sums::new(&weights, x, &units);
+    let mut sums = Sums::new(isa, &weights, x, &units);
+    let mut values = vec![T::default(); sums.width()];
     for block in sums.blocks(units) {
-        sums.fill(isa, weights, x, &block);
-        let rows: [usize; 4] = array::from_fn(|i| weights.row_of(block.start, i));
+        sums.fill(weights, x, &block);
         for token in 0..x.tokens() {
-            let finish = finish.of(part, token);
-            for (u, sums) in sums.of(token, &block).iter().enumerate() {
-                for (row, sum) in rows.iter().zip(sums.get()) {
-                    // SAFETY: A row of the weights and a token below `x.tokens()`, for which the caller promises room;
-                    // each unit has rows of its own.
-                    unsafe { out.set(token * out.stride + row + u * apart, finish(sum)) };
-                }
+            finish.finish((part, token), sums.of(token), &mut values);
+            for (row, place) in sums.rows(&weights, &block) {
+                // SAFETY: Rows of the weights and a token below `x.tokens()`, for which the caller promises room; each unit
+                // has rows of its own.
+                unsafe { out.copy(token * out.stride + row, &values[place]) };
             }
-        }
-    }
-}
-
-/// The sums of a block of units for all tokens. They are kept until the block is done, since rows that lie together in the
-/// output are those of different units.
-struct Sums {
-    /// `[tokens, step]`, of each unit the four rows.
-    sums: Vec<Cell<[i32; 4]>>,
-    /// The most units of a block.
-    step: usize,
-}
-
-impl Sums {
-    /// Blocks are read from memory once, however many tokens there are.
-    fn new(weights: &TernaryRef<'_>, x: &Quantized, units: &Range<usize>) -> Self {
-        let step = (BLOCK_BYTES / weights.cols).clamp(1, units.len().max(1));
-        Self { sums: vec![Cell::new([0; 4]); step * x.tokens()], step }
-    }
-
-    fn blocks(&self, units: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-        let step = self.step;
-        units.clone().step_by(step).map(move |first| first..units.end.min(first + step))
-    }
-
-    /// Computes a block.
-    fn fill(&mut self, isa: Isa, weights: TernaryRef<'_>, x: &Quantized, block: &Range<usize>) {
-        assert!(isa.is_available(), "this CPU has no {isa}");
-        assert_eq!(weights.cols, x.cols, "columns of the weights and the activations");
-        let task = Task { weights, x, first: block.start, last: block.end };
-        let (sums, step) = (&self.sums[..], self.step);
-        let sink = |unit: usize, token: usize, four| sums[token * step + unit - block.start].set(four);
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `isa` is available, which was checked above.
-            Isa::Avx2 => unsafe { crate::x86::avx2::run(&task, &sink) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: As above.
-            Isa::Avx512Vnni => unsafe { crate::x86::avx512::run(&task, &sink) },
-            #[cfg(target_arch = "aarch64")]
-            // SAFETY: As above.
-            Isa::NeonDot => unsafe { crate::aarch64::dot::run(&task, &sink) },
-            #[cfg(target_arch = "aarch64")]
-            // SAFETY: As above.
-            Isa::NeonI8mm => unsafe { crate::aarch64::i8mm::run(&task, &sink) },
-            // The others are not available here.
-            _ => scalar(&task, &sink),
-        }
-    }
-
-    /// What was computed for a token.
-    fn of(&self, token: usize, block: &Range<usize>) -> &[Cell<[i32; 4]>] {
-        &self.sums[token * self.step..][..block.len()]
-    }
-}
-
-fn scalar(task: &Task<'_>, sink: &impl Sink) {
-    let weights = task.weights;
-    for u in task.first..task.last {
-        let codes = weights.unit(u);
-        for token in 0..task.x.tokens() {
-            let values = task.x.values(token);
-            let sums = std::array::from_fn(|i| {
-                let weight = |k| {
-                    let (byte, shift) = weights.place(i, k);
-                    i32::from((codes[byte] >> shift) & 3) - 1
-                };
-                values.iter().enumerate().map(|(k, &value)| weight(k) * i32::from(value)).sum()
-            });
-            sink(u, token, sums);
         }
     }
 }

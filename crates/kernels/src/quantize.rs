@@ -5,7 +5,6 @@ use std::sync::OnceLock;
 use crate::{
     float::norm_token,
     isa::multiversion,
-    lanes::LANES,
     team,
     ternary::{FIELDS, GROUP},
 };
@@ -17,12 +16,37 @@ use crate::{
 /// so are its products: the failure is seen in the logits.
 #[derive(Debug, Clone, Default)]
 pub struct Quantized {
-    /// Each token from a new line on.
+    /// Each token from a new line on, [`stride`] lines apart.
     lines: Vec<Line>,
     pub(crate) tokens: Vec<TokenScale>,
     pub(crate) cols: usize,
-    /// [`fields`](Self::fields) of all tokens, where a product has asked for them.
+    /// What [`fields`](Self::fields) has made.
     fields: OnceLock<Vec<Line>>,
+    /// What [`starts`](Self::starts) has made.
+    starts: OnceLock<Vec<Line>>,
+}
+
+/// The lines of all tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines<'a> {
+    lines: &'a [Line],
+    /// Lines from one token to the next.
+    pub(crate) stride: usize,
+    /// Lines of a token that are used.
+    pub(crate) used: usize,
+}
+
+impl<'a> Lines<'a> {
+    /// Those of a token.
+    pub(crate) fn of(&self, token: usize) -> &'a [Line] {
+        &self.lines[token * self.stride..][..self.used]
+    }
+}
+
+/// Lines from one token to the next where each has `used`. An odd number: otherwise the same line of several tokens would lie
+/// in the same few sets of a cache.
+fn stride(used: usize) -> usize {
+    used | 1
 }
 
 /// A cache line. A vector that lies across two of them takes two loads, and products of several tokens by the same weights
@@ -121,14 +145,15 @@ impl Quantized {
         assert!(cols > 0 && elements.is_multiple_of(cols), "{elements} elements in tokens of {cols}");
         self.cols = cols;
         self.fields.take();
+        self.starts.take();
         self.tokens.resize(elements / cols, TokenScale::default());
-        self.lines.resize(elements / cols * cols.div_ceil(Line::BYTES), Line::EMPTY);
+        self.lines.resize(elements / cols * stride(cols.div_ceil(Line::BYTES)), Line::EMPTY);
     }
 
     /// The place of each token.
     fn parts(&mut self) -> impl Iterator<Item = (&mut [i8], &mut TokenScale)> {
         let cols = self.cols;
-        let lines = self.lines.chunks_exact_mut(cols.div_ceil(Line::BYTES));
+        let lines = self.lines.chunks_exact_mut(stride(cols.div_ceil(Line::BYTES)));
         lines.map(move |lines| &mut Line::bytes_mut(lines)[..cols]).zip(&mut self.tokens)
     }
 
@@ -144,33 +169,54 @@ impl Quantized {
 
     /// The values of a token.
     pub fn values(&self, token: usize) -> &[i8] {
-        let lines = self.cols.div_ceil(Line::BYTES);
-        &Line::bytes(&self.lines[token * lines..(token + 1) * lines])[..self.cols]
+        &Line::bytes(self.lines().of(token))[..self.cols]
     }
 
-    /// The values of a token as codes in I2_S lie in vectors of 64 bytes, which are two groups: for each field of a byte, from
-    /// the lowest, what each vector's codes are multiplied by. Behind a last single group are zeros. Made once for all
+    /// The values of all tokens. What lies behind the last column of a token is any number.
+    pub(crate) fn lines(&self) -> Lines<'_> {
+        let used = self.cols.div_ceil(Line::BYTES);
+        Lines { lines: &self.lines, stride: stride(used), used }
+    }
+
+    /// The values as codes in I2_S lie in vectors of 64 bytes, which are two groups: for each vector what its codes in each
+    /// field of a byte are multiplied by, from the lowest field. Behind a last single group are zeros. Made once for all
     /// products, as it takes a good part of the time of a few rows.
     ///
     /// The width is a multiple of [`GROUP`].
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vectors of AVX-512"))]
-    pub(crate) fn fields(&self, token: usize) -> [&[Line]; FIELDS] {
-        let lines = self.cols.div_ceil(FIELDS * Line::BYTES);
-        let all = self.fields.get_or_init(|| {
-            let mut all = vec![Line::EMPTY; self.tokens() * FIELDS * lines];
-            for (token, fields) in all.chunks_exact_mut(FIELDS * lines).enumerate() {
-                for (k, groups) in self.values(token).as_chunks::<GROUP>().0.chunks(2).enumerate() {
+    pub(crate) fn fields(&self) -> Lines<'_> {
+        let used = FIELDS * self.cols.div_ceil(FIELDS * Line::BYTES);
+        let stride = stride(used);
+        let lines = self.fields.get_or_init(|| {
+            let mut all = vec![Line::EMPTY; self.tokens() * stride];
+            let mut tokens: Vec<_> = all.chunks_exact_mut(stride).collect();
+            team::for_each_mut(&mut tokens, |token, lines| {
+                let groups = self.values(token).as_chunks::<GROUP>().0;
+                for (lines, groups) in lines.as_chunks_mut::<FIELDS>().0.iter_mut().zip(groups.chunks(2)) {
                     for (g, group) in groups.iter().enumerate() {
                         // The first columns are in the highest bits.
-                        for (field, part) in group.as_chunks::<PART>().0.iter().rev().enumerate() {
-                            fields[field * lines + k].0.as_chunks_mut().0[g] = *part;
+                        for (line, part) in lines.iter_mut().zip(group.as_chunks::<PART>().0.iter().rev()) {
+                            line.0.as_chunks_mut().0[g] = *part;
                         }
                     }
                 }
-            }
+            });
             all
         });
-        std::array::from_fn(|field| &all[(token * FIELDS + field) * lines..][..lines])
+        Lines { lines, stride, used }
+    }
+
+    /// For each token a line with 16 times what a sum of products with codes, which are weights + 1, begins with.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "tiles of AMX"))]
+    pub(crate) fn starts(&self) -> &[Line] {
+        self.starts.get_or_init(|| {
+            let line = |token: &TokenScale| {
+                let mut line = Line::EMPTY;
+                (0..Line::BYTES / 4).for_each(|lane| line.set_word(lane, (-token.sum).cast_unsigned()));
+                line
+            };
+            self.tokens.iter().map(line).collect()
+        })
     }
 
     /// The scale of a token: its values are its elements times this, rounded.
@@ -195,22 +241,11 @@ pub(crate) fn quantize_token_body<const FMA: bool>(x: &[f32], values: &mut [i8],
     let bound = if largest < 1e-5 { 1e-5 } else { largest };
     // Divided in this order because PyTorch does so for `127 / bound`; it can differ in the last bit.
     let scale = if bound.is_finite() { 127.0 * (1.0 / bound) } else { f32::NAN };
-    let (groups, rest) = x.as_chunks::<LANES>();
-    let (out_groups, out_rest) = values.as_chunks_mut::<LANES>();
-    let mut sums = [0; LANES];
-    for (x, out) in groups.iter().zip(out_groups) {
-        for i in 0..LANES {
-            let value = round(x[i] * scale);
-            out[i] = value as i8;
-            sums[i] += value;
-        }
+    // Plain loops, one for each result, become vectors. A loop over groups of lanes with sums of their own becomes gathers.
+    for (out, x) in values.iter_mut().zip(x) {
+        *out = round(x * scale) as i8;
     }
-    let mut sum: i32 = sums.iter().sum();
-    for (x, out) in rest.iter().zip(out_rest) {
-        let value = round(x * scale);
-        *out = value as i8;
-        sum += value;
-    }
+    let sum = values.iter().map(|value| i32::from(*value)).sum();
     *token = TokenScale { scale, sum };
 }
 
@@ -226,14 +261,6 @@ pub(crate) fn round(x: f32) -> i32 {
 /// The largest absolute value; infinite or not a number if an element is.
 #[inline(always)]
 fn largest(x: &[f32]) -> f32 {
-    let (groups, rest) = x.as_chunks::<LANES>();
     // The bits of positive floats are in the order of the floats, with those of infinity and what is not a number last.
-    let mut most = [0u32; LANES];
-    for x in groups {
-        for i in 0..LANES {
-            most[i] = most[i].max(x[i].abs().to_bits());
-        }
-    }
-    let most = most.into_iter().chain(rest.iter().map(|x| x.abs().to_bits())).fold(0, u32::max);
-    f32::from_bits(most)
+    f32::from_bits(x.iter().map(|x| x.abs().to_bits()).fold(0, u32::max))
 }

@@ -4,16 +4,20 @@
 //! put threads to sleep and to wake them in between, as pools for larger tasks do, takes as long as a small step. The
 //! threads of a team therefore wait for the next step awake, for a millisecond or two, and only then sleep.
 //!
-//! Pieces of a step are handed out one by one, and a thread that the system has put aside need not take part at all: on
-//! a busy machine the others do its share.
+//! Each thread has a range of a step's pieces, which lie side by side in memory and are the same ones in each step of that size.
+//! When a thread is done with its own, it takes pieces of the others' ranges. So a thread that the system has put aside need
+//! not take part at all: on a busy machine the others do its share.
 
 use std::cell::{RefCell, UnsafeCell};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{any::Any, fmt, hint, io, thread};
+
+use crossbeam_utils::CachePadded;
 
 /// How long a thread waits without giving way to others of the machine.
 const SPIN: Duration = Duration::from_micros(50);
@@ -32,20 +36,20 @@ pub struct Team {
 }
 
 impl Team {
-    /// A team of `threads`, the caller of [`install`](Self::install) being one of them; 0 takes one for each core.
+    /// A team of `threads`, the caller of [`install`](Self::install) being one of them; 0 takes [`default_threads`].
     ///
     /// # Errors
     /// Where the system starts no more threads.
     pub fn new(threads: usize) -> io::Result<Self> {
-        let available = || thread::available_parallelism().map_or(1, usize::from);
-        let threads = if threads == 0 { available() } else { threads };
-        let shared = Shared { helpers: threads - 1, ..Shared::default() };
+        let threads = if threads == 0 { default_threads() } else { threads };
+        let shared =
+            Shared { next: (0..threads).map(|_| CachePadded::default()).collect(), ..Shared::default() };
         let mut team = Self { shared: Arc::new(shared), threads: Vec::with_capacity(threads - 1) };
         for index in 1..threads {
             let shared = Arc::clone(&team.shared);
             let thread = thread::Builder::new().name(format!("ternion-compute-{index}"));
             // Those that have been started end when `team` is dropped.
-            team.threads.push(thread.spawn(move || shared.serve())?);
+            team.threads.push(thread.spawn(move || shared.serve(index))?);
         }
         Ok(team)
     }
@@ -71,6 +75,12 @@ impl Drop for Team {
             let _ = thread.join();
         }
     }
+}
+
+/// A thread for each physical core, or fewer where the process may not use so many: the two threads of a core share its vector units and
+/// its path to memory, which are what bounds the kernels.
+pub fn default_threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(num_cpus::get_physical()).max(1)
 }
 
 thread_local! {
@@ -116,7 +126,7 @@ pub fn for_each_mut<T: Send>(items: &mut [T], work: impl Fn(usize, &mut T) + Syn
 
 /// Threads that a kernel called from here is divided over.
 pub(crate) fn threads() -> usize {
-    CURRENT.with(|current| current.borrow().as_ref().map_or(1, |team| 1 + team.helpers))
+    CURRENT.with(|current| current.borrow().as_ref().map_or(1, |team| team.next.len()))
 }
 
 /// The state is a number of the step in the upper half and below it:
@@ -130,15 +140,13 @@ const JOINED: u64 = ENDED - 1;
 
 #[derive(Default)]
 struct Shared {
-    state: AtomicU64,
-    /// The next index to hand out.
-    next: AtomicUsize,
+    state: CachePadded<AtomicU64>,
+    /// For each thread, the caller's first, the next index of its range. Each has a cache line of its own.
+    next: Box<[CachePadded<AtomicUsize>]>,
     /// Written only while the step is closed and nobody has joined, read only by those who have.
     step: UnsafeCell<Option<Step>>,
     /// Held by the caller during a step.
     caller: Mutex<()>,
-    /// Threads beside the caller's.
-    helpers: usize,
     /// What a piece of the step has panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: AtomicUsize,
@@ -170,13 +178,15 @@ impl Shared {
         let step = Step { work, count };
         // SAFETY: This is the caller, the step before is closed, and all who had joined it have left.
         unsafe { *self.step.get() = Some(step) };
-        self.next.store(0, Ordering::Relaxed);
+        for (thread, next) in self.next.iter().enumerate() {
+            next.store(self.range(thread, count).start, Ordering::Relaxed);
+        }
         let closed = self.state.load(Ordering::Relaxed) & !(STEP - 1);
         self.state.store(closed.wrapping_add(STEP) | OPEN, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             self.wake();
         }
-        self.take_part(step);
+        self.take_part(step, 0);
         let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut patience = Patience::new();
         while state & JOINED > 0 {
@@ -190,26 +200,36 @@ impl Shared {
         }
     }
 
-    /// Computes pieces until there are no more.
-    fn take_part(&self, step: Step) {
+    /// The pieces of a thread in a step of `count`.
+    fn range(&self, thread: usize, count: usize) -> Range<usize> {
+        let threads = self.next.len();
+        count * thread / threads..count * (thread + 1) / threads
+    }
+
+    /// Computes the pieces of a thread, and then those of the others that are left.
+    fn take_part(&self, step: Step, thread: usize) {
+        let threads = self.next.len();
         let pieces = || {
-            loop {
-                let index = self.next.fetch_add(1, Ordering::Relaxed);
-                if index >= step.count {
-                    return;
+            for owner in (thread..threads).chain(0..thread) {
+                let (next, end) = (&self.next[owner], self.range(owner, step.count).end);
+                // Only looks at a range that is empty, so that its cache line stays with all who look.
+                while next.load(Ordering::Relaxed) < end {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index < end {
+                        (step.work)(index);
+                    }
                 }
-                (step.work)(index);
             }
         };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(pieces)) {
             // The others find nothing more to do.
-            self.next.store(step.count, Ordering::Relaxed);
+            self.next.iter().for_each(|next| next.store(step.count, Ordering::Relaxed));
             *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
         }
     }
 
-    /// What the other threads do until the team ends.
-    fn serve(&self) {
+    /// What another thread than the caller's does until the team ends.
+    fn serve(&self, thread: usize) {
         let mut last = 0;
         let mut patience = Patience::new();
         loop {
@@ -230,7 +250,7 @@ impl Shared {
             if joined.is_ok() {
                 // SAFETY: This thread has joined, so nobody writes.
                 if let Some(step) = unsafe { *self.step.get() } {
-                    self.take_part(step);
+                    self.take_part(step, thread);
                 }
                 last = state / STEP;
                 self.state.fetch_sub(1, Ordering::Release);
@@ -259,7 +279,7 @@ impl Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("helpers", &self.helpers).finish_non_exhaustive()
+        f.debug_struct("Shared").field("threads", &self.next.len()).finish_non_exhaustive()
     }
 }
 
@@ -312,6 +332,13 @@ mod tests {
             });
             assert_eq!(super::threads(), 1);
         }
+    }
+
+    #[test]
+    fn by_default_there_are_no_more_threads_than_cores() {
+        let available = thread::available_parallelism().unwrap().get();
+        assert!((1..=available).contains(&default_threads()));
+        assert_eq!(Team::new(0).unwrap().threads(), default_threads());
     }
 
     #[test]

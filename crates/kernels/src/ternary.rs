@@ -92,14 +92,6 @@ impl<'a> TernaryRef<'a> {
         }
     }
 
-    /// How far the rows of a unit are behind those of the unit before it.
-    pub(crate) fn units_apart(&self) -> usize {
-        match self.layout {
-            TernaryLayout::Quarters => 1,
-            TernaryLayout::I2s => 4,
-        }
-    }
-
     /// Within a unit, the byte that holds weight `k` of row `i`, and how far its code is shifted up.
     pub(crate) fn place(&self, i: usize, k: usize) -> (usize, usize) {
         match self.layout {

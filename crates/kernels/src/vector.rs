@@ -117,6 +117,7 @@ impl<const FMA: bool> Portable<FMA> {
 impl<const FMA: bool> Vector for Portable<FMA> {
     type Ints = [i32; LANES];
     type Pairs = [[i16; 2]; LANES];
+    const STRIP: usize = 1;
     const FUSED: bool = FMA;
 
     #[inline(always)]

@@ -126,13 +126,39 @@ proptest! {
     }
 }
 
+/// Blocks of rows and of tokens of all kinds: whole ones, parts of one, and several with a part of one behind them.
+#[test]
+fn blocks_of_all_kinds_agree() {
+    for (i, units) in [1, 15, 16, 17, 33, 80].into_iter().enumerate() {
+        for cols in [40, 64, 128, 1000, 1152] {
+            let rows = 4 * units;
+            let mut noise = Noise((i + cols) as u64);
+            let trits = noise.trits(rows * cols);
+            let all = noise.values(70, cols);
+            for tokens in [3, 4, 5, 15, 16, 17, 32, 33, 47, 70] {
+                let x = quantized(&all[..tokens * cols], cols);
+                let mut expected = None;
+                for layout in layouts(cols) {
+                    let codes = pack(layout, &trits, rows, cols).unwrap();
+                    let weights = TernaryRef::new(layout, &codes, rows, cols).unwrap();
+                    for isa in Isa::available() {
+                        let sums = accumulate(isa, weights, &x);
+                        let expected = expected.get_or_insert_with(|| sums.clone());
+                        assert!(sums == *expected, "{layout:?} on {isa}: {rows} x {cols}, {tokens} tokens");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// The largest sums there can be do not overflow.
 #[test]
 fn the_extremes_are_exact() {
     for cols in [MAX_COLS, MAX_COLS - 1, 65_536 + 33, 8192] {
         for weight in [1i8, -1] {
             for value in [127i8, -127] {
-                let tokens = 3;
+                let tokens = 5;
                 let expected = vec![i32::from(weight) * i32::from(value) * cols as i32; 4 * tokens];
                 for layout in layouts(cols) {
                     let codes = pack(layout, &vec![weight; 4 * cols], 4, cols).unwrap();

@@ -3,15 +3,16 @@
 
 use std::{
     arch::aarch64::{
-        float32x4_t, int8x16_t, int32x4_t, uint8x16_t, vandq_u8, vcvtq_f32_s32, vdupq_n_f32, vdupq_n_s32,
-        vdupq_n_u8, veorq_u8, vfmaq_n_f32, vld1q_s32, vreinterpretq_s8_u8, vshrq_n_u8, vst1q_f32,
+        float32x4_t, int8x16_t, int32x4_t, uint8x16_t, vaddq_s32, vaddvq_s32, vandq_u8, vcvtq_f32_s32,
+        vdupq_n_f32, vdupq_n_s32, vdupq_n_u8, veorq_u8, vfmaq_n_f32, vld1q_s32, vreinterpretq_s8_u8,
+        vshrq_n_u8, vst1q_f32,
     },
     array,
 };
 
 use super::dot::{load, load_signed, sdot};
 use crate::{
-    compact::{BLOCK, CompactBits, Task, by_tiles},
+    compact::{BLOCK, CompactBits, Task, by_tiles, product},
     lanes::{self, LANES},
     quantize::Line,
 };
@@ -34,7 +35,6 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
     let inputs: [_; T] = array::from_fn(|t| task.inputs.token(token + t));
     for row in 0..out[0].len() {
         let (codes, scales) = task.row(row);
-        let mut totals = [[vdupq_n_f32(0.0); 4]; T];
         match task.bits() {
             CompactBits::Eight => {
                 let mut sums = [[vdupq_n_s32(0); 4]; T];
@@ -47,11 +47,13 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
                         add(sums, codes, &input.0[k]);
                     }
                 }
-                for (total, sums) in totals.iter_mut().zip(sums) {
-                    add_scaled(total, sums, scales[0]);
+                for ((out, [a, b, c, d]), input) in out.iter_mut().zip(sums).zip(&inputs) {
+                    let sum = vaddvq_s32(vaddq_s32(vaddq_s32(a, b), vaddq_s32(c, d)));
+                    out[row] = product([sum], scales[0], input.2);
                 }
             }
             CompactBits::Four => {
+                let mut totals = [[vdupq_n_f32(0.0); 4]; T];
                 for (g, (codes, scale)) in codes.iter().zip(scales).enumerate() {
                     lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
                     let codes = quarters(codes);
@@ -64,10 +66,10 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
                         add_scaled(total, sums, *scale);
                     }
                 }
+                for ((out, total), input) in out.iter_mut().zip(totals).zip(&inputs) {
+                    out[row] = lanes::sum(store(total)) * input.2;
+                }
             }
-        }
-        for ((out, total), input) in out.iter_mut().zip(totals).zip(&inputs) {
-            out[row] = lanes::sum(store(total)) * input.2;
         }
     }
 }

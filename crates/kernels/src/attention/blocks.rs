@@ -1,6 +1,6 @@
 //! What attention asks of each type of the KV cache.
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use super::{
     Attention, VECTORS,
@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     kv::{BLOCK, Int8Block, KvBlocks, SumBlock},
+    lanes::{LANES, Lanes},
     vector::Vector,
 };
 
@@ -93,6 +94,25 @@ pub(super) trait Source: Copy {
         rows: &mut [Row<'_>],
         queries: &[Self::Query<'_>],
     );
+}
+
+thread_local! {
+    /// Keys and values of a block of one head.
+    static FLOATS: RefCell<Vec<Lanes>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Room for the keys and the values of a block, `plane` floats each, which [`put_floats`] gives back.
+pub(super) fn take_floats(plane: usize) -> Vec<Lanes> {
+    let mut floats = FLOATS.take();
+    if floats.len() < 2 * plane / LANES {
+        floats.resize(2 * plane / LANES, [0.0; LANES]);
+    }
+    floats
+}
+
+/// Keeps the room for the thread's next block.
+pub(super) fn put_floats(floats: Vec<Lanes>) {
+    FLOATS.set(floats);
 }
 
 /// The blocks of `blocks` that the longest row reaches.

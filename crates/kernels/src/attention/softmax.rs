@@ -38,6 +38,11 @@ impl Softmax {
 }
 
 impl Row<'_> {
+    /// The same row for a while.
+    pub(super) fn borrow(&mut self) -> Row<'_> {
+        Row { q: self.q, out: self.out, length: self.length, sum: self.sum }
+    }
+
     /// Adds what other positions have given.
     #[inline(always)]
     pub(super) fn merge<V: Vector>(&mut self, out: &[f32], sum: Softmax) {

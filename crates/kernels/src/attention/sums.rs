@@ -4,14 +4,11 @@
 //! single tile of queries, sums become floats in registers as they are read. Both have the same order of operations, which is
 //! that of floats in memory.
 
-use std::{
-    cell::{Cell, RefCell},
-    ops::Range,
-};
+use std::{cell::Cell, ops::Range};
 
 use super::{
     Attention, VECTORS,
-    blocks::{Blocks, Place, Source, reached},
+    blocks::{self, Blocks, Place, Source, reached},
     float::{Floats, Values, weigh_values},
     softmax::{self, Row, TILE},
 };
@@ -28,11 +25,6 @@ pub(super) struct Sums<'a> {
     pub(super) rotations: &'a [KeyRotation],
 }
 
-thread_local! {
-    /// Keys and values of a block of one head.
-    static FLOATS: RefCell<Vec<Lanes>> = const { RefCell::new(Vec::new()) };
-}
-
 impl Source for Sums<'_> {
     type Query<'a> = &'a [f32];
 
@@ -46,17 +38,14 @@ impl Source for Sums<'_> {
         self,
         shape: &Attention,
         head: usize,
-        blocks: Range<usize>,
+        range: Range<usize>,
         rows: &mut [Row<'_>],
         queries: &[&[f32]],
     ) {
         let head_dim = shape.head_dim;
         let plane = head_dim * BLOCK;
-        let mut floats = FLOATS.take();
-        if floats.len() < 2 * plane / LANES {
-            floats.resize(2 * plane / LANES, [0.0; LANES]);
-        }
-        for block in reached(blocks, rows) {
+        let mut floats = blocks::take_floats(plane);
+        for block in reached(range, rows) {
             let first = block * BLOCK;
             let is_wide =
                 [self.keys, self.values].iter().any(|side| side[block].head(head, head_dim).is_wide());
@@ -76,7 +65,7 @@ impl Source for Sums<'_> {
             let place = Place { block: 0, head: 0, ahead: false };
             softmax::block::<V, _>(shape.scale, floats, place, first, rows, queries);
         }
-        FLOATS.set(floats);
+        blocks::put_floats(floats);
     }
 }
 

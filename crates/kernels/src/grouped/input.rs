@@ -5,6 +5,8 @@ use crate::isa::multiversion;
 use crate::quantize::round;
 use crate::team;
 
+use std::sync::OnceLock;
+
 /// How the activations of products with grouped weights are represented.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema))]
@@ -77,6 +79,8 @@ pub struct GroupedInput {
     scales: Vec<f32>,
     /// First row and number of rows.
     tiles: Vec<(usize, usize)>,
+    /// What [`rows`](Self::rows) has made.
+    rows: OnceLock<Vec<u32>>,
     /// Rows of a token.
     terms: usize,
     tokens: usize,
@@ -104,6 +108,7 @@ impl GroupedInput {
         self.starts.resize(rows * scales, 0);
         self.scales.resize(rows * scales, 0.0);
         self.tiles.clear();
+        self.rows.take();
         let mut first = 0;
         for size in TILES {
             while rows - first >= size {
@@ -143,6 +148,31 @@ impl GroupedInput {
     /// Rows of a token.
     pub(crate) fn terms(&self) -> usize {
         self.terms
+    }
+
+    /// The values of the tiles of 16 rows, which come first, row by row: `[tiles][groups, planes, 16, lines of a group]`. Made once for all products.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn rows(&self) -> &[u32] {
+        const ROWS: usize = TILES[0];
+        self.rows.get_or_init(|| {
+            let lines = self.group / (4 * self.planes);
+            let tiles = self.tiles.iter().filter(|(_, size)| *size == ROWS).count();
+            let mut all = vec![0; tiles * ROWS * self.cols / 4];
+            let mut parts: Vec<_> = all.chunks_exact_mut(ROWS * self.cols / 4).zip(self.tiles()).collect();
+            team::for_each_mut(&mut parts, |_, (rows, (_, tile))| {
+                let groups = tile.values.chunks_exact(lines * self.planes * ROWS);
+                for (rows, values) in rows.chunks_exact_mut(lines * self.planes * ROWS).zip(groups) {
+                    for (plane, rows) in rows.chunks_exact_mut(lines * ROWS).enumerate() {
+                        for (row, values_of) in rows.chunks_exact_mut(lines).enumerate() {
+                            for (line, value) in values_of.iter_mut().enumerate() {
+                                *value = values[(line * self.planes + plane) * ROWS + row];
+                            }
+                        }
+                    }
+                }
+            });
+            all
+        })
     }
 
     /// Rows that are multiplied together: the first of them, and their activations.

@@ -7,7 +7,7 @@ use crate::matmul::{SharedOut, has_room};
 use crate::{Isa, team};
 
 /// Bytes of codes of the smallest task.
-const TASK_BYTES: usize = 64 << 10;
+const TASK_BYTES: usize = 16 << 10;
 
 /// Multiply-adds below which other threads are not worth waking.
 const PARALLEL: usize = 1 << 17;
@@ -73,6 +73,11 @@ pub fn grouped_matmul_with(
     for product in products {
         assert!(x.fits(product.weights), "activations for {:?}", product.weights);
     }
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        // On all threads, which the blocks are divided over below.
+        x.rows();
+    }
     let work = |weights: &GroupedMatrix, block, write: &Write<'_>| multiply(isa, weights, block, x, write);
     by_blocks(products, x.tokens(), out, stride, work);
 }
@@ -121,10 +126,16 @@ fn multiply(isa: Isa, weights: &GroupedMatrix, block: usize, x: &GroupedInput, w
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: The callers have made sure that the CPU has these instructions.
+        Isa::Amx => unsafe { crate::x86::amx::grouped::run(&task, &mut sink) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: As above.
         Isa::Avx512Vnni => unsafe { crate::x86::grouped_avx512::run(&task, &mut sink) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: As above.
         Isa::Avx2 => unsafe { crate::x86::grouped_avx2::run(&task, &mut sink) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: As above.
+        Isa::AvxVnni => unsafe { crate::x86::grouped_avx2::run_vnni(&task, &mut sink) },
         _ => scalar(&task, &mut sink),
     }
 }
@@ -232,6 +243,12 @@ impl<'a> Task<'a> {
 
     pub(crate) fn tiles(&self) -> impl Iterator<Item = (usize, Tile<'a>)> {
         self.x.tiles()
+    }
+
+    /// The values of the tiles of 16 rows, row by row.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn rows(&self) -> &'a [u32] {
+        self.x.rows()
     }
 }
 

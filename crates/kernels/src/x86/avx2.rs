@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Bytes of a vector.
-const WIDTH: usize = 32;
+pub(super) const WIDTH: usize = 32;
 
 /// Vectors that are added up in 16 bits.
 const NARROW: usize = 32;
@@ -169,7 +169,7 @@ fn widen<const T: usize>(narrow: &[[__m256i; 4]; T], wide: &mut [[__m256i; 4]; T
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn load<T>(bytes: &[T; WIDTH]) -> __m256i {
+pub(super) fn load<T>(bytes: &[T; WIDTH]) -> __m256i {
     const { assert!(size_of::<T>() == 1) };
     // SAFETY: The array has 32 elements of one byte.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
@@ -177,7 +177,7 @@ fn load<T>(bytes: &[T; WIDTH]) -> __m256i {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn add_up(lanes: __m256i) -> i32 {
+pub(super) fn add_up(lanes: __m256i) -> i32 {
     let mut out = [0i32; 8];
     // SAFETY: `out` has room for eight.
     unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), lanes) };

@@ -50,7 +50,8 @@ fn rows<const T: usize>(task: &Task<'_>, token: usize, sink: &impl Sink) {
             units(task, token, sink, |codes| quarters::<T>(codes, &values, token == 0));
         }
         TernaryLayout::I2s => {
-            let fields: [_; T] = std::array::from_fn(|t| task.x.fields(token + t));
+            let lines = task.x.fields();
+            let fields: [&[[Line; FIELDS]]; T] = std::array::from_fn(|t| lines.of(token + t).as_chunks().0);
             if T == 1 {
                 units(task, token, sink, |codes| i2s_row_by_row(codes, &fields));
             } else {
@@ -122,7 +123,7 @@ fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [
 /// [`quarters`] for I2_S, one row after the other: a single stream of codes, as memory likes it.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline]
-fn i2s_row_by_row<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T]) -> [[i32; 4]; T] {
+fn i2s_row_by_row<const T: usize>(codes: &[u8], values: &[&[[Line; FIELDS]]; T]) -> [[i32; 4]; T] {
     let mut out = [[_mm512_setzero_si512(); 4]; T];
     for (row, codes) in codes.chunks_exact(codes.len() / 4).enumerate() {
         // One sum for each field of a byte, counted once, 4, 16 and 64 times.
@@ -131,8 +132,8 @@ fn i2s_row_by_row<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T])
             lanes::prefetch(bytes.as_ptr().wrapping_add(AHEAD));
             let planes = planes(codes_of(bytes));
             for (sums, values) in sums.iter_mut().zip(values) {
-                for ((sum, plane), lines) in sums.iter_mut().zip(planes).zip(values) {
-                    *sum = _mm512_dpbusd_epi32(*sum, plane, load(&lines[k]));
+                for ((sum, plane), line) in sums.iter_mut().zip(planes).zip(&values[k]) {
+                    *sum = _mm512_dpbusd_epi32(*sum, plane, load(line));
                 }
             }
         }
@@ -149,18 +150,16 @@ fn i2s_row_by_row<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T])
 /// bytes after the other, so that a row has but one sum. `ahead` as there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline]
-fn i2s<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T], ahead: bool) -> [[i32; 4]; T] {
+fn i2s<const T: usize>(codes: &[u8], values: &[&[[Line; FIELDS]]; T], ahead: bool) -> [[i32; 4]; T] {
     let width = codes.len() / 4;
     assert!(width.is_multiple_of(GROUP / FIELDS));
+    for values in values {
+        assert_eq!(values.len(), width.div_ceil(WIDTH));
+    }
     let whole = width / WIDTH;
     let mut sums = [[_mm512_setzero_si512(); 4]; T];
     for field in (0..FIELDS).rev() {
         let mask = _mm512_set1_epi8((3_u8 << (2 * field)) as i8);
-        // Not by `array::from_fn`, which is a call without these instructions: the sums would go through memory.
-        let mut lines: [&[Line]; T] = [&[]; T];
-        for (lines, values) in lines.iter_mut().zip(values) {
-            *lines = &values[field][..width.div_ceil(WIDTH)];
-        }
         for k in 0..whole {
             if ahead {
                 // The next unit, a row in the time of each field.
@@ -173,8 +172,8 @@ fn i2s<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T], ahead: boo
                 let bytes = unsafe { _mm512_loadu_si512(at.cast()) };
                 *plane = _mm512_and_si512(bytes, mask);
             }
-            // SAFETY: There are at least `whole` in each of `lines`.
-            unsafe { add_products(&mut sums, planes, &lines, k) };
+            // SAFETY: There are at least `whole` in each of `values`.
+            unsafe { add_products(&mut sums, planes, values, (k, field)) };
         }
         if whole * WIDTH < width {
             let mut planes = [mask; 4];
@@ -182,7 +181,7 @@ fn i2s<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T], ahead: boo
                 *plane = _mm512_and_si512(codes_of(&codes[whole * WIDTH..]), mask);
             }
             // SAFETY: And one more, as `width` is.
-            unsafe { add_products(&mut sums, planes, &lines, whole) };
+            unsafe { add_products(&mut sums, planes, values, (whole, field)) };
         }
         if field > 0 {
             // A field counts four times as much as the next lower one.
@@ -197,18 +196,18 @@ fn i2s<const T: usize>(codes: &[u8], values: &[[&[Line]; FIELDS]; T], ahead: boo
 /// Adds the products of a field of four rows with the `k`-th of each token's values.
 ///
 /// # Safety
-/// Each of `values` has more than `k`.
+/// Each of `values` has more than `k`, and there is such a field.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline]
 unsafe fn add_products<const T: usize>(
     sums: &mut [[__m512i; 4]; T],
     planes: [__m512i; 4],
-    values: &[&[Line]; T],
-    k: usize,
+    values: &[&[[Line; FIELDS]]; T],
+    (k, field): (usize, usize),
 ) {
     for (sums, values) in sums.iter_mut().zip(values) {
         // SAFETY: The caller's promise.
-        let x = load(unsafe { values.get_unchecked(k) });
+        let x = load(unsafe { values.get_unchecked(k).get_unchecked(field) });
         for (sum, plane) in sums.iter_mut().zip(planes) {
             *sum = _mm512_dpbusd_epi32(*sum, plane, x);
         }

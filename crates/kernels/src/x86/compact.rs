@@ -3,13 +3,13 @@
 
 use std::arch::x86_64::{
     __m512, __m512i, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
-    _mm512_loadu_si512, _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_ps, _mm512_srli_epi16,
-    _mm512_storeu_ps,
+    _mm512_loadu_si512, _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_srli_epi16, _mm512_storeu_ps,
 };
 
 use super::AHEAD;
 use crate::{
-    compact::{BLOCK, CompactBits, Task, by_tiles},
+    compact::{BLOCK, CompactBits, Task, by_tiles, product},
     lanes::{self, LANES},
 };
 
@@ -28,7 +28,6 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
     let inputs: [_; T] = std::array::from_fn(|t| task.inputs.token(token + t));
     for row in 0..out[0].len() {
         let (codes, scales) = task.row(row);
-        let mut totals = [_mm512_setzero_ps(); T];
         match task.bits() {
             CompactBits::Eight => {
                 let mut sums: [__m512i; T] = std::array::from_fn(|t| load(&inputs[t].1[0]));
@@ -39,12 +38,13 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
                         *sum = _mm512_dpbusd_epi32(*sum, codes, load(&input.0[k]));
                     }
                 }
-                for (total, sum) in totals.iter_mut().zip(sums) {
-                    *total = scaled(sum, scales[0], *total);
+                for ((out, sum), input) in out.iter_mut().zip(sums).zip(&inputs) {
+                    out[row] = product([_mm512_reduce_add_epi32(sum)], scales[0], input.2);
                 }
             }
             CompactBits::Four => {
                 let low = _mm512_set1_epi8(15);
+                let mut totals = [_mm512_setzero_ps(); T];
                 for (g, (codes, scale)) in codes.iter().zip(scales).enumerate() {
                     lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
                     let codes = load(codes);
@@ -56,13 +56,13 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
                         *total = scaled(sum, *scale, *total);
                     }
                 }
+                for ((out, total), input) in out.iter_mut().zip(totals).zip(&inputs) {
+                    let mut sums = [0.0; LANES];
+                    // SAFETY: The array has as many floats as are stored.
+                    unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) };
+                    out[row] = lanes::sum(sums) * input.2;
+                }
             }
-        }
-        for ((out, total), input) in out.iter_mut().zip(totals).zip(&inputs) {
-            let mut sums = [0.0; LANES];
-            // SAFETY: The array has as many floats as are stored.
-            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), total) };
-            out[row] = lanes::sum(sums) * input.2;
         }
     }
 }

@@ -5,12 +5,12 @@ use std::arch::x86_64::{
     __m256, __m256i, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
     _mm256_cvtepi32_ps, _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
     _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
-    _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+    _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_xor_si256,
 };
 
 use super::AHEAD;
 use crate::{
-    compact::{BLOCK, CompactBits, Task, by_tiles},
+    compact::{BLOCK, CompactBits, Task, by_tiles, product},
     lanes::{self, LANES},
 };
 
@@ -29,7 +29,6 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
     let inputs: [_; T] = std::array::from_fn(|t| task.inputs.token(token + t));
     for row in 0..out[0].len() {
         let (codes, scales) = task.row(row);
-        let mut totals = [[_mm256_setzero_ps(); 2]; T];
         match task.bits() {
             CompactBits::Eight => {
                 let mut sums = [[_mm256_setzero_si256(); 2]; T];
@@ -43,14 +42,16 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
                         }
                     }
                 }
-                for (totals, sums) in totals.iter_mut().zip(sums) {
-                    for (total, sum) in totals.iter_mut().zip(sums) {
-                        *total = scaled(sum, scales[0], *total);
-                    }
+                for ((out, [low, high]), input) in out.iter_mut().zip(sums).zip(&inputs) {
+                    let mut lanes = [0; LANES / 2];
+                    // SAFETY: The array has as many integers as are stored.
+                    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), _mm256_add_epi32(low, high)) };
+                    out[row] = product(lanes, scales[0], input.2);
                 }
             }
             CompactBits::Four => {
                 let low = _mm256_set1_epi8(15);
+                let mut totals = [[_mm256_setzero_ps(); 2]; T];
                 for (g, (codes, scale)) in codes.iter().zip(scales).enumerate() {
                     lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
                     for half in 0..2 {
@@ -68,15 +69,15 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
                         }
                     }
                 }
+                for ((out, totals), input) in out.iter_mut().zip(totals).zip(&inputs) {
+                    let mut sums = [0.0; LANES];
+                    for (sums, total) in sums.as_chunks_mut::<{ LANES / 2 }>().0.iter_mut().zip(totals) {
+                        // SAFETY: The array has as many floats as are stored.
+                        unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), total) };
+                    }
+                    out[row] = lanes::sum(sums) * input.2;
+                }
             }
-        }
-        for ((out, totals), input) in out.iter_mut().zip(totals).zip(&inputs) {
-            let mut sums = [0.0; LANES];
-            for (sums, total) in sums.as_chunks_mut::<{ LANES / 2 }>().0.iter_mut().zip(totals) {
-                // SAFETY: The array has as many floats as are stored.
-                unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), total) };
-            }
-            out[row] = lanes::sum(sums) * input.2;
         }
     }
 }

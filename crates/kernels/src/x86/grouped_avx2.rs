@@ -1,5 +1,5 @@
 //! AVX2 for [`grouped_matmul`](crate::grouped_matmul): a block of 16 rows is two vectors of eight. `vpmaddubsw` adds pairs of
-//! columns in 16 bits: a pair is at most 2 * 2 * 127, of which the 16 of the widest group fit. Where the CPU has AVX-VNNI, one
+//! columns in 16 bits: a pair is at most 2 * 2 * 127, of which the 16 of the widest group fit. With AVX-VNNI one
 //! instruction adds four columns in 32 bits.
 
 use std::arch::x86_64::{
@@ -21,10 +21,6 @@ const HALF: usize = ROWS / 2;
 /// Computes a task.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn run(task: &Task<'_>, sink: &mut impl FnMut(usize, [f32; ROWS])) {
-    if is_x86_feature_detected!("avxvnni") {
-        // SAFETY: The CPU has AVX-VNNI.
-        return unsafe { run_vnni(task, sink) };
-    }
     // SAFETY: As this function's features say.
     unsafe {
         match task.kind() {
@@ -34,8 +30,9 @@ pub(crate) fn run(task: &Task<'_>, sink: &mut impl FnMut(usize, [f32; ROWS])) {
     }
 }
 
+/// Computes a task with AVX-VNNI.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-fn run_vnni(task: &Task<'_>, sink: &mut impl FnMut(usize, [f32; ROWS])) {
+pub(crate) fn run_vnni(task: &Task<'_>, sink: &mut impl FnMut(usize, [f32; ROWS])) {
     // SAFETY: As this function's features say.
     unsafe {
         match task.kind() {

@@ -27,21 +27,32 @@ pub(crate) fn run(task: &Task<'_>, sink: &mut impl FnMut(usize, [f32; ROWS])) {
 fn tiles<const P: usize>(task: &Task<'_>, sink: &mut impl FnMut(usize, [f32; ROWS])) {
     let block = task.block();
     for (first, tile) in task.tiles() {
-        match tile.size {
-            // Few rows of activations: the codes are read once.
-            1 => line_by_line::<P, 1>(&block, &tile, first, sink),
-            2 if P == 4 => line_by_line::<P, 2>(&block, &tile, first, sink),
-            2 => plane_by_plane::<P, 2>(&block, &tile, first, sink),
-            4 => plane_by_plane::<P, 4>(&block, &tile, first, sink),
-            8 => plane_by_plane::<P, 8>(&block, &tile, first, sink),
-            _ => plane_by_plane::<P, 16>(&block, &tile, first, sink),
-        }
+        one_tile::<P>(&block, &tile, first, sink);
+    }
+}
+
+/// Computes the sums of a tile.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(super) fn one_tile<const P: usize>(
+    block: &Block<'_>,
+    tile: &Tile<'_>,
+    first: usize,
+    sink: &mut impl FnMut(usize, [f32; ROWS]),
+) {
+    match tile.size {
+        // Few rows of activations: the codes are read once.
+        1 => line_by_line::<P, 1>(block, tile, first, sink),
+        2 if P == 4 => line_by_line::<P, 2>(block, tile, first, sink),
+        2 => plane_by_plane::<P, 2>(block, tile, first, sink),
+        4 => plane_by_plane::<P, 4>(block, tile, first, sink),
+        8 => plane_by_plane::<P, 8>(block, tile, first, sink),
+        _ => plane_by_plane::<P, 16>(block, tile, first, sink),
     }
 }
 
 /// Checks that what the loops below read is there.
 #[inline(always)]
-fn check<const P: usize, const T: usize>(block: &Block<'_>, tile: &Tile<'_>) -> usize {
+pub(super) fn check<const P: usize, const T: usize>(block: &Block<'_>, tile: &Tile<'_>) -> usize {
     let groups = block.codes.len() / block.lines;
     assert!(tile.size == T && tile.values.len() == block.codes.len() * P * T);
     assert!(tile.starts.len() == groups * P * T && tile.scales.len() == groups * P * T);
@@ -141,7 +152,7 @@ fn plane_by_plane<const P: usize, const T: usize>(
 /// The codes of a plane where they lie; of binary ones twice the code, which the last has no room for.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn plane<const P: usize>(codes: __m512i, doubled: __m512i, p: usize) -> __m512i {
+pub(super) fn plane<const P: usize>(codes: __m512i, doubled: __m512i, p: usize) -> __m512i {
     if P == 4 {
         _mm512_and_si512(codes, _mm512_set1_epi8((3u8 << (2 * p)).cast_signed()))
     } else if p < 7 {
@@ -153,7 +164,7 @@ fn plane<const P: usize>(codes: __m512i, doubled: __m512i, p: usize) -> __m512i 
 
 #[target_feature(enable = "avx512f,f16c")]
 #[inline]
-fn scales(scales: &BlockScales<'_>, group: usize) -> __m512 {
+pub(super) fn scales(scales: &BlockScales<'_>, group: usize) -> __m512 {
     match scales {
         // SAFETY: An array of 16 halves has the 32 bytes that are loaded.
         BlockScales::F16(scales) => unsafe {
@@ -166,14 +177,18 @@ fn scales(scales: &BlockScales<'_>, group: usize) -> __m512 {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn load(line: &Line) -> __m512i {
+pub(super) fn load(line: &Line) -> __m512i {
     // SAFETY: A line has as many bytes as are loaded, and is aligned to them.
     unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn finish<const T: usize>(totals: [__m512; T], first: usize, sink: &mut impl FnMut(usize, [f32; ROWS])) {
+pub(super) fn finish<const T: usize>(
+    totals: [__m512; T],
+    first: usize,
+    sink: &mut impl FnMut(usize, [f32; ROWS]),
+) {
     for (t, total) in totals.into_iter().enumerate() {
         let mut out = [0.0; ROWS];
         // SAFETY: The array has as many floats as are stored.

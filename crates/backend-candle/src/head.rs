@@ -9,22 +9,17 @@ use std::sync::Arc;
 use ternion_core::Result;
 use ternion_engine::LogitsPrecision;
 use ternion_formats::Table;
+use ternion_head::{CertifiedHead, HeadWeights};
 use ternion_kernels::{
-    ActivationType, CompactMatrix, GroupedInput, GroupedMatrix, GroupedProduct, for_each_mut,
-    grouped_matmul_all, leading,
+    ActivationType, CompactMatrix, GroupedInput, GroupedMatrix, GroupedProduct, grouped_matmul_all, leading,
 };
 
 use crate::HeadPrecision;
-use crate::certified::Certified;
-use crate::plain::Plain;
 use crate::residency::{Place, Placement, head_rows};
 use crate::stream::Stream;
 
 /// How many of the largest logits are exact with a copy.
 const RESCORED: usize = 64;
-
-/// Rows that one task computes again.
-const ROWS_AT_ONCE: usize = 16;
 
 /// A head `[vocab_size, hidden]`.
 pub(crate) struct Head {
@@ -35,11 +30,11 @@ pub(crate) struct Head {
 
 enum Rows {
     /// Parts in order, each with its first row; one where all of them are in memory.
-    Exact(Vec<(usize, Plain, Place)>),
+    Exact(Vec<(usize, HeadWeights, Place)>),
     /// The weights, and a copy of fewer bits.
-    Copy(Plain, CompactMatrix),
-    /// The weights, and a copy with bounds.
-    Certified(Plain, Certified),
+    Copy(HeadWeights, CompactMatrix),
+    /// The weights with a copy with bounds.
+    Certified(CertifiedHead),
     /// Grouped weights, which take fewer bits than any copy.
     Grouped(Arc<GroupedMatrix>, ActivationType),
 }
@@ -58,15 +53,15 @@ impl Head {
         let shape = weights.shape();
         let weights = match weights {
             Table::Grouped(matrix) => return Ok(Self { shape, rows: Rows::Grouped(matrix, activations) }),
-            Table::Dense(weights) => Plain::Dense(weights),
-            Table::Quantized(weights) => Plain::Quantized(weights),
+            Table::Dense(weights) => HeadWeights::Dense(weights),
+            Table::Quantized(weights) => HeadWeights::Quantized(weights),
         };
         let [vocab, width] = shape;
         let rows = if let Some(bits) = precision.copy() {
             let copy = CompactMatrix::new(bits, vocab, width, |rows, out| weights.widen(rows, out))?;
             Rows::Copy(weights, copy)
         } else if precision == HeadPrecision::Certified {
-            Rows::Certified(weights.clone(), Certified::start(weights.clone(), threads))
+            Rows::Certified(CertifiedHead::start(weights, threads))
         } else {
             let step = if placement.is_limited() { head_rows(&weights) } else { vocab };
             let part = |first: usize| {
@@ -98,13 +93,11 @@ impl Head {
                 let mut rows = logits.chunks_exact_mut(vocab).zip(hidden.chunks_exact(width));
                 // The largest become exact.
                 let rescore = |(logits, hidden): (&mut [f32], &[f32])| {
-                    exact_rows(weights, &leading(logits, RESCORED), hidden, logits)
+                    weights.multiply_rows(&leading(logits, RESCORED), hidden, logits)
                 };
                 return rows.try_for_each(rescore).map(Some);
             }
-            Rows::Certified(weights, copy) => {
-                return copy.forward(weights, hidden, precision, logits).map(Some);
-            }
+            Rows::Certified(head) => return head.forward(hidden, precision, logits).map(Some),
             Rows::Grouped(weights, activations) => {
                 let product = [GroupedProduct { weights, offset: 0 }];
                 let input = &mut GroupedInput::default();
@@ -128,25 +121,6 @@ impl Head {
         }
         Ok(Some(()))
     }
-}
-
-/// Replaces the logits of these rows by exact ones.
-pub(crate) fn exact_rows(weights: &Plain, rows: &[u32], hidden: &[f32], logits: &mut [f32]) -> Result<()> {
-    let mut parts: Vec<_> = rows.chunks(ROWS_AT_ONCE).map(|ids| (ids, Ok(Vec::new()))).collect();
-    for_each_mut(&mut parts, |_, (ids, found)| {
-        *found = ids.iter().map(|id| exact_row(weights, *id as usize, hidden)).collect();
-    });
-    for (ids, found) in parts {
-        ids.iter().zip(found?).for_each(|(id, logit)| logits[*id as usize] = logit);
-    }
-    Ok(())
-}
-
-fn exact_row(weights: &Plain, row: usize, hidden: &[f32]) -> Result<f32> {
-    let row = weights.rows(row..row + 1);
-    let mut logit = [0.0];
-    row.multiply(&row.bytes().loaded()?, hidden, &mut logit, 1)?;
-    Ok(logit[0])
 }
 
 #[cfg(test)]

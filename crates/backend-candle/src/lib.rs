@@ -13,7 +13,6 @@
 #![forbid(unsafe_code)]
 
 mod backend;
-mod certified;
 mod config;
 #[cfg(feature = "dense")]
 mod dense;
@@ -22,7 +21,6 @@ mod head;
 mod layer;
 mod model;
 mod ops;
-mod plain;
 mod plan;
 mod projection;
 mod residency;

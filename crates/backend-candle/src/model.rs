@@ -12,7 +12,7 @@ use ternion_engine::{
     kv::{BLOCK, KeyRotation, KvCache, KvPrefix, KvType},
 };
 use ternion_formats::{Checkpoint, FileWatch, ModelSpec, RmsNorm, RopeSpec, Table};
-use ternion_kernels::{ActivationType, Attention, Team};
+use ternion_kernels::{ActivationType, Attention, Isa, Team};
 
 use crate::{
     HeadPrecision,
@@ -45,12 +45,13 @@ pub struct DecoderOptions {
 }
 
 impl DecoderOptions {
-    /// The model's whole context, 4 sequences, prefill in chunks of 128 tokens, keys and values as they are.
+    /// The model's whole context, 4 sequences, prefill in chunks of 128 tokens (256 with AMX, where codes are unpacked for each
+    /// chunk), keys and values as they are.
     pub fn new(spec: &ModelSpec) -> Self {
         Self {
             context_length: spec.context_length,
             max_sequences: 4,
-            prefill_chunk: 128,
+            prefill_chunk: if Isa::detect() == Isa::Amx { 256 } else { 128 },
             head: HeadPrecision::Auto,
             resident_weights: None,
             kv_type: KvType::Exact,
@@ -87,7 +88,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// The threads that a decoder computes with; 0 takes one for each core.
+    /// The threads that a decoder computes with; 0 takes one for each physical core.
     ///
     /// # Errors
     /// [`ErrorKind::ResourceExhausted`] where they cannot be started.
@@ -130,7 +131,7 @@ impl Decoder {
             facts: format!(
                 "{} {} {spec:?} {:?}",
                 env!("CARGO_PKG_VERSION"),
-                ternion_kernels::Isa::detect(),
+                Isa::detect(),
                 options.activations
             ),
             files: checkpoint.files,

@@ -22,7 +22,8 @@ use ternion_engine::{
     kv::{BLOCK, KvType},
 };
 use ternion_formats::{Checkpoint, LayerTensors, ModelSpec, Table};
-use ternion_kernels::{BoundedMatrix, CompactBits};
+use ternion_head::HeadWeights;
+use ternion_kernels::{ActivationType, BoundedMatrix, CompactBits};
 
 use crate::residency::{Budget, Division};
 use crate::stream::BUFFERS;
@@ -158,26 +159,22 @@ pub(crate) fn sizes(
     ))
 }
 
-/// Weights of a head that is worth a copy: beyond what a cache holds.
-const LARGE_HEAD: usize = 1 << 24;
-
 /// What logits are computed from.
 ///
 /// # Errors
 /// For a certified copy under a limit.
 fn head(checkpoint: &Checkpoint, wanted: HeadPrecision, limit: Option<u64>) -> Result<HeadPrecision> {
-    let [rows, cols] = checkpoint.head_or_embed().shape();
-    let is_dense = !matches!(checkpoint.head_or_embed(), Table::Grouped(_));
+    let weights = HeadWeights::of(checkpoint.head_or_embed());
     match (wanted, limit) {
         (HeadPrecision::Certified, Some(_)) => Err(Error::invalid_config(
             "options.head: `certified` together with `memory_limit`, for the copy takes memory beside the weights; set `int8` or \
              `exact`, or remove one of the two",
         )),
-        (HeadPrecision::Auto, None) if is_dense && rows.saturating_mul(cols) >= LARGE_HEAD => {
+        (HeadPrecision::Auto, None) if weights.as_ref().is_some_and(HeadWeights::is_large) => {
             Ok(HeadPrecision::Certified)
         }
         (HeadPrecision::Auto, _) => Ok(HeadPrecision::Exact),
-        (HeadPrecision::Certified, None) if !is_dense => Ok(HeadPrecision::Exact),
+        (HeadPrecision::Certified, None) if weights.is_none() => Ok(HeadPrecision::Exact),
         _ => Ok(wanted),
     }
 }
@@ -318,7 +315,7 @@ impl Planner<'_> {
             "prompts between memory and disk",
             self.prompts.as_ref().map_or(0, |prompts| prompts.memory(kv)),
         );
-        plan.add("activations", activations(spec, options));
+        plan.add("activations", activations(spec, options, division.grouped > 0));
         plan.add("logits", self.logit_rows(options).saturating_add(3).saturating_mul(row_bytes(spec)));
         plan.add("read-ahead", division.largest * BUFFERS as u64);
         let copied = options.resident_weights.map_or(0, |_| division.copied);
@@ -343,10 +340,18 @@ fn norms(checkpoint: &Checkpoint) -> u64 {
 
 /// The hidden states of a chunk before and behind the layers, and the buffers of these: queries, keys and values as products
 /// and rotated, with what attention makes of them, or in the same place gate and up; the gated unit; what is added; int8.
-fn activations(spec: &ModelSpec, options: &DecoderOptions) -> u64 {
+fn activations(spec: &ModelSpec, options: &DecoderOptions, is_grouped: bool) -> u64 {
     let (width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
     let wide = (3 * width + 4 * kv_width).max(2 * spec.intermediate_size);
-    let floats = 3 * spec.hidden_size + wide + spec.intermediate_size + spec.intermediate_size / 4;
+    // What the widest input is rounded to. For weights in groups that is up to two terms, each with a sum and a scale for every 32
+    // columns, or 16 where the groups have 64 or the weights are binary; and the normalised input is kept.
+    let rounded = match (is_grouped, options.activations) {
+        (false, _) => spec.intermediate_size / 4,
+        (true, ActivationType::F32) => spec.hidden_size,
+        (true, ActivationType::Int8) => spec.hidden_size + spec.intermediate_size.max(width) * 3 / 8,
+        (true, _) => spec.hidden_size + spec.intermediate_size.max(width) * 3 / 4,
+    };
+    let floats = 3 * spec.hidden_size + wide + spec.intermediate_size + rounded;
     let tokens = options.prefill_chunk.min(options.context_length).max(options.max_sequences);
     // Of the keys that are stored without it.
     let rotations = if options.kv_type == KvType::Exact { options.context_length } else { 0 };

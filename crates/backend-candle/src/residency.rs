@@ -6,8 +6,8 @@
 
 use ternion_core::Result;
 use ternion_formats::{Checkpoint, LayerTensors, SharedBytes, Table, Weights};
+use ternion_head::HeadWeights;
 
-use crate::plain::Plain;
 use crate::stream::Source;
 
 /// Bytes of the head that are one piece, about as much as the largest projection of BitNet 2B4T.
@@ -100,7 +100,7 @@ impl Placement {
 }
 
 /// Rows of the head that are one piece.
-pub(crate) fn head_rows(head: &Plain) -> usize {
+pub(crate) fn head_rows(head: &HeadWeights) -> usize {
     let rows = head.shape()[0];
     let row = head.bytes().len() / rows;
     (HEAD_PIECE / row.max(1)).clamp(1, rows)
@@ -140,25 +140,17 @@ impl Division {
                 Weights::Dense(_) => division.dense += kept,
             }
         }
-        match checkpoint.head_or_embed() {
-            Table::Grouped(matrix) => division.head = matrix.bytes() as u64,
-            Table::Dense(head) if with_head => {
-                division.plain_head(&Plain::Dense(head.clone()), &mut budget);
+        if let Table::Grouped(matrix) = checkpoint.head_or_embed() {
+            division.head = matrix.bytes() as u64;
+        }
+        if let Some(head) = HeadWeights::of(checkpoint.head_or_embed()).filter(|_| with_head) {
+            let (rows, step) = (head.shape()[0], head_rows(&head));
+            for first in (0..rows).step_by(step) {
+                let rows = head.rows(first..rows.min(first + step));
+                division.head += division.count(rows.bytes(), &mut budget);
             }
-            Table::Quantized(head) if with_head => {
-                division.plain_head(&Plain::Quantized(head.clone()), &mut budget);
-            }
-            Table::Dense(_) | Table::Quantized(_) => {}
         }
         division
-    }
-
-    fn plain_head(&mut self, head: &Plain, budget: &mut Budget) {
-        let (rows, step) = (head.shape()[0], head_rows(head));
-        for first in (0..rows).step_by(step) {
-            let rows = head.rows(first..rows.min(first + step));
-            self.head += self.count(rows.bytes(), budget);
-        }
     }
 
     /// Counts weights; returns how many bytes of them stay.

@@ -12,7 +12,7 @@ use ternion_engine::{CausalLm, EmbeddingEngine, Engine, EngineOptions};
 use ternion_formats::{Access, EmbeddingSpec, gguf as formats_gguf};
 
 use crate::{
-    Arithmetic, LlamaCpp, LlamaCppOptions, ModelOptions, gguf,
+    Arithmetic, HeadKind, LlamaCpp, LlamaCppOptions, ModelOptions, gguf,
     preflight::{self, Loader},
     vocabulary,
 };
@@ -127,6 +127,10 @@ fn load_gguf(path: &Path, name: &str, options: &ModelOptions, progress: &Progres
             "options.{option}: applies to ternary checkpoints; llama.cpp itself reads this file and takes the fact from it"
         ))
         .with("file", path.display()));
+    }
+    if options.llama_cpp.head != HeadKind::Auto {
+        let message = "options.head: llama.cpp itself computes the logits of this file; leave it out";
+        return Err(Error::invalid_config(message).with("file", path.display()));
     }
     let gguf::Loaded { model, info, eos } = gguf::load(path, name, options, progress)?;
     let tokenizer = tokenizer(path, options, model.vocab_size())?;

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ternion_core::Pooling;
 use ternion_formats::{Activation, CheckpointOptions, I2sLayout};
+use ternion_head::HeadKind;
 use ternion_kernels::ActivationType;
 
 /// The table `options` of a model that runs on the backend `llama-cpp`.
@@ -16,7 +17,8 @@ pub struct LlamaCppOptions {
     /// backends; `f16` for others, as llama.cpp does it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_type: Option<KvType>,
-    /// Whether attention is computed in one pass without storing its scores. Left out: only where `kv_type` needs it.
+    /// Whether attention is computed in one pass without storing its scores. Ternary models, and others whose products this library
+    /// computes, take its kernels for that, unless `kv_type` is `q8_0`. Left out: on for these, and where `kv_type` needs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flash_attention: Option<bool>,
     /// Tokens that all sequences together may hold, at least `context_length`. The KV cache of this size is allocated when the
@@ -29,6 +31,8 @@ pub struct LlamaCppOptions {
     /// `int8x2`. Left out: `int8x2`. See the backend `candle`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activations: Option<ActivationType>,
+    /// What the logits of a ternary model are computed from. Models that llama.cpp computes by itself refuse anything but `auto`.
+    pub head: HeadKind,
     /// Who computes a GGUF model that llama.cpp could compute as well. Left out: `ternion`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arithmetic: Option<Arithmetic>,

@@ -10,7 +10,7 @@ use ternion_formats::FileWatch;
 use crate::{
     ModelOptions,
     ffi::{Batch, Input, Model},
-    log, memory,
+    log, memory, runtime,
 };
 
 /// Bytes of logits that the graph of a decoder makes room for, beyond which the default context is shorter than the model's own.
@@ -80,8 +80,7 @@ impl Embedder {
         }
         let batch_tokens = context.max(STEP.min(trained)).max(MIN_CONTEXT);
         memory::check(4 * batch_tokens as u64 * vocab_size as u64, "the context for embeddings")?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if options.threads == 0 { cores } else { options.threads.min(cores) };
+        let threads = runtime::threads(options.threads);
         // SAFETY: A function without arguments that returns a plain structure.
         let mut params = unsafe { sys::llama_context_default_params() };
         params.embeddings = true;

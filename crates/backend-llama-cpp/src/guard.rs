@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ternion_core::{Error, Result, catch_panic};
 
-/// The first panic of the callbacks that share this guard.
+/// The first panic or error of the callbacks that share this guard.
 #[derive(Default)]
 pub(crate) struct Guard {
     first: Mutex<Option<String>>,
@@ -34,10 +34,16 @@ impl Guard {
         }
     }
 
-    /// An error if a callback has panicked since the last call.
+    /// Remembers that the callback `name` has failed.
+    pub(crate) fn fail(&self, name: &str, error: &Error) {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert_with(|| format!("{name}: {error}"));
+    }
+
+    /// An error if a callback has panicked or failed since the last call.
     ///
     /// # Errors
-    /// [`Backend`](ternion_core::ErrorKind::Backend) with the name of the callback and the panic's message.
+    /// [`Backend`](ternion_core::ErrorKind::Backend) with the name of the callback and the message of the panic or error.
     pub(crate) fn check(&self) -> Result<()> {
         match self.first.lock().unwrap_or_else(PoisonError::into_inner).take() {
             None => Ok(()),

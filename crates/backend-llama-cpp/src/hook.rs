@@ -2,8 +2,8 @@
 //!
 //! ggml's scheduler asks, for each node of a graph and before any of them is computed, whether the caller wants to see
 //! its result. The answer here is always no, so that the graph stays one piece, but the question is the occasion to
-//! change the node. Products are found by the tensor of their weights, which is a placeholder; gated units by what
-//! they are. All that was found is counted, and a graph that was not changed completely is an error. Multiplications by
+//! change the node. Products are found by the tensor of their weights, which is a placeholder; attention and gated units by
+//! what they are. All that was found is counted, and a graph that was not changed completely is an error. Multiplications by
 //! scales of 1 and additions of biases of 0, which llama.cpp has in its graph once a model is made from memory, are left
 //! out: they took a twentieth of the time of a prompt.
 
@@ -16,6 +16,7 @@ use llama_cpp_sys_2 as sys;
 use ternion_core::{Error, Result};
 
 use crate::{
+    attention::Attention,
     guard::Guard,
     ops::{self, CustomOp, Product},
 };
@@ -28,8 +29,12 @@ static NEXT_GRAPH: AtomicU64 = AtomicU64::new(1);
 pub(crate) struct Hook {
     /// By the address of the placeholder.
     products: HashMap<usize, (Box<Product>, CustomOp)>,
-    /// Squared ReLU in the place of gated units, where the model has it, and how many of them there are.
-    relu2: Option<(CustomOp, usize)>,
+    /// Squared ReLU in the place of gated units, where the model has it.
+    relu2: Option<CustomOp>,
+    /// Attention of each layer, in the place of llama.cpp's flash attention.
+    attention: Box<Attention>,
+    attend: CustomOp,
+    layers: usize,
     /// The addresses of scales of 1 and biases of 0.
     neutral: HashSet<usize>,
     found: Found,
@@ -42,22 +47,28 @@ pub(crate) struct Hook {
 struct Found {
     products: usize,
     gated_units: usize,
+    attentions: usize,
     /// The number of the graph that is looked at.
     graph: u64,
     error: Option<String>,
 }
 
 impl Hook {
-    /// A hook without products; `relu2` says how many gated units are squared ReLUs, where they are, and `neutral` are
-    /// scales of 1 and biases of 0. `guard` is that of the products.
+    /// A hook without products for a model of so many layers; `relu2` says whether gated units are squared ReLUs, and `neutral`
+    /// are scales of 1 and biases of 0. `attention` and the products have the guard `guard`.
     pub(crate) fn new(
-        relu2: Option<usize>,
+        layers: usize,
+        relu2: bool,
+        attention: Attention,
         neutral: &[*const sys::ggml_tensor],
         guard: Arc<Guard>,
     ) -> Result<Self> {
-        let relu2 = relu2.map(|layers| ops::relu2(&guard).map(|op| (op, layers))).transpose()?;
+        let relu2 = relu2.then(|| ops::relu2(&guard)).transpose()?;
         let neutral = neutral.iter().map(|tensor| *tensor as usize).collect();
-        Ok(Self { products: HashMap::new(), relu2, neutral, found: Found::default(), guard })
+        let attention = Box::new(attention);
+        let attend = attention.op()?;
+        let (products, found) = (HashMap::new(), Found::default());
+        Ok(Self { products, relu2, attention, attend, layers, neutral, found, guard })
     }
 
     /// Computes `product` wherever a graph multiplies by `placeholder`.
@@ -88,13 +99,19 @@ impl Hook {
         if let Some(error) = found.error {
             return Err(Error::backend(format!("llama.cpp's graph is not the expected one: {error}")));
         }
-        let (products, units) = (self.products.len(), self.relu2.map_or(0, |(_, layers)| layers));
+        let (products, units) = (self.products.len(), if self.relu2.is_some() { self.layers } else { 0 });
         let graphs = found.products / products.max(1);
-        if graphs == 0 || found.products != graphs * products || found.gated_units != graphs * units {
+        // None where llama.cpp computes attention.
+        let attends = found.attentions == 0 || found.attentions == graphs * self.layers;
+        if graphs == 0
+            || found.products != graphs * products
+            || found.gated_units != graphs * units
+            || !attends
+        {
             return Err(Error::backend(format!(
-                "llama.cpp's graph is not the expected one: {} products and {} gated units found, expected {products} \
-                 and {units} in each graph",
-                found.products, found.gated_units
+                "llama.cpp's graph is not the expected one: {} products, {} gated units and {} attentions found, expected \
+                 {products}, {units} and {} in each graph",
+                found.products, found.gated_units, found.attentions, self.layers
             )));
         }
         Ok(())
@@ -125,10 +142,17 @@ impl Hook {
                     }
                     if self.found.products.is_multiple_of(self.products.len()) {
                         self.found.graph = NEXT_GRAPH.fetch_add(1, Ordering::Relaxed);
+                        self.attention.begin(self.found.graph);
                     }
                     product.begin(self.found.graph);
                     self.found.products += 1;
-                } else if self.relu2.is_some_and(|(op, _)| op.is(node)) {
+                } else if self.attend.is(node) {
+                    if let Err(error) = self.attention.check(node) {
+                        node.op = sys::GGML_OP_NONE;
+                        return Err(error);
+                    }
+                    self.found.attentions += 1;
+                } else if self.relu2.is_some_and(|op| op.is(node)) {
                     if let Err(error) = ops::check_gated(node) {
                         node.op = sys::GGML_OP_NONE;
                         return Err(error);
@@ -136,8 +160,16 @@ impl Hook {
                     self.found.gated_units += 1;
                 }
             }
+            sys::GGML_OP_FLASH_ATTN_EXT if Attention::knows(node) => {
+                self.attention.check_params(node)?;
+                self.attention.check(node)?;
+                // SAFETY: The graph is not being computed yet.
+                unsafe { Attention::skip_casts(node) };
+                self.attend.put(node);
+                self.found.attentions += 1;
+            }
             sys::GGML_OP_GLU => {
-                if let Some((op, _)) = &self.relu2 {
+                if let Some(op) = &self.relu2 {
                     ops::check_relu2(node)?;
                     op.put(node);
                     self.found.gated_units += 1;

@@ -5,9 +5,9 @@
 //! own graph computes SiLU where BitNet b1.58 2B4T needs squared ReLU, and its ternary types quantise activations in
 //! blocks where BitNet takes one scale for a token. So a model is made from the checkpoint in memory (`source`), its
 //! weights are placeholders that nothing ever writes to, and before a graph is computed a callback turns each product
-//! of a placeholder into a custom operation on the checkpoint's own mapped weights (`hook`, `ops`). What llama.cpp
-//! keeps is the scheduling on its threads, norms, rotary embedding, attention and the KV cache. A model of one layer
-//! is computed in both ways before the first real one (`selftest`).
+//! of a placeholder into a custom operation on the checkpoint's own mapped weights (`hook`, `ops`), and attention into
+//! one over llama.cpp's cache (`attention`). What llama.cpp keeps is the scheduling on its threads, norms, rotary
+//! embedding and the KV cache. A model of one layer is computed in both ways before the first real one (`selftest`).
 //!
 //! **Other GGUF models** are loaded by llama.cpp, after a check in safe Rust (`preflight`), and left as they are. Where the tokenizers
 //! crate has no equal of a file's tokenizer, or the file does not name the rule that splits texts, llama.cpp's own is used
@@ -29,12 +29,14 @@
 //! A cancellation is seen between two calls of `forward`, each of which is one chunk of a prompt, so llama.cpp's abort
 //! callback is not used.
 
+mod attention;
 mod backend;
 mod config;
 mod embed;
 mod ffi;
 mod gguf;
 mod guard;
+mod head;
 mod hook;
 mod log;
 mod memory;
@@ -50,6 +52,7 @@ mod vocabulary;
 pub use backend::factory;
 pub use config::{Arithmetic, KvType, LlamaCppOptions};
 pub use model::{LlamaCpp, ModelOptions};
+pub use ternion_head::HeadKind;
 
 use ternion_core::registry::Registry;
 

@@ -1,6 +1,6 @@
 //! [`CausalLm`] on a context of llama.cpp.
 
-use std::{ops::Range, path::PathBuf};
+use std::{ops::Range, path::PathBuf, sync::Arc};
 
 use ternion_core::{Error, ErrorKind, Result, ResultExt};
 use ternion_engine::{
@@ -8,10 +8,12 @@ use ternion_engine::{
     kv::{BLOCK, KvPrefix},
 };
 use ternion_formats::{Checkpoint, FileWatch, Table};
+use ternion_head::HeadWeights;
 
 use crate::{
     KvType, LlamaCppOptions,
     ffi::{Batch, Context, ContextSizes, Input, MAX_SEQUENCES, Model},
+    head::HeadNode,
     hook::Hook,
     memory, runtime,
     saved::{self, Saved},
@@ -29,7 +31,7 @@ const DEFAULT_KV_BYTES: u64 = 1 << 30;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ModelOptions {
-    /// Threads that compute; 0 takes one for each core. More than there are cores are as many as there are.
+    /// Threads that compute; 0 takes one for each physical core. More than there are cores are as many as there are.
     pub threads: usize,
     /// Tokens that a sequence may hold. `None`: as many as the model was made for, or as fit into 1 GiB for all sequences if
     /// that is less.
@@ -86,6 +88,8 @@ pub struct LlamaCpp {
     embed: Option<Table>,
     context_length: usize,
     prefill_chunk: usize,
+    /// The head, where it has a copy.
+    head: Option<Arc<HeadNode>>,
     /// Tokens of each sequence; `None` for one that does not exist.
     lengths: Vec<Option<usize>>,
     /// Whether tokens can be removed from the end of a sequence.
@@ -110,15 +114,19 @@ impl LlamaCpp {
             head_dim: spec.head_dim,
             context_length: spec.context_length,
         };
-        let (context_length, sizes) = sizes(&shape, options, KvType::F32)?;
+        let (context_length, sizes) = sizes(&shape, options, KvType::F32, true)?;
         runtime::start_hooked()?;
         let watch = checkpoint.watch()?;
         let mut parts = Parts::from(checkpoint);
         parts.activations = options.llama_cpp.activations.unwrap_or(parts.activations);
+        let head = HeadWeights::of(&parts.head);
+        let head = head.and_then(|head| options.llama_cpp.head.certified(head, options.mmap, sizes.threads));
+        parts.head_node = head.map(|head| HeadNode::new(head, sizes.threads)).transpose()?.map(Arc::new);
         let (model, hook) = parts.load()?;
         let mut this = Self::start(model, Some(hook), Some(checkpoint.embed.clone()), context_length, sizes)?;
         this.prefill_chunk = options.prefill_chunk;
         this.watch = watch;
+        this.head = parts.head_node;
         let facts = format!("{spec:?} {:?}", options.llama_cpp);
         this.finish(options, checkpoint.files.clone(), &facts)
     }
@@ -132,7 +140,7 @@ impl LlamaCpp {
         can_cut: bool,
         options: &ModelOptions,
     ) -> Result<Self> {
-        let (context_length, sizes) = sizes(shape, options, KvType::F16)?;
+        let (context_length, sizes) = sizes(shape, options, KvType::F16, false)?;
         let mut this = Self::start(model, None, None, context_length, sizes)?;
         this.can_cut = can_cut;
         this.watch = watch;
@@ -146,13 +154,14 @@ impl LlamaCpp {
             let sizes = self.context.sizes();
             // Sizes, because llama.cpp chooses its graphs and their threads by them, and some rotary embeddings too.
             self.saved.facts = format!(
-                "{} {} {} {} {} {:?} {} {facts}",
+                "{} {} {} {} {} {:?} {} {} {facts}",
                 env!("CARGO_PKG_VERSION"),
                 runtime::description(),
                 sizes.cache_tokens,
                 sizes.threads,
                 sizes.batch,
                 sizes.kv_type,
+                sizes.flash_attention,
                 self.context.is_hooked(),
             );
             self.saved.files = files;
@@ -189,6 +198,7 @@ impl LlamaCpp {
             context,
             batch,
             embed,
+            head: None,
             context_length,
             prefill_chunk,
             lengths,
@@ -202,7 +212,23 @@ impl LlamaCpp {
         self.lengths.get(sequence.0 as usize).copied().flatten()
     }
 
+    /// Computes inputs whose logits must be equally exact together: llama.cpp may put the rows of a graph into another order.
     fn run(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
+        let Some(head) = self.head.clone() else { return self.decode(batch, logits) };
+        let mut wanted = batch.iter().filter(|input| input.rows() > 0).map(|input| input.precision);
+        let first = wanted.next().unwrap_or_default();
+        if wanted.all(|precision| precision == first) {
+            head.set_precision(first);
+            return self.decode(batch, logits);
+        }
+        for same in batch.chunk_by(|a, b| a.precision == b.precision) {
+            head.set_precision(same[0].precision);
+            self.decode(same, logits)?;
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, batch: &[SequenceInput<'_>], logits: &mut Vec<f32>) -> Result<()> {
         let tokens: Vec<(u32, usize, u32, bool)> = batch
             .iter()
             .flat_map(|input| {
@@ -366,8 +392,14 @@ impl CausalLm for LlamaCpp {
     }
 }
 
-/// The context's length, and sizes that llama.cpp takes without ending the process.
-fn sizes(shape: &KvShape, options: &ModelOptions, default_kv_type: KvType) -> Result<(usize, ContextSizes)> {
+/// The context's length, and sizes that llama.cpp takes without ending the process. `flash`: whether attention is computed in
+/// one pass unless the options say otherwise.
+fn sizes(
+    shape: &KvShape,
+    options: &ModelOptions,
+    default_kv_type: KvType,
+    flash: bool,
+) -> Result<(usize, ContextSizes)> {
     let out_of_range = |key: &str, value: usize, expected: String| {
         Err(Error::invalid_config(format!("{key}: {value} is out of range; {expected} expected")))
     };
@@ -396,7 +428,7 @@ fn sizes(shape: &KvShape, options: &ModelOptions, default_kv_type: KvType) -> Re
         let expected = format!("`context_length` ({context}) to `context_length` times `max_sequences`");
         return out_of_range("options.cache_tokens", cache_tokens, expected);
     }
-    let flash_attention = options.llama_cpp.flash_attention.unwrap_or(kv_type == KvType::Q8_0);
+    let flash_attention = options.llama_cpp.flash_attention.unwrap_or(flash || kv_type == KvType::Q8_0);
     if kv_type == KvType::Q8_0 && !flash_attention {
         return Err(Error::invalid_config("options.kv_type: q8_0 needs `flash_attention`, which is off"));
     }
@@ -406,12 +438,11 @@ fn sizes(shape: &KvShape, options: &ModelOptions, default_kv_type: KvType) -> Re
         return Err(Error::invalid_config(message));
     }
     memory::check(per_token.saturating_mul(cache_tokens as u64), "the KV cache")?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let sizes = ContextSizes {
         cache_tokens,
         batch: options.prefill_chunk.max(options.max_sequences).min(cache_tokens),
         sequences: options.max_sequences,
-        threads: if options.threads == 0 { cores } else { options.threads.min(cores) },
+        threads: runtime::threads(options.threads),
         kv_type,
         flash_attention,
         keeps_prompts: options.keeps_prompts,

@@ -15,6 +15,7 @@ use ternion_formats::{Linear, Weights};
 use ternion_kernels::{self as kernels, ActivationType};
 
 use crate::guard::Guard;
+use crate::head::HeadNode;
 
 /// What makes a node of ggml's graph a custom operation.
 ///
@@ -27,7 +28,7 @@ pub(crate) struct CustomOp {
 
 impl CustomOp {
     /// `f` on all threads, with `data` as its last argument.
-    fn new(f: sys::ggml_custom_op_t, data: *mut c_void) -> Result<Self> {
+    pub(crate) fn new(f: sys::ggml_custom_op_t, data: *mut c_void) -> Result<Self> {
         /// `GGML_N_TASKS_MAX`: on as many threads as the graph has.
         const ALL_THREADS: c_int = -1;
         // SAFETY: The context has room for two tensors without their data, is freed below, and no node of it is used
@@ -66,7 +67,7 @@ impl CustomOp {
 
 /// A product with weights of the checkpoint. Its address must not change once [`Product::op`] has been called.
 pub(crate) struct Product {
-    linear: Linear,
+    weights: Operand,
     /// How weights with a scale for each group take the input.
     activations: ActivationType,
     /// The number of the graph that is computed, see [`Hook`](crate::hook::Hook).
@@ -74,22 +75,49 @@ pub(crate) struct Product {
     guard: Arc<Guard>,
 }
 
+/// What an input is multiplied by.
+enum Operand {
+    Linear(Linear),
+    Head(Arc<HeadNode>),
+}
+
 /// An input of products: the number of the graph and the address of the tensor in it. No two inputs are equal, since the
 /// numbers of graphs are unique in the process and the tensors of a graph live as long as it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct InputId {
+pub(crate) struct InputId {
     graph: u64,
     tensor: usize,
 }
 
+impl InputId {
+    pub(crate) fn new(graph: u64, tensor: *const sys::ggml_tensor) -> Self {
+        Self { graph, tensor: tensor as usize }
+    }
+}
+
 impl Product {
     pub(crate) fn new(linear: Linear, activations: ActivationType, guard: &Arc<Guard>) -> Self {
-        Self { linear, activations, graph: AtomicU64::new(0), guard: Arc::clone(guard) }
+        let weights = Operand::Linear(linear);
+        Self { weights, activations, graph: AtomicU64::new(0), guard: Arc::clone(guard) }
+    }
+
+    /// The product of a head with a copy.
+    pub(crate) fn of_head(head: Arc<HeadNode>, guard: &Arc<Guard>) -> Self {
+        let (weights, activations) = (Operand::Head(head), ActivationType::default());
+        Self { weights, activations, graph: AtomicU64::new(0), guard: Arc::clone(guard) }
     }
 
     /// The operation that computes this product.
     pub(crate) fn op(&self) -> Result<CustomOp> {
         CustomOp::new(Some(product), std::ptr::from_ref(self).cast_mut().cast())
+    }
+
+    /// Output and input width.
+    fn shape(&self) -> [usize; 2] {
+        match &self.weights {
+            Operand::Linear(linear) => [linear.rows(), linear.cols()],
+            Operand::Head(head) => head.shape(),
+        }
     }
 
     /// Tells which graph is about to be computed.
@@ -101,7 +129,7 @@ impl Product {
     pub(crate) fn check(&self, node: &sys::ggml_tensor) -> std::result::Result<(), String> {
         // SAFETY: A product of ggml has two sources, which live as long as its graph.
         let Some(input) = (unsafe { node.src[1].as_ref() }) else { return Err("it has one input".into()) };
-        let (rows, cols) = (self.linear.rows() as i64, self.linear.cols() as i64);
+        let [rows, cols] = self.shape().map(|size| size as i64);
         check_matrix(input, cols, input.ne[1])?;
         check_matrix(node, rows, input.ne[1])?;
         check_apart(node, input)
@@ -112,10 +140,23 @@ impl Product {
     /// # Safety
     /// `out` is valid for writes of a row for each of `tokens`, and no one but the other parts uses it meanwhile.
     unsafe fn run(&self, x: &[f32], id: InputId, tokens: usize, out: *mut f32, part: (usize, usize)) {
-        let (rows, cols) = (self.linear.rows(), self.linear.cols());
-        assert_eq!(tokens.checked_mul(cols), Some(x.len()), "the input of `{}`", self.linear.name);
+        let [rows, cols] = self.shape();
+        let linear = match &self.weights {
+            Operand::Linear(linear) => linear,
+            Operand::Head(head) => {
+                if part.0 == 0 {
+                    // SAFETY: The caller's promise; the other parts write nothing.
+                    let out = unsafe { std::slice::from_raw_parts_mut(out, tokens * rows) };
+                    if let Err(error) = head.forward(x, out) {
+                        self.guard.fail("the head", &error);
+                    }
+                }
+                return;
+            }
+        };
+        assert_eq!(tokens.checked_mul(cols), Some(x.len()), "the input of `{}`", linear.name);
         SCRATCH.with_borrow_mut(|Scratch { normed, quantized, holds, grouped, holds_grouped }| {
-            let (x, id) = match &self.linear.input_norm {
+            let (x, id) = match &linear.input_norm {
                 None => (x, Some(id)),
                 Some(norm) => {
                     normed.resize(x.len(), 0.0);
@@ -123,7 +164,7 @@ impl Product {
                     (&normed[..], None)
                 }
             };
-            match &self.linear.weights {
+            match &linear.weights {
                 // SAFETY: The caller's promise, with as many tokens in `x` as it says.
                 Weights::Dense(dense) => unsafe {
                     kernels::dense_matmul_part(dense.view(), (rows, cols), x, out, rows, part);
@@ -139,7 +180,7 @@ impl Product {
                         grouped.quantize(x, weights, self.activations);
                         *holds_grouped = wanted;
                     }
-                    assert_eq!(grouped.tokens(), tokens, "the quantised input of `{}`", self.linear.name);
+                    assert_eq!(grouped.tokens(), tokens, "the quantised input of `{}`", linear.name);
                     // SAFETY: As above, with as many tokens in `grouped`.
                     unsafe { kernels::grouped_matmul_part(weights, grouped, out, rows, part) };
                 }
@@ -154,7 +195,7 @@ impl Product {
                         (quantized.tokens(), quantized.cols()),
                         (tokens, cols),
                         "the quantised input of `{}`",
-                        self.linear.name
+                        linear.name
                     );
                     let codes =
                         ternary.view().expect("invariant: a checkpoint's ternary tensors have been checked");
@@ -191,7 +232,7 @@ unsafe extern "C" fn product(node: *mut sys::ggml_tensor, part: c_int, of: c_int
         unsafe {
             let node = &*node;
             let x = floats(&*node.src[1]);
-            let id = InputId { graph: product.graph.load(Ordering::Relaxed), tensor: node.src[1] as usize };
+            let id = InputId::new(product.graph.load(Ordering::Relaxed), node.src[1]);
             product.run(x, id, node.ne[1] as usize, node.data.cast(), (part as usize, of as usize));
         }
     });
@@ -262,6 +303,11 @@ fn check_matrix(tensor: &sys::ggml_tensor, cols: i64, rows: i64) -> std::result:
     if tensor.type_ != sys::GGML_TYPE_F32 || tensor.nb[0] != 4 || tensor.nb[1] != 4 * cols as usize {
         return Err("a tensor is not contiguous floats".into());
     }
+    check_host(tensor)
+}
+
+/// Whether a tensor is in memory of this process, aligned as its elements need it.
+pub(crate) fn check_host(tensor: &sys::ggml_tensor) -> std::result::Result<(), String> {
     // A view has the buffer of the tensor that it is a view of.
     // SAFETY: The source of a view lives as long as the view.
     let owner = unsafe { tensor.view_src.as_ref() }.unwrap_or(tensor);
@@ -277,10 +323,14 @@ fn check_matrix(tensor: &sys::ggml_tensor, cols: i64, rows: i64) -> std::result:
 }
 
 /// Whether a node shares no memory with its input.
-fn check_apart(node: &sys::ggml_tensor, input: &sys::ggml_tensor) -> std::result::Result<(), String> {
+pub(crate) fn check_apart(
+    node: &sys::ggml_tensor,
+    input: &sys::ggml_tensor,
+) -> std::result::Result<(), String> {
     let range = |t: &sys::ggml_tensor| {
         let start = t.data as usize;
-        start..start + (t.ne[0] * t.ne[1]) as usize * size_of::<f32>()
+        // SAFETY: The tensor is alive; its sizes and distances are read.
+        start..start + unsafe { sys::ggml_nbytes(t) }
     };
     let (a, b) = (range(node), range(input));
     if a.start < b.end && b.start < a.end && !a.is_empty() && !b.is_empty() {

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
 
 use llama_cpp_sys_2 as sys;
 use ternion_core::{Error, Result};
@@ -14,9 +15,40 @@ pub(crate) fn start() {
     static STARTED: OnceLock<()> = OnceLock::new();
     STARTED.get_or_init(|| {
         log::install();
+        let is_set = |name| std::env::var_os(name).is_some();
+        if !is_set("GOMP_SPINCOUNT") && !is_set("OMP_WAIT_POLICY") {
+            let done = wait_briefly();
+            tracing::debug!(done, "threads of llama.cpp are told to wait awake only briefly");
+        }
         // SAFETY: Called once; it needs nothing but to come before all other calls.
         unsafe { sys::llama_backend_init() };
     });
+}
+
+/// Makes threads of llama.cpp spin for tens of microseconds and then sleep when they wait for each other, which they do hundreds of
+/// times for each token. Threads that sleep at once take too long to wake up; threads that spin for long keep the core from the thread
+/// that they wait for. Returns `false` if the OpenMP that is linked cannot be set.
+#[cfg(gnu_openmp)]
+fn wait_briefly() -> bool {
+    const TURNS: u64 = 4000;
+    unsafe extern "C" {
+        fn ternion_openmp_spin(turns: u64) -> bool;
+    }
+    // SAFETY: It sets two variables of the OpenMP that is linked into this library, which no thread reads before llama.cpp is started.
+    unsafe { ternion_openmp_spin(TURNS) }
+}
+
+#[cfg(not(gnu_openmp))]
+fn wait_briefly() -> bool {
+    false
+}
+
+/// How many threads compute: `wanted`, at most one for each core; 0 takes one for each physical core.
+pub(crate) fn threads(wanted: usize) -> usize {
+    match wanted {
+        0 => ternion_kernels::default_threads(),
+        wanted => wanted.min(thread::available_parallelism().map_or(1, usize::from)),
+    }
 }
 
 /// What the results of this process depend on: the instructions that llama.cpp and Ternion's kernels use.
@@ -34,4 +66,14 @@ pub(crate) fn start_hooked() -> Result<()> {
     start();
     let outcome = CHECKED.get_or_init(|| selftest::run().map_err(|e| e.to_string()));
     outcome.as_ref().map_err(|e| Error::backend(format!("llama.cpp failed its self-test: {e}"))).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    /// The variables are no interface: another version of the library may not have them.
+    #[cfg(gnu_openmp)]
+    #[test]
+    fn the_openmp_that_is_linked_can_be_told_how_long_to_wait() {
+        assert!(super::wait_briefly());
+    }
 }

@@ -53,6 +53,7 @@ pub(crate) fn run() -> Result<()> {
         final_norm: &final_norm,
         head: Table::Dense(embed.clone()),
         activations: kernels::ActivationType::default(),
+        head_node: None,
     };
     let (model, hook) = parts.load()?;
     let sizes = ContextSizes {
@@ -61,7 +62,7 @@ pub(crate) fn run() -> Result<()> {
         sequences: 1,
         threads: 2,
         kv_type: KvType::F32,
-        flash_attention: false,
+        flash_attention: true,
         keeps_prompts: false,
     };
     let mut model = LlamaCpp::start(model, Some(hook), Some(Table::Dense(embed.clone())), 32, sizes)?;

@@ -20,7 +20,7 @@ use ternion_formats::{
 };
 use ternion_kernels::ActivationType;
 
-use crate::{ffi::Model, guard::Guard, hook::Hook, ops::Product};
+use crate::{attention::Attention, ffi::Model, guard::Guard, head::HeadNode, hook::Hook, ops::Product};
 
 /// The most layers that llama.cpp has room for.
 const MAX_LAYERS: usize = 512;
@@ -42,6 +42,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) head: Table,
     /// How weights with a scale for each group take their input.
     pub(crate) activations: ActivationType,
+    /// What computes the head in place of `head`, where it has a copy.
+    pub(crate) head_node: Option<Arc<HeadNode>>,
 }
 
 impl<'a> From<&'a Checkpoint> for Parts<'a> {
@@ -62,6 +64,7 @@ impl<'a> From<&'a Checkpoint> for Parts<'a> {
             final_norm: &checkpoint.final_norm,
             head: checkpoint.head_or_embed().clone(),
             activations: ActivationType::default(),
+            head_node: None,
         }
     }
 }
@@ -95,7 +98,6 @@ impl Parts<'_> {
     /// [`load`](Self::load) with the guard of all callbacks.
     pub(crate) fn load_with(&self, guard: Arc<Guard>) -> Result<(Model, Hook)> {
         self.check()?;
-        let relu2 = (self.activation == Activation::Relu2).then_some(self.layers.len());
         let mut source = Source {
             contents: self.contents(),
             placeholders: self.placeholders(&guard),
@@ -117,7 +119,9 @@ impl Parts<'_> {
         if let Some(error) = source.error {
             return Err(Error::backend(error));
         }
-        let mut hook = Hook::new(relu2, &source.neutral, guard)?;
+        let relu2 = self.activation == Activation::Relu2;
+        let attention = Attention::new([self.heads, self.kv_heads, self.head_dim], &guard);
+        let mut hook = Hook::new(self.layers.len(), relu2, attention, &source.neutral, guard)?;
         for (tensor, product) in source.products {
             hook.add(tensor, Box::new(product))?;
         }
@@ -204,31 +208,30 @@ impl Parts<'_> {
         contents
     }
 
+    /// The head as it is.
+    fn exact_head(&self) -> Linear {
+        let weights = match &self.head {
+            Table::Dense(dense) => Weights::Dense(dense.clone()),
+            Table::Quantized(table) => Weights::Dense(table.to_dense()),
+            Table::Grouped(matrix) => Weights::Grouped(Arc::clone(matrix)),
+        };
+        Linear { name: "lm_head".to_owned(), weights, input_norm: None }
+    }
+
     /// The products, by the name of the tensor that stands for their weights; `None` for the embedding where it is not
     /// the head: its rows are fed to llama.cpp, which never looks one up.
     fn placeholders(&self, guard: &Arc<Guard>) -> BTreeMap<String, (Option<Product>, [usize; 2])> {
         let mut placeholders = BTreeMap::new();
-        let head = Linear {
-            name: "lm_head".to_owned(),
-            weights: match &self.head {
-                Table::Dense(dense) => Weights::Dense(dense.clone()),
-                Table::Quantized(table) => Weights::Dense(table.to_dense()),
-                Table::Grouped(matrix) => Weights::Grouped(Arc::clone(matrix)),
-            },
-            input_norm: None,
+        let head = match &self.head_node {
+            Some(node) => Product::of_head(Arc::clone(node), guard),
+            None => Product::new(self.exact_head(), self.activations, guard),
         };
         let shape = [self.vocab_size, self.hidden_size];
         if self.sub_norms() {
-            placeholders.insert(
-                "token_embd.weight".to_owned(),
-                (Some(Product::new(head, self.activations, guard)), shape),
-            );
+            placeholders.insert("token_embd.weight".to_owned(), (Some(head), shape));
         } else {
             placeholders.insert("token_embd.weight".to_owned(), (None, shape));
-            placeholders.insert(
-                "output.weight".to_owned(),
-                (Some(Product::new(head, self.activations, guard)), shape),
-            );
+            placeholders.insert("output.weight".to_owned(), (Some(head), shape));
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];

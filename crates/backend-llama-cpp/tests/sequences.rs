@@ -184,9 +184,32 @@ fn what_is_out_of_range_is_an_error() {
 }
 
 #[test]
-fn flash_attention_gives_the_same() {
-    let tokens = prompt(3, 40);
-    let mut model = open(|o| o.llama_cpp.flash_attention = Some(true));
-    let sequence = model.new_sequence().unwrap();
-    assert_close(&feed(&mut model, sequence, &tokens), &alone(&tokens));
+fn attention_of_either_kind_gives_the_same() {
+    let (tokens, more) = (prompt(3, 40), prompt(4, 20));
+    for flash in [true, false] {
+        for kv_type in [KvType::F32, KvType::F16] {
+            let mut model = open(|o| {
+                o.llama_cpp.flash_attention = Some(flash);
+                o.llama_cpp.kv_type = Some(kv_type);
+            });
+            let sequence = model.new_sequence().unwrap();
+            println!("{flash} {kv_type:?}");
+            assert_close(&feed(&mut model, sequence, &tokens), &alone(&tokens));
+            assert_close(&feed(&mut model, sequence, &more), &alone(&[&tokens[..], &more].concat()));
+        }
+    }
+}
+
+/// Sequences whose tokens lie in cells that others have left, behind and before their own.
+#[test]
+fn sequences_may_lie_in_pieces() {
+    let mut model = open(|o| (o.context_length, o.llama_cpp.cache_tokens) = (Some(256), Some(256)));
+    let [a, b, c] = [(); 3].map(|()| model.new_sequence().unwrap());
+    feed(&mut model, a, &prompt(1, 90));
+    feed(&mut model, b, &prompt(2, 60));
+    feed(&mut model, c, &prompt(3, 50));
+    model.free(a);
+    let (tokens, more) = (prompt(4, 60), prompt(5, 30));
+    assert_close(&feed(&mut model, b, &tokens), &alone(&[prompt(2, 60), tokens].concat()));
+    assert_close(&feed(&mut model, c, &more), &alone(&[prompt(3, 50), more].concat()));
 }

@@ -30,7 +30,7 @@ fn suitability(config: &ModelConfig) -> Result<Suitability> {
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
-    let OnnxOptions { library, kv_type, activations } = config.parse_options()?;
+    let OnnxOptions { library, kv_type, activations, head } = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| {
         Error::invalid_config(format!("model `{name}` has no `path`; a folder or a .onnx file expected"))
     })?;
@@ -50,6 +50,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
         prefill_chunk: config.prefill_chunk.unwrap_or(DecoderOptions::default().prefill_chunk),
         kv_type,
         activations: activations.unwrap_or_default(),
+        head,
         mmap: config.mmap.unwrap_or(true),
     };
     if activations.is_some() && !summary.nodes.iter().any(|node| node.operator == fast::GROUPED_LINEAR) {

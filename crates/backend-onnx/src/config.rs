@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ternion_engine::kv::KvType;
+use ternion_head::HeadKind;
 use ternion_kernels::ActivationType;
 
 /// The table `options` of a model that runs on the backend `onnx`.
@@ -25,4 +26,6 @@ pub struct OnnxOptions {
     /// fast variant leave it open; others refuse it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activations: Option<ActivationType>,
+    /// What logits are computed from. Only models of the fast variant leave it open; others refuse anything but `auto`.
+    pub head: HeadKind,
 }

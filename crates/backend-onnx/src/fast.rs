@@ -9,13 +9,14 @@ use ternion_core::{Error, ErrorKind, Result};
 use ternion_engine::batch::{self, Span};
 use ternion_engine::kv::{KvCache, KvLayout, KvPrefix, KvType};
 use ternion_engine::{CausalLm, KvIdentity, LogitsWanted, SequenceId, SequenceInput};
-use ternion_formats::onnx::{Host, Size, Summary, fast};
-use ternion_kernels::{ActivationType, Team};
+use ternion_formats::onnx::{Host, Size, Summary, fast, fast_head};
+use ternion_head::{HeadKind, HeadWeights};
+use ternion_kernels::Team;
 
 use crate::attributes::{self, Heads};
 use crate::constants::Constants;
 use crate::library::Library;
-use crate::model::{MOST_LOGITS, Sizes, engine_error, session_builder};
+use crate::model::{DecoderOptions, MOST_LOGITS, Sizes, engine_error, session_builder};
 use crate::ops::{self, Shared};
 
 /// Held while a session is made: the runtime looks whether it knows the operators' domain and then adds it, without a lock
@@ -43,10 +44,10 @@ impl FastDecoder {
         summary: &Summary,
         host: &Host,
         sizes: Sizes,
-        kv_type: KvType,
-        activations: ActivationType,
+        options: DecoderOptions,
         constants: &Constants,
     ) -> Result<Self> {
+        let DecoderOptions { kv_type, activations, .. } = options;
         let in_file = |e: Error| e.with("file", summary.path.display());
         let vocab_size = interface(summary, host).map_err(in_file)?;
         let layout = cache_layout(summary, host).map_err(in_file)?;
@@ -64,6 +65,12 @@ impl FastDecoder {
         let session =
             team.install(open).map_err(|e| in_file(engine_error("the model cannot be loaded", &e)))?;
         drop(opening);
+        if options.head != HeadKind::Exact
+            && let Some(weights) = fast_head(summary)?
+        {
+            let weights = HeadWeights::Dense(weights);
+            shared.lock().head = options.head.certified(weights, options.mmap, sizes.threads);
+        }
         Ok(Self { sizes, kv_type, vocab_size, session, shared, team })
     }
 
@@ -80,6 +87,7 @@ impl FastDecoder {
         let sequences: Vec<i64> =
             spans.iter().flat_map(|s| std::iter::repeat_n(i64::from(s.sequence.0), s.count)).collect();
         let mut rows: Vec<i64> = Vec::new();
+        let mut precision = Vec::new();
         for (input, span) in batch.iter().zip(spans) {
             let first = match input.logits {
                 LogitsWanted::None => span.count,
@@ -87,7 +95,9 @@ impl FastDecoder {
                 LogitsWanted::From(start) => start.min(span.count),
             };
             rows.extend((span.start + first..span.start + span.count).map(|row| row as i64));
+            precision.resize(rows.len(), input.precision);
         }
+        self.shared.lock().precision = precision;
         let wanted = rows.len() * self.vocab_size;
         let vector = |values: Vec<i64>| Tensor::from_array(([values.len()], values));
         let session = &mut self.session;

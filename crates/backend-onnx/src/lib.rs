@@ -27,6 +27,7 @@ pub use backend::factory;
 pub use config::OnnxOptions;
 pub use library::{Library, MINIMUM_VERSION};
 pub use model::{Decoder, DecoderOptions};
+pub use ternion_head::HeadKind;
 
 use ternion_core::registry::Registry;
 

@@ -13,6 +13,7 @@ use ternion_engine::kv::{KvPrefix, KvType};
 use ternion_engine::{CausalLm, KvIdentity, SequenceId, SequenceInput};
 use ternion_formats::FileWatch;
 use ternion_formats::onnx::{Host, Summary};
+use ternion_head::HeadKind;
 use ternion_kernels::ActivationType;
 
 use crate::constants::{self, Constants};
@@ -27,7 +28,7 @@ pub(crate) const MOST_LOGITS: i64 = 1 << 28;
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct DecoderOptions {
-    /// Threads that compute; 0 takes one for each core.
+    /// Threads that compute; 0 takes one for each physical core.
     pub threads: usize,
     /// Tokens that a sequence may hold; 0 takes as many as the model was made for.
     pub context_length: usize,
@@ -40,6 +41,8 @@ pub struct DecoderOptions {
     /// How activations are multiplied with weights that have a scale for each group of a row, in models of the fast variant; others
     /// leave no choice.
     pub activations: ActivationType,
+    /// What logits are computed from, in models of the fast variant.
+    pub head: HeadKind,
     /// Whether the runtime maps the files of constants, rather than this reading them into memory.
     pub mmap: bool,
 }
@@ -54,6 +57,7 @@ impl Default for DecoderOptions {
             prefill_chunk: 128,
             kv_type: KvType::F32,
             activations: ActivationType::default(),
+            head: HeadKind::default(),
             mmap: true,
         }
     }
@@ -90,7 +94,7 @@ impl Sizes {
             (wanted, _) => wanted,
         };
         let threads = match options.threads {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            0 => ternion_kernels::default_threads(),
             threads => threads,
         };
         Ok(Self {
@@ -140,9 +144,13 @@ impl Decoder {
             (constants::read(summary)?, FileWatch::default())
         };
         let inner: Box<dyn CausalLm> = if is_fast {
-            let (kv_type, activations) = (options.kv_type, options.activations);
-            Box::new(FastDecoder::open(library, summary, host, sizes, kv_type, activations, &constants)?)
+            Box::new(FastDecoder::open(library, summary, host, sizes, options, &constants)?)
         } else {
+            if options.head != HeadKind::Auto {
+                return Err(Error::invalid_config(
+                    "options.head: this model's graph computes its logits; only a model of the fast variant leaves open what from",
+                ));
+            }
             if options.kv_type != KvType::F32 {
                 return Err(Error::invalid_config(
                     "options.kv_type: this model's graph has a KV cache of its own; only a model of the fast variant leaves \

@@ -12,10 +12,11 @@ use ort::operator::{
 };
 use ort::value::{DynTensorValueType, PrimitiveTensorElementType, TensorElementType, ValueRef};
 use ternion_core::catch_panic;
-use ternion_engine::SequenceId;
 use ternion_engine::kv::KvCache;
+use ternion_engine::{LogitsPrecision, SequenceId};
 use ternion_formats::Activation;
 use ternion_formats::onnx::fast;
+use ternion_head::CertifiedHead;
 use ternion_kernels as kernels;
 
 use crate::attributes::{self, Heads};
@@ -27,6 +28,10 @@ pub(crate) struct State {
     /// How activations are multiplied with weights that have a scale for each group of a row.
     pub(crate) activations: kernels::ActivationType,
     pub(crate) scratch: Scratch,
+    /// A head with a copy, which computes the node [`LOGITS`](fast::LOGITS) in place of the graph's weights.
+    pub(crate) head: Option<CertifiedHead>,
+    /// How exact each row of logits must be.
+    pub(crate) precision: Vec<LogitsPrecision>,
 }
 
 /// Buffers that each operator uses while it runs; one runs at a time.
@@ -48,7 +53,8 @@ pub(crate) struct Shared(Arc<Mutex<State>>);
 
 impl Shared {
     pub(crate) fn new(cache: KvCache, activations: kernels::ActivationType) -> Self {
-        Self(Arc::new(Mutex::new(State { cache, activations, scratch: Scratch::default() })))
+        let (scratch, precision) = (Scratch::default(), Vec::new());
+        Self(Arc::new(Mutex::new(State { cache, activations, scratch, head: None, precision })))
     }
 
     /// The state; after a panic in a kernel too, as a sequence's length says which of its positions count.
@@ -425,9 +431,10 @@ impl<W: Weight> Operator for DenseLinear<W> {
 
     fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Guarded> {
         let shared = self.0.clone();
+        let is_head = context.node_name().is_ok_and(|name| name == fast::LOGITS);
         let compute = |epsilon| {
             move |ctx: &ComputeContext| {
-                let State { scratch, .. } = &mut *shared.lock();
+                let State { scratch, head, precision, .. } = &mut *shared.lock();
                 let (x, weights) = (required(ctx, 0)?, required(ctx, 1)?);
                 let (shape, x) = x.try_extract_tensor::<f32>()?;
                 let (tokens, cols) = matrix(shape)?;
@@ -438,7 +445,17 @@ impl<W: Weight> Operator for DenseLinear<W> {
                 }
                 let input = normalised(x, cols, optional(ctx, 2)?, epsilon, &mut scratch.normed)?;
                 write(ctx, tokens, rows, |out| {
-                    kernels::dense_matmul(dense(weights), rows, cols, input, out, rows);
+                    match head {
+                        Some(head)
+                            if is_head
+                                && head.weights().shape() == [rows, cols]
+                                && precision.len() == tokens =>
+                        {
+                            let done = head.forward(input, precision, out);
+                            done.map_err(|e| ort::Error::new(e.to_string()))?;
+                        }
+                        _ => kernels::dense_matmul(dense(weights), rows, cols, input, out, rows),
+                    }
                     Ok(())
                 })
             }

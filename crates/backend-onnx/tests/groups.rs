@@ -26,25 +26,8 @@ struct Model {
 }
 
 fn models() -> Vec<Model> {
-    let entries = |folder: &Path| -> Vec<PathBuf> {
-        let mut all: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        all.sort();
-        all
-    };
-    let roots = [Some(common::fixtures()), ternion_test_support::oracle()];
-    let folders = roots.iter().flatten().flat_map(|root| entries(root));
-    let folders = folders.filter(|path| path.join("hf/golden.json").is_file());
-    let is_form = |path: &PathBuf| {
-        path.extension().is_some_and(|e| e == "gguf") || path.join("model.safetensors").is_file()
-    };
-    let models: Vec<Model> = folders
-        .map(|folder| Model {
-            forms: entries(&folder).into_iter().filter(is_form).collect(),
-            cases: cases_of(&folder.join("hf")),
-        })
-        .collect();
-    assert!(models.len() >= 2, "the fixtures are missing");
-    models
+    let models = ternion_test_support::grouped_models().into_iter();
+    models.map(|model| Model { cases: cases_of(&model.golden), forms: model.forms }).collect()
 }
 
 fn open_fast(library: &Library, path: &Path, activations: ActivationType) -> ternion_backend_onnx::Decoder {

@@ -66,6 +66,7 @@ impl Tiny {
             final_norm: &self.final_norm,
             head: Table::Dense(self.embed.clone()),
             activations: kernels::ActivationType::default(),
+            head_node: None,
         };
         let (model, hook) = parts.load_with(Arc::clone(guard))?;
         let sizes = ContextSizes {
@@ -74,7 +75,7 @@ impl Tiny {
             sequences: SEQUENCES,
             threads,
             kv_type: KvType::F32,
-            flash_attention: false,
+            flash_attention: true,
             keeps_prompts: false,
         };
         LlamaCpp::start(model, Some(hook), Some(Table::Dense(self.embed.clone())), 32, sizes)
@@ -151,7 +152,8 @@ fn a_panic_in_a_callback_fails_the_step_alone() {
     let tiny = Tiny::new(1, [0, 0b1010], DenseType::Bf16, true);
     for threads in [1, 3] {
         let mut model = tiny.load(threads, &guard).unwrap();
-        for callback in ["a matrix product", "a squared ReLU", "the change of llama.cpp's graph"] {
+        for callback in ["a matrix product", "attention", "a squared ReLU", "the change of llama.cpp's graph"]
+        {
             let sequence = model.new_sequence().unwrap();
             let input = |token| SequenceInput::new(sequence, token, LogitsWanted::Last);
             let mut logits = vec![1.0];

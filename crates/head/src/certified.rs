@@ -14,13 +14,15 @@ use ternion_core::{Error, ErrorKind, Result};
 use ternion_engine::LogitsPrecision;
 use ternion_kernels::{BoundedMatrix, InputBound, Team};
 
-use crate::{head::exact_rows, model::no_threads, plain::Plain};
+use crate::HeadWeights;
 
 /// At most one in this many rows is computed again. With more candidates the whole head is computed, in one stream.
 const ROWS_PER_CANDIDATE: usize = 8;
 
-/// A copy with bounds of a head, or the making of it.
-pub(crate) struct Certified {
+/// A head with an int8 copy with bounds, or the making of it.
+#[derive(Debug)]
+pub struct CertifiedHead {
+    weights: HeadWeights,
     /// `None` where it could not be made.
     copy: OnceLock<Option<BoundedMatrix>>,
     making: Mutex<Option<JoinHandle<Result<BoundedMatrix>>>>,
@@ -37,14 +39,17 @@ struct Counts {
     whole: AtomicU64,
 }
 
-impl Certified {
+impl CertifiedHead {
     /// Begins to make a copy of `weights`, `[vocab_size, hidden]`, with so many threads.
-    pub(crate) fn start(weights: Plain, threads: usize) -> Self {
+    pub fn start(weights: HeadWeights, threads: usize) -> Self {
+        let own = weights.clone();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let make = move || {
             let [rows, cols] = weights.shape();
-            let team = Team::new(threads).map_err(no_threads)?;
+            let team = Team::new(threads).map_err(|error| {
+                Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(error)
+            })?;
             team.install(|| {
                 BoundedMatrix::new(rows, cols, |rows, out| {
                     if stopped.load(Ordering::Relaxed) {
@@ -60,7 +65,7 @@ impl Certified {
             tracing::warn!(%error, "the head has no certified copy: no thread can be started");
             let _ = copy.set(None);
         }
-        Self { copy, making: Mutex::new(making.ok()), stop, counts: Counts::default() }
+        Self { weights: own, copy, making: Mutex::new(making.ok()), stop, counts: Counts::default() }
     }
 
     /// The copy, once it is made. `None` where it cannot be made, which is logged.
@@ -73,18 +78,26 @@ impl Certified {
         self.copy.get_or_init(wait).as_ref()
     }
 
+    /// The weights that the copy is made of.
+    pub fn weights(&self) -> &HeadWeights {
+        &self.weights
+    }
+
     /// Logits `[rows, vocab_size]` of hidden states `[rows, hidden]`, each row with its precision.
     ///
     /// # Errors
     /// Where a row that is to be exact cannot be read.
-    pub(crate) fn forward(
-        &self,
-        weights: &Plain,
-        hidden: &[f32],
-        precision: &[LogitsPrecision],
-        logits: &mut [f32],
-    ) -> Result<()> {
+    ///
+    /// # Panics
+    /// If the lengths are not those of so many rows.
+    pub fn forward(&self, hidden: &[f32], precision: &[LogitsPrecision], logits: &mut [f32]) -> Result<()> {
+        let weights = &self.weights;
         let [vocab, width] = weights.shape();
+        assert_eq!(
+            [hidden.len(), logits.len()],
+            [width, vocab].map(|size| size * precision.len()),
+            "rows of a head"
+        );
         let leading = |precision: &LogitsPrecision| match precision {
             LogitsPrecision::Leading(count) => Some(*count),
             _ => None,
@@ -105,7 +118,7 @@ impl Certified {
             let states = hidden.chunks_exact(width).zip(bounds);
             for ((logits, (hidden, bound)), precision) in logits.chunks_exact_mut(vocab).zip(states).zip(same)
             {
-                self.certify(copy, weights, (hidden, bound), leading(precision).unwrap_or(vocab), logits)?;
+                self.certify(copy, (hidden, bound), leading(precision).unwrap_or(vocab), logits)?;
             }
         }
         Ok(())
@@ -115,7 +128,6 @@ impl Certified {
     fn certify(
         &self,
         copy: &BoundedMatrix,
-        weights: &Plain,
         (hidden, bound): (&[f32], InputBound),
         count: usize,
         logits: &mut [f32],
@@ -124,15 +136,15 @@ impl Certified {
         let candidates = copy.candidates(logits, bound, count);
         if let Some(found) = candidates.filter(|found| found.len() <= logits.len() / ROWS_PER_CANDIDATE) {
             self.counts.candidates.fetch_add(found.len() as u64, Ordering::Relaxed);
-            return exact_rows(weights, &found, hidden, logits);
+            return self.weights.multiply_rows(&found, hidden, logits);
         }
         self.counts.whole.fetch_add(1, Ordering::Relaxed);
         let vocab = logits.len();
-        weights.multiply(weights.bytes(), hidden, logits, vocab)
+        self.weights.multiply(self.weights.bytes(), hidden, logits, vocab)
     }
 }
 
-impl Drop for Certified {
+impl Drop for CertifiedHead {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(making) = self.making.get_mut().unwrap_or_else(PoisonError::into_inner).take() {

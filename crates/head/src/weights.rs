@@ -1,37 +1,64 @@
-//! The plain weights of a head: floats, or blocks of a quantised type that are decoded as they are read, to the same logits.
+//! The weights of a head: floats, or blocks of a quantised type that are decoded as they are read, to the same logits.
 
 use std::ops::Range;
 
 use ternion_core::Result;
-use ternion_formats::{DenseTensor, QuantizedTensor, SharedBytes};
+use ternion_formats::{DenseTensor, QuantizedTensor, SharedBytes, Table};
 use ternion_kernels::{DenseRef, dense_matmul, for_each_mut};
 
 /// Quantised rows that one task decodes and multiplies, so that they are read again from a cache.
 const ROWS_OF_TASK: usize = 16;
 
-/// `[rows, cols]`
+/// Rows that one task computes again.
+const ROWS_AT_ONCE: usize = 16;
+
+/// Elements of the smallest head that is too large for a cache.
+const LARGE: usize = 1 << 24;
+
+/// The weights of a head, `[vocab_size, hidden]`, or some of its rows. A clone shares them.
 #[derive(Debug, Clone)]
-pub(crate) enum Plain {
+#[non_exhaustive]
+pub enum HeadWeights {
+    /// Floats.
     Dense(DenseTensor),
+    /// Blocks of a quantised type.
     Quantized(QuantizedTensor),
 }
 
-impl Plain {
-    pub(crate) fn shape(&self) -> [usize; 2] {
+impl HeadWeights {
+    /// Those of a table; `None` for weights in groups, which take fewer bytes than any copy.
+    pub fn of(table: &Table) -> Option<Self> {
+        match table {
+            Table::Dense(dense) => Some(Self::Dense(dense.clone())),
+            Table::Quantized(table) => Some(Self::Quantized(table.clone())),
+            Table::Grouped(_) => None,
+        }
+    }
+
+    /// Whether they are too large for a cache, so that a copy of fewer bytes is read faster.
+    pub fn is_large(&self) -> bool {
+        let [rows, cols] = self.shape();
+        rows.saturating_mul(cols) >= LARGE
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> [usize; 2] {
         match self {
             Self::Dense(dense) => [dense.shape[0], dense.shape[1]],
             Self::Quantized(table) => table.shape(),
         }
     }
 
-    pub(crate) fn bytes(&self) -> &SharedBytes {
+    /// The bytes of all rows, where they lie.
+    pub fn bytes(&self) -> &SharedBytes {
         match self {
             Self::Dense(dense) => &dense.bytes,
             Self::Quantized(table) => &table.bytes,
         }
     }
 
-    pub(crate) fn bytes_mut(&mut self) -> &mut SharedBytes {
+    /// The same, to be replaced by equal ones elsewhere.
+    pub fn bytes_mut(&mut self) -> &mut SharedBytes {
         match self {
             Self::Dense(dense) => &mut dense.bytes,
             Self::Quantized(table) => &mut table.bytes,
@@ -39,18 +66,18 @@ impl Plain {
     }
 
     /// Some rows, as a matrix of their own.
-    pub(crate) fn rows(&self, rows: Range<usize>) -> Self {
+    pub fn rows(&self, rows: Range<usize>) -> Self {
         match self {
             Self::Dense(dense) => Self::Dense(dense.rows(rows)),
             Self::Quantized(table) => Self::Quantized(table.rows(rows)),
         }
     }
 
-    /// Some rows as floats.
+    /// Some rows as floats, one after the other in `out`.
     ///
     /// # Errors
     /// Where they cannot be read.
-    pub(crate) fn widen(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+    pub fn widen(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         match self {
             Self::Dense(dense) => {
                 let bytes = dense.rows(rows).bytes.loaded()?;
@@ -66,13 +93,7 @@ impl Plain {
     ///
     /// # Errors
     /// Where blocks cannot be decoded, which is a bug: they have been checked.
-    pub(crate) fn multiply(
-        &self,
-        bytes: &[u8],
-        hidden: &[f32],
-        logits: &mut [f32],
-        stride: usize,
-    ) -> Result<()> {
+    pub fn multiply(&self, bytes: &[u8], hidden: &[f32], logits: &mut [f32], stride: usize) -> Result<()> {
         let [rows, cols] = self.shape();
         let table = match self {
             Self::Dense(dense) => {
@@ -93,6 +114,28 @@ impl Plain {
         }
         for_each_mut(&mut tasks, |_, task| task.outcome = task.compute(table, hidden, width));
         tasks.into_iter().try_for_each(|task| task.outcome)
+    }
+
+    /// Replaces the logits of the rows `ids` by exact ones, those of one hidden state.
+    ///
+    /// # Errors
+    /// Where a row cannot be read.
+    pub fn multiply_rows(&self, ids: &[u32], hidden: &[f32], logits: &mut [f32]) -> Result<()> {
+        let mut parts: Vec<_> = ids.chunks(ROWS_AT_ONCE).map(|ids| (ids, Ok(Vec::new()))).collect();
+        for_each_mut(&mut parts, |_, (ids, found)| {
+            *found = ids.iter().map(|id| self.logit(*id as usize, hidden)).collect();
+        });
+        for (ids, found) in parts {
+            ids.iter().zip(found?).for_each(|(id, logit)| logits[*id as usize] = logit);
+        }
+        Ok(())
+    }
+
+    fn logit(&self, row: usize, hidden: &[f32]) -> Result<f32> {
+        let row = self.rows(row..row + 1);
+        let mut logit = [0.0];
+        row.multiply(&row.bytes().loaded()?, hidden, &mut logit, 1)?;
+        Ok(logit[0])
     }
 }
 

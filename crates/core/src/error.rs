@@ -146,6 +146,11 @@ impl Error {
         Self::new(ErrorKind::Backend, message)
     }
 
+    /// The [`ErrorKind::Cancelled`] error of a request whose token was cancelled.
+    pub fn cancelled() -> Self {
+        Self::new(ErrorKind::Cancelled, "the request was cancelled")
+    }
+
     /// An error of reading or writing `path`: [`ErrorKind::NotFound`] where nothing is there, else [`ErrorKind::Io`].
     pub fn io(path: impl AsRef<std::path::Path>, source: std::io::Error) -> Self {
         let kind =

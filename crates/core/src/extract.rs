@@ -75,7 +75,7 @@ impl Completion {
                 ErrorKind::ContextOverflow,
                 format!("prompt: the answer is cut off after {tokens} tokens, because the context is full"),
             ),
-            FinishReason::Cancelled => Error::new(ErrorKind::Cancelled, "the request was cancelled"),
+            FinishReason::Cancelled => Error::cancelled(),
             reason => Error::invalid_request(format!(
                 "stop: the answer is cut off after {tokens} tokens by {}",
                 reason.as_str()

@@ -39,6 +39,7 @@ mod prompt;
 pub mod registry;
 mod request;
 mod sampling;
+mod schema;
 pub mod text;
 mod tool;
 pub mod validate;

@@ -14,6 +14,7 @@ use crate::{
     config::{AUTO, Config, ModelConfig, suggest},
     context::ContextLayer,
     echo::EchoFactory,
+    schema::merge_definitions,
 };
 
 /// Makes running models for one kind of backend.
@@ -290,11 +291,8 @@ impl Registry {
         for factory in self.factories.values() {
             let Some(mut options) = factory.options_schema() else { continue };
             // Definitions stand beside those of the configuration.
-            let definitions = options.as_object_mut().and_then(|o| o.remove("$defs"));
-            if let (Some(serde_json::Value::Object(new)), Some(all)) =
-                (definitions, schema.pointer_mut("/$defs").and_then(serde_json::Value::as_object_mut))
-            {
-                all.extend(new);
+            if let Some(all) = schema.pointer_mut("/$defs").and_then(serde_json::Value::as_object_mut) {
+                merge_definitions(all, &mut options, factory.name());
             }
             if let Some(options) = options.as_object_mut() {
                 options.remove("$schema");

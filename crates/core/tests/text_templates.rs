@@ -406,7 +406,8 @@ fn values_without_bound_end_with_an_error() {
             Ok(text) => panic!("{source} gives {} bytes after {:?}", text.len(), started.elapsed()),
             Err(error) => error,
         };
-        assert!(started.elapsed().as_secs() < 5, "{source}: {:?}", started.elapsed());
+        // Without a bound it takes years. On a busy machine seconds mean nothing.
+        assert!(started.elapsed().as_secs() < 60, "{source}: {:?}", started.elapsed());
         let message = error.to_string();
         assert!(!message.contains('\n') && message.len() < 1000, "{source}: {message}");
     }
@@ -441,7 +442,7 @@ fn texts_without_bound_end_with_an_error() {
         let started = std::time::Instant::now();
         let result = render(&format!("{set}{text}"), &[Message::user("x")]);
         assert!(result.is_err(), "{text} gives {result:?} after {:?}", started.elapsed());
-        assert!(started.elapsed().as_secs() < 5, "{text}: {:?}", started.elapsed());
+        assert!(started.elapsed().as_secs() < 60, "{text}: {:?}", started.elapsed());
     }
 }
 

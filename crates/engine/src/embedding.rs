@@ -240,11 +240,8 @@ impl Worker {
                 continue;
             }
             self.shared.active.store(1, Ordering::Release);
-            let outcome = if job.cancel.is_cancelled() {
-                Err(Error::new(ErrorKind::Cancelled, "the request was cancelled"))
-            } else {
-                self.step(&mut job)
-            };
+            let outcome =
+                if job.cancel.is_cancelled() { Err(Error::cancelled()) } else { self.step(&mut job) };
             self.shared.active.store(0, Ordering::Release);
             match outcome {
                 Ok(()) if !job.inputs.is_empty() => jobs.push_back(job),
@@ -338,7 +335,7 @@ impl LlmBackend for EmbeddingEngine {
         let cancel = request.cancel.clone();
         tokio::select! {
             biased;
-            () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the request was cancelled")),
+            () = cancel.cancelled() => Err(Error::cancelled()),
             outcome = self.run(request) => outcome,
         }
         .with_operation("embed")

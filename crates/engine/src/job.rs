@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use ternion_core::{Error, ErrorKind, Result, Score, Usage};
+use ternion_core::{Error, Result, Score, Usage};
 
 use crate::{
     LogitsPrecision, LogitsWanted,
@@ -60,7 +60,7 @@ impl End {
     fn into_result(self) -> Result<()> {
         match self {
             Self::Finished => Ok(()),
-            Self::Cancelled => Err(Error::new(ErrorKind::Cancelled, "the request was cancelled")),
+            Self::Cancelled => Err(Error::cancelled()),
             Self::Failed(error) => Err(error),
         }
     }

@@ -1,34 +1,50 @@
 //! The JSON of a BPE tokenizer, as the tokenizers crate reads it.
 
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-/// What distinguishes the models that are written.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct BpeOptions<'a> {
+/// The part `model`. Serialised from the texts where they lie: a [`Value`] would copy hundreds of thousands of them.
+///
+/// `M` is a merge: two tokens, or one text with a space between them.
+#[derive(Debug, Serialize)]
+pub(crate) struct Model<'a, M> {
+    r#type: &'static str,
+    dropout: Option<f32>,
     /// What stands for characters that the vocabulary does not have.
     pub(crate) unk_token: Option<&'a str>,
+    continuing_subword_prefix: Option<&'a str>,
+    end_of_word_suffix: Option<&'a str>,
     /// Several of those in a row become one.
     pub(crate) fuse_unk: bool,
     /// Characters that the vocabulary does not have become tokens of their bytes.
     pub(crate) byte_fallback: bool,
     /// A word that is a token is that token, whatever the merges say.
     pub(crate) ignore_merges: bool,
+    #[serde(serialize_with = "as_map")]
+    vocab: Vec<(&'a str, usize)>,
+    merges: Vec<M>,
 }
 
-/// The part `model`.
-pub(crate) fn model(vocab: Value, merges: Value, options: BpeOptions<'_>) -> Value {
-    json!({
-        "type": "BPE",
-        "dropout": null,
-        "unk_token": options.unk_token,
-        "continuing_subword_prefix": null,
-        "end_of_word_suffix": null,
-        "fuse_unk": options.fuse_unk,
-        "byte_fallback": options.byte_fallback,
-        "ignore_merges": options.ignore_merges,
-        "vocab": vocab,
-        "merges": merges
-    })
+impl<'a, M: Serialize> Model<'a, M> {
+    /// A model of these tokens, each with its id, and merges, the first before the others.
+    pub(crate) fn new(vocab: Vec<(&'a str, usize)>, merges: Vec<M>) -> Self {
+        Self {
+            r#type: "BPE",
+            dropout: None,
+            unk_token: None,
+            continuing_subword_prefix: None,
+            end_of_word_suffix: None,
+            fuse_unk: false,
+            byte_fallback: false,
+            ignore_merges: false,
+            vocab,
+            merges,
+        }
+    }
+}
+
+fn as_map<S: Serializer>(vocab: &[(&str, usize)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(vocab.iter().copied())
 }
 
 /// The part `decoder` of byte-level BPE.

@@ -26,6 +26,8 @@ const PIECE: usize = 4 << 20;
 pub struct SharedBytes {
     owner: Arc<Owner>,
     range: Range<usize>,
+    /// No page of the map is to be touched, where there is one.
+    untouched: bool,
 }
 
 enum Owner {
@@ -36,7 +38,6 @@ enum Owner {
 struct Mapped {
     map: Mmap,
     file: Arc<OpenFile>,
-    untouched: bool,
 }
 
 impl SharedBytes {
@@ -62,8 +63,8 @@ impl SharedBytes {
         let file = OpenFile::open(path)?;
         let map = map_file(&file.file).map_err(|e| Error::io(path, e))?;
         let range = 0..map.len();
-        let mapped = Mapped { map, file: Arc::new(file), untouched };
-        Ok(Self { owner: Arc::new(Owner::Mapped(mapped)), range })
+        let mapped = Mapped { map, file: Arc::new(file) };
+        Ok(Self { owner: Arc::new(Owner::Mapped(mapped)), range, untouched })
     }
 
     /// Reads the whole of `path` into memory. What becomes of the file later does not matter then.
@@ -92,7 +93,7 @@ impl SharedBytes {
             return None;
         }
         let range = self.range.start + range.start..self.range.start + range.end;
-        Some(Self { owner: Arc::clone(&self.owner), range })
+        Some(Self { owner: Arc::clone(&self.owner), range, untouched: self.untouched })
     }
 
     /// Whether the bytes lie in a mapped file rather than in memory of our own.
@@ -212,7 +213,13 @@ impl SharedBytes {
     }
 
     pub(crate) fn is_untouched(&self) -> bool {
-        matches!(&*self.owner, Owner::Mapped(mapped) if mapped.untouched)
+        self.untouched && self.is_mapped()
+    }
+
+    /// The same bytes, read from the file instead of touching its map: for weights that are looked at once. Pages of a map stay
+    /// beside what has been made of them until the system wants them back.
+    pub(crate) fn untouched(&self) -> Self {
+        Self { untouched: true, ..self.clone() }
     }
 }
 
@@ -253,7 +260,7 @@ fn map_file(file: &File) -> std::io::Result<Mmap> {
 impl From<Vec<u8>> for SharedBytes {
     fn from(bytes: Vec<u8>) -> Self {
         let range = 0..bytes.len();
-        Self { owner: Arc::new(Owner::Owned(bytes)), range }
+        Self { owner: Arc::new(Owner::Owned(bytes)), range, untouched: false }
     }
 }
 

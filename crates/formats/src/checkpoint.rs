@@ -15,7 +15,7 @@ use crate::locate::{gguf_file, warn_of_others};
 use crate::notes::Notes;
 use crate::{
     CheckpointOptions, FileWatch, LayerTensors, Linear, ModelSpec, RmsNorm, SharedBytes, Table, gguf,
-    huggingface,
+    huggingface, onnx,
 };
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -211,20 +211,35 @@ impl Checkpoint {
         })
     }
 
+    /// Opens an ONNX model to be converted.
+    pub(crate) fn open_onnx(
+        path: &Path,
+        options: &CheckpointOptions,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self> {
+        Self::read_by(options, |notes| onnx::open(path, notes, progress))
+    }
+
     fn read(
         path: &Path,
         options: &CheckpointOptions,
         means: Means,
         progress: &mut Progress<'_>,
     ) -> Result<Self> {
+        Self::read_by(options, |notes| {
+            let file = gguf_file(path)?;
+            warn_of_others(path, file.as_deref());
+            match file {
+                Some(file) => gguf::open(&file, notes, means, progress),
+                None => huggingface::open(path, notes, means, progress),
+            }
+        })
+    }
+
+    fn read_by(options: &CheckpointOptions, read: impl FnOnce(&mut Notes) -> Result<Self>) -> Result<Self> {
         let start = Instant::now();
         let mut notes = Notes::new(options)?;
-        let file = gguf_file(path)?;
-        warn_of_others(path, file.as_deref());
-        let checkpoint = match file {
-            Some(file) => gguf::open(&file, &mut notes, means, progress),
-            None => huggingface::open(path, &mut notes, means, progress),
-        };
+        let checkpoint = read(&mut notes);
         let mut checkpoint = checkpoint.with_operation("load")?;
         (checkpoint.assumptions, checkpoint.warnings) = notes.finish();
         checkpoint.options = options.clone();

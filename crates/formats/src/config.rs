@@ -47,6 +47,11 @@ enum SubNorms {
 }
 
 impl Signs {
+    /// Those of a graph, whose weights have other names.
+    pub(crate) fn of_graph(has_head: bool) -> Self {
+        Self { has_head, ..Self::default() }
+    }
+
     pub(crate) fn of(tensors: &BTreeMap<String, RawTensor>) -> Self {
         let has = |name: &str| tensors.contains_key(&format!("model.layers.0.{name}.weight"));
         let sub_norms = if has("self_attn.attn_sub_norm") || has("mlp.ffn_sub_norm") {
@@ -160,7 +165,7 @@ pub(crate) fn read(config: &Object, signs: &Signs, notes: &mut Notes) -> Result<
         vocab_size,
         context_length,
         rms_eps,
-        rope: rope(config, family, context_length, vocab_size, notes)?,
+        rope: rope(config, family, head_dim, (context_length, vocab_size), notes)?,
         activation: activation(config, family, notes)?,
         qk_norm: family == Family::Qwen3,
         sub_norms,
@@ -358,8 +363,8 @@ fn activation(config: &Object, family: Family, notes: &mut Notes) -> Result<Acti
 fn rope(
     config: &Object,
     family: Family,
-    context_length: usize,
-    vocab_size: usize,
+    head_dim: usize,
+    (context_length, vocab_size): (usize, usize),
     notes: &mut Notes,
 ) -> Result<RopeSpec> {
     let named = |key: &str| -> Result<Option<Object>> {
@@ -407,7 +412,7 @@ fn rope(
     if config.boolean("rope_interleaved")? == Some(true) {
         return Err(config.unsupported("rope_interleaved", &true, "false"));
     }
-    let scaling = object.map_or(Ok(RopeScaling::None), |o| rope_scaling(&o, context_length))?;
+    let scaling = object.map_or(Ok(RopeScaling::None), |o| rope_scaling(&o, head_dim, context_length))?;
     if matches!(scaling, RopeScaling::Dynamic { .. }) {
         notes.assume(format!(
             "context of {context_length} tokens, up to which dynamic rotary scaling changes nothing; beyond it the same tokens would \
@@ -430,7 +435,7 @@ fn default_theta(family: Family, vocab_size: usize, notes: &mut Notes) -> f32 {
     theta
 }
 
-fn rope_scaling(scaling: &Object, context_length: usize) -> Result<RopeScaling> {
+fn rope_scaling(scaling: &Object, head_dim: usize, context_length: usize) -> Result<RopeScaling> {
     let key = if scaling.value("rope_type").is_some() { "rope_type" } else { "type" };
     let factor = |key: &str| {
         let found = scaling.number(key, f32::MIN_POSITIVE..=1e6)?;
@@ -458,10 +463,31 @@ fn rope_scaling(scaling: &Object, context_length: usize) -> Result<RopeScaling> 
                 original_context: original_context()?,
             })
         }
-        Some(other) => {
-            Err(scaling.unsupported(key, &format!("`{other}`"), "default, linear, dynamic, yarn, llama3"))
-        }
+        Some("longrope") => factors(scaling, key, head_dim),
+        Some(other) => Err(scaling.unsupported(key, &format!("`{other}`"), ROPE_TYPES)),
     }
+}
+
+const ROPE_TYPES: &str = "default, linear, dynamic, yarn, llama3; longrope with the same factors for short and long contexts and an `attention_factor` of 1";
+
+/// Factors for each frequency. Two lists, of which the length of a text chooses one, would be as dynamic scaling is.
+fn factors(scaling: &Object, key: &str, head_dim: usize) -> Result<RopeScaling> {
+    let list = |key: &str| scaling.value(key).and_then(serde_json::Value::as_array);
+    let (Some(short), Some(long)) = (list("short_factor"), list("long_factor")) else {
+        return Err(scaling.unsupported(key, &"`longrope`", ROPE_TYPES));
+    };
+    if short != long || scaling.number("attention_factor", 0.0..=1e6)? != Some(1.0) {
+        return Err(scaling.unsupported(key, &"`longrope`", ROPE_TYPES));
+    }
+    let factors: Option<Vec<f32>> =
+        long.iter().map(|factor| factor.as_f64().map(|factor| factor as f32)).collect();
+    let valid = factors.filter(|factors| {
+        factors.len() == head_dim / 2 && factors.iter().all(|factor| *factor > 0.0 && factor.is_finite())
+    });
+    valid.map(RopeScaling::Factors).ok_or_else(|| {
+        let expected = format!("{} positive numbers, one for each frequency", head_dim / 2);
+        scaling.invalid("long_factor", &format!("a list of {}", long.len()), &expected)
+    })
 }
 
 fn yarn(scaling: &Object, original_context: usize, context_length: usize) -> Result<RopeScaling> {

@@ -6,16 +6,16 @@ use std::collections::btree_map::Entry;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
-use ternion_core::{Error, Result};
+use ternion_core::{Error, Result, SamplingDefaults};
 
 use crate::checkpoint::{Means, Progress};
 use crate::config::{MlxQuantization, Signs};
 use crate::json::{Entries, Object, cause, read_capped, show};
-use crate::layers::{self, Reader};
+use crate::layers::{self, Parts, Reader};
 use crate::locate::{self, Content};
 use crate::notes::Notes;
 use crate::safetensors::{self, RawTensor};
-use crate::{Checkpoint, CheckpointOptions, Family, Table, Weights, config, generation};
+use crate::{Checkpoint, CheckpointOptions, Family, ModelSpec, Table, Weights, config, generation};
 
 pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const GENERATION: &str = "generation_config.json";
@@ -38,34 +38,20 @@ pub(crate) fn open(
     let (tensors, files) = open_weights(&weights, means)?;
     let headless = tensors.contains_key("embed_tokens.weight");
     let mut tensors = with_prefix(tensors);
-    let mut spec = config::read(&config, &Signs::of(&tensors), notes)?;
+    let Facts { spec, sampling } = Facts::read(&folder, &config, &Signs::of(&tensors), notes)?;
     if notes.options.i2s_layout.is_some() {
         notes.warn("the option `i2s_layout` is set, but the checkpoint has no I2_S tensors");
     }
     if !spec.sub_norms && notes.options.sub_norms.is_some() {
         tensors.retain(|name, _| !layers::is_sub_norm(name));
     }
-    let (sampling, eos) = generation::read(&folder.join(GENERATION), CONFIG_CAP, Some(&config), notes)?;
-    if let Some(eos) = eos {
-        spec.eos = eos;
-    }
-    // Shrunken checkpoints keep the ids of the model that they were made from; such a token can never be generated.
-    spec.eos.retain(|&id| (id as usize) < spec.vocab_size);
-    spec.bos = spec.bos.filter(|&id| (id as usize) < spec.vocab_size);
-
     let keep_scale = spec.family == Family::BitNet && config.value("quantization_config").is_none();
     let mlx = MlxQuantization::read(&config)?;
-    let mut reader = Reader::new(&spec, tensors, &weights, notes, means, progress)
+    let reader = Reader::new(&spec, tensors, &weights, notes, means, progress)
         .keep_scale(keep_scale)
         .headless(headless)
         .mlx(mlx);
-    let embed = reader.embedding()?;
-    let layers = (0..spec.layers).map(|i| reader.layer(i)).collect::<Result<Vec<_>>>()?;
-    let final_norm = reader.final_norm()?;
-    let head = reader.head(&embed)?;
-    let packed = reader.found_packed();
-    let grouped = reader.found_grouped();
-    reader.finish()?;
+    let Parts { embed, layers, final_norm, head, packed, grouped } = reader.read_all()?;
 
     let format = describe(packed, grouped, layers_are_dense(&layers), &embed);
     let name = name_of(path, &folder);
@@ -85,6 +71,27 @@ pub(crate) fn open(
         options: CheckpointOptions::default(),
         gguf: None,
     })
+}
+
+/// What the files beside the weights say.
+pub(crate) struct Facts {
+    pub(crate) spec: ModelSpec,
+    pub(crate) sampling: SamplingDefaults,
+}
+
+impl Facts {
+    /// Reads `config`, which is that of `folder`, and `generation_config.json`.
+    pub(crate) fn read(folder: &Path, config: &Object, signs: &Signs, notes: &mut Notes) -> Result<Self> {
+        let mut spec = config::read(config, signs, notes)?;
+        let (sampling, eos) = generation::read(&folder.join(GENERATION), CONFIG_CAP, Some(config), notes)?;
+        if let Some(eos) = eos {
+            spec.eos = eos;
+        }
+        // Shrunken checkpoints keep the ids of the model that they were made from; such a token can never be generated.
+        spec.eos.retain(|&id| (id as usize) < spec.vocab_size);
+        spec.bos = spec.bos.filter(|&id| (id as usize) < spec.vocab_size);
+        Ok(Self { spec, sampling })
+    }
 }
 
 fn layers_are_dense(layers: &[crate::LayerTensors]) -> bool {

@@ -41,6 +41,18 @@ pub(crate) fn is_sub_norm(name: &str) -> bool {
 pub(crate) const NO_SUB_NORM: &str =
     "the sub-norm is missing; for a model that has none set the option `sub_norms` to false";
 
+/// The tensors of a checkpoint.
+pub(crate) struct Parts {
+    pub(crate) embed: Table,
+    pub(crate) layers: Vec<LayerTensors>,
+    pub(crate) final_norm: RmsNorm,
+    pub(crate) head: Option<Table>,
+    /// A packed ternary tensor is among them.
+    pub(crate) packed: bool,
+    /// Matrices of MLX are, and floats that turned out to be grouped.
+    pub(crate) grouped: [bool; 2],
+}
+
 /// Takes the tensors of a checkpoint one after the other.
 pub(crate) struct Reader<'a> {
     spec: &'a ModelSpec,
@@ -58,6 +70,8 @@ pub(crate) struct Reader<'a> {
     total: u64,
     packed: bool,
     mlx: Option<MlxQuantization>,
+    /// Matrices that have been packed already, by their modules.
+    matrices: BTreeMap<String, Arc<GroupedMatrix>>,
     /// Matrices of MLX, and floats that turned out to be grouped.
     grouped: [bool; 2],
 }
@@ -85,19 +99,21 @@ impl<'a> Reader<'a> {
             total,
             packed: false,
             mlx: None,
+            matrices: BTreeMap::new(),
             grouped: [false; 2],
         }
+    }
+
+    /// Gives it matrices that have been packed already, by their modules.
+    pub(crate) fn matrices(mut self, matrices: BTreeMap<String, Arc<GroupedMatrix>>) -> Self {
+        self.matrices = matrices;
+        self
     }
 
     /// How MLX has quantised matrices that have scales and biases beside them.
     pub(crate) fn mlx(mut self, mlx: Option<MlxQuantization>) -> Self {
         self.mlx = mlx;
         self
-    }
-
-    /// Whether matrices of MLX have been taken, and whether floats that are grouped.
-    pub(crate) fn found_grouped(&self) -> [bool; 2] {
-        self.grouped
     }
 
     /// Lets float weights that are quantised already keep their scale.
@@ -112,36 +128,38 @@ impl<'a> Reader<'a> {
         self
     }
 
-    /// Whether a packed ternary tensor has been taken.
-    pub(crate) fn found_packed(&self) -> bool {
-        self.packed
-    }
-
-    pub(crate) fn embedding(&mut self) -> Result<Table> {
-        self.table("model.embed_tokens")
+    /// All tensors of the model.
+    ///
+    /// # Errors
+    /// Where one is missing, is not what the specification says, or plays no part.
+    pub(crate) fn read_all(mut self) -> Result<Parts> {
+        let embed = self.table("model.embed_tokens")?;
+        let layers = (0..self.spec.layers).map(|i| self.layer(i)).collect::<Result<Vec<_>>>()?;
+        let final_norm = self.norm(FINAL_NORM, self.spec.hidden_size, self.spec.rms_eps)?;
+        let head = self.head(&embed)?;
+        let (packed, grouped) = (self.packed, self.grouped);
+        self.finish()?;
+        Ok(Parts { embed, layers, final_norm, head, packed, grouped })
     }
 
     /// An embedding or a head.
     fn table(&mut self, module: &str) -> Result<Table> {
         let (rows, cols) = (self.spec.vocab_size, self.spec.hidden_size);
-        if let Some(matrix) = self.mlx_matrix(module, rows, cols)? {
+        if let Some(matrix) = self.matrix(module, rows, cols)? {
             return Ok(Table::Grouped(matrix));
         }
         let name = format!("{module}.weight");
         let tensor = self.take(&name)?;
-        let dense = finite_dense(&tensor, &name, &[rows, cols])?;
+        let dense = self.finite(&tensor, &name, &[rows, cols])?;
         Ok(self.grouped_floats(&tensor, &name, &dense)?.map_or(Table::Dense(dense), Table::Grouped))
-    }
-
-    pub(crate) fn final_norm(&mut self) -> Result<RmsNorm> {
-        self.norm(FINAL_NORM, self.spec.hidden_size, self.spec.rms_eps)
     }
 
     /// The head. Where the configuration ties it to the embedding and the file holds one all the same, a head of its
     /// own is used, as transformers does since version 5, unless it is a copy.
-    pub(crate) fn head(&mut self, embed: &Table) -> Result<Option<Table>> {
+    fn head(&mut self, embed: &Table) -> Result<Option<Table>> {
         // A model for embeddings has no head, whatever its configuration says.
-        let lacks = !self.tensors.contains_key(HEAD) && !self.tensors.contains_key("lm_head.scales");
+        let lacks = ![HEAD, "lm_head.scales"].iter().any(|name| self.tensors.contains_key(*name))
+            && !self.matrices.contains_key("lm_head");
         if lacks && (self.spec.tied || self.headless) {
             return Ok(None);
         }
@@ -156,7 +174,7 @@ impl<'a> Reader<'a> {
         Ok((!copy).then_some(head))
     }
 
-    pub(crate) fn layer(&mut self, index: usize) -> Result<LayerTensors> {
+    fn layer(&mut self, index: usize) -> Result<LayerTensors> {
         let s = self.spec;
         let (hidden, inner) = (s.hidden_size, s.intermediate_size);
         let (q_width, kv_width) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
@@ -186,9 +204,15 @@ impl<'a> Reader<'a> {
     }
 
     /// Ends the reading; an error where a tensor plays no part.
-    pub(crate) fn finish(self) -> Result<()> {
+    fn finish(self) -> Result<()> {
         // Old checkpoints carry the rotary frequencies, which follow from the configuration.
         let unknown = self.tensors.iter().find(|(name, _)| !name.ends_with("rotary_emb.inv_freq"));
+        if let Some(module) = self.matrices.keys().next() {
+            let message = format!("the matrix has no place in a {} model", self.spec.family);
+            return Err(Error::invalid_model(message)
+                .with("tensor", module)
+                .with("file", self.source.display()));
+        }
         let Some((name, tensor)) = unknown else {
             (self.progress)(self.total, self.total);
             return Ok(());
@@ -224,6 +248,17 @@ impl<'a> Reader<'a> {
         is_there.then(|| self.norm(name, width, eps)).transpose()
     }
 
+    /// The matrix of a module that is in groups; `None` where it has other weights.
+    fn matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<Option<Arc<GroupedMatrix>>> {
+        let Some(matrix) = self.matrices.remove(module) else { return self.mlx_matrix(module, rows, cols) };
+        if [matrix.rows(), matrix.cols()] == [rows, cols] {
+            return Ok(Some(matrix));
+        }
+        let message =
+            format!("the shape is {:?}, expected {:?}", [matrix.rows(), matrix.cols()], [rows, cols]);
+        Err(Error::invalid_model(message).with("tensor", module).with("file", self.source.display()))
+    }
+
     /// The matrix of a module that MLX has quantised; `None` where it has no scales.
     fn mlx_matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<Option<Arc<GroupedMatrix>>> {
         let Some(MlxQuantization { bits, group }) = self.mlx else { return Ok(None) };
@@ -248,10 +283,25 @@ impl<'a> Reader<'a> {
         check_shape(&biases, &biases_name, &[rows, cols / group])?;
         let (scales, biases) = (scales.loaded()?.dense(&scales_name)?, biases.loaded()?.dense(&biases_name)?);
         self.means.take(weight.bytes.len() as u64).map_err(|e| e.with("tensor", &name))?;
-        let mlx = Mlx { words: &weight.bytes, scales: &scales, biases: &biases, bits, group };
+        let mlx = Mlx { words: &weight.bytes.untouched(), scales: &scales, biases: &biases, bits, group };
         let matrix = mlx.matrix(rows, cols).map_err(|Wrong(e)| in_tensor(e, &weight, &name))?;
         self.grouped[0] = true;
         Ok(Some(Arc::new(matrix)))
+    }
+
+    /// Whether floats may turn out to be in groups: where the family is not ternary by definition.
+    fn may_be_grouped(&self) -> bool {
+        matches!(self.spec.family, Family::Llama | Family::Qwen3) && self.spec.quantization.is_none()
+    }
+
+    /// A matrix of finite floats. One that may be packed is read to be looked at, so that its pages do not stay.
+    fn finite(&self, tensor: &RawTensor, name: &str, shape: &[usize]) -> Result<DenseTensor> {
+        if !self.may_be_grouped() {
+            return finite_dense(tensor, name, shape);
+        }
+        let looked_at = RawTensor { bytes: tensor.bytes.untouched(), ..tensor.clone() };
+        finite_dense(&looked_at, name, shape)?;
+        tensor.dense(name)
     }
 
     /// The matrix that floats exactly are, where a family is not ternary by definition.
@@ -261,10 +311,12 @@ impl<'a> Reader<'a> {
         name: &str,
         dense: &DenseTensor,
     ) -> Result<Option<Arc<GroupedMatrix>>> {
-        if !matches!(self.spec.family, Family::Llama | Family::Qwen3) || self.spec.quantization.is_some() {
+        if !self.may_be_grouped() {
             return Ok(None);
         }
-        let Some(matrix) = grouped::of_floats(dense).map_err(|Wrong(e)| in_tensor(e, tensor, name))? else {
+        let looked_at = DenseTensor { bytes: dense.bytes.untouched(), ..dense.clone() };
+        let Some(matrix) = grouped::of_floats(&looked_at).map_err(|Wrong(e)| in_tensor(e, tensor, name))?
+        else {
             return Ok(None);
         };
         self.means.take(matrix.bytes() as u64).map_err(|e| e.with("tensor", name))?;
@@ -297,7 +349,7 @@ impl<'a> Reader<'a> {
 
     fn linear(&mut self, name: String, rows: usize, cols: usize) -> Result<Linear> {
         let spec = self.spec;
-        if let Some(matrix) = self.mlx_matrix(&name, rows, cols)? {
+        if let Some(matrix) = self.matrix(&name, rows, cols)? {
             return Ok(Linear { name, weights: Weights::Grouped(matrix), input_norm: None });
         }
         let weight_name = format!("{name}.weight");
@@ -310,7 +362,7 @@ impl<'a> Reader<'a> {
                 return Err(weight.invalid(&weight_name, message));
             }
             (_, None) => {
-                let dense = finite_dense(&weight, &weight_name, &[rows, cols])?;
+                let dense = self.finite(&weight, &weight_name, &[rows, cols])?;
                 let grouped = self.grouped_floats(&weight, &weight_name, &dense)?;
                 grouped.map_or(Weights::Dense(dense), Weights::Grouped)
             }

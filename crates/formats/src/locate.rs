@@ -205,6 +205,25 @@ fn snapshot(folder: &Path) -> Option<PathBuf> {
     named.or_else(any)
 }
 
+/// Whether `path` means a model in ONNX: a file, or a folder with one that has no weights in another format.
+///
+/// # Errors
+/// Those of [`gguf_file`].
+pub(crate) fn is_onnx(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        let has_others = gguf_file(path)?.is_some()
+            || ["model.safetensors", "model.safetensors.index.json"]
+                .iter()
+                .any(|name| path.join(name).exists());
+        return Ok(!has_others && onnx_in(path).is_some());
+    }
+    Ok(match Content::of(path) {
+        Content::Onnx => true,
+        Content::Other => has_extension(path, "onnx"),
+        _ => false,
+    })
+}
+
 /// An ONNX file in a folder or its folder `onnx`.
 fn onnx_in(folder: &Path) -> Option<PathBuf> {
     [folder.to_owned(), folder.join("onnx")]

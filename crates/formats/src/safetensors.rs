@@ -34,6 +34,16 @@ pub(crate) struct RawTensor {
 }
 
 impl RawTensor {
+    /// A dense tensor of `file`.
+    pub(crate) fn from_dense(tensor: DenseTensor, file: Arc<PathBuf>) -> Self {
+        let dtype = match tensor.dtype {
+            DenseType::F32 => Dtype::F32,
+            DenseType::F16 => Dtype::F16,
+            DenseType::Bf16 => Dtype::BF16,
+        };
+        Self { dtype, shape: tensor.shape, bytes: tensor.bytes, file }
+    }
+
     /// An error about this tensor.
     pub(crate) fn invalid(&self, name: &str, message: impl Into<String>) -> Error {
         Error::invalid_model(message).with("tensor", name).with("file", self.file.display())

@@ -223,6 +223,9 @@ fn types_of_other_programs_are_told() {
         (135, 64, 17, 0, ["IQ2_BN", "ik_llama.cpp"]),
         (31, 32, 18, 0, ["Q4_0_4_4", "llama.cpp before 2025"]),
         (99, 64, 16, 0, ["id 99", "none that is known"]),
+        // Ids of two programs, with sizes that tell neither.
+        (142, 64, 21, 0, ["PQ2_0 (blocks of 128 in a row, 34 bytes each)", "IQ2_TN, which ik_llama.cpp"]),
+        (143, 64, 17, 0, ["PTQ1_0 (blocks of 128 in a row, 28 bytes each)", "IQ1_TN, which ik_llama.cpp"]),
     ] {
         let mut raw = Raw::read(&fixture("gguf").join("llama-tq.gguf"));
         for tensor in raw.tensors.iter_mut().filter(|t| t.dims.len() == 2 && t.name.starts_with(b"blk")) {

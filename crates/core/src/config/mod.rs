@@ -96,7 +96,7 @@ pub struct ModelConfig {
     /// relative path is relative to the configuration file's folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// Threads that compute, at least 1. Left out: one for each core.
+    /// Threads that compute, at least 1. Left out: one for each physical core.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub threads: Option<usize>,
@@ -122,7 +122,7 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stall_limit_ms: Option<u64>,
     /// The most prompt tokens that are computed in one step, at least 1: more is faster, fewer let a cancellation and
-    /// other requests through sooner. Left out: 128.
+    /// other requests through sooner. Left out: 128, or 256 where `candle` uses AMX.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub prefill_chunk: Option<usize>,

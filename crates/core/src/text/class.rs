@@ -2,8 +2,9 @@
 //! the steps around the model themselves, from flags in `tokenizer_config.json`.
 
 use serde_json::{Map, Value, json};
-use tokenizers::{DecoderWrapper, ModelWrapper, PreTokenizerWrapper};
+use tokenizers::ModelWrapper;
 
+use super::library;
 use super::vocabulary::{Inner, VocabularyModel};
 
 use super::tokenizer::{json_of, unreadable};
@@ -62,9 +63,7 @@ impl Pipeline {
 
     /// Puts the steps in place of the file's.
     pub(super) fn apply(self, inner: &mut Inner) -> Result<()> {
-        if self == Self::AsWritten
-            || !matches!(inner.get_model(), VocabularyModel::Library(ModelWrapper::BPE(_)))
-        {
+        if self == Self::AsWritten || inner.get_model().bpe().is_none() {
             return Ok(());
         }
         let mut pre_tokenizer = json_of(inner.get_pre_tokenizer())?.unwrap_or_default();
@@ -76,9 +75,7 @@ impl Pipeline {
             Self::ByteLevel { add_prefix_space } => {
                 if pre_tokenizer["type"] == "ByteLevel" {
                     pre_tokenizer["add_prefix_space"] = add_prefix_space.into();
-                    let steps: PreTokenizerWrapper =
-                        serde_json::from_value(pre_tokenizer).map_err(unreadable)?;
-                    inner.with_pre_tokenizer(Some(steps));
+                    inner.with_pre_tokenizer(library::pre_tokenizer(&pre_tokenizer)?);
                 }
             }
         }
@@ -101,18 +98,17 @@ fn sentence_piece(prefix: SpacePrefix, inner: &mut Inner) -> Result<()> {
     if prefix != SpacePrefix::Never {
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
-    let steps: PreTokenizerWrapper = serde_json::from_value(steps).map_err(unreadable)?;
     let decoder = json!({"type": "Sequence", "decoders": decoders});
-    let decoder: DecoderWrapper = serde_json::from_value(decoder).map_err(unreadable)?;
     let none: Option<tokenizers::NormalizerWrapper> = None;
     inner.with_normalizer(none).map_err(unreadable)?;
-    inner.with_pre_tokenizer(Some(steps));
-    inner.with_decoder(Some(decoder));
-    let VocabularyModel::Library(ModelWrapper::BPE(model)) = inner.get_model() else { return Ok(()) };
+    inner.with_pre_tokenizer(library::pre_tokenizer(&steps)?);
+    inner.with_decoder(library::decoder(&decoder)?);
+    let Some(model) = inner.get_model().bpe() else { return Ok(()) };
     if !(model.fuse_unk && model.byte_fallback) || model.ignore_merges {
         let mut model = model.clone();
         (model.fuse_unk, model.byte_fallback, model.ignore_merges) = (true, true, false);
-        inner.with_model(VocabularyModel::Library(ModelWrapper::BPE(model)));
+        let model = tokenizers::Tokenizer::new(ModelWrapper::BPE(model));
+        inner.with_model(VocabularyModel::Library(model));
     }
     Ok(())
 }

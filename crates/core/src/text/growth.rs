@@ -4,11 +4,10 @@
 //! replacements of one letter by ten. So the factor by which each chain may lengthen a text is bounded before the
 //! tokenizer is built, which already normalizes the added tokens.
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
-use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
 
-use super::tokenizer::{json_of, unreadable};
+use super::{library, tokenizer::json_of};
 use crate::{Error, Result};
 
 /// Bytes for each byte. SentencePiece's own table of replacements counts 33, followed by a replacement of spaces 132.
@@ -47,23 +46,33 @@ pub(super) fn check(json: &[u8]) -> Result<()> {
     }
     let parts: Parts<'_> = serde_json::from_slice(json)
         .map_err(|e| Error::invalid_model("tokenizer.json is damaged").with_source(e))?;
-    bounded::<NormalizerWrapper>("normalizer", parts.normalizer)?;
-    bounded::<PreTokenizerWrapper>("pre_tokenizer", parts.pre_tokenizer)?;
-    bounded::<PostProcessorWrapper>("post_processor", parts.post_processor)?;
-    bounded::<DecoderWrapper>("decoder", parts.decoder)
+    let parts = [
+        ("normalizer", parts.normalizer),
+        ("pre_tokenizer", parts.pre_tokenizer),
+        ("post_processor", parts.post_processor),
+        ("decoder", parts.decoder),
+    ];
+    let mut present = Vec::new();
+    for (name, part) in parts {
+        let Some(part) = part else { continue };
+        let length = part.get().len();
+        if length > MAX_PART_BYTES {
+            return Err(Error::invalid_model(format!(
+                "tokenizer.json: `{name}` has {length} bytes, expected at most {MAX_PART_BYTES}"
+            )));
+        }
+        present.push((name, part.get()));
+    }
+    // Read as the tokenizers crate does, which also knows elder ways to write a part, and bounded as it has read them.
+    let read = library::of_parts(&present)?;
+    bounded("normalizer", read.get_normalizer())?;
+    bounded("pre_tokenizer", read.get_pre_tokenizer())?;
+    bounded("post_processor", read.get_post_processor())?;
+    bounded("decoder", read.get_decoder())
 }
 
-/// Reads a part as the tokenizers crate does, which also knows elder ways to write it, and looks at what it has read.
-fn bounded<T: DeserializeOwned + serde::Serialize>(name: &str, part: Option<&RawValue>) -> Result<()> {
-    let Some(part) = part else { return Ok(()) };
-    let length = part.get().len();
-    if length > MAX_PART_BYTES {
-        return Err(Error::invalid_model(format!(
-            "tokenizer.json: `{name}` has {length} bytes, expected at most {MAX_PART_BYTES}"
-        )));
-    }
-    let part: Option<T> = serde_json::from_str(part.get()).map_err(unreadable)?;
-    let Some(part) = json_of(part.as_ref())? else { return Ok(()) };
+fn bounded<T: Serialize>(name: &str, part: Option<&T>) -> Result<()> {
+    let Some(part) = json_of(part)? else { return Ok(()) };
     if factor(&part) > MAX_FACTOR {
         return Err(Error::invalid_model(format!(
             "tokenizer.json: `{name}` may make a text more than {MAX_FACTOR} times as long"

@@ -12,6 +12,7 @@ mod code;
 mod control;
 mod growth;
 mod jinja;
+mod library;
 mod parts;
 mod stop;
 mod stream;

@@ -16,7 +16,7 @@ use tokenizers::{
 use super::{
     AddedToken, IncrementalDecoder, TokenizerParts, Vocabulary,
     control::{ControlTokens, choose_sentinel, mark},
-    growth,
+    growth, library,
     stream::{self, Stage, stages},
     template::ChatTemplate,
     vocabulary::{EngineModel, Inner, VocabularyModel, alphabet},
@@ -384,7 +384,7 @@ impl Tokenizer {
     /// [`Backend`](crate::ErrorKind::Backend) where a part cannot be written.
     pub fn to_json(&self) -> Result<Vec<u8>> {
         let cannot = |e| Error::backend("the tokenizer cannot be written").with_source(e);
-        self.inner.to_string(false).map(String::into_bytes).map_err(cannot)
+        serde_json::to_vec(&self.inner).map_err(cannot)
     }
 
     /// Whether conversations can be rendered.
@@ -482,9 +482,7 @@ fn read(json: &[u8]) -> Result<(Head, Inner)> {
     growth::check(json)?;
     let head: Head = serde_json::from_slice(json)
         .map_err(|e| Error::invalid_model("tokenizer.json is damaged").with_source(e))?;
-    let inner = Inner::from_bytes(json)
-        .map_err(|e| Error::invalid_model("tokenizer.json is not understood").with_source(e))?;
-    Ok((head, inner))
+    Ok((head, library::read(json)?))
 }
 
 /// An engine's own vocabulary, whose tokens are called by their bytes.
@@ -497,9 +495,7 @@ fn of_engine(vocabulary: Arc<dyn Vocabulary>, added: &[AddedToken]) -> Result<In
     }
     let decoder = serde_json::json!({ "type": "Sequence", "decoders": decoders });
     let mut inner = Inner::new(VocabularyModel::Engine(EngineModel::new(vocabulary, added)));
-    inner.with_decoder(Some(
-        serde_json::from_value::<tokenizers::DecoderWrapper>(decoder).map_err(unreadable)?,
-    ));
+    inner.with_decoder(library::decoder(&decoder)?);
     Ok(inner)
 }
 
@@ -588,7 +584,7 @@ fn added_around(inner: &Inner, limit: usize) -> Result<(Vec<u32>, Vec<u32>)> {
 fn pre_tokenizer_within(inner: &Inner) -> Result<Option<PreTokenizerWrapper>> {
     let Some(mut json) = json_of(inner.get_pre_tokenizer())? else { return Ok(None) };
     let differs = never_prepend(&mut json);
-    differs.then(|| serde_json::from_value(json)).transpose().map_err(unreadable)
+    if differs { library::pre_tokenizer(&json) } else { Ok(None) }
 }
 
 /// Turns SentencePiece's `first` scheme into `never`; whether there was one.
@@ -608,7 +604,9 @@ fn never_prepend(json: &mut Value) -> bool {
 }
 
 pub(super) fn json_of<T: serde::Serialize>(part: Option<&T>) -> Result<Option<Value>> {
-    part.map(serde_json::to_value).transpose().map_err(unreadable)
+    // As text, which is also what whole tokenizers are written as: the code for each other form is large.
+    let text = part.map(serde_json::to_string).transpose().map_err(unreadable)?;
+    text.map(|text| serde_json::from_str(&text)).transpose().map_err(unreadable)
 }
 
 pub(super) fn unreadable(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {

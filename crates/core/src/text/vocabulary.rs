@@ -9,10 +9,11 @@ use std::{
     sync::Arc,
 };
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::Error as _};
+use serde::{Serialize, Serializer, ser::Error as _};
 use tokenizers::{
     DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Token,
-    TokenizerImpl, models::TrainerWrapper,
+    TokenizerImpl,
+    models::{TrainerWrapper, bpe::BPE},
 };
 
 use super::AddedToken;
@@ -51,8 +52,22 @@ pub(super) type Inner = TokenizerImpl<
 
 #[allow(clippy::large_enum_variant, reason = "a tokenizer has one, and most have the larger")]
 pub(super) enum VocabularyModel {
-    Library(ModelWrapper),
+    /// The model of a tokenizer, whose other parts are not used.
+    Library(tokenizers::Tokenizer),
     Engine(EngineModel),
+}
+
+impl VocabularyModel {
+    /// The model of the tokenizers crate, if it is of that kind.
+    pub(super) fn bpe(&self) -> Option<&BPE> {
+        match self {
+            Self::Library(library) => match library.get_model() {
+                ModelWrapper::BPE(model) => Some(model),
+                _ => None,
+            },
+            Self::Engine(_) => None,
+        }
+    }
 }
 
 /// A vocabulary of an engine as a model of the tokenizers crate. Its tokens are called by their bytes in GPT-2's alphabet, so that
@@ -101,7 +116,7 @@ impl Model for VocabularyModel {
 
     fn tokenize(&self, sequence: &str) -> tokenizers::Result<Vec<Token>> {
         let model = match self {
-            Self::Library(model) => return model.tokenize(sequence),
+            Self::Library(library) => return library.get_model().tokenize(sequence),
             Self::Engine(model) => model,
         };
         let ids = model.vocabulary.tokenize(sequence)?;
@@ -124,42 +139,42 @@ impl Model for VocabularyModel {
 
     fn token_to_id(&self, token: &str) -> Option<u32> {
         match self {
-            Self::Library(model) => model.token_to_id(token),
+            Self::Library(library) => library.get_model().token_to_id(token),
             Self::Engine(model) => model.ids.get(token).copied(),
         }
     }
 
     fn id_to_token(&self, id: u32) -> Option<String> {
         match self {
-            Self::Library(model) => model.id_to_token(id),
+            Self::Library(library) => library.get_model().id_to_token(id),
             Self::Engine(model) => model.names.get(id as usize).cloned(),
         }
     }
 
     fn get_vocab(&self) -> HashMap<String, u32> {
         match self {
-            Self::Library(model) => model.get_vocab(),
+            Self::Library(library) => library.get_model().get_vocab(),
             Self::Engine(model) => model.ids.iter().map(|(name, id)| (name.clone(), *id)).collect(),
         }
     }
 
     fn get_vocab_size(&self) -> usize {
         match self {
-            Self::Library(model) => model.get_vocab_size(),
+            Self::Library(library) => library.get_model().get_vocab_size(),
             Self::Engine(model) => model.names.len(),
         }
     }
 
     fn save(&self, folder: &Path, prefix: Option<&str>) -> tokenizers::Result<Vec<PathBuf>> {
         match self {
-            Self::Library(model) => model.save(folder, prefix),
+            Self::Library(library) => library.get_model().save(folder, prefix),
             Self::Engine(_) => Err(OF_ENGINE.into()),
         }
     }
 
     fn get_trainer(&self) -> TrainerWrapper {
         match self {
-            Self::Library(model) => model.get_trainer(),
+            Self::Library(library) => library.get_model().get_trainer(),
             // Nothing here trains.
             Self::Engine(_) => tokenizers::models::bpe::BpeTrainer::default().into(),
         }
@@ -168,16 +183,10 @@ impl Model for VocabularyModel {
 
 const OF_ENGINE: &str = "the tokenizer is the engine's own, of which there is no tokenizer.json";
 
-impl<'de> Deserialize<'de> for VocabularyModel {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        ModelWrapper::deserialize(deserializer).map(Self::Library)
-    }
-}
-
 impl Serialize for VocabularyModel {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         match self {
-            Self::Library(model) => model.serialize(serializer),
+            Self::Library(library) => library.get_model().serialize(serializer),
             Self::Engine(_) => Err(S::Error::custom(OF_ENGINE)),
         }
     }

@@ -1,4 +1,4 @@
-//! From any checkpoint to any format: packed safetensors, GGUF with I2_S, TQ1_0 or TQ2_0, or ONNX; and where weights have a scale for
+//! From any checkpoint, ONNX among them, to any format: packed safetensors, GGUF with I2_S, TQ1_0 or TQ2_0, or ONNX; and where weights have a scale for
 //! each group of a row GGUF with Q2_0, PQ2_0, PTQ1_0 or Q1_0, MLX, or plain floats in safetensors.
 //!
 //! Trits and scales come out bit by bit as they went in, whatever the layouts. A form that cannot hold them is refused, unless
@@ -25,7 +25,7 @@ use crate::checkpoint::Progress;
 use crate::gguf::TensorType;
 use crate::onnx::{self, Head, Variant};
 use crate::unfinished::Unfinished;
-use crate::{Checkpoint, Table};
+use crate::{Checkpoint, CheckpointOptions, Table, locate};
 
 /// Bytes that are converted and written at a time.
 const PIECE: usize = 8 << 20;
@@ -188,6 +188,21 @@ impl Options {
 pub struct Converted {
     /// What the format could not hold; `None` unless [`Options::lossy`] allows it.
     pub lost: Option<Lost>,
+}
+
+/// Opens what can be converted: what [`Checkpoint::open`] reads, and decoders in ONNX that this crate has written or whose products are
+/// `MatMulNBits` with two bits. `path` may name an ONNX file, or a folder with one that holds neither safetensors nor GGUF. What the graph
+/// does not say comes from `config.json` and the tokenizer's files beside it.
+///
+/// # Errors
+/// Those of [`Checkpoint::open`]; for ONNX [`InvalidModel`](ErrorKind::InvalidModel) also where the configuration contradicts the graph,
+/// and [`Unsupported`](ErrorKind::Unsupported) where weights are not ternary, or not named as in exports of Hugging Face models.
+pub fn open(path: &Path, options: &CheckpointOptions, progress: &mut Progress<'_>) -> Result<Checkpoint> {
+    if locate::is_onnx(path)? {
+        Checkpoint::open_onnx(path, options, progress)
+    } else {
+        options.open(path, progress)
+    }
 }
 
 /// Converts `checkpoint` to `out`: a file for GGUF, a folder for the others. `progress` is told the bytes that have

@@ -101,7 +101,7 @@ pub(super) fn write(
 
 /// Configuration and tokenizer: what stands beside the weights.
 pub(super) fn beside(checkpoint: &Checkpoint, mlx: Option<Mlx>, folder: &Path) -> Result<()> {
-    let mut config = config(checkpoint)?;
+    let mut config = config(checkpoint);
     if let Some(Mlx { form, .. }) = mlx {
         let bits = if form.kind == GroupedKind::Binary { 1 } else { 2 };
         let quantization = json!({"group_size": form.group, "bits": bits, "mode": "affine"});
@@ -350,7 +350,7 @@ fn dense_type(dtype: DenseType) -> TensorType {
 }
 
 /// A `config.json` that says the same as the specification. Scales multiply, whatever they did in the source.
-fn config(checkpoint: &Checkpoint) -> Result<Value> {
+fn config(checkpoint: &Checkpoint) -> Value {
     let spec = &checkpoint.spec;
     let (model_type, class) = match spec.family {
         Family::BitNet => ("bitnet", "BitNetForCausalLM"),
@@ -372,7 +372,7 @@ fn config(checkpoint: &Checkpoint) -> Result<Value> {
         "max_position_embeddings": spec.context_length,
         "rms_norm_eps": shortest(spec.rms_eps),
         "rope_theta": shortest(spec.rope.theta),
-        "rope_scaling": rope_scaling(spec)?,
+        "rope_scaling": rope_scaling(spec),
         "tie_word_embeddings": checkpoint.head.is_none(),
         "bos_token_id": spec.bos,
         "eos_token_id": spec.eos,
@@ -402,11 +402,11 @@ fn config(checkpoint: &Checkpoint) -> Result<Value> {
         }
         config["quantization_config"] = quantization;
     }
-    Ok(config)
+    config
 }
 
-fn rope_scaling(spec: &ModelSpec) -> Result<Value> {
-    Ok(match &spec.rope.scaling {
+fn rope_scaling(spec: &ModelSpec) -> Value {
+    match &spec.rope.scaling {
         RopeScaling::None => Value::Null,
         RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": shortest(*factor)}),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
@@ -428,12 +428,19 @@ fn rope_scaling(spec: &ModelSpec) -> Result<Value> {
                 "attention_factor": shortest(attention_factor)
             })
         }
-        RopeScaling::Factors(_) => {
-            return Err(Error::unsupported(
-                "config.json cannot describe rotary frequencies with factors of their own; supported: GGUF",
-            ));
+        // The only type with factors of its own, which has one list up to a length and another beyond. Both are this one.
+        RopeScaling::Factors(factors) => {
+            let factors: Vec<Value> = factors.iter().map(|factor| shortest(*factor)).collect();
+            json!({
+                "rope_type": "longrope",
+                "factor": 1.0,
+                "short_factor": factors,
+                "long_factor": factors,
+                "attention_factor": 1.0,
+                "original_max_position_embeddings": spec.context_length
+            })
         }
-    })
+    }
 }
 
 /// A single-precision number with the digits that a person would write: 1e-5 and not 9.999999747378752e-6.

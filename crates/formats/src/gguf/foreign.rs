@@ -7,6 +7,8 @@ use std::fmt;
 
 use ternion_core::Error;
 
+use super::TensorType;
+
 /// An element type that another program writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -99,10 +101,20 @@ impl Foreign {
                 self.id
             ));
         }
-        let Self { name, program, .. } = self;
+        let Self { id, name, program } = self;
+        let supported =
+            "supported: I2_S, TQ1_0, TQ2_0, Q2_0, PQ2_0, PTQ1_0, Q1_0 and safetensors of the same model";
+        // The id alone does not tell these: the sizes fit ours no more than those of any other type.
+        if let Some(own) = TensorType::from_id(id).filter(|own| own.is_of_forks()) {
+            return Error::unsupported(format!(
+                "the element type has the id {id}, which is {own} (blocks of {} in a row, {} bytes each), whose size the tensor has \
+                 not, or {name}, which {program} writes and runs; {supported}",
+                own.block_len(),
+                own.block_bytes()
+            ));
+        }
         Error::unsupported(format!(
-            "the element type is {name}, which {program} writes and runs; Ternion and llama.cpp do not; supported: I2_S, \
-             TQ1_0, TQ2_0, Q2_0, PQ2_0, PTQ1_0, Q1_0 and safetensors of the same model"
+            "the element type is {name}, which {program} writes and runs; Ternion and llama.cpp do not; {supported}"
         ))
     }
 }

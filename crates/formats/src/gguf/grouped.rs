@@ -28,6 +28,9 @@ pub(super) fn matrix(
     let group = kind.block_len();
     let weights = if kind == TensorType::Q1_0 { GroupedKind::Binary } else { GroupedKind::Ternary };
     let width = kind.row_bytes(shape[1]).unwrap_or(0);
+    // One read of the tensor is faster than one of each row; a process with little memory has already asked for the latter.
+    let bytes =
+        &if bytes.is_untouched() { bytes.clone() } else { bytes.untouched().loaded().map_err(Wrong)? };
     GroupedMatrix::new(weights, shape, group, |row, words, scales| {
         let mut buffer = Vec::new();
         let at = in_file(row) * width;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use ternion_core::text::TokenizerParts;
 use ternion_core::{Error, Result};
@@ -11,7 +12,7 @@ use super::special::SpecialIds;
 use super::vocabulary::Vocabulary;
 use super::{File, PreTokenizer, keys, pre_tokenizer, token_type};
 use crate::CheckpointOptions;
-use crate::bpe::{self, BpeOptions};
+use crate::bpe;
 use crate::json::shorten;
 use crate::synth::CHAT_TEMPLATE;
 
@@ -63,13 +64,13 @@ pub(crate) fn tokenizer_parts_as(file: &File, options: &CheckpointOptions) -> Re
         (None, "gpt2") => {
             let rule = pre_tokenizer(file, options, &mut warnings)?;
             let mut json = byte_level(file, &vocabulary, rule)?;
-            json["post_processor"] = around(rule.adds_bos)?;
-            json.to_string().into_bytes()
+            json.post_processor = around(rule.adds_bos)?;
+            json.to_bytes()?
         }
         (None, "llama") => {
             let mut json = sentence_piece(file, &vocabulary, ids)?;
-            json["post_processor"] = around(true)?;
-            json.to_string().into_bytes()
+            json.post_processor = around(true)?;
+            json.to_bytes()?
         }
         (None, other) => {
             return Err(Error::unsupported(format!(
@@ -129,15 +130,52 @@ fn stated_rule(file: &File) -> Result<&str> {
     })
 }
 
+/// A `tokenizer.json`.
+#[derive(Serialize)]
+struct TokenizerJson<'a> {
+    version: &'static str,
+    truncation: Value,
+    padding: Value,
+    added_tokens: Vec<Value>,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Value,
+    decoder: Value,
+    model: bpe::Model<'a, (&'a str, &'a str)>,
+}
+
+impl<'a> TokenizerJson<'a> {
+    fn new(tokens: &Vocabulary<'_>, decoder: Value, model: bpe::Model<'a, (&'a str, &'a str)>) -> Self {
+        Self {
+            version: "1.0",
+            truncation: Value::Null,
+            padding: Value::Null,
+            added_tokens: tokens.added(),
+            normalizer: Value::Null,
+            pre_tokenizer: Value::Null,
+            post_processor: Value::Null,
+            decoder,
+            model,
+        }
+    }
+
+    fn to_bytes(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self)
+            .map_err(|error| Error::backend("cannot write the tokenizer as JSON").with_source(error))
+    }
+}
+
 /// Byte-level BPE.
-fn byte_level(file: &File, tokens: &Vocabulary<'_>, rule: &PreTokenizer) -> Result<Value> {
+fn byte_level<'a>(file: &'a File, tokens: &Vocabulary<'a>, rule: &PreTokenizer) -> Result<TokenizerJson<'a>> {
     let list = file.array(keys::MERGES)?.and_then(|merges| merges.as_strings());
     // Kimi K2's tokenizer has ranks of tokens and no merges.
     let has_none = rule.name() == "kimi-k2" && file.value(keys::MERGES).is_none();
     let missing = || file.invalid(keys::MERGES, "an array of strings");
     let list = if has_none { None } else { Some(list.ok_or_else(missing)?) };
-    let mut vocab = tokens.model();
+    let mut is_used = vec![false; tokens.texts.len()];
+    tokens.model().for_each(|id| is_used[id] = true);
     let ids: HashMap<&str, usize> = tokens.texts.iter().enumerate().map(|(id, &text)| (text, id)).collect();
+    let mut result = String::new();
     let mut merges = Vec::new();
     for (index, merge) in list.into_iter().flatten().enumerate() {
         let parts = merge.split_once(' ').filter(|(_, right)| !right.contains(' '));
@@ -150,12 +188,12 @@ fn byte_level(file: &File, tokens: &Vocabulary<'_>, rule: &PreTokenizer) -> Resu
             .with("file", file.path().display()));
         };
         // Added tokens may be results of merges too.
-        let result = format!("{left}{right}");
+        result.clear();
+        result.extend([left, right]);
         for token in [left, right, &result] {
             match ids.get(token) {
-                Some(&id) if vocab.contains_key(token) || tokens.is_added(id) => {
-                    vocab.entry(token.to_owned()).or_insert_with(|| id.into());
-                }
+                Some(&id) if is_used[id] => {}
+                Some(&id) if tokens.is_added(id) => is_used[id] = true,
                 _ => {
                     return Err(Error::invalid_model(format!(
                         "merge {index} of `{}` needs the token `{}`, which the vocabulary does not have",
@@ -166,25 +204,20 @@ fn byte_level(file: &File, tokens: &Vocabulary<'_>, rule: &PreTokenizer) -> Resu
                 }
             }
         }
-        merges.push(json!([left, right]));
+        merges.push((left, right));
     }
-    let options = BpeOptions { ignore_merges: rule.ignore_merges, ..BpeOptions::default() };
-    Ok(json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": tokens.added(),
-        "normalizer": null,
-        "pre_tokenizer": rule.json(),
-        "post_processor": null,
-        "decoder": bpe::byte_level_decoder(),
-        "model": bpe::model(json!(vocab), json!(merges), options)
-    }))
+    let used = (0..tokens.texts.len()).filter(|id| is_used[*id]);
+    let vocab = used.map(|id| (tokens.texts[id], id)).collect();
+    let mut model = bpe::Model::new(vocab, merges);
+    model.ignore_merges = rule.ignore_merges;
+    let mut json = TokenizerJson::new(tokens, bpe::byte_level_decoder(), model);
+    json.pre_tokenizer = rule.json();
+    Ok(json)
 }
 
 /// SentencePiece's BPE. It has scores instead of merges: of all neighbours whose union is a piece, those with the best
 /// score are joined first. So each way to make a piece of two others is a merge, in the order of the pieces' scores.
-fn sentence_piece(file: &File, tokens: &Vocabulary<'_>, ids: SpecialIds) -> Result<Value> {
+fn sentence_piece<'a>(file: &File, tokens: &Vocabulary<'a>, ids: SpecialIds) -> Result<TokenizerJson<'a>> {
     let scores: Vec<f64> = match file.array(keys::SCORES)? {
         Some(scores) if scores.len() >= tokens.texts.len() => {
             let invalid = || file.invalid(keys::SCORES, "an array of numbers");
@@ -222,8 +255,8 @@ fn sentence_piece(file: &File, tokens: &Vocabulary<'_>, ids: SpecialIds) -> Resu
     }
     // Stable: pieces of the same score in the order of their ids.
     merges.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let merges: Vec<Value> =
-        merges.into_iter().map(|(_, left, right)| json!([tokens.texts[left], tokens.texts[right]])).collect();
+    let merges =
+        merges.into_iter().map(|(_, left, right)| (tokens.texts[left], tokens.texts[right])).collect();
     let prefix = file.boolean(keys::ADD_SPACE)?.unwrap_or(true);
     let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
     let mut decoders = vec![
@@ -235,23 +268,13 @@ fn sentence_piece(file: &File, tokens: &Vocabulary<'_>, ids: SpecialIds) -> Resu
         normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
-    let options = BpeOptions {
-        unk_token: ids.unk.map(|id| tokens.texts[id as usize]),
-        fuse_unk: true,
-        byte_fallback: tokens.texts.contains(&"<0x0A>"),
-        ..BpeOptions::default()
-    };
-    Ok(json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": tokens.added(),
-        "normalizer": {"type": "Sequence", "normalizers": normalizers},
-        "pre_tokenizer": null,
-        "post_processor": null,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": bpe::model(json!(tokens.all()), json!(merges), options)
-    }))
+    let mut model = bpe::Model::new(tokens.all(), merges);
+    model.unk_token = ids.unk.map(|id| tokens.texts[id as usize]);
+    model.fuse_unk = true;
+    model.byte_fallback = tokens.texts.contains(&"<0x0A>");
+    let mut json = TokenizerJson::new(tokens, json!({"type": "Sequence", "decoders": decoders}), model);
+    json.normalizer = json!({"type": "Sequence", "normalizers": normalizers});
+    Ok(json)
 }
 
 /// Adds BOS and EOS around a text where the file wants them and has them.

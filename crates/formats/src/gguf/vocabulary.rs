@@ -1,6 +1,6 @@
 //! The tokens of a GGUF file: their texts, their types, and whether they take the white space beside them.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use ternion_core::{Error, Result};
 
 use super::file::duplicate;
@@ -123,15 +123,14 @@ impl<'a> Vocabulary<'a> {
         (0..end).rev().take_while(|&id| self.is_added(id) && !self.texts[id].is_empty()).last().unwrap_or(end)
     }
 
-    /// The tokens of the model itself, with their ids.
-    pub(super) fn model(&self) -> Map<String, Value> {
-        let tokens = self.texts[..self.model_len()].iter().enumerate().filter(|(_, text)| !text.is_empty());
-        tokens.map(|(id, &text)| (text.to_owned(), id.into())).collect()
+    /// The ids of the model itself.
+    pub(super) fn model(&self) -> impl Iterator<Item = usize> {
+        (0..self.model_len()).filter(|&id| !self.texts[id].is_empty())
     }
 
     /// All tokens that have a text, with their ids.
-    pub(super) fn all(&self) -> Map<String, Value> {
+    pub(super) fn all(&self) -> Vec<(&'a str, usize)> {
         let tokens = self.texts.iter().enumerate().filter(|(_, text)| !text.is_empty());
-        tokens.map(|(id, &text)| (text.to_owned(), id.into())).collect()
+        tokens.map(|(id, &text)| (text, id)).collect()
     }
 }

@@ -171,8 +171,12 @@ pub(super) struct Tensor {
     pub(super) dims: Vec<i64>,
     /// Bytes of data in the field for bytes.
     pub(super) raw: Option<u64>,
+    /// Where these begin in the file.
+    pub(super) raw_at: u64,
     /// Elements in the fields for numbers.
     pub(super) typed: u64,
+    /// Where those begin that are packed floats in one piece.
+    pub(super) floats: Option<u64>,
     /// The data is in another file.
     pub(super) is_external: bool,
     /// Which file, and where in it.
@@ -214,7 +218,9 @@ impl Tensor {
                 self.shape()
             )));
         }
-        Ok(Initializer { name: self.name.clone(), element, dims, external })
+        let floats = self.floats.filter(|_| element == Element::F32);
+        let inline = if external.is_some() { None } else { self.raw.map(|_| self.raw_at).or(floats) };
+        Ok(Initializer { name: self.name.clone(), element, dims, external, inline })
     }
 
     fn check_bytes(&self, found: u64, expected: Option<u64>, element: Element) -> Result<()> {

@@ -263,25 +263,25 @@ fn ternary(
     norm: Option<&RmsNorm>,
     parts: &[&Linear],
 ) -> Result<String> {
-    let (norm, mut attributes) = norm_input(b, name, norm)?;
-    let mut inputs = vec![x.to_owned()];
-    let (mut scales, mut layout) = (Vec::new(), "");
-    for (i, part) in parts.iter().enumerate() {
-        let Weights::Ternary(t) = &part.weights else { continue };
-        layout = LAYOUTS.iter().find(|(layout, _)| *layout == t.layout).map(|(_, name)| *name).ok_or_else(
-            || Error::unsupported(format!("codes in the layout {:?} cannot be written", t.layout)),
-        )?;
-        let codes = format!("{name}.codes.{i}");
-        b.tensor(&codes, Element::U8, &[t.rows / 4, t.cols], &t.codes)?;
-        inputs.push(codes);
-        scales.push(t.scale);
-    }
-    inputs.resize(4, String::new());
-    inputs.push(norm);
-    attributes.push(Attribute::floats("scales", scales));
-    attributes.push(Attribute::text("layout", layout));
-    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-    Ok(b.node(name, own(TERNARY_LINEAR), &inputs, attributes))
+    linear(b, name, TERNARY_LINEAR, norm, |b, norm, attributes| {
+        let mut inputs = vec![x.to_owned()];
+        let (mut scales, mut layout) = (Vec::new(), "");
+        for (i, part) in parts.iter().enumerate() {
+            let Weights::Ternary(t) = &part.weights else { continue };
+            let known = LAYOUTS.iter().find(|(layout, _)| *layout == t.layout);
+            layout = known.map(|(_, name)| *name).ok_or_else(|| {
+                Error::unsupported(format!("codes in the layout {:?} cannot be written", t.layout))
+            })?;
+            let codes = format!("{name}.codes.{i}");
+            b.tensor(&codes, Element::U8, &[t.rows / 4, t.cols], &t.codes)?;
+            inputs.push(codes);
+            scales.push(t.scale);
+        }
+        inputs.resize(4, String::new());
+        inputs.push(norm);
+        attributes.extend([Attribute::floats("scales", scales), Attribute::text("layout", layout)]);
+        Ok(inputs)
+    })
 }
 
 /// Products with weights that have a scale for each group, with codes and scales of one type.
@@ -292,21 +292,35 @@ fn grouped(
     norm: Option<&RmsNorm>,
     parts: &[&Linear],
 ) -> Result<String> {
+    linear(b, name, GROUPED_LINEAR, norm, |b, norm, attributes| {
+        attributes.push(Attribute::int("matrices", parts.len() as i64));
+        let mut inputs = vec![x.to_owned(), norm];
+        for (i, part) in parts.iter().enumerate() {
+            let Weights::Grouped(matrix) = &part.weights else { continue };
+            if i == 0 {
+                attributes.push(Attribute::int("bits", code_bits(matrix)));
+            }
+            let tensors = MatrixTensors::grouped(b, &format!("{name}.{i}"), matrix)?;
+            if let MatrixTensors::Grouped { codes, scales, .. } = tensors {
+                inputs.extend([codes, scales]);
+            }
+        }
+        Ok(inputs)
+    })
+}
+
+/// The node of a product. `matrices` adds its tensors and attributes, and gives its inputs, the one for the norm among them.
+fn linear(
+    b: &mut Builder,
+    name: &str,
+    operator: &str,
+    norm: Option<&RmsNorm>,
+    matrices: impl FnOnce(&mut Builder, String, &mut Vec<Attribute>) -> Result<Vec<String>>,
+) -> Result<String> {
     let (norm, mut attributes) = norm_input(b, name, norm)?;
-    attributes.push(Attribute::int("matrices", parts.len() as i64));
-    let mut inputs = vec![x.to_owned(), norm];
-    for (i, part) in parts.iter().enumerate() {
-        let Weights::Grouped(matrix) = &part.weights else { continue };
-        if i == 0 {
-            attributes.push(Attribute::int("bits", code_bits(matrix)));
-        }
-        let tensors = MatrixTensors::grouped(b, &format!("{name}.{i}"), matrix)?;
-        if let MatrixTensors::Grouped { codes, scales, .. } = tensors {
-            inputs.extend([codes, scales]);
-        }
-    }
+    let inputs = matrices(b, norm, &mut attributes)?;
     let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-    Ok(b.node(name, own(GROUPED_LINEAR), &inputs, attributes))
+    Ok(b.node(name, own(operator), &inputs, attributes))
 }
 
 /// The input for an optional norm and the attribute that goes with it.

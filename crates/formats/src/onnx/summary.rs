@@ -88,6 +88,8 @@ pub struct Initializer {
     pub dims: Vec<u64>,
     /// The file beside the model's that holds its elements, and where in it they begin.
     pub external: Option<(PathBuf, u64)>,
+    /// Where its elements begin in the model's own file, where they lie there one after the other.
+    pub(super) inline: Option<u64>,
 }
 
 /// One operation.
@@ -115,6 +117,36 @@ impl Node {
             _ => None,
         })
     }
+
+    /// The float attribute `name`.
+    pub fn float(&self, name: &str) -> Option<f32> {
+        self.attributes.iter().find_map(|(key, value)| match value {
+            Attribute::Float(x) if key == name => Some(*x),
+            _ => None,
+        })
+    }
+
+    /// The attribute `name`, a list of floats; empty where there is none.
+    pub fn floats(&self, name: &str) -> &[f32] {
+        let found = self.attributes.iter().find_map(|(key, value)| match value {
+            Attribute::Floats(floats) if key == name => Some(&floats[..]),
+            _ => None,
+        });
+        found.unwrap_or_default()
+    }
+
+    /// The attribute `name`, a short text.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.attributes.iter().find_map(|(key, value)| match value {
+            Attribute::Text(text) if key == name => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Input `index`; `None` where it is left out.
+    pub fn input(&self, index: usize) -> Option<&str> {
+        self.inputs.get(index).map(String::as_str).filter(|name| !name.is_empty())
+    }
 }
 
 /// The value of an attribute.
@@ -123,6 +155,12 @@ impl Node {
 pub enum Attribute {
     /// An integer.
     Integer(i64),
+    /// A float.
+    Float(f32),
+    /// Several floats.
+    Floats(Vec<f32>),
+    /// A short text.
+    Text(String),
     /// Anything else.
     Other,
 }
@@ -332,9 +370,20 @@ impl Walk {
 
     fn attribute(&mut self, mut message: Message<'_>) -> Result<(String, Attribute)> {
         let (mut name, mut attribute) = (String::new(), Attribute::Other);
+        let mut floats = Vec::new();
         while let Some((number, value)) = message.next()? {
             match (number, value) {
                 (1, wire::Value::Bytes(field)) => name = self.name(field)?,
+                (2, wire::Value::Fixed32(bits)) => attribute = Attribute::Float(f32::from_bits(bits)),
+                // A longer one may be anything.
+                (4, wire::Value::Bytes(field)) if field.len() <= MAX_NAME => {
+                    attribute =
+                        field.text().map_or(Attribute::Other, |text| Attribute::Text(text.to_owned()));
+                }
+                (7, wire::Value::Fixed32(bits)) => floats.push(f32::from_bits(bits)),
+                (7, wire::Value::Bytes(mut packed)) => {
+                    floats.extend(std::iter::from_fn(|| packed.next_float()));
+                }
                 (3, wire::Value::Integer(value)) => attribute = Attribute::Integer(value as i64),
                 (5 | 10, wire::Value::Bytes(field)) => {
                     self.initializer(field.enter()?)?;
@@ -346,6 +395,9 @@ impl Walk {
                 (22 | 23, wire::Value::Bytes(field)) => self.sparse(field.enter()?)?,
                 _ => {}
             }
+        }
+        if !floats.is_empty() {
+            attribute = Attribute::Floats(floats);
         }
         Ok((name, attribute))
     }
@@ -394,12 +446,19 @@ impl Walk {
                     }
                 }
                 (2, wire::Value::Integer(number)) => tensor.element = number as i32,
-                (4, wire::Value::Bytes(packed)) => tensor.typed += packed.len() / 4,
+                (4, wire::Value::Bytes(packed)) => {
+                    tensor.floats = (tensor.typed == 0).then_some(packed.offset() as u64);
+                    tensor.typed += packed.len() / 4;
+                }
                 (5 | 7 | 11, wire::Value::Bytes(packed)) => tensor.typed += packed.count_integers(),
                 (10, wire::Value::Bytes(packed)) => tensor.typed += packed.len() / 8,
-                (4 | 5 | 6 | 7 | 10 | 11, _) => tensor.typed += 1,
+                (4 | 5 | 6 | 7 | 10 | 11, _) => {
+                    (tensor.typed, tensor.floats) = (tensor.typed + 1, None);
+                }
                 (8, wire::Value::Bytes(field)) => tensor.name = self.name(field)?,
-                (9, wire::Value::Bytes(raw)) => tensor.raw = Some(raw.len()),
+                (9, wire::Value::Bytes(raw)) => {
+                    (tensor.raw, tensor.raw_at) = (Some(raw.len()), raw.offset() as u64);
+                }
                 (13, wire::Value::Bytes(field)) => {
                     let entry = self.entry(field.enter()?)?;
                     tensor.external.push(entry);

@@ -22,8 +22,8 @@ pub(super) struct Message<'a> {
 pub(super) enum Value<'a> {
     /// An integer of variable length.
     Integer(u64),
-    /// Four bytes.
-    Fixed32,
+    /// Four bytes, of a float or an integer.
+    Fixed32(u32),
     /// Eight bytes.
     Fixed64,
     /// A string, bytes, a packed list or a message.
@@ -59,10 +59,7 @@ impl<'a> Message<'a> {
                 let bytes = self.take(length)?;
                 Value::Bytes(Message { bytes, offset, depth: self.depth + 1 })
             }
-            5 => {
-                self.take(4)?;
-                Value::Fixed32
-            }
+            5 => Value::Fixed32(self.take(4)?.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes))),
             kind => {
                 return Err(damaged(at, &format!("a field has the wire type {kind}, expected 0, 1, 2 or 5")));
             }
@@ -78,6 +75,16 @@ impl<'a> Message<'a> {
     /// How many integers a packed list holds.
     pub(super) fn count_integers(&self) -> u64 {
         self.bytes.iter().filter(|byte| **byte < 0x80).count() as u64
+    }
+
+    /// The next float of a packed list; `None` at the end, or where less than a float is left.
+    pub(super) fn next_float(&mut self) -> Option<f32> {
+        self.take(4).ok()?.first_chunk().map(|bytes| f32::from_le_bytes(*bytes))
+    }
+
+    /// Where the message begins in the file.
+    pub(super) fn offset(&self) -> usize {
+        self.offset
     }
 
     /// Bytes of the message.
@@ -147,7 +154,7 @@ mod tests {
         assert!(matches!(message.next().unwrap(), Some((1, Value::Integer(300)))));
         let Some((2, Value::Bytes(text))) = message.next().unwrap() else { panic!() };
         assert_eq!(text.text().unwrap(), "hi");
-        assert!(matches!(message.next().unwrap(), Some((3, Value::Fixed32))));
+        assert!(matches!(message.next().unwrap(), Some((3, Value::Fixed32(0x3fc0_0000)))));
         assert!(matches!(message.next().unwrap(), Some((4, Value::Fixed64))));
         assert!(message.next().unwrap().is_none());
     }

@@ -1,7 +1,7 @@
 //! A byte-level BPE tokenizer of any size that is made up rather than learned: all bytes, merges of letters in the order
 //! of their frequency in English, and the special tokens of the 2B4T.
 
-use crate::bpe::{self, BpeOptions};
+use crate::bpe;
 use serde_json::{Map, Value, json};
 
 use super::Shape;
@@ -95,7 +95,8 @@ pub(super) fn tokenizer(shape: &Shape) -> Value {
     let merges = merges(shape.vocab_size - specials - BYTES);
     let tokens =
         byte_chars().into_iter().map(String::from).chain(merges.iter().map(|(a, b)| format!("{a}{b}")));
-    let vocab: Map<String, Value> = tokens.enumerate().map(|(id, token)| (token, id.into())).collect();
+    let tokens: Vec<String> = tokens.collect();
+    let vocab = tokens.iter().enumerate().map(|(id, token)| (&token[..], id)).collect();
     let merges: Vec<String> = merges.into_iter().map(|(a, b)| format!("{a} {b}")).collect();
     let added: Vec<Value> = (0..specials)
         .map(|index| {
@@ -129,7 +130,7 @@ pub(super) fn tokenizer(shape: &Shape) -> Value {
             }
         },
         "decoder": bpe::byte_level_decoder(),
-        "model": bpe::model(json!(vocab), json!(merges), BpeOptions::default())
+        "model": bpe::Model::new(vocab, merges)
     })
 }
 

@@ -341,6 +341,22 @@ fn what_is_assumed_is_shown_and_can_be_set() {
     let bytes = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
     assert_ne!(bytes("x.gguf"), bytes("other.gguf"));
 
+    // Through ONNX and back as well.
+    for (to, out) in [("onnx", "portable"), ("onnx-fast", "fast")] {
+        convert(&["x.gguf", "--to", to, "--out", out]);
+        convert(&[out, "--to", "gguf-i2s", "--out", "back.gguf", "--force"]);
+        convert(&[format!("{out}/model.onnx").as_str(), "--to", "safetensors", "--out", "back", "--force"]);
+        let weights = |name: &str| ternion::formats::gguf::File::open(folder.path().join(name)).unwrap();
+        let (there, back) = (weights("x.gguf"), weights("back.gguf"));
+        for tensor in there.tensors() {
+            let other = back.tensor(&tensor.name).unwrap();
+            assert!(there.data(tensor)[..] == back.data(other)[..], "{out}: {}", tensor.name);
+        }
+    }
+    std::fs::remove_file(folder.path().join("fast/config.json")).unwrap();
+    let broken = ["convert", "fast", "--to", "gguf-i2s", "--out", "none.gguf"];
+    failure(ternion_in(folder.path(), &broken), 3, &["config.json", "no such file"]);
+
     // Where the files contradict each other, loading warns once.
     std::fs::create_dir(folder.path().join("model")).unwrap();
     for name in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {

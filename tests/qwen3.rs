@@ -3,7 +3,6 @@
 //! `TERNION_ORACLE` names.
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,25 +31,8 @@ struct Case {
 }
 
 fn models() -> Vec<Model> {
-    let mut roots = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")];
-    roots.extend(std::env::var_os("TERNION_ORACLE").map(PathBuf::from));
-    let entries = |folder: &Path| -> BTreeSet<PathBuf> {
-        let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-        entries.map(|entry| entry.unwrap().path()).collect()
-    };
-    let folders = roots.iter().flat_map(|root| entries(root));
-    let folders = folders.filter(|path| path.join("hf/golden.json").is_file());
-    let is_form = |path: &PathBuf| {
-        path.extension().is_some_and(|e| e == "gguf") || path.join("model.safetensors").is_file()
-    };
-    let models: Vec<Model> = folders
-        .map(|folder| Model {
-            forms: entries(&folder).into_iter().filter(is_form).collect(),
-            cases: cases(&folder.join("hf")),
-        })
-        .collect();
-    assert!(models.len() >= 2, "the fixtures are missing");
-    models
+    let models = ternion_test_support::grouped_models().into_iter();
+    models.map(|model| Model { cases: cases(&model.golden), forms: model.forms }).collect()
 }
 
 fn cases(folder: &Path) -> Vec<Case> {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use ternion_core::{
-    EmbedInput, EmbedRequest, Embedding, EmbeddingInfo, Embeddings, Error, ErrorKind, GenerateRequest,
-    GenerateStream, InputTruncation, LlmBackend, ModelInfo, Pooling, Result, ResultExt, ServedBy, Stats,
-    Usage, async_trait, config::ModelConfig, embed, text::Tokenizer,
+    EmbedInput, EmbedRequest, Embedding, EmbeddingInfo, Embeddings, Error, GenerateRequest, GenerateStream,
+    InputTruncation, LlmBackend, ModelInfo, Pooling, Result, ResultExt, ServedBy, Stats, Usage, async_trait,
+    config::ModelConfig, embed, text::Tokenizer,
 };
 
 use crate::{Dialect, OpenAiOptions, admission::Admission, client::Client, facts::Facts};
@@ -199,7 +199,7 @@ impl LlmBackend for RemoteEmbedder {
         let cancel = request.cancel.clone();
         tokio::select! {
             biased;
-            () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the request was cancelled")),
+            () = cancel.cancelled() => Err(Error::cancelled()),
             outcome = self.run(request) => outcome,
         }
         .with_operation("embed")
@@ -208,6 +208,8 @@ impl LlmBackend for RemoteEmbedder {
 
 #[cfg(test)]
 mod tests {
+    use ternion_core::ErrorKind;
+
     use super::*;
 
     #[test]

@@ -4,8 +4,8 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use ternion_core::{
-    CancellationToken, Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Result,
-    ResultExt, Sampling, Score, ScoreRequest, ServedBy, Stats,
+    CancellationToken, Error, GenerateRequest, GenerateStream, LlmBackend, ModelInfo, Result, ResultExt,
+    Sampling, Score, ScoreRequest, ServedBy, Stats,
     answer::{AnswerFormat, AnswerParser, Thought},
     async_trait,
     text::Tokenizer,
@@ -227,7 +227,7 @@ impl LlmBackend for RemoteModel {
         let cancel: CancellationToken = request.cancel.clone();
         tokio::select! {
             biased;
-            () = cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the request was cancelled")),
+            () = cancel.cancelled() => Err(Error::cancelled()),
             score = self.scored(&request) => score,
         }
         .with_operation("score")

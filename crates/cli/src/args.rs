@@ -533,7 +533,8 @@ pub(crate) struct SynthArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    /// The checkpoint: a folder, a .gguf file or a .safetensors file. The same as --model.
+    /// The checkpoint: a folder, a .gguf file or a .safetensors file; or an .onnx file that this command has written or whose products
+    /// are MatMulNBits with two bits, with config.json and tokenizer beside it. The same as --model.
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     source: Option<PathBuf>,
     /// The format: safetensors, gguf-i2s, gguf-tq1, gguf-tq2, onnx (for any ONNX Runtime) or onnx-fast (our own operators); for

@@ -49,7 +49,7 @@ pub(crate) struct BenchArgs {
     /// The engine.
     #[arg(long, help_heading = "Model")]
     backend: Option<String>,
-    /// Threads to compute with. Several with commas: the model is loaded for each. Default: one for each core.
+    /// Threads to compute with. Several with commas: the model is loaded for each. Default: one for each physical core.
     #[arg(long, value_name = "N", value_delimiter = ',', help_heading = "Model", value_parser = at_least_one)]
     pub(crate) threads: Vec<usize>,
     /// Tokens that prompt and answer may have together.

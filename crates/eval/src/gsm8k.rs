@@ -193,7 +193,7 @@ pub(crate) async fn answer(
         .with_cancel(cancel.clone());
     let done = model.backend.generate(request).await?.collect().await?;
     if done.finish_reason == FinishReason::Cancelled {
-        return Err(Error::new(ErrorKind::Cancelled, "the request was cancelled"));
+        return Err(Error::cancelled());
     }
     let strict = extract_strict(&done.text, cot);
     let flexible = extract_flexible(&done.text);

@@ -197,7 +197,7 @@ impl ToolLoop {
         }
         loop {
             let next = cancel.run_until_cancelled(running.join_next_with_id()).await;
-            let next = next.ok_or_else(|| Error::new(ErrorKind::Cancelled, "the request was cancelled"))?;
+            let next = next.ok_or_else(Error::cancelled)?;
             match next {
                 None => return Ok(results),
                 // A function that panics keeps the result that was there before.

@@ -18,7 +18,7 @@ pub(crate) fn run(app: &App, args: &ConvertArgs) -> Outcome {
     let bar = app.output.bytes("read");
     let result = blocking(app, || {
         let facts = selected.facts()?;
-        let checkpoint = facts.open(path, &mut |done, total| bar.set(done, total))?;
+        let checkpoint = convert::open(path, &facts, &mut |done, total| bar.set(done, total))?;
         bar.stage("write");
         let mut options = Options::new(args.to);
         options.embedding = args.embedding;

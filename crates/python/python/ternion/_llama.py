@@ -158,7 +158,7 @@ class Llama:
             model_path: A GGUF file, or the folder of a checkpoint in another format.
             n_ctx: Tokens that prompt and answer may have together; 0 for as many as the model was made for. More than that is
                 reduced to it, with a warning.
-            n_threads: Threads that compute. Left out: one for each core.
+            n_threads: Threads that compute. Left out: one for each physical core.
             seed: Where the seeds of requests without one come from; -1 draws them.
             n_batch: The most prompt tokens that are computed in one step.
             use_mmap: Whether weights are used where they lie in the file.

@@ -99,9 +99,7 @@ impl Limited {
     async fn wait(&self, cancel: &CancellationToken) -> Result<OwnedSemaphorePermit> {
         match self.place().await? {
             Admission::Granted(place) => Ok(place),
-            Admission::Queued(turn) => in_turn(turn, cancel)
-                .await?
-                .ok_or_else(|| Error::new(ErrorKind::Cancelled, "the request was cancelled")),
+            Admission::Queued(turn) => in_turn(turn, cancel).await?.ok_or_else(Error::cancelled),
         }
     }
 

@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use ternion_core::{
-    BackendWrapper, EmbedRequest, Embeddings, Error, ErrorKind, GenerateRequest, GenerateStream, LlmBackend,
+    BackendWrapper, EmbedRequest, Embeddings, Error, GenerateRequest, GenerateStream, LlmBackend,
     LogitsRequest, Result, Score, ScoreRequest, config::RetryConfig,
 };
 use tokio_util::sync::CancellationToken;
@@ -82,7 +82,7 @@ impl Retrying {
                 Ok(value) => return Ok(value),
                 Err(error) => {
                     if waits.wait(error).await? == Next::Cancelled {
-                        return Err(Error::new(ErrorKind::Cancelled, "the request was cancelled"));
+                        return Err(Error::cancelled());
                     }
                 }
             }

@@ -194,5 +194,5 @@ impl Failures {
 }
 
 pub(super) fn given_up() -> Error {
-    Error::new(ErrorKind::Cancelled, "the request was cancelled")
+    Error::cancelled()
 }

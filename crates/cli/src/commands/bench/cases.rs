@@ -20,7 +20,7 @@ pub(super) struct Case {
     pub(super) fresh: bool,
 }
 
-/// How many threads, in the order in which they are measured; `default` is what the configuration says or all cores.
+/// How many threads, in the order in which they are measured; `default` is what the configuration says, or a thread for each physical core.
 pub(super) fn thread_counts(args: &BenchArgs, default: usize, cores: usize) -> Vec<usize> {
     let mut counts = args.threads.clone();
     if counts.is_empty() && args.plot.is_some() {

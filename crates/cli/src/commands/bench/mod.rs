@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use ternion::config::LayersConfig;
 use ternion::{Error, MemoryPlan, ModelInfo};
+use ternion_kernels::default_threads;
 
 use self::bandwidth::Bandwidth;
 use self::energy::Energy;
@@ -97,7 +98,8 @@ pub(crate) async fn run(app: &App, args: &BenchArgs) -> Outcome {
 /// Measures all cases with each number of threads.
 async fn measure(app: &App, args: &BenchArgs, selected: &mut Selected, results: &mut Results) -> Outcome {
     let cores = results.machine.cores_available;
-    let threads = cases::thread_counts(args, selected.model()?.threads.unwrap_or(cores), cores);
+    let threads =
+        cases::thread_counts(args, selected.model()?.threads.unwrap_or_else(default_threads), cores);
     let energy = Energy::open(Path::new(energy::ROOT));
     // What is read for the bandwidth is no memory that the model takes. Where the peak cannot be forgotten, it is read only
     // at the end.

@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use ternion::MemoryPlan;
 use ternion::config::ModelConfig;
 use ternion::engine::kv::KvType;
-use ternion::formats::{Checkpoint, LayerTensors};
+use ternion::formats::gguf::File;
+use ternion::formats::{Checkpoint, LayerTensors, Weights};
+use ternion_head::{HeadKind, HeadWeights};
+use ternion_kernels::BoundedMatrix;
 
 /// A copy of the head that an engine computes with is a part of its memory plan, under a name that begins with one of these.
 const HEAD_COPIES: [&str; 2] = ["head in ", "certified copy of the head"];
@@ -25,9 +28,12 @@ impl Reads {
     /// Those of a checkpoint that was loaded with this configuration and this plan.
     pub(super) fn of(checkpoint: &Checkpoint, config: &ModelConfig, plan: Option<&MemoryPlan>) -> Self {
         let linears = checkpoint.layers.iter().flat_map(LayerTensors::linears);
+        let (linears, head) = dense_file(checkpoint).unwrap_or_else(|| {
+            (linears.map(|linear| linear.size() as u64).sum(), checkpoint.head_or_embed().size() as u64)
+        });
         Self {
-            linears: linears.map(|linear| linear.size() as u64).sum(),
-            head: head_copy(plan).unwrap_or(checkpoint.head_or_embed().size() as u64),
+            linears,
+            head: head_copy(plan).or_else(|| certified_copy(checkpoint, config, plan)).unwrap_or(head),
             kv_position: kv_type(config, plan)
                 .map(|kv_type| checkpoint.spec.kv_layout().bytes_read_per_position(kv_type)),
         }
@@ -41,10 +47,36 @@ impl Reads {
     }
 }
 
+/// Bytes of the projections and of the head of a GGUF file without ternary weights. A [`Checkpoint`] has them as floats; the engines compute
+/// them in the types of the file.
+fn dense_file(checkpoint: &Checkpoint) -> Option<(u64, u64)> {
+    let mut linears = checkpoint.layers.iter().flat_map(LayerTensors::linears);
+    if !linears.all(|linear| matches!(linear.weights, Weights::Dense(_))) {
+        return None;
+    }
+    let file = File::open(checkpoint.files.first()?).and_then(File::joined).ok()?;
+    let is_linear = |name: &str| name.starts_with("blk.") && name.ends_with(".weight");
+    let linears = file.tensors().iter().filter(|tensor| tensor.dims.len() == 2 && is_linear(&tensor.name));
+    let head = file.tensor("output.weight").or_else(|| file.tensor("token_embd.weight"))?;
+    Some((linears.map(|tensor| tensor.bytes).sum(), head.bytes))
+}
+
 /// The copy of the head, where the engine made one.
 fn head_copy(plan: Option<&MemoryPlan>) -> Option<u64> {
     let is_copy = |name: &str| HEAD_COPIES.iter().any(|copy| name.starts_with(copy));
     plan?.parts.iter().find(|part| is_copy(&part.name)).map(|part| part.bytes)
+}
+
+/// The certified copy of the head in an engine without a plan.
+fn certified_copy(checkpoint: &Checkpoint, config: &ModelConfig, plan: Option<&MemoryPlan>) -> Option<u64> {
+    if plan.is_some() || config.backend != "llama-cpp" {
+        return None;
+    }
+    let kind = config.options.get("head").map(|head| serde_json::from_value(head.clone()));
+    let kind: HeadKind = kind.transpose().ok()?.unwrap_or_default();
+    let weights = HeadWeights::of(checkpoint.head_or_embed())?;
+    let [rows, cols] = weights.shape();
+    kind.has_copy(&weights, config.mmap.unwrap_or(true)).then(|| BoundedMatrix::bytes(rows, cols) as u64)
 }
 
 /// How keys and values are stored: as planned, else as configured, else in f32, which is what engines without a plan have.
@@ -80,6 +112,20 @@ mod tests {
             plan.add(name, 1234);
             assert_eq!(Reads::of(&checkpoint, &config, Some(&plan)).head, 1234, "{name}");
         }
+    }
+
+    #[test]
+    fn dense_weights_are_counted_in_the_types_of_their_file() {
+        let path =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gguf-llama/model.gguf");
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let reads = Reads::of(&checkpoint, &ModelConfig::default(), None);
+        let file = File::open(&path).unwrap();
+        let all: u64 = file.tensors().iter().map(|tensor| tensor.bytes).sum();
+        let lookup = file.tensor("token_embd.weight").unwrap().bytes;
+        let norms: u64 = file.tensors().iter().filter(|t| t.dims.len() == 1).map(|t| t.bytes).sum();
+        let unread = if file.tensor("output.weight").is_some() { lookup } else { 0 };
+        assert_eq!(reads.linears + reads.head, all - norms - unread);
     }
 
     #[test]

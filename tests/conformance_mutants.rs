@@ -13,7 +13,7 @@ mod wrong;
 
 use std::{path::PathBuf, sync::Arc};
 
-use ternion::engine::{Engine, EngineOptions};
+use ternion::engine::{ComputeThreads, Engine, EngineOptions};
 use ternion::{
     LlmBackend, ModelInfo,
     formats::{Activation, Checkpoint, LayerTensors, Linear, SharedBytes, Weights},
@@ -42,7 +42,7 @@ fn candle(change: impl FnOnce(&mut Checkpoint), tokenizer: impl FnOnce(&Checkpoi
     engine.max_queued = 4;
     let mut options = DecoderOptions::new(&checkpoint.spec);
     (options.context_length, options.max_sequences, options.prefill_chunk) = (256, 3, 32);
-    let decoder = Decoder::new(checkpoint, Decoder::threads(1).unwrap(), options).unwrap();
+    let decoder = Decoder::new(checkpoint, &ComputeThreads::new(1), options).unwrap();
     Engine::start(Box::new(decoder), tokenizer, engine).unwrap()
 }
 

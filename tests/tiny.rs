@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ternion::config::{Config, ModelConfig};
-use ternion::engine::{Engine, EngineOptions};
+use ternion::engine::{ComputeThreads, Engine, EngineOptions};
 use ternion::formats::convert::{Options, Target, convert};
 use ternion::formats::{Activation, Checkpoint};
 use ternion::{GenerateRequest, LlmBackend, Message, ModelInfo, Sampling};
@@ -143,7 +143,7 @@ fn mutant(mutate: impl Fn(&mut Checkpoint)) -> Arc<dyn LlmBackend> {
     options.context_length = 512;
     let mut engine = EngineOptions::new(ModelInfo::new("mutant", "candle"));
     engine.eos_tokens.clone_from(&checkpoint.spec.eos);
-    let decoder = Decoder::new(checkpoint, Decoder::threads(0).unwrap(), options).unwrap();
+    let decoder = Decoder::new(checkpoint, &ComputeThreads::default(), options).unwrap();
     Arc::new(Engine::start(Box::new(decoder), tokenizer, engine).unwrap())
 }
 

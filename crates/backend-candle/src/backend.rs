@@ -9,14 +9,14 @@ use ternion_core::{
     registry::{BlockingFactory, LoadProgress, Progress, Suitability},
     text::Tokenizer,
 };
-use ternion_engine::{Engine, EngineOptions};
+use ternion_engine::{ComputeThreads, Engine, EngineOptions};
 use ternion_formats::{Access, Checkpoint, Recognised};
 
 #[cfg(feature = "dense")]
 use crate::dense;
 use crate::embed;
 use crate::plan::{self, Sizes, Taken};
-use crate::{CandleOptions, Decoder, model::no_threads};
+use crate::{CandleOptions, Decoder};
 
 /// Loads models for the backend `candle`.
 pub fn factory() -> BlockingFactory {
@@ -67,7 +67,8 @@ fn memory_plan(name: &str, config: &ModelConfig) -> Result<MemoryPlan> {
             "the memory of a dense model, which candle-transformers computes, is not planned",
         ));
     }
-    prepare(name, config, &Progress::none(), true).map(|prepared| prepared.sizes.plan)
+    let prepare = || prepare(name, config, &Progress::none(), true);
+    ComputeThreads::of(config)?.load(prepare).map(|prepared| prepared.sizes.plan)
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
@@ -80,6 +81,16 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     {
         return dense::load(name, config, model, progress);
     }
+    let threads = ComputeThreads::of(config)?;
+    threads.load(|| load_ternary(name, config, progress, &threads))
+}
+
+fn load_ternary(
+    name: &str,
+    config: &ModelConfig,
+    progress: &Progress,
+    threads: &ComputeThreads,
+) -> Result<Arc<dyn LlmBackend>> {
     let prepared = prepare(name, config, progress, false).map_err(|error| match &config.path {
         Some(path) if error.kind() == ErrorKind::Unsupported => crate::with_feature(error, path),
         _ => error,
@@ -98,7 +109,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     engine.logits_bytes = logits_bytes;
     engine.prompt_cache = plan::prompt_cache(config);
 
-    let decoder = Decoder::new(checkpoint, Decoder::threads(config.threads.unwrap_or(0))?, options)?;
+    let decoder = Decoder::new(checkpoint, threads, options)?;
     tracing::info!(model = name, context = options.context_length, "loaded");
     Ok(Arc::new(Engine::start(Box::new(decoder), tokenizer, engine)?))
 }
@@ -147,11 +158,6 @@ pub(crate) fn prepare(
     }
     let mut taken = Taken { process: plan::resident(), ..Taken::default() };
     let mut report = |done, total| progress.report(LoadProgress::new("weights", done, total));
-    // For the look at all codes; what computes comes later.
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(config.threads.unwrap_or(0))
-        .build()
-        .map_err(no_threads)?;
     let (checkpoint, tokenizer) = if limit.is_none() && !only_planned {
         let access = match config.mmap {
             Some(false) => Access::InMemory,
@@ -161,13 +167,13 @@ pub(crate) fn prepare(
         };
         let before = plan::anonymous();
         let facts = options.checkpoint();
-        let both = pool.install(|| facts.open_with_tokenizer(path, access, &mut report))?;
+        let both = facts.open_with_tokenizer(path, access, &mut report)?;
         taken.tokenizer = plan::anonymous().saturating_sub(before + both.0.report().owned_bytes);
         both
     } else {
         let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(taken.process));
         let facts = options.checkpoint();
-        let checkpoint = pool.install(|| facts.open_within(path, left, &mut report))?;
+        let checkpoint = facts.open_within(path, left, &mut report)?;
         let before = plan::resident();
         let tokenizer = checkpoint.tokenizer()?;
         taken.tokenizer = plan::resident().saturating_sub(before);

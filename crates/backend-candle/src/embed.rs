@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ternion_core::{Error, LlmBackend, Pooling, Result, ResultExt, config::ModelConfig, registry::Progress};
-use ternion_engine::{EmbeddingEngine, EmbeddingModel};
+use ternion_engine::{ComputeThreads, EmbeddingEngine, EmbeddingModel};
 use ternion_formats::EmbeddingSpec;
 
 use crate::backend::{Prepared, described, prepare};
@@ -58,14 +58,25 @@ pub(crate) fn load(
     }
     // There are no logits, so the head needs no copy.
     config.options.insert("head".to_owned(), "exact".into());
-    let Prepared { checkpoint, tokenizer, sizes } = prepare(name, &config, progress, false)?;
+    let threads = ComputeThreads::of(&config)?;
+    threads.load(|| load_decoder(name, &config, spec, progress, &threads))
+}
+
+fn load_decoder(
+    name: &str,
+    config: &ModelConfig,
+    spec: &EmbeddingSpec,
+    progress: &Progress,
+    threads: &ComputeThreads,
+) -> Result<Arc<dyn LlmBackend>> {
+    let Prepared { checkpoint, tokenizer, sizes } = prepare(name, config, progress, false)?;
     let Sizes { options, plan, .. } = sizes;
     checkpoint.log_notes();
     let mut info = described(name, &checkpoint);
     info.memory = Some(plan);
     let embedding = spec.info(checkpoint.spec.hidden_size);
     let projections = Projections::load(spec, checkpoint.spec.hidden_size)?;
-    let decoder = Decoder::new(checkpoint, Decoder::threads(config.threads.unwrap_or(0))?, options)?;
+    let decoder = Decoder::new(checkpoint, threads, options)?;
     let most = options.context_length;
     let model = DecoderEmbedder { decoder, pooling: spec.pooling, projections, context_length: most };
     tracing::info!(model = name, context = most, pooling = %spec.pooling, "loaded for embeddings");

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use ternion_core::Result;
-use ternion_engine::LogitsPrecision;
+use ternion_engine::{ComputeThreads, LogitsPrecision};
 use ternion_formats::Table;
 use ternion_head::{CertifiedHead, HeadWeights};
 use ternion_kernels::{
@@ -46,7 +46,7 @@ impl Head {
     /// Where weights that stay in memory cannot be read, or there is no memory.
     pub(crate) fn new(
         weights: Table,
-        (precision, threads): (HeadPrecision, usize),
+        (precision, threads): (HeadPrecision, &ComputeThreads),
         activations: ActivationType,
         placement: &mut Placement,
     ) -> Result<Self> {
@@ -142,7 +142,7 @@ mod tests {
             let mut placement = Placement::new(Budget::new(None));
             let head = Head::new(
                 Table::Dense(weights.clone()),
-                (precision, 1),
+                (precision, &ComputeThreads::new(1)),
                 ActivationType::default(),
                 &mut placement,
             )

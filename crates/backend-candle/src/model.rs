@@ -5,9 +5,9 @@ use std::{cell::RefCell, ops::Range, path::PathBuf, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
-use ternion_core::{Error, ErrorKind, Result};
+use ternion_core::{Error, Result};
 use ternion_engine::{
-    CausalLm, KvIdentity, LogitsPrecision, LogitsWanted, SequenceId, SequenceInput,
+    CausalLm, ComputeThreads, KvIdentity, LogitsPrecision, LogitsWanted, SequenceId, SequenceInput,
     batch::{self, Span},
     kv::{BLOCK, KeyRotation, KvCache, KvPrefix, KvType},
 };
@@ -88,21 +88,21 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// The threads that a decoder computes with; 0 takes one for each physical core.
+    /// A decoder on the tensors of `checkpoint`, with threads of its own; none of the mapped tensors is copied unless `resident_weights`
+    /// is set.
     ///
     /// # Errors
-    /// [`ErrorKind::ResourceExhausted`] where they cannot be started.
-    pub fn threads(count: usize) -> Result<Arc<Team>> {
-        Team::new(count).map(Arc::new).map_err(no_threads)
-    }
-
-    /// A decoder on the tensors of `checkpoint`; none of the mapped ones is copied unless `resident_weights` is set.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidConfig`] for a size that is 0 or a context beyond the model's; [`ErrorKind::Io`] where weights
-    /// that are to be kept in memory cannot be read; [`ErrorKind::InvalidModel`] where a file has changed since the
+    /// [`ResourceExhausted`](ternion_core::ErrorKind::ResourceExhausted) where the threads cannot be started;
+    /// [`InvalidConfig`](ternion_core::ErrorKind::InvalidConfig) for a size that is 0 or a context beyond the model's;
+    /// [`Io`](ternion_core::ErrorKind::Io) where weights that are to be kept in memory cannot be read;
+    /// [`InvalidModel`](ternion_core::ErrorKind::InvalidModel) where a file has changed since the
     /// checkpoint was opened.
-    pub fn new(mut checkpoint: Checkpoint, team: Arc<Team>, mut options: DecoderOptions) -> Result<Self> {
+    pub fn new(
+        mut checkpoint: Checkpoint,
+        threads: &ComputeThreads,
+        mut options: DecoderOptions,
+    ) -> Result<Self> {
+        let team = Arc::new(threads.team()?);
         let watch = checkpoint.watch()?;
         options.kv_type = checkpoint.kv_type(Some(options.kv_type));
         let head = checkpoint.head_or_embed().clone();
@@ -120,7 +120,7 @@ impl Decoder {
         let places =
             checkpoint.layers.iter_mut().map(|layer| placement.layer(layer)).collect::<Result<Vec<_>>>()?;
         let head_begins = placement.len();
-        let precision = (options.head, team.threads());
+        let precision = (options.head, threads);
         let head = team.install(|| Head::new(head, precision, options.activations, &mut placement))?;
         let stream = match placement.into_pieces() {
             none if none.is_empty() => None,
@@ -404,10 +404,6 @@ impl CausalLm for Decoder {
         batch::room_for_one(self.cache.sequences(), self.options.max_sequences)?;
         self.cache.adopt(prefix)
     }
-}
-
-pub(crate) fn no_threads(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(error)
 }
 
 fn candle_error(error: candle_core::Error) -> Error {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use ternion_backend_candle::{Decoder, DecoderOptions, HeadPrecision};
 use ternion_core::{Completion, GenerateRequest, LlmBackend, ModelInfo, Sampling};
-use ternion_engine::{CausalLm, Engine, EngineOptions, LogitsPrecision, LogitsWanted, SequenceInput};
+use ternion_engine::{
+    CausalLm, ComputeThreads, Engine, EngineOptions, LogitsPrecision, LogitsWanted, SequenceInput,
+};
 use ternion_formats::Checkpoint;
 use ternion_test_support::fixture;
 
@@ -29,7 +31,7 @@ fn decoder(path: &Path, head: HeadPrecision) -> Decoder {
     let checkpoint = Checkpoint::open(path).unwrap();
     let mut options = DecoderOptions::new(&checkpoint.spec);
     options.head = head;
-    Decoder::new(checkpoint, Decoder::threads(2).unwrap(), options).unwrap()
+    Decoder::new(checkpoint, &ComputeThreads::new(2), options).unwrap()
 }
 
 /// Rows of logits of all of `tokens`, `chunk` at a time.

@@ -4,14 +4,14 @@
 use std::path::Path;
 
 use ternion_backend_candle::{Decoder, DecoderOptions};
-use ternion_engine::{CausalLm, LogitsWanted, SequenceInput};
+use ternion_engine::{CausalLm, ComputeThreads, LogitsWanted, SequenceInput};
 use ternion_formats::convert::{self, Options, Target, convert};
 use ternion_formats::{Checkpoint, CheckpointOptions};
 use ternion_test_support::fixture;
 
 fn logits(checkpoint: Checkpoint) -> Vec<u32> {
     let options = DecoderOptions::new(&checkpoint.spec);
-    let mut model = Decoder::new(checkpoint, Decoder::threads(2).unwrap(), options).unwrap();
+    let mut model = Decoder::new(checkpoint, &ComputeThreads::new(2), options).unwrap();
     let sequence = model.new_sequence().unwrap();
     let tokens: Vec<u32> = (0..40).map(|i| 3 + i * 7 % 250).collect();
     let mut logits = Vec::new();

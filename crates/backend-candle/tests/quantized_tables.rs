@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ternion_backend_candle::{Decoder, DecoderOptions, HeadPrecision};
-use ternion_engine::{CausalLm, LogitsPrecision, LogitsWanted, SequenceInput};
+use ternion_engine::{CausalLm, ComputeThreads, LogitsPrecision, LogitsWanted, SequenceInput};
 use ternion_formats::gguf::{self, TensorType, Writer};
 use ternion_formats::{Checkpoint, Table, convert};
 use ternion_test_support::fixture;
@@ -90,7 +90,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 fn decoder(checkpoint: Checkpoint, head: HeadPrecision, resident: Option<u64>) -> Decoder {
     let mut options = DecoderOptions::new(&checkpoint.spec);
     (options.head, options.resident_weights) = (head, resident);
-    Decoder::new(checkpoint, Decoder::threads(2).unwrap(), options).unwrap()
+    Decoder::new(checkpoint, &ComputeThreads::new(2), options).unwrap()
 }
 
 /// Logits of a prompt in chunks and of single tokens.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ternion_backend_candle::{Decoder, DecoderOptions, HeadPrecision};
 use ternion_core::{ErrorKind, Result};
-use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
+use ternion_engine::{CausalLm, ComputeThreads, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::{Checkpoint, convert};
 use ternion_test_support::fixture;
 
@@ -20,7 +20,7 @@ fn decoder(path: &Path, resident: Option<u64>, head: HeadPrecision) -> Decoder {
     let mut options = DecoderOptions::new(&checkpoint.spec);
     options.resident_weights = resident;
     options.head = head;
-    Decoder::new(checkpoint, Decoder::threads(2).unwrap(), options).unwrap()
+    Decoder::new(checkpoint, &ComputeThreads::new(2), options).unwrap()
 }
 
 fn feed(model: &mut Decoder, id: SequenceId, tokens: &[u32], wanted: LogitsWanted) -> Result<Vec<f32>> {

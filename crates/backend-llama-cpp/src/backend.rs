@@ -8,7 +8,7 @@ use ternion_core::{
     registry::{BlockingFactory, LoadProgress, Progress, Suitability},
     text::{Tokenizer, TokenizerParts},
 };
-use ternion_engine::{CausalLm, EmbeddingEngine, Engine, EngineOptions};
+use ternion_engine::{CausalLm, ComputeThreads, EmbeddingEngine, Engine, EngineOptions};
 use ternion_formats::{Access, EmbeddingSpec, gguf as formats_gguf};
 
 use crate::{
@@ -58,8 +58,18 @@ struct Loaded {
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
+    let threads = ComputeThreads::of(config)?;
+    threads.load(|| load_with(name, config, progress, &threads))
+}
+
+fn load_with(
+    name: &str,
+    config: &ModelConfig,
+    progress: &Progress,
+    threads: &ComputeThreads,
+) -> Result<Arc<dyn LlmBackend>> {
     let mut options = ModelOptions { llama_cpp: config.parse_options()?, ..ModelOptions::default() };
-    options.threads = config.threads.unwrap_or(options.threads);
+    options.threads = threads.clone();
     options.context_length = config.context_length;
     options.mmap = config.mmap.unwrap_or(true);
     options.keeps_prompts = config.prompt_cache.is_some();

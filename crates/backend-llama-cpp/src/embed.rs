@@ -3,8 +3,8 @@
 use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
-use ternion_core::{Error, ErrorKind, Pooling, Result, ResultExt};
-use ternion_engine::EmbeddingModel;
+use ternion_core::{Error, Pooling, Result, ResultExt};
+use ternion_engine::{ComputeThreads, EmbeddingModel};
 use ternion_formats::FileWatch;
 
 use crate::{
@@ -80,7 +80,7 @@ impl Embedder {
         }
         let batch_tokens = context.max(STEP.min(trained)).max(MIN_CONTEXT);
         memory::check(4 * batch_tokens as u64 * vocab_size as u64, "the context for embeddings")?;
-        let threads = runtime::threads(options.threads);
+        let threads = runtime::threads(&options.threads);
         // SAFETY: A function without arguments that returns a plain structure.
         let mut params = unsafe { sys::llama_context_default_params() };
         params.embeddings = true;
@@ -98,8 +98,8 @@ impl Embedder {
         params.n_batch = batch_tokens as u32;
         params.n_ubatch = batch_tokens as u32;
         params.n_seq_max = SEQUENCES as u32;
-        params.n_threads = threads as i32;
-        params.n_threads_batch = threads as i32;
+        params.n_threads = threads.count() as i32;
+        params.n_threads_batch = threads.count() as i32;
         params.type_k = sys::GGML_TYPE_F32;
         params.type_v = sys::GGML_TYPE_F32;
         params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
@@ -141,22 +141,14 @@ impl Embedder {
                 ));
             }
         };
-        this.start_threads(threads)?;
+        this.start_threads(&threads)?;
         Ok(this)
     }
 
-    /// Without a pool, ggml would start its threads anew for every graph.
-    fn start_threads(&mut self, threads: usize) -> Result<()> {
-        // SAFETY: The parameters are a plain structure; the pool is attached to a context that is alive and does not
-        // compute, and lives until after that context.
-        unsafe {
-            let mut params = sys::ggml_threadpool_params_default(threads as i32);
-            self.pool = sys::ggml_threadpool_new(&raw mut params);
-            if self.pool.is_null() {
-                return Err(Error::new(ErrorKind::ResourceExhausted, "llama.cpp cannot start its threads"));
-            }
-            sys::llama_attach_threadpool(self.raw.as_ptr(), self.pool, self.pool);
-        }
+    fn start_threads(&mut self, threads: &ComputeThreads) -> Result<()> {
+        self.pool = runtime::thread_pool(threads)?;
+        // SAFETY: The context is alive and does not compute, and the pool lives until after it.
+        unsafe { sys::llama_attach_threadpool(self.raw.as_ptr(), self.pool, self.pool) };
         Ok(())
     }
 

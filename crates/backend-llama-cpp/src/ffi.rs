@@ -6,8 +6,9 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 use ternion_core::{Error, ErrorKind, Result};
+use ternion_engine::ComputeThreads;
 
-use crate::{KvType, hook, hook::Hook, log};
+use crate::{KvType, hook, hook::Hook, log, runtime};
 
 /// The most sequences that llama.cpp is built for.
 pub(crate) const MAX_SEQUENCES: usize = 256;
@@ -38,14 +39,14 @@ impl Drop for Model {
 }
 
 /// Sizes and types of a [`Context`]; [`Context::new`] checks none of them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct ContextSizes {
     /// Tokens that all sequences together may hold.
     pub(crate) cache_tokens: usize,
     /// Tokens of one call of [`Context::decode`].
     pub(crate) batch: usize,
     pub(crate) sequences: usize,
-    pub(crate) threads: usize,
+    pub(crate) threads: ComputeThreads,
     pub(crate) kv_type: KvType,
     pub(crate) flash_attention: bool,
     /// Whether there is a further sequence, by which blocks of others are saved and restored.
@@ -77,8 +78,8 @@ impl Context {
         params.n_batch = sizes.batch as u32;
         params.n_ubatch = sizes.batch as u32;
         params.n_seq_max = (sizes.sequences + usize::from(sizes.keeps_prompts)) as u32;
-        params.n_threads = sizes.threads as i32;
-        params.n_threads_batch = sizes.threads as i32;
+        params.n_threads = sizes.threads.count() as i32;
+        params.n_threads_batch = sizes.threads.count() as i32;
         params.type_k = sizes.kv_type.ggml();
         params.type_v = sizes.kv_type.ggml();
         params.flash_attn_type = if sizes.flash_attention {
@@ -120,18 +121,10 @@ impl Context {
         Ok(context)
     }
 
-    /// Without a pool, ggml would start its threads anew for every graph.
     fn start_threads(&mut self) -> Result<()> {
-        // SAFETY: The parameters are a plain structure; the pool is attached to a context that is alive and does not
-        // compute, and lives until after that context.
-        unsafe {
-            let mut params = sys::ggml_threadpool_params_default(self.sizes.threads as i32);
-            self.pool = sys::ggml_threadpool_new(&raw mut params);
-            if self.pool.is_null() {
-                return Err(Error::new(ErrorKind::ResourceExhausted, "llama.cpp cannot start its threads"));
-            }
-            sys::llama_attach_threadpool(self.raw.as_ptr(), self.pool, self.pool);
-        }
+        self.pool = runtime::thread_pool(&self.sizes.threads)?;
+        // SAFETY: The context is alive and does not compute, and the pool lives until after it.
+        unsafe { sys::llama_attach_threadpool(self.raw.as_ptr(), self.pool, self.pool) };
         Ok(())
     }
 

@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use ternion_core::{Error, ErrorKind, Result};
-use ternion_engine::LogitsPrecision;
+use ternion_core::Result;
+use ternion_engine::{ComputeThreads, LogitsPrecision};
 use ternion_head::CertifiedHead;
 use ternion_kernels::Team;
 
@@ -16,14 +16,12 @@ pub(crate) struct HeadNode {
 }
 
 impl HeadNode {
-    /// A node that computes `head` with so many threads.
+    /// A node that computes `head` with threads of its own.
     ///
     /// # Errors
     /// Where they cannot be started.
-    pub(crate) fn new(head: CertifiedHead, threads: usize) -> Result<Self> {
-        let no_threads =
-            |e| Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e);
-        Ok(Self { head, team: Team::new(threads).map_err(no_threads)?, precision: Mutex::default() })
+    pub(crate) fn new(head: CertifiedHead, threads: &ComputeThreads) -> Result<Self> {
+        Ok(Self { head, team: threads.team()?, precision: Mutex::default() })
     }
 
     /// Rows and columns of the weights.

@@ -4,7 +4,7 @@ use std::{ops::Range, path::PathBuf, sync::Arc};
 
 use ternion_core::{Error, ErrorKind, Result, ResultExt};
 use ternion_engine::{
-    CausalLm, KvIdentity, LogitsWanted, SequenceId, SequenceInput, batch,
+    CausalLm, ComputeThreads, KvIdentity, LogitsWanted, SequenceId, SequenceInput, batch,
     kv::{BLOCK, KvPrefix},
 };
 use ternion_formats::{Checkpoint, FileWatch, Table};
@@ -31,8 +31,8 @@ const DEFAULT_KV_BYTES: u64 = 1 << 30;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ModelOptions {
-    /// Threads that compute; 0 takes one for each physical core. More than there are cores are as many as there are.
-    pub threads: usize,
+    /// Threads that compute. More than there are CPUs are as many as there are.
+    pub threads: ComputeThreads,
     /// Tokens that a sequence may hold. `None`: as many as the model was made for, or as fit into 1 GiB for all sequences if
     /// that is less.
     pub context_length: Option<usize>,
@@ -52,7 +52,7 @@ impl Default for ModelOptions {
     /// All cores, one sequence, prefill in chunks of 128 tokens.
     fn default() -> Self {
         Self {
-            threads: 0,
+            threads: ComputeThreads::default(),
             context_length: None,
             max_sequences: 1,
             prefill_chunk: 128,
@@ -120,8 +120,8 @@ impl LlamaCpp {
         let mut parts = Parts::from(checkpoint);
         parts.activations = options.llama_cpp.activations.unwrap_or(parts.activations);
         let head = HeadWeights::of(&parts.head);
-        let head = head.and_then(|head| options.llama_cpp.head.certified(head, options.mmap, sizes.threads));
-        parts.head_node = head.map(|head| HeadNode::new(head, sizes.threads)).transpose()?.map(Arc::new);
+        let head = head.and_then(|head| options.llama_cpp.head.certified(head, options.mmap, &sizes.threads));
+        parts.head_node = head.map(|head| HeadNode::new(head, &sizes.threads)).transpose()?.map(Arc::new);
         let (model, hook) = parts.load()?;
         let mut this = Self::start(model, Some(hook), Some(checkpoint.embed.clone()), context_length, sizes)?;
         this.prefill_chunk = options.prefill_chunk;
@@ -158,7 +158,7 @@ impl LlamaCpp {
                 env!("CARGO_PKG_VERSION"),
                 runtime::description(),
                 sizes.cache_tokens,
-                sizes.threads,
+                sizes.threads.count(),
                 sizes.batch,
                 sizes.kv_type,
                 sizes.flash_attention,
@@ -185,12 +185,12 @@ impl LlamaCpp {
         context_length: usize,
         sizes: ContextSizes,
     ) -> Result<Self> {
+        let lengths = vec![None; sizes.sequences];
         let context = Context::new(model, hook, sizes)?;
         let input = match &embed {
             None => Input::Tokens(Vec::new()),
             Some(embed) => Input::Embeddings { rows: Vec::new(), width: embed.shape()[1] },
         };
-        let lengths = vec![None; sizes.sequences];
         let (batch, prefill_chunk) = (Batch::new(input), context.sizes().batch);
         let watch = FileWatch::default();
         let saved = Saved::default();
@@ -442,7 +442,7 @@ fn sizes(
         cache_tokens,
         batch: options.prefill_chunk.max(options.max_sequences).min(cache_tokens),
         sequences: options.max_sequences,
-        threads: runtime::threads(options.threads),
+        threads: runtime::threads(&options.threads),
         kv_type,
         flash_attention,
         keeps_prompts: options.keeps_prompts,

@@ -5,7 +5,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use llama_cpp_sys_2 as sys;
-use ternion_core::{Error, Result};
+use ternion_core::{Error, ErrorKind, Result};
+use ternion_engine::ComputeThreads;
 
 use crate::{log, selftest};
 
@@ -43,12 +44,30 @@ fn wait_briefly() -> bool {
     false
 }
 
-/// How many threads compute: `wanted`, at most one for each core; 0 takes one for each physical core.
-pub(crate) fn threads(wanted: usize) -> usize {
-    match wanted {
-        0 => ternion_kernels::default_threads(),
-        wanted => wanted.min(thread::available_parallelism().map_or(1, usize::from)),
+/// The threads that compute: those that are `wanted`, at most one for each CPU.
+pub(crate) fn threads(wanted: &ComputeThreads) -> ComputeThreads {
+    let most = thread::available_parallelism().map_or(1, usize::from);
+    if wanted.count() > most { ComputeThreads::new(most) } else { wanted.clone() }
+}
+
+/// A pool of llama.cpp's. Without one, ggml would start its threads anew for every graph.
+///
+/// # Errors
+/// [`ErrorKind::ResourceExhausted`] where they cannot be started.
+pub(crate) fn thread_pool(threads: &ComputeThreads) -> Result<sys::ggml_threadpool_t> {
+    // SAFETY: It returns a plain structure.
+    let mut params = unsafe { sys::ggml_threadpool_params_default(threads.count() as i32) };
+    // Threads on CPUs beyond the mask are on the list as a whole, because the thread that starts them is.
+    if threads.cpus().iter().all(|cpu| *cpu < params.cpumask.len()) {
+        threads.cpus().iter().for_each(|cpu| params.cpumask[*cpu] = true);
+        params.strict_cpu = true;
     }
+    // SAFETY: The parameters are valid for the call.
+    let pool = unsafe { sys::ggml_threadpool_new(&raw mut params) };
+    if pool.is_null() {
+        return Err(Error::new(ErrorKind::ResourceExhausted, "llama.cpp cannot start its threads"));
+    }
+    Ok(pool)
 }
 
 /// What the results of this process depend on: the instructions that llama.cpp and Ternion's kernels use.

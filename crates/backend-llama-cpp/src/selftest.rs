@@ -5,7 +5,7 @@
 //! milliseconds. One token is enough: its attention is its own value, which keeps what is done by hand short.
 
 use ternion_core::{Error, Result};
-use ternion_engine::{CausalLm, LogitsWanted, SequenceInput};
+use ternion_engine::{CausalLm, ComputeThreads, LogitsWanted, SequenceInput};
 use ternion_formats::{
     Activation, DenseTensor, DenseType, LayerTensors, Linear, RmsNorm, RopeScaling, RopeSpec, Table,
     TernaryTensor, Weights,
@@ -60,7 +60,7 @@ pub(crate) fn run() -> Result<()> {
         cache_tokens: 32,
         batch: 8,
         sequences: 1,
-        threads: 2,
+        threads: ComputeThreads::new(2),
         kv_type: KvType::F32,
         flash_attention: true,
         keeps_prompts: false,

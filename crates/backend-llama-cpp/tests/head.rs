@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test, as it should")]
 
 use ternion_backend_llama_cpp::{HeadKind, LlamaCpp, ModelOptions};
-use ternion_engine::{CausalLm, LogitsPrecision, LogitsWanted, SequenceInput};
+use ternion_engine::{CausalLm, ComputeThreads, LogitsPrecision, LogitsWanted, SequenceInput};
 use ternion_formats::Checkpoint;
 
 fn open(name: &str, head: HeadKind) -> LlamaCpp {
     let mut options = ModelOptions::default();
     options.llama_cpp.head = head;
-    options.threads = 2;
+    options.threads = ComputeThreads::new(2);
     options.context_length = Some(64);
     options.max_sequences = 2;
     LlamaCpp::new(&Checkpoint::open(ternion_test_support::fixture(name)).unwrap(), &options).unwrap()

@@ -3,7 +3,7 @@
 
 use ternion_backend_llama_cpp::{KvType, LlamaCpp, ModelOptions};
 use ternion_core::ErrorKind;
-use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
+use ternion_engine::{CausalLm, ComputeThreads, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::Checkpoint;
 
 /// How far two rows of logits may be apart, see [`distance`]. The order of additions in attention depends on how tokens are
@@ -15,7 +15,7 @@ fn open(change: impl FnOnce(&mut ModelOptions)) -> LlamaCpp {
     let path = ternion_test_support::fixture("tiny-packed");
     let mut options = ModelOptions::default();
     options.llama_cpp.kv_type = Some(KvType::F32);
-    options.threads = 1; // tests run side by side
+    options.threads = ComputeThreads::new(1); // tests run side by side
     options.context_length = Some(128);
     options.max_sequences = 3;
     options.prefill_chunk = 16;
@@ -73,7 +73,7 @@ fn rows_of_other_texts_are_far_apart() {
 #[test]
 fn sequences_of_one_call_are_as_alone() {
     let prompts = [prompt(1, 20), prompt(2, 5), prompt(3, 11)];
-    let mut model = open(|o| o.threads = 2);
+    let mut model = open(|o| o.threads = ComputeThreads::new(2));
     let sequences = prompts.each_ref().map(|_| model.new_sequence().unwrap());
     let batch: Vec<SequenceInput<'_>> = prompts
         .iter()

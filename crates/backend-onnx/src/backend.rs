@@ -7,7 +7,7 @@ use ternion_core::{
     config::ModelConfig,
     registry::{BlockingFactory, LoadProgress, Progress, Suitability},
 };
-use ternion_engine::{CausalLm, Engine, EngineOptions};
+use ternion_engine::{CausalLm, ComputeThreads, Engine, EngineOptions};
 use ternion_formats::onnx::{Host, Summary, fast};
 
 use crate::{Decoder, DecoderOptions, Library, OnnxOptions};
@@ -30,6 +30,16 @@ fn suitability(config: &ModelConfig) -> Result<Suitability> {
 }
 
 fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn LlmBackend>> {
+    let threads = ComputeThreads::of(config)?;
+    threads.load(|| load_with(name, config, progress, &threads))
+}
+
+fn load_with(
+    name: &str,
+    config: &ModelConfig,
+    progress: &Progress,
+    threads: &ComputeThreads,
+) -> Result<Arc<dyn LlmBackend>> {
     let OnnxOptions { library, kv_type, activations, head } = config.parse_options()?;
     let path = config.path.as_ref().ok_or_else(|| {
         Error::invalid_config(format!("model `{name}` has no `path`; a folder or a .onnx file expected"))
@@ -44,7 +54,7 @@ fn load(name: &str, config: &ModelConfig, progress: &Progress) -> Result<Arc<dyn
     // The runtime does not tell how far it is.
     progress.report(LoadProgress::new("weights", 0, summary.data_bytes()));
     let options = DecoderOptions {
-        threads: config.threads.unwrap_or(0),
+        threads: threads.clone(),
         context_length: config.context_length.unwrap_or(0),
         max_sequences: config.max_sequences.unwrap_or(DecoderOptions::default().max_sequences),
         prefill_chunk: config.prefill_chunk.unwrap_or(DecoderOptions::default().prefill_chunk),

@@ -61,7 +61,7 @@ impl ExportedDecoder {
         let layout = Layout::read(summary, host)?;
         // A past that is copied has another length at every step.
         let open = || -> ort::Result<(Session, IoBinding)> {
-            let session = session_builder(library, sizes.threads, layout.in_place, constants)?
+            let session = session_builder(library, &sizes.threads, layout.in_place, constants)?
                 .commit_from_file(&summary.path)?;
             let binding = session.create_binding()?;
             Ok((session, binding))

@@ -5,10 +5,10 @@ use std::sync::{Mutex, PoisonError};
 
 use ort::session::Session;
 use ort::value::Tensor;
-use ternion_core::{Error, ErrorKind, Result};
+use ternion_core::{Error, Result};
 use ternion_engine::batch::{self, Span};
 use ternion_engine::kv::{KvCache, KvLayout, KvPrefix, KvType};
-use ternion_engine::{CausalLm, KvIdentity, LogitsWanted, SequenceId, SequenceInput};
+use ternion_engine::{CausalLm, ComputeThreads, KvIdentity, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::onnx::{Host, Size, Summary, fast, fast_head};
 use ternion_head::{HeadKind, HeadWeights};
 use ternion_kernels::Team;
@@ -44,20 +44,18 @@ impl FastDecoder {
         summary: &Summary,
         host: &Host,
         sizes: Sizes,
-        options: DecoderOptions,
+        options: &DecoderOptions,
         constants: &Constants,
     ) -> Result<Self> {
-        let DecoderOptions { kv_type, activations, .. } = options;
+        let DecoderOptions { kv_type, activations, .. } = *options;
         let in_file = |e: Error| e.with("file", summary.path.display());
         let vocab_size = interface(summary, host).map_err(in_file)?;
         let layout = cache_layout(summary, host).map_err(in_file)?;
         let shared = Shared::new(KvCache::new(layout, kv_type), activations);
-        let no_threads =
-            |e| Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(e);
-        let team = Team::new(sizes.threads).map_err(no_threads)?;
+        let team = sizes.threads.team()?;
         let open = || -> ort::Result<Session> {
             // Our operators have threads of their own; what is left for the runtime is too little to divide.
-            session_builder(library, 1, true, constants)?
+            session_builder(library, &ComputeThreads::new(1), true, constants)?
                 .with_operators(ops::domain(&shared)?)?
                 .commit_from_file(&summary.path)
         };
@@ -69,7 +67,7 @@ impl FastDecoder {
             && let Some(weights) = fast_head(summary)?
         {
             let weights = HeadWeights::Dense(weights);
-            shared.lock().head = options.head.certified(weights, options.mmap, sizes.threads);
+            shared.lock().head = options.head.certified(weights, options.mmap, &sizes.threads);
         }
         Ok(Self { sizes, kv_type, vocab_size, session, shared, team })
     }

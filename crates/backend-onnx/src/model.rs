@@ -10,7 +10,7 @@ use ort::session::builder::SessionBuilder;
 use sha2::{Digest, Sha256};
 use ternion_core::{Error, Result};
 use ternion_engine::kv::{KvPrefix, KvType};
-use ternion_engine::{CausalLm, KvIdentity, SequenceId, SequenceInput};
+use ternion_engine::{CausalLm, ComputeThreads, KvIdentity, SequenceId, SequenceInput};
 use ternion_formats::FileWatch;
 use ternion_formats::onnx::{Host, Summary};
 use ternion_head::HeadKind;
@@ -25,11 +25,11 @@ use crate::library::{Library, one_line};
 pub(crate) const MOST_LOGITS: i64 = 1 << 28;
 
 /// Sizes that a host may set.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct DecoderOptions {
-    /// Threads that compute; 0 takes one for each physical core.
-    pub threads: usize,
+    /// Threads that compute.
+    pub threads: ComputeThreads,
     /// Tokens that a sequence may hold; 0 takes as many as the model was made for.
     pub context_length: usize,
     /// Sequences that may exist at the same time.
@@ -51,7 +51,7 @@ impl Default for DecoderOptions {
     /// All cores, the model's whole context, 4 sequences, prefill in chunks of 128 tokens.
     fn default() -> Self {
         Self {
-            threads: 0,
+            threads: ComputeThreads::default(),
             context_length: 0,
             max_sequences: 4,
             prefill_chunk: 128,
@@ -64,16 +64,16 @@ impl Default for DecoderOptions {
 }
 
 /// The same with nothing left open.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Sizes {
-    pub(crate) threads: usize,
+    pub(crate) threads: ComputeThreads,
     pub(crate) context: usize,
     pub(crate) max_sequences: usize,
     pub(crate) prefill_chunk: usize,
 }
 
 impl Sizes {
-    fn new(options: DecoderOptions, host: &Host) -> Result<Self> {
+    fn new(options: &DecoderOptions, host: &Host) -> Result<Self> {
         let positive = [("max_sequences", options.max_sequences), ("prefill_chunk", options.prefill_chunk)];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid_config(format!("{key}: 0 is out of range; at least 1 expected")));
@@ -93,12 +93,8 @@ impl Sizes {
             }
             (wanted, _) => wanted,
         };
-        let threads = match options.threads {
-            0 => ternion_kernels::default_threads(),
-            threads => threads,
-        };
         Ok(Self {
-            threads,
+            threads: options.threads.clone(),
             context,
             max_sequences: options.max_sequences,
             prefill_chunk: options.prefill_chunk,
@@ -135,8 +131,8 @@ impl Decoder {
             options.kv_type = KvType::F32;
         }
         summary.check_operators(library.minor())?;
-        let sizes = Sizes::new(options, host)?;
-        let is_fast = fast::is_fast(summary);
+        let sizes = Sizes::new(&options, host)?;
+        let (is_fast, threads) = (fast::is_fast(summary), sizes.threads.count());
         // Opened before the runtime maps them, so that a change in between is noticed.
         let (constants, watch) = if options.mmap {
             (Constants::new(), FileWatch::open(&summary.data_files)?)
@@ -144,7 +140,7 @@ impl Decoder {
             (constants::read(summary)?, FileWatch::default())
         };
         let inner: Box<dyn CausalLm> = if is_fast {
-            Box::new(FastDecoder::open(library, summary, host, sizes, options, &constants)?)
+            Box::new(FastDecoder::open(library, summary, host, sizes, &options, &constants)?)
         } else {
             if options.head != HeadKind::Auto {
                 return Err(Error::invalid_config(
@@ -167,7 +163,7 @@ impl Decoder {
             library.version(),
             ternion_kernels::Isa::detect(),
             options.activations,
-            if is_fast { 0 } else { sizes.threads }
+            if is_fast { 0 } else { threads }
         );
         let files = [summary.path.clone()].into_iter().chain(summary.data_files.iter().cloned()).collect();
         Ok(Self { inner, is_fast, watch, files, facts })
@@ -254,15 +250,22 @@ impl CausalLm for Decoder {
 /// false, each one is given back to the system, so that ever longer ones leave no holes.
 pub(crate) fn session_builder(
     library: &Library,
-    threads: usize,
+    threads: &ComputeThreads,
     has_arena: bool,
     constants: &Constants,
 ) -> ort::Result<SessionBuilder> {
     let mut builder = Session::builder(library.environment())?
-        .with_intra_threads(threads)?
+        .with_intra_threads(threads.count())?
         .with_inter_threads(1)?
         .with_memory_pattern(false)?
         .with_execution_providers([ep::CPU::default().with_arena_allocator(has_arena).build()])?;
+    if let [_, others @ ..] = threads.cpus()
+        && !others.is_empty()
+    {
+        // CPUs are counted from 1, and the first thread is the caller's.
+        let list: Vec<String> = others.iter().map(|cpu| (cpu + 1).to_string()).collect();
+        builder = builder.with_config_entry("session.intra_op_thread_affinities", list.join(";"))?;
+    }
     for (name, value) in constants {
         builder = builder.with_external_initializer(name, Arc::clone(value))?;
     }

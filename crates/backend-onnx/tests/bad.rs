@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{Exported, exported, feed, fixtures, try_open};
 use serde_json::Value;
 use ternion_backend_onnx::{DecoderOptions, Library};
-use ternion_engine::CausalLm;
+use ternion_engine::{CausalLm, ComputeThreads};
 use ternion_formats::convert::{Options, Target};
 
 fn fast() -> Exported {
@@ -206,7 +206,7 @@ fn assert_refused(
     std::fs::write(path.join("model.onnx"), graph).unwrap();
     for threads in [1, 3] {
         let mut options = DecoderOptions::default();
-        options.threads = threads;
+        options.threads = ComputeThreads::new(threads);
         let outcome = try_open(library, path, options).and_then(|mut model| {
             // An attribute that only some inputs need is missed when it is needed.
             let sequence = model.new_sequence()?;

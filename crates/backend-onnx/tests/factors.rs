@@ -8,6 +8,7 @@ use std::path::Path;
 
 use common::{cases, exported, largest_difference, open, whole};
 use ternion_backend_candle::{Decoder as Candle, DecoderOptions as CandleOptions};
+use ternion_engine::ComputeThreads;
 use ternion_formats::convert::{Options, Target, convert};
 use ternion_formats::gguf::{self, TensorType, Writer};
 use ternion_formats::{Checkpoint, RopeScaling};
@@ -47,7 +48,7 @@ fn exports_rotate_by_the_factors_of_the_file() {
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert_eq!(checkpoint.spec.rope.scaling, RopeScaling::Factors(factors));
         let options = CandleOptions::new(&checkpoint.spec);
-        let mut candle = Candle::new(checkpoint, Candle::threads(2).unwrap(), options).unwrap();
+        let mut candle = Candle::new(checkpoint, &ComputeThreads::new(2), options).unwrap();
         for target in [Target::Onnx, Target::OnnxFast] {
             let file = exported(&path, &Options::new(target));
             let mut model = open(&library, &file.path, 2);

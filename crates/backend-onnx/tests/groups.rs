@@ -12,7 +12,7 @@ use ternion_backend_onnx::{DecoderOptions, Library};
 use ternion_core::config::ModelConfig;
 use ternion_core::registry::{BackendFactory, Progress};
 use ternion_core::{ErrorKind, GenerateRequest, Sampling};
-use ternion_engine::CausalLm;
+use ternion_engine::{CausalLm, ComputeThreads};
 use ternion_formats::Checkpoint;
 use ternion_formats::convert::{Embedding, Options, Target, convert};
 use ternion_kernels::ActivationType;
@@ -32,7 +32,7 @@ fn models() -> Vec<Model> {
 
 fn open_fast(library: &Library, path: &Path, activations: ActivationType) -> ternion_backend_onnx::Decoder {
     let mut options = DecoderOptions::default();
-    (options.threads, options.activations) = (2, activations);
+    (options.threads, options.activations) = (ComputeThreads::new(2), activations);
     try_open(library, path, options).unwrap()
 }
 
@@ -77,7 +77,7 @@ fn the_fast_variant_is_candle() {
             let checkpoint = Checkpoint::open(&forms[0]).unwrap();
             let mut options = CandleOptions::new(&checkpoint.spec);
             options.activations = activations;
-            let mut candle = Candle::new(checkpoint, Candle::threads(2).unwrap(), options).unwrap();
+            let mut candle = Candle::new(checkpoint, &ComputeThreads::new(2), options).unwrap();
             let mut model = open_fast(&library, &fast.path, activations);
             for case in &cases {
                 let ours = whole(&mut model, &case.ids);

@@ -6,12 +6,12 @@ mod common;
 use common::{cases, checkpoints, exported, try_open, whole};
 use ternion_backend_onnx::{Decoder, DecoderOptions, HeadKind};
 use ternion_core::ErrorKind;
-use ternion_engine::{CausalLm, LogitsPrecision, LogitsWanted, SequenceInput};
+use ternion_engine::{CausalLm, ComputeThreads, LogitsPrecision, LogitsWanted, SequenceInput};
 use ternion_formats::convert::{Options, Target};
 
 fn options(head: HeadKind) -> DecoderOptions {
     let mut options = DecoderOptions::default();
-    (options.threads, options.head) = (2, head);
+    (options.threads, options.head) = (ComputeThreads::new(2), head);
     options
 }
 

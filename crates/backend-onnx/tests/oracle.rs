@@ -7,7 +7,7 @@ mod common;
 
 use common::{cases, checkpoints, exported, largest_difference, open, same_argmax, whole};
 use ternion_backend_candle::{Decoder as Candle, DecoderOptions};
-use ternion_engine::CausalLm;
+use ternion_engine::{CausalLm, ComputeThreads};
 use ternion_formats::Checkpoint;
 use ternion_formats::convert::{Embedding, Options, Target};
 
@@ -24,7 +24,7 @@ fn the_fast_variant_is_candle() {
         assert!(model.is_fast());
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let options = DecoderOptions::new(&checkpoint.spec);
-        let mut candle = Candle::new(checkpoint, Candle::threads(2).unwrap(), options).unwrap();
+        let mut candle = Candle::new(checkpoint, &ComputeThreads::new(2), options).unwrap();
         let vocab = model.vocab_size();
         for case in cases(&folder) {
             let logits = whole(&mut model, &case.ids);

@@ -176,6 +176,7 @@ impl OpenAiOptions {
                 "options.url names the server, and options.tokenizer the tokenizer's folder",
             ),
             ("threads", config.threads.is_some(), "the server has its own"),
+            ("pin_threads", !config.pin_threads.is_no(), "the server has its own threads"),
             ("prefill_chunk", config.prefill_chunk.is_some(), "the server has its own"),
             ("prompt_lookup", config.prompt_lookup.is_some(), "the server decides what it drafts"),
             ("mmap", config.mmap.is_some(), "there are no weights on this side"),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ternion::Sampling;
-use ternion::config::ByteSize;
+use ternion::config::{ByteSize, PinThreads};
 use ternion::context::ContextPolicy;
 use ternion::formats::convert::{Embedding, Target};
 use ternion::formats::{Activation, CheckpointOptions, I2sLayout};
@@ -197,6 +197,9 @@ pub(crate) struct EngineArgs {
     /// Threads to compute with.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Keep each thread on a physical core of its own, or on these CPUs, such as 0-7.
+    #[arg(long, value_name = "CPUS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) pin_threads: Option<PinThreads>,
     /// Tokens that prompt and answer may have together.
     #[arg(long = "context-length", alias = "context", value_name = "TOKENS")]
     pub(crate) context: Option<usize>,

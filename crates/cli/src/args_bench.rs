@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use ternion::config::ByteSize;
+use ternion::config::{ByteSize, PinThreads};
 
 use crate::args::{EngineArgs, ModelArgs, at_least_one};
 
@@ -40,7 +40,7 @@ pub(crate) struct BenchArgs {
     /// Measure nothing; compare two results that --save has written.
     #[arg(long, value_names = ["OLD", "NEW"], num_args = 2, conflicts_with_all = [
         "prompt", "decode", "depth", "batch", "repeat", "warm_up", "buffer", "save", "plot", "model", "name", "backend",
-        "threads", "context", "memory_limit", "no_mmap",
+        "threads", "pin_threads", "context", "memory_limit", "no_mmap",
     ])]
     pub(crate) compare: Option<Vec<PathBuf>>,
 
@@ -52,6 +52,16 @@ pub(crate) struct BenchArgs {
     /// Threads to compute with. Several with commas: the model is loaded for each. Default: one for each physical core.
     #[arg(long, value_name = "N", value_delimiter = ',', help_heading = "Model", value_parser = at_least_one)]
     pub(crate) threads: Vec<usize>,
+    /// Keep each thread on a physical core of its own, or on these CPUs, such as 0-7.
+    #[arg(
+        long,
+        value_name = "CPUS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Model"
+    )]
+    pin_threads: Option<PinThreads>,
     /// Tokens that prompt and answer may have together.
     #[arg(long = "context-length", alias = "context", value_name = "TOKENS", help_heading = "Model")]
     context: Option<usize>,
@@ -70,6 +80,7 @@ impl BenchArgs {
             model: self.model.clone(),
             backend: self.backend.clone(),
             threads: None,
+            pin_threads: self.pin_threads.clone(),
             context: self.context,
             memory_limit: self.memory_limit,
             no_mmap: self.no_mmap,

@@ -125,6 +125,7 @@ impl EvalArgs {
             },
             backend: nth(&self.backend, i),
             threads: self.threads,
+            pin_threads: None,
             context: self.context,
             memory_limit: self.memory_limit,
             no_mmap: self.no_mmap,

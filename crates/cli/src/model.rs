@@ -64,6 +64,9 @@ impl Selected {
             }
         }
         model.threads = args.threads.or(model.threads);
+        if let Some(pinned) = &args.pin_threads {
+            model.pin_threads.clone_from(pinned);
+        }
         model.context_length = args.context.or(model.context_length);
         model.memory_limit = args.memory_limit.or(model.memory_limit);
         if args.no_mmap {

@@ -29,6 +29,7 @@ mod shares;
 mod slots;
 mod step;
 mod thought;
+mod threads;
 mod window;
 mod worker;
 
@@ -37,3 +38,4 @@ pub use embedding::{EmbeddingEngine, EmbeddingModel};
 pub use engine::Engine;
 pub use options::EngineOptions;
 pub use prompt_cache::PromptCacheOptions;
+pub use threads::ComputeThreads;

@@ -11,8 +11,8 @@ use std::sync::{
 use std::thread::{self, JoinHandle};
 
 use ternion_core::{Error, ErrorKind, Result};
-use ternion_engine::LogitsPrecision;
-use ternion_kernels::{BoundedMatrix, InputBound, Team};
+use ternion_engine::{ComputeThreads, LogitsPrecision};
+use ternion_kernels::{BoundedMatrix, InputBound};
 
 use crate::HeadWeights;
 
@@ -40,17 +40,15 @@ struct Counts {
 }
 
 impl CertifiedHead {
-    /// Begins to make a copy of `weights`, `[vocab_size, hidden]`, with so many threads.
-    pub fn start(weights: HeadWeights, threads: usize) -> Self {
+    /// Begins to make a copy of `weights`, `[vocab_size, hidden]`, with threads of its own like these.
+    pub fn start(weights: HeadWeights, threads: &ComputeThreads) -> Self {
         let own = weights.clone();
+        let threads = threads.clone();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let make = move || {
             let [rows, cols] = weights.shape();
-            let team = Team::new(threads).map_err(|error| {
-                Error::new(ErrorKind::ResourceExhausted, "cannot start the threads").with_source(error)
-            })?;
-            team.install(|| {
+            threads.team()?.install(|| {
                 BoundedMatrix::new(rows, cols, |rows, out| {
                     if stopped.load(Ordering::Relaxed) {
                         return Err(Error::new(ErrorKind::Cancelled, "the model is unloaded"));

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use ternion_engine::ComputeThreads;
 
 use crate::{CertifiedHead, HeadWeights};
 
@@ -31,9 +32,14 @@ impl HeadKind {
         }
     }
 
-    /// The certified head that this asks for, whose copy is made by so many threads; `None` for an exact one. `maps` as in
+    /// The certified head that this asks for, whose copy is made by threads like these; `None` for an exact one. `maps` as in
     /// [`has_copy`](Self::has_copy).
-    pub fn certified(self, weights: HeadWeights, maps: bool, threads: usize) -> Option<CertifiedHead> {
+    pub fn certified(
+        self,
+        weights: HeadWeights,
+        maps: bool,
+        threads: &ComputeThreads,
+    ) -> Option<CertifiedHead> {
         self.has_copy(&weights, maps).then(|| CertifiedHead::start(weights, threads))
     }
 }

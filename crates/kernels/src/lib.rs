@@ -32,6 +32,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+mod affinity;
 mod attention;
 mod bounded;
 mod compact;
@@ -55,6 +56,7 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use affinity::{Confined, allowed_cpus, confine};
 pub use attention::{
     Attention, AttentionSequence, CellFloats, CellRows, VisibleCells, attention, attention_all,
     attention_with, cells_attention_part,

@@ -1,12 +1,12 @@
 //! Threads that work on one forward pass together.
 //!
-//! A pass of a decoder is some hundred steps of 20 to 500 microseconds each, with all threads needed at each of them. To
-//! put threads to sleep and to wake them in between, as pools for larger tasks do, takes as long as a small step. The
-//! threads of a team therefore wait for the next step awake, for a millisecond or two, and only then sleep.
+//! A pass of a decoder is some hundred steps of 20 to 500 microseconds, and each step needs all threads. Pools for larger tasks
+//! put threads to sleep between steps and wake them again, which takes as long as a small step. The threads of a team spin
+//! instead, for a millisecond or two, before they sleep.
 //!
 //! Each thread has a range of a step's pieces, which lie side by side in memory and are the same ones in each step of that size.
-//! When a thread is done with its own, it takes pieces of the others' ranges. So a thread that the system has put aside need
-//! not take part at all: on a busy machine the others do its share.
+//! When a thread has finished its range, it takes pieces of the others' ranges. So a step does not wait for a thread that the
+//! system has suspended: on a busy machine the others do its share.
 
 use std::cell::{RefCell, UnsafeCell};
 use std::ops::Range;
@@ -19,10 +19,12 @@ use std::{any::Any, fmt, hint, io, thread};
 
 use crossbeam_utils::CachePadded;
 
-/// How long a thread waits without giving way to others of the machine.
+use crate::affinity::confine;
+
+/// How long a thread spins before it yields its CPU at each turn.
 const SPIN: Duration = Duration::from_micros(50);
 
-/// How long it waits for the next step before it sleeps. Longer than what lies between two tokens.
+/// How long it waits for the next step before it sleeps. Longer than the time between two tokens.
 const AWAKE: Duration = Duration::from_millis(2);
 
 /// Threads that share the work of kernels: those that are called within [`install`](Self::install) are divided over them
@@ -33,6 +35,8 @@ const AWAKE: Duration = Duration::from_millis(2);
 pub struct Team {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Where the caller of `install` is pinned.
+    caller_cpu: Option<usize>,
 }
 
 impl Team {
@@ -42,12 +46,33 @@ impl Team {
     /// Where the system starts no more threads.
     pub fn new(threads: usize) -> io::Result<Self> {
         let threads = if threads == 0 { default_threads() } else { threads };
+        Self::start(threads, &[])
+    }
+
+    /// A team of a thread for each of `cpus`, which stays there. The caller of [`install`](Self::install) is on the first one until
+    /// that returns. Without CPUs it is [`Team::new`]`(0)`.
+    ///
+    /// # Errors
+    /// Where the system starts no more threads, and those of [`confine`].
+    pub fn pinned(cpus: &[usize]) -> io::Result<Self> {
+        let Some(first) = cpus.first() else { return Self::new(0) };
+        drop(confine(&[*first])?);
+        Self::start(cpus.len(), cpus)
+    }
+
+    fn start(threads: usize, cpus: &[usize]) -> io::Result<Self> {
         let shared =
             Shared { next: (0..threads).map(|_| CachePadded::default()).collect(), ..Shared::default() };
-        let mut team = Self { shared: Arc::new(shared), threads: Vec::with_capacity(threads - 1) };
+        let mut team = Self {
+            shared: Arc::new(shared),
+            threads: Vec::with_capacity(threads - 1),
+            caller_cpu: cpus.first().copied(),
+        };
         for index in 1..threads {
             let shared = Arc::clone(&team.shared);
             let thread = thread::Builder::new().name(format!("ternion-compute-{index}"));
+            // A thread starts on the CPUs of the one that starts it.
+            let _confined = cpus.get(index).map(|cpu| confine(&[*cpu])).transpose()?;
             // Those that have been started end when `team` is dropped.
             team.threads.push(thread.spawn(move || shared.serve(index))?);
         }
@@ -61,6 +86,8 @@ impl Team {
 
     /// Calls `work` on this thread; the kernels that it calls are divided over the team.
     pub fn install<R>(&self, work: impl FnOnce() -> R) -> R {
+        // A team without this thread's CPU still computes the same.
+        let _confined = self.caller_cpu.and_then(|cpu| confine(&[cpu]).ok());
         let _restore = Restore(CURRENT.with(|current| current.replace(Some(Arc::clone(&self.shared)))));
         work()
     }
@@ -147,11 +174,11 @@ struct Shared {
     step: UnsafeCell<Option<Step>>,
     /// Held by the caller during a step.
     caller: Mutex<()>,
-    /// What a piece of the step has panicked with.
+    /// The payload of a panic in a piece of the step.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: AtomicUsize,
-    bed: Mutex<()>,
-    alarm: Condvar,
+    sleep_lock: Mutex<()>,
+    wakeup: Condvar,
 }
 
 /// Work for the indices below `count`. The lifetime is in truth that of the step, which ends after all who have joined.
@@ -188,9 +215,9 @@ impl Shared {
         }
         self.take_part(step, 0);
         let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut patience = Patience::new();
+        let mut backoff = Backoff::new();
         while state & JOINED > 0 {
-            patience.wait();
+            backoff.wait();
             state = self.state.load(Ordering::Acquire);
         }
         let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -228,10 +255,10 @@ impl Shared {
         }
     }
 
-    /// What another thread than the caller's does until the team ends.
+    /// The loop of a thread that is not the caller's, until the team ends.
     fn serve(&self, thread: usize) {
         let mut last = 0;
-        let mut patience = Patience::new();
+        let mut backoff = Backoff::new();
         loop {
             let state = self.state.load(Ordering::Acquire);
             if state & ENDED > 0 {
@@ -239,9 +266,9 @@ impl Shared {
             }
             let is_new = state & OPEN > 0 && state / STEP != last;
             if !is_new {
-                if patience.wait() > AWAKE {
+                if backoff.wait() > AWAKE {
                     self.sleep(state);
-                    patience = Patience::new();
+                    backoff = Backoff::new();
                 }
                 continue;
             }
@@ -254,26 +281,26 @@ impl Shared {
                 }
                 last = state / STEP;
                 self.state.fetch_sub(1, Ordering::Release);
-                patience = Patience::new();
+                backoff = Backoff::new();
             }
         }
     }
 
     /// Until the state is another than `seen`.
     fn sleep(&self, seen: u64) {
-        let mut bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.sleep_lock.lock().unwrap_or_else(PoisonError::into_inner);
         // Either this thread sees the new state, or whoever has set it sees the sleeper.
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         while self.state.load(Ordering::SeqCst) == seen {
-            bed = self.alarm.wait(bed).unwrap_or_else(PoisonError::into_inner);
+            guard = self.wakeup.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn wake(&self) {
         // Nobody is between a look at the state and falling asleep.
-        drop(self.bed.lock().unwrap_or_else(PoisonError::into_inner));
-        self.alarm.notify_all();
+        drop(self.sleep_lock.lock().unwrap_or_else(PoisonError::into_inner));
+        self.wakeup.notify_all();
     }
 }
 
@@ -283,13 +310,13 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// Waiting awake: at first for itself alone, then giving way to other programs.
-struct Patience {
+/// Busy waiting that spins at first and then yields to other programs.
+struct Backoff {
     since: Option<Instant>,
     turns: u32,
 }
 
-impl Patience {
+impl Backoff {
     fn new() -> Self {
         Self { since: None, turns: 0 }
     }
@@ -356,6 +383,32 @@ mod tests {
             }
         });
         assert_eq!(met.into_inner().unwrap().len(), 3);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn each_pinned_thread_is_on_its_cpu_and_the_caller_only_within() {
+        let cpus = crate::allowed_cpus().unwrap();
+        let team = Team::pinned(&cpus).unwrap();
+        assert_eq!(team.threads(), cpus.len());
+        let seen = Mutex::new(std::collections::BTreeSet::new());
+        team.install(|| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while seen.lock().unwrap().len() < cpus.len() && Instant::now() < deadline {
+                for_each(cpus.len(), |_| {
+                    let own = crate::allowed_cpus().unwrap();
+                    assert_eq!(own.len(), 1, "a thread stays on one CPU");
+                    seen.lock().unwrap().insert(own[0]);
+                    thread::sleep(Duration::from_millis(5));
+                });
+            }
+        });
+        let mut sorted = cpus.clone();
+        sorted.sort_unstable();
+        assert!(seen.into_inner().unwrap().into_iter().eq(sorted));
+        assert_eq!(crate::allowed_cpus().unwrap(), cpus, "the caller is let go");
+        assert!(Team::pinned(&[1000]).is_err());
+        assert_eq!(Team::pinned(&[]).unwrap().threads(), default_threads());
     }
 
     #[test]

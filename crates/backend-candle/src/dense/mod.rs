@@ -167,6 +167,12 @@ fn check_options(config: &ModelConfig, options: &CandleOptions) -> Result<()> {
             "memory_limit: a dense model, which candle-transformers computes, cannot keep one; leave it out",
         ));
     }
+    if !config.pin_threads.is_no() {
+        return Err(Error::unsupported(
+            "pin_threads: a dense model computes with candle-transformers' own threads; leave it out, or start the process with \
+             `taskset`",
+        ));
+    }
     if config.threads.is_some() {
         tracing::warn!(
             "threads: candle-transformers computes with threads of its own; the variable RAYON_NUM_THREADS sets how many"

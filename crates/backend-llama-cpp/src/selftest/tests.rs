@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ternion_engine::SequenceId;
+use ternion_engine::{ComputeThreads, SequenceId};
 
 use super::*;
 use crate::guard::Guard;
@@ -73,7 +73,7 @@ impl Tiny {
             cache_tokens: 128,
             batch: 8,
             sequences: SEQUENCES,
-            threads,
+            threads: ComputeThreads::new(threads),
             kv_type: KvType::F32,
             flash_attention: true,
             keeps_prompts: false,

@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use ternion_backend_onnx::{Decoder, DecoderOptions, Library};
 use ternion_core::Result;
-use ternion_engine::{CausalLm, LogitsWanted, SequenceId, SequenceInput};
+use ternion_engine::{CausalLm, ComputeThreads, LogitsWanted, SequenceId, SequenceInput};
 use ternion_formats::Checkpoint;
 use ternion_formats::convert::{Options, convert};
 use ternion_formats::onnx::{Host, Summary};
@@ -110,7 +110,7 @@ pub(crate) fn try_open(library: &Library, path: &Path, options: DecoderOptions) 
 
 pub(crate) fn open(library: &Library, path: &Path, threads: usize) -> Decoder {
     let mut options = DecoderOptions::default();
-    options.threads = threads;
+    options.threads = ComputeThreads::new(threads);
     try_open(library, path, options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 

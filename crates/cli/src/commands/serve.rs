@@ -65,6 +65,7 @@ pub(crate) async fn run(app: &App, args: &ServeArgs) -> Outcome {
 async fn models(app: &App, selected: &Selected, flags: &EngineArgs) -> Outcome<Models> {
     let changed = flags.backend.is_some()
         || flags.threads.is_some()
+        || flags.pin_threads.is_some()
         || flags.context.is_some()
         || flags.memory_limit.is_some()
         || flags.no_mmap

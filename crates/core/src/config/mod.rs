@@ -32,6 +32,7 @@ mod env;
 mod fallback;
 mod host;
 mod parse;
+mod pin;
 mod prompt_cache;
 mod size;
 mod unique;
@@ -46,6 +47,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use pin::PinThreads;
 pub use size::ByteSize;
 
 use crate::{
@@ -100,6 +102,11 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub threads: Option<usize>,
+    /// Whether each of them stays on a CPU of its own, on Linux and Android. `true`: on a physical core among those that the process
+    /// may use. A text such as `"0-15"`: on these CPUs, and as many threads as there are CPUs unless `threads` says fewer; weights
+    /// that are read into memory then lie on their NUMA node. Left out: `false`, the system moves threads as it likes.
+    #[serde(skip_serializing_if = "PinThreads::is_no")]
+    pub pin_threads: PinThreads,
     /// Tokens that prompt and answer may have together, at least 2. Left out: as many as the model was made for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2))]
@@ -175,6 +182,7 @@ impl Default for ModelConfig {
             backend: AUTO.to_owned(),
             path: None,
             threads: None,
+            pin_threads: PinThreads::No,
             context_length: None,
             max_tokens: None,
             max_sequences: None,

@@ -9,7 +9,6 @@ use std::arch::x86_64::{
     _mm256_storeu_si256,
 };
 
-use super::AHEAD;
 use crate::{
     TernaryLayout, lanes,
     matmul::{Sink, Task},
@@ -71,8 +70,9 @@ fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [
             for (x, values) in x.iter_mut().zip(values) {
                 *x = load(&values[i * NARROW + j]);
             }
-            if ahead {
-                lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
+            // Two vectors are a cache line.
+            if ahead && j % 2 == 0 {
+                lanes::prefetch_stream(codes.as_ptr());
             }
             step(load(codes), &x, &mut narrow);
         }
@@ -107,8 +107,9 @@ fn i2s<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [[i32;
         for (s, segment) in groups.chunks(NARROW / 4).enumerate() {
             let mut narrow = [_mm256_setzero_si256(); T];
             for (g, codes) in segment.iter().enumerate() {
-                if ahead {
-                    lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
+                // Two vectors are a cache line.
+                if ahead && g % 2 == 0 {
+                    lanes::prefetch_stream(codes.as_ptr());
                 }
                 let planes = planes(load(codes));
                 let at = (s * (NARROW / 4) + g) * 4 * WIDTH;

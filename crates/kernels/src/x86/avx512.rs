@@ -13,7 +13,6 @@ use std::arch::x86_64::{
     _mm512_unpacklo_epi64, _mm512_zextsi256_si512,
 };
 
-use super::AHEAD;
 use crate::{
     TernaryLayout, lanes,
     matmul::{Sink, Task, tiles},
@@ -91,7 +90,7 @@ fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [
     let whole = cols / WIDTH * WIDTH;
     for k in (0..whole).step_by(WIDTH) {
         if ahead {
-            lanes::prefetch(codes.as_ptr().wrapping_add(k + AHEAD));
+            lanes::prefetch_stream(codes.as_ptr().wrapping_add(k));
         }
         // SAFETY: `k + WIDTH <= cols`, the length of `codes`.
         let bytes = unsafe { _mm512_loadu_si512(codes.as_ptr().add(k).cast()) };
@@ -129,7 +128,7 @@ fn i2s_row_by_row<const T: usize>(codes: &[u8], values: &[&[[Line; FIELDS]]; T])
         // One sum for each field of a byte, counted once, 4, 16 and 64 times.
         let mut sums = [[_mm512_setzero_si512(); FIELDS]; T];
         for (k, bytes) in codes.chunks(WIDTH).enumerate() {
-            lanes::prefetch(bytes.as_ptr().wrapping_add(AHEAD));
+            lanes::prefetch_stream(bytes.as_ptr());
             let planes = planes(codes_of(bytes));
             for (sums, values) in sums.iter_mut().zip(values) {
                 for ((sum, plane), line) in sums.iter_mut().zip(planes).zip(&values[k]) {

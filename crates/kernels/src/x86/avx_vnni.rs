@@ -9,7 +9,6 @@ use std::arch::x86_64::{
     _mm256_setzero_si256, _mm256_srai_epi32,
 };
 
-use super::AHEAD;
 use super::avx2::{WIDTH, add_up, load};
 use crate::{
     TernaryLayout, lanes,
@@ -63,8 +62,9 @@ fn quarters<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [
     let value_rests = values.map(|values| values.as_chunks::<WIDTH>().1);
     let values = values.map(|values| values.as_chunks::<WIDTH>().0);
     for (k, codes) in whole.iter().enumerate() {
-        if ahead {
-            lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
+        // Two vectors are a cache line.
+        if ahead && k % 2 == 0 {
+            lanes::prefetch_stream(codes.as_ptr());
         }
         step(load(codes), &values.map(|values| load(&values[k])), &mut sums);
     }
@@ -101,8 +101,9 @@ fn i2s<const T: usize>(codes: &[u8], values: &[&[i8]; T], ahead: bool) -> [[i32;
     for (row, codes) in codes.chunks_exact(codes.len() / 4).enumerate() {
         let mut sums = [[_mm256_setzero_si256(); FIELDS]; T];
         for (k, codes) in codes.as_chunks::<WIDTH>().0.iter().enumerate() {
-            if ahead {
-                lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
+            // Two vectors are a cache line.
+            if ahead && k % 2 == 0 {
+                lanes::prefetch_stream(codes.as_ptr());
             }
             let planes = planes(load(codes));
             for (sums, values) in sums.iter_mut().zip(values) {

@@ -7,7 +7,6 @@ use std::arch::x86_64::{
     _mm512_srli_epi16, _mm512_storeu_ps,
 };
 
-use super::AHEAD;
 use crate::{
     compact::{BLOCK, CompactBits, Task, by_tiles, product},
     lanes::{self, LANES},
@@ -32,7 +31,7 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
             CompactBits::Eight => {
                 let mut sums: [__m512i; T] = std::array::from_fn(|t| load(&inputs[t].1[0]));
                 for (k, codes) in codes.iter().enumerate() {
-                    lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
+                    lanes::prefetch_stream(codes.as_ptr());
                     let codes = load(codes);
                     for (sum, input) in sums.iter_mut().zip(&inputs) {
                         *sum = _mm512_dpbusd_epi32(*sum, codes, load(&input.0[k]));
@@ -46,7 +45,7 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
                 let low = _mm512_set1_epi8(15);
                 let mut totals = [_mm512_setzero_ps(); T];
                 for (g, (codes, scale)) in codes.iter().zip(scales).enumerate() {
-                    lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
+                    lanes::prefetch_stream(codes.as_ptr());
                     let codes = load(codes);
                     let first = _mm512_and_si512(codes, low);
                     let second = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low);

@@ -8,7 +8,6 @@ use std::arch::x86_64::{
     _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_xor_si256,
 };
 
-use super::AHEAD;
 use crate::{
     compact::{BLOCK, CompactBits, Task, by_tiles, product},
     lanes::{self, LANES},
@@ -33,7 +32,7 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
             CompactBits::Eight => {
                 let mut sums = [[_mm256_setzero_si256(); 2]; T];
                 for (k, codes) in codes.iter().enumerate() {
-                    lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
+                    lanes::prefetch_stream(codes.as_ptr());
                     for half in 0..2 {
                         let weights = _mm256_xor_si256(load(codes, half), _mm256_set1_epi8(-128));
                         for (sums, input) in sums.iter_mut().zip(&inputs) {
@@ -53,7 +52,7 @@ fn tile<const T: usize>(task: &Task<'_>, token: usize, out: &mut [&mut [f32]]) {
                 let low = _mm256_set1_epi8(15);
                 let mut totals = [[_mm256_setzero_ps(); 2]; T];
                 for (g, (codes, scale)) in codes.iter().zip(scales).enumerate() {
-                    lanes::prefetch(codes.as_ptr().wrapping_add(AHEAD));
+                    lanes::prefetch_stream(codes.as_ptr());
                     for half in 0..2 {
                         let codes = load(codes, half);
                         let first = _mm256_and_si256(codes, low);

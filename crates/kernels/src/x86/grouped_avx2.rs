@@ -10,7 +10,6 @@ use std::arch::x86_64::{
     _mm256_sll_epi32, _mm256_srl_epi16, _mm256_storeu_ps,
 };
 
-use super::GROUPED_AHEAD;
 use crate::grouped::{Block, BlockScales, GroupedKind, ROWS, Task, Tile, shifts};
 use crate::lanes;
 use crate::quantize::Line;
@@ -135,7 +134,7 @@ unsafe fn rows<const P: usize, const T: usize, S: Step>(
                 let mut sums = [[_mm256_setzero_si256(); 2]; T];
                 for (i, line) in codes.iter().enumerate() {
                     if p == 0 {
-                        lanes::prefetch(std::ptr::from_ref(line).wrapping_byte_add(GROUPED_AHEAD));
+                        lanes::prefetch_stream(std::ptr::from_ref(line));
                     }
                     let mut planes = halves(line);
                     for plane in &mut planes {

@@ -9,7 +9,6 @@ use std::arch::x86_64::{
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
-use super::GROUPED_AHEAD;
 use crate::grouped::{Block, BlockScales, GroupedKind, ROWS, Task, Tile};
 use crate::lanes;
 use crate::quantize::Line;
@@ -79,7 +78,7 @@ fn line_by_line<const P: usize, const T: usize>(
         }
         for line in g * block.lines..(g + 1) * block.lines {
             let codes = load(&block.codes[line]);
-            lanes::prefetch(block.codes.as_ptr().wrapping_add(line).wrapping_byte_add(GROUPED_AHEAD));
+            lanes::prefetch_stream(block.codes.as_ptr().wrapping_add(line));
             let doubled = if P == 8 { _mm512_add_epi8(codes, codes) } else { codes };
             for p in 0..P {
                 let plane = plane::<P>(codes, doubled, p);

@@ -225,21 +225,32 @@ fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, top_p: f32) {
 
 /// The first index of the largest logit; `None` if all are -inf.
 pub(crate) fn argmax(logits: &[f32]) -> Option<u32> {
-    let mut best = None;
-    let mut max = f32::NEG_INFINITY;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > max {
-            max = logit;
-            best = Some(id as u32);
+    const LANES: usize = 16;
+    let larger = |most: f32, logit: f32| if logit > most { logit } else { most };
+    // Several maxima at a time, which become vector instructions, and then the place of the largest in its chunk.
+    let (mut best, mut max) = (0, f32::NEG_INFINITY);
+    for (i, chunk) in logits.chunks(16 * LANES).enumerate() {
+        let mut maxima = [f32::NEG_INFINITY; LANES];
+        let (groups, rest) = chunk.as_chunks::<LANES>();
+        for group in groups {
+            for lane in 0..LANES {
+                maxima[lane] = larger(maxima[lane], group[lane]);
+            }
+        }
+        let most = maxima.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+        if most > max {
+            (best, max) = (i * 16 * LANES, most);
         }
     }
-    best
+    let within = logits[best..].iter().position(|logit| *logit == max && max > f32::NEG_INFINITY)?;
+    Some((best + within) as u32)
 }
 
 /// An error if any logit is NaN or +inf, which means that the weights or the engine are broken.
 pub(crate) fn check_finite(logits: &[f32]) -> Result<()> {
-    // Multiplying by zero turns infinities and NaN into NaN; -inf is rare, so look closer only then.
-    let suspicious = logits.iter().fold(0.0_f32, |sum, &l| sum + l * 0.0).is_nan();
+    // Infinities and NaN have all bits of the exponent set. -inf is rare, so it looks closer only then.
+    const EXPONENT: u32 = 0x7f80_0000;
+    let suspicious = logits.iter().fold(0, |any, l| any | u32::from(l.to_bits() & EXPONENT == EXPONENT)) != 0;
     if suspicious && let Some(id) = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY) {
         return Err(Error::backend(format!("the model computed {} as the logit of token {id}", logits[id])));
     }
@@ -253,6 +264,24 @@ mod tests {
 
     fn sampler(sampling: Sampling) -> Sampler {
         Sampler::new(&sampling, &SamplingDefaults::default())
+    }
+
+    #[test]
+    fn the_first_of_the_largest_is_found_wherever_it_is() {
+        assert_eq!(argmax(&[]), None);
+        assert_eq!(argmax(&[f32::NEG_INFINITY; 700]), None);
+        for length in [1, 15, 16, 17, 255, 256, 257, 1000] {
+            for place in (0..length).step_by(7).chain([length - 1]) {
+                let mut logits: Vec<f32> = (0..length).map(|i| -((i * 31 % 17) as f32) - 1.0).collect();
+                logits[0] = f32::NEG_INFINITY;
+                logits[place] = -0.0;
+                assert_eq!(argmax(&logits), Some(place as u32), "{length}");
+                for later in place + 1..length {
+                    logits[later] = 0.0;
+                }
+                assert_eq!(argmax(&logits), Some(place as u32), "{length}");
+            }
+        }
     }
 
     fn next(sampler: &mut Sampler, logits: &mut [f32]) -> Result<u32> {

@@ -134,7 +134,7 @@ pub fn gated_matmul_with(
 /// Computes the part `part` of `of` of a [`matmul`] on the calling thread; the parts together are the whole.
 ///
 /// # Safety
-/// `out` is valid for writes of `(x.tokens() - 1) * stride + w.rows()` floats, and what other threads write there
+/// `out` is valid for reads and writes of `(x.tokens() - 1) * stride + w.rows()` floats, and what other threads write there
 /// meanwhile are other parts of the same product, or what lies between the rows of two tokens.
 ///
 /// # Panics
@@ -309,6 +309,16 @@ impl<T> SharedOut<T> {
         Self { at: unsafe { self.at.add(offset) }, stride: self.stride }
     }
 
+    /// `count` elements from `index` on.
+    ///
+    /// # Safety
+    /// There are so many, they are initialised, and nobody else uses them as long as the result lives.
+    #[allow(clippy::mut_from_ref, reason = "the caller promises that nobody else has these elements")]
+    unsafe fn slice(&self, index: usize, count: usize) -> &mut [T] {
+        // SAFETY: The caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.at.add(index), count) }
+    }
+
     /// # Safety
     /// There are as many elements from `index` on, and no other thread writes there.
     unsafe fn copy(&self, index: usize, values: &[T])
@@ -333,9 +343,9 @@ unsafe impl<T: Send> Sync for SharedOut<T> {}
 /// Computes some units for all tokens.
 ///
 /// # Safety
-/// `out` is valid for writes of `(x.tokens() - 1) * stride + rows` elements with `rows` at most `stride`, and nobody else
-/// writes to the rows of these units.
-unsafe fn compute<T: Copy + Default>(
+/// `out` is valid for reads and writes of `(x.tokens() - 1) * stride + rows` elements with `rows` at most `stride`, and
+/// nobody else uses the rows of these units.
+unsafe fn compute<T>(
     isa: Isa,
     weights: TernaryRef<'_>,
     x: &Quantized,
@@ -344,15 +354,14 @@ unsafe fn compute<T: Copy + Default>(
     (finish, part): (&impl Finish<T>, usize),
 ) {
     let mut sums = Sums::new(isa, &weights, x, &units);
-    let mut values = vec![T::default(); sums.width()];
     for block in sums.blocks(units) {
         sums.fill(weights, x, &block);
         for token in 0..x.tokens() {
-            finish.finish((part, token), sums.of(token), &mut values);
             for (row, place) in sums.rows(&weights, &block) {
                 // SAFETY: Rows of the weights and a token below `x.tokens()`, for which the caller promises room; each unit
                 // has rows of its own.
-                unsafe { out.copy(token * out.stride + row, &values[place]) };
+                let out = unsafe { out.slice(token * out.stride + row, place.len()) };
+                finish.finish((part, token), &sums.of(token)[place], out);
             }
         }
     }

@@ -60,21 +60,40 @@ pub(crate) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
-/// For a loop that reads one stream of memory, called for each place that it reads: prefetches what it reads soon into L1 and what it
-/// reads later into L2. L1 has too few buffers for lines on their way from memory, and the hardware's own prefetching ends at each
-/// page.
+/// Prefetches the cache line at an address, which may be any, into the second-level cache.
+#[inline(always)]
+fn prefetch_later<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: SSE is part of x86-64, and a prefetch of an address that is not mapped does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    prefetch(at);
+}
+
+/// For a loop that reads one stream of memory, called for each line that it reads: prefetches the line that it reads soon and one that it
+/// reads later. The first-level cache alone has too few buffers for lines on their way from memory, and the hardware's own prefetching
+/// ends at each page.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn prefetch_stream<T>(at: *const T) {
-    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
     const SOON: usize = 1024;
     const LATER: usize = 8192;
     prefetch(at.wrapping_byte_add(SOON));
-    // SAFETY: SSE is part of x86-64, and a prefetch of an address that is not mapped does nothing.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_byte_add(LATER).cast()) };
+    prefetch_later(at.wrapping_byte_add(LATER));
 }
 
-/// Asks for the `count` elements from an address on, which may be any.
+/// Prefetches `count` elements from an address on into the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch_all_later<T>(at: *const T, count: usize) {
+    for line in (0..count * size_of::<T>()).step_by(64) {
+        prefetch_later(at.wrapping_byte_add(line));
+    }
+}
+
+/// Prefetches `count` elements from an address on into the first-level cache.
 #[inline(always)]
 pub(crate) fn prefetch_all<T>(at: *const T, count: usize) {
     for line in (0..count * size_of::<T>()).step_by(64) {

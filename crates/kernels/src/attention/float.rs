@@ -177,7 +177,7 @@ fn scores_part<V: Vector, T: Element, const R: usize, const N: usize>(
     let mut sums = [[V::splat(0.0); N]; R];
     for (d, keys) in keys.as_chunks::<BLOCK>().0.iter().enumerate() {
         if let Some(next) = next {
-            lanes::prefetch_all(next.wrapping_add(d * BLOCK + at * LANES), N * LANES);
+            lanes::prefetch_all_later(next.wrapping_add(d * BLOCK + at * LANES), N * LANES);
         }
         let keys = keys.as_chunks::<LANES>().0;
         let keys: [V; N] = std::array::from_fn(|v| T::load(&keys[at + v]));
@@ -214,7 +214,7 @@ fn weigh_part<V: Vector, S: Values, const R: usize, const N: usize>(
     }
     for j in 0..visible {
         if let Some(next) = next {
-            lanes::prefetch_all(next.wrapping_add(j * head_dim + at), N * LANES);
+            lanes::prefetch_all_later(next.wrapping_add(j * head_dim + at), N * LANES);
         }
         let row: [V; N] = values.load(j, j * head_dim + at);
         for r in 0..R {

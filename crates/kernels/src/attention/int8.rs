@@ -191,7 +191,7 @@ fn sums_part<V: Vector, const R: usize, const N: usize>(
     let mut sums = [[V::zeros(); N]; R];
     for (d, keys) in keys.iter().enumerate() {
         if let Some(next) = next {
-            lanes::prefetch_all(next.wrapping_add(2 * (d * BLOCK + at * LANES)), 2 * N * LANES);
+            lanes::prefetch_all_later(next.wrapping_add(2 * (d * BLOCK + at * LANES)), 2 * N * LANES);
         }
         let keys = keys.as_chunks::<{ 2 * LANES }>().0;
         let keys: [V::Pairs; N] = std::array::from_fn(|v| V::load_pairs(&keys[at + v]));
@@ -222,7 +222,7 @@ fn weigh_part<V: Vector, const R: usize, const N: usize>(
     for j in 0..visible.div_ceil(2) {
         let from = 2 * (j * head_dim + at);
         if let Some(next) = next {
-            lanes::prefetch_all(next.wrapping_add(from), 2 * N * LANES);
+            lanes::prefetch_all_later(next.wrapping_add(from), 2 * N * LANES);
         }
         let row = values[from..from + 2 * N * LANES].as_chunks::<{ 2 * LANES }>().0;
         let row: [V::Pairs; N] = std::array::from_fn(|v| V::load_pairs(&row[v]));

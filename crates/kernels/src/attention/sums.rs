@@ -184,8 +184,8 @@ fn scores_part<V: Vector, const R: usize, const N: usize>(
     for (pair, (((x, y), (cos, sin)), second)) in all.enumerate() {
         if let Some(next) = next {
             let next = next.wrapping_add(pair * BLOCK + at * LANES);
-            lanes::prefetch_all(next, N * LANES);
-            lanes::prefetch_all(next.wrapping_add(pairs * BLOCK), N * LANES);
+            lanes::prefetch_all_later(next, N * LANES);
+            lanes::prefetch_all_later(next.wrapping_add(pairs * BLOCK), N * LANES);
         }
         let [x, y] = [x, y].map(|row| row.as_chunks::<LANES>().0);
         let [cos, sin] = [cos, sin].map(|row| row.as_chunks::<LANES>().0);

@@ -84,6 +84,7 @@ struct HeadToken {
 
 #[derive(Default, Deserialize)]
 struct HeadModel {
+    r#type: Option<String>,
     unk_token: Option<String>,
     unk_id: Option<u32>,
 }
@@ -482,7 +483,8 @@ fn read(json: &[u8]) -> Result<(Head, Inner)> {
     growth::check(json)?;
     let head: Head = serde_json::from_slice(json)
         .map_err(|e| Error::invalid_model("tokenizer.json is damaged").with_source(e))?;
-    Ok((head, library::read(json)?))
+    let inner = library::read(json, head.model.r#type.as_deref())?;
+    Ok((head, inner))
 }
 
 /// An engine's own vocabulary, whose tokens are called by their bytes.
@@ -525,6 +527,11 @@ fn check_ids(inner: &Inner, added: &[HeadToken]) -> Result<usize> {
     }
     if let VocabularyModel::Engine(model) = inner.get_model() {
         return Ok(model.vocabulary.size());
+    }
+    let size = inner.get_vocab_size(true);
+    // Where no id is left out, the largest need not be looked for in a copy of the vocabulary.
+    if size > 0 && (0..size).all(|id| inner.id_to_token(id as u32).is_some()) {
+        return Ok(size);
     }
     let largest = inner.get_vocab(true).into_values().max();
     largest

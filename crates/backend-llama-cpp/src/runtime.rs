@@ -57,9 +57,10 @@ pub(crate) fn threads(wanted: &ComputeThreads) -> ComputeThreads {
 pub(crate) fn thread_pool(threads: &ComputeThreads) -> Result<sys::ggml_threadpool_t> {
     // SAFETY: It returns a plain structure.
     let mut params = unsafe { sys::ggml_threadpool_params_default(threads.count() as i32) };
-    // Threads on CPUs beyond the mask are on the list as a whole, because the thread that starts them is.
-    if threads.cpus().iter().all(|cpu| *cpu < params.cpumask.len()) {
-        threads.cpus().iter().for_each(|cpu| params.cpumask[*cpu] = true);
+    let cpus = threads.cpus();
+    // With CPUs beyond ggml's mask, threads stay on the list as a whole: the thread that starts them does.
+    if !cpus.is_empty() && cpus.iter().all(|cpu| *cpu < params.cpumask.len()) {
+        cpus.iter().for_each(|cpu| params.cpumask[*cpu] = true);
         params.strict_cpu = true;
     }
     // SAFETY: The parameters are valid for the call.

@@ -276,9 +276,7 @@ mod tests {
                 logits[0] = f32::NEG_INFINITY;
                 logits[place] = -0.0;
                 assert_eq!(argmax(&logits), Some(place as u32), "{length}");
-                for later in place + 1..length {
-                    logits[later] = 0.0;
-                }
+                logits[place + 1..].fill(0.0);
                 assert_eq!(argmax(&logits), Some(place as u32), "{length}");
             }
         }

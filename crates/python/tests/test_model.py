@@ -244,8 +244,10 @@ def test_one_stream_has_one_reader_at_a_time(tmp_path):
     assert seen == ["the stream is being read by another thread"]
 
 
+# A shell that starts the tests in the background ignores SIGINT, which is inherited.
 INTERRUPTED = """
 import signal, sys, threading, os, ternion
+signal.signal(signal.SIGINT, signal.default_int_handler)
 model = ternion.load(sys.argv[1])
 {setup}
 threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
@@ -276,6 +278,7 @@ def test_ctrl_c_while_nothing_comes(tmp_path):
     config.write_text("[models.slow]\nbackend = 'echo'\n[models.slow.options]\ndelay_ms = 60000\n")
     program = (
         "import signal, sys, threading, os, ternion\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "model = ternion.load(sys.argv[1])\n"
         "threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()\n"
         "model.generate('one two three')\n"

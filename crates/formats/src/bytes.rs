@@ -12,7 +12,7 @@ use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use rayon::prelude::*;
 use ternion_core::{Error, ErrorKind, Result};
 
@@ -20,6 +20,9 @@ use crate::watch::OpenFile;
 
 /// Bytes that are read at a time where a file is not to be touched; a whole number of elements of every type.
 const PIECE: usize = 4 << 20;
+
+/// Fewer bytes are read by one thread, into memory of the allocator.
+const LARGE: usize = 1 << 20;
 
 /// Read-only bytes that are cheap to clone: a range of a mapped file, or of an owned buffer.
 #[derive(Clone)]
@@ -33,6 +36,8 @@ pub struct SharedBytes {
 enum Owner {
     Mapped(Mapped),
     Owned(Vec<u8>),
+    /// Memory for weights that were read from a file.
+    Read(MmapMut),
 }
 
 struct Mapped {
@@ -73,17 +78,21 @@ impl SharedBytes {
     /// As [`map`](Self::map), and [`ResourceExhausted`](ErrorKind::ResourceExhausted) without memory.
     pub fn read(path: &Path) -> Result<Self> {
         let file = OpenFile::open(path)?;
-        let mut bytes = reserved(usize::try_from(file.length()).unwrap_or(usize::MAX))
-            .map_err(|e| e.with("file", path.display()))?;
-        read_exact_at(&file.file, 0, &mut bytes).map_err(|e| Error::io(path, e))?;
-        Ok(bytes.into())
+        let length = usize::try_from(file.length()).unwrap_or(usize::MAX);
+        let mut bytes = reserved(length).map_err(|e| e.with("file", path.display()))?;
+        read_parts(&file.file, &mut bytes[..length]).map_err(|e| Error::io(path, e))?;
+        Ok(Self::of_memory(bytes, length))
+    }
+
+    fn of_memory(bytes: MmapMut, length: usize) -> Self {
+        Self { owner: Arc::new(Owner::Read(bytes)), range: 0..length, untouched: false }
     }
 
     /// The file that these bytes are a part of.
     pub(crate) fn file(&self) -> Option<&Arc<OpenFile>> {
         match &*self.owner {
             Owner::Mapped(mapped) => Some(&mapped.file),
-            Owner::Owned(_) => None,
+            Owner::Owned(_) | Owner::Read(_) => None,
         }
     }
 
@@ -114,7 +123,7 @@ impl SharedBytes {
             Error::invalid_request(format!("{} bytes from {from} on, but there are {length}", out.len()))
         })?;
         match &*self.owner {
-            Owner::Owned(_) => out.copy_from_slice(&self[from..end]),
+            Owner::Owned(_) | Owner::Read(_) => out.copy_from_slice(&self[from..end]),
             Owner::Mapped(mapped) => {
                 let at = (self.range.start + from) as u64;
                 let OpenFile { file, path, .. } = &*mapped.file;
@@ -184,9 +193,16 @@ impl SharedBytes {
     /// # Errors
     /// As [`loaded`](Self::loaded).
     pub fn to_memory(&self) -> Result<Self> {
-        let mut bytes = reserved(self.range.len())?;
-        self.read_at(0, &mut bytes)?;
-        Ok(bytes.into())
+        let length = self.range.len();
+        if length < LARGE {
+            let mut bytes = vec![0; length];
+            self.read_at(0, &mut bytes)?;
+            return Ok(bytes.into());
+        }
+        let mut bytes = reserved(length)?;
+        let parts = bytes[..length].par_chunks_mut(PIECE).enumerate();
+        parts.try_for_each(|(i, part)| self.read_at(i * PIECE, part))?;
+        Ok(Self::of_memory(bytes, length))
     }
 
     /// Whether both are the same bytes.
@@ -223,15 +239,19 @@ impl SharedBytes {
     }
 }
 
-/// A buffer of `length` bytes, or an error where there is no memory for it.
-fn reserved(length: usize) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(length).map_err(|e| {
+/// Memory for at least `length` bytes, or an error where there is none. Its pages are made by the threads that first write to them. Huge
+/// pages are not asked for: the system may take seconds to make room for them, and weights are read no faster.
+fn reserved(length: usize) -> Result<MmapMut> {
+    MmapMut::map_anon(length.max(1)).map_err(|e| {
         let message = format!("no memory for {length} bytes of weights");
         Error::new(ErrorKind::ResourceExhausted, message).with_source(e)
-    })?;
-    bytes.resize(length, 0);
-    Ok(bytes)
+    })
+}
+
+/// Fills `out` with the beginning of a file, on all threads.
+fn read_parts(file: &File, out: &mut [u8]) -> std::io::Result<()> {
+    let parts = out.par_chunks_mut(PIECE).enumerate();
+    parts.try_for_each(|(i, part)| read_exact_at(file, (i * PIECE) as u64, part))
 }
 
 #[cfg(unix)]
@@ -271,6 +291,7 @@ impl Deref for SharedBytes {
         let all: &[u8] = match &*self.owner {
             Owner::Mapped(mapped) => &mapped.map,
             Owner::Owned(bytes) => bytes,
+            Owner::Read(bytes) => bytes,
         };
         &all[self.range.clone()]
     }

@@ -60,7 +60,9 @@ pub(crate) fn thread_pool(threads: &ComputeThreads) -> Result<sys::ggml_threadpo
     let cpus = threads.cpus();
     // With CPUs beyond ggml's mask, threads stay on the list as a whole: the thread that starts them does.
     if !cpus.is_empty() && cpus.iter().all(|cpu| *cpu < params.cpumask.len()) {
-        cpus.iter().for_each(|cpu| params.cpumask[*cpu] = true);
+        for cpu in cpus {
+            params.cpumask[*cpu] = true;
+        }
         params.strict_cpu = true;
     }
     // SAFETY: The parameters are valid for the call.
